@@ -1,0 +1,7 @@
+"""Layers that stay fast under grad-of-grad and under vmap over restarts."""
+
+from jaxinvert.nn.convolution import conv_general_dilated
+from jaxinvert.nn.pooling import max_pool
+from jaxinvert.nn.rewrite import fast_convolutions
+
+__all__ = ["conv_general_dilated", "fast_convolutions", "max_pool"]

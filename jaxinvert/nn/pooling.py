@@ -1,0 +1,1 @@
+from flax.linen import max_pool as max_pool

@@ -1,0 +1,2 @@
+def fast_convolutions(apply):
+    return apply

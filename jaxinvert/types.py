@@ -1,0 +1,134 @@
+"""The words every room of jaxinvert shares: data as NamedTuples, seams as callables.
+
+Axis letters used in all docstrings: `T` targets, `R` restarts, `S` local steps, `B` examples, then `H W C`;
+`K` classes. Everything is written for one target and one restart; only `search` adds axes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+Key = jax.Array
+ArrayTree = Any
+"""Any pytree of arrays."""
+Params = ArrayTree
+"""What the server sends to its clients: every variable of the model, trained or not."""
+Update = ArrayTree
+"""What a client sends back: the pseudo-gradient `params - local_params`, same tree as `Params`."""
+
+
+class Batch(NamedTuple):
+    """A client's private examples.
+
+    Attributes:
+      inputs: `[B, H, W, C]` (or `[B, ...]`) floats; pixels in [0, 1].
+      labels: `[B]` integer classes, or `[B, K]` soft labels.
+    """
+
+    inputs: Array
+    labels: Array
+
+
+class Observation(NamedTuple):
+    """Everything the server sees of one client, and all that an attack may read.
+
+    A field that the threat model withholds is `None`; `require` turns reading it into an error.
+
+    Attributes:
+      params: the model's parameters, as sent to the client.
+      update: the pseudo-gradient that came back, same tree as `params`.
+      labels: `[B]` integer labels if the attacker knows them.
+      num_examples: the batch size `B`, if the attacker knows it.
+    """
+
+    params: Params | None
+    update: Update
+    labels: Array | None = None
+    num_examples: int | None = None
+
+
+class Reconstruction(NamedTuple):
+    """What an attack believes the private batch was.
+
+    Attributes:
+      inputs: `[B, H, W, C]` in [0, 1]; the best iterate by attack loss, never by truth.
+      labels: `[B]` labels the attack used or found, or `None`.
+      attack_loss: `[]` the attacker-visible loss of `inputs`; lower is better.
+      info: further attacker-visible quantities, such as the loss history `[num_steps]`.
+    """
+
+    inputs: Array
+    labels: Array | None
+    attack_loss: Array
+    info: Mapping[str, Array]
+
+
+LossFn = Callable[[Params, Batch], Array]
+"""The client's training loss, a scalar: the contract with anybody's model."""
+ApplyFn = Callable[[Params, Array], Array]
+"""`(params, inputs [B, H, W, C] in [0, 1]) -> logits [B, K]`; normalizes its inputs itself."""
+ClientUpdateFn = Callable[[Params, Batch], Update]
+"""What a client computes; differentiable in the batch's inputs."""
+Objective = Callable[[Update, Update], Array]
+"""`(simulated, observed) -> []`: distance between two updates."""
+Regularizer = Callable[[Array], Array]
+"""`inputs [B, H, W, C] -> []`: image prior, lower is more plausible."""
+SolveFn = Callable[[Key, Observation], Reconstruction]
+"""Every attack, iterative or closed form."""
+Scalar = float | Array
+"""A hyper-parameter: a Python float or a traced scalar."""
+Shape = Sequence[int]
+
+
+class Parametrization(NamedTuple):
+    """What the optimizer moves, and how it becomes images.
+
+    Attributes:
+      init: `key -> variables`, a random start.
+      decode: `variables -> inputs [B, H, W, C]` in [0, 1] on the feasible set.
+      project: `variables -> variables`, onto the feasible set.
+    """
+
+    init: Callable[[Key], ArrayTree]
+    decode: Callable[[ArrayTree], Array]
+    project: Callable[[ArrayTree], ArrayTree]
+
+
+class AttackState(NamedTuple):
+    """One restart in flight.
+
+    Attributes:
+      variables: the current iterate.
+      opt_state: the optimizer's state.
+      best_variables: the iterate with the lowest attack loss among those evaluated.
+      best_loss: `[]` its attack loss; `inf` until a finite one was seen.
+    """
+
+    variables: ArrayTree
+    opt_state: ArrayTree
+    best_variables: ArrayTree
+    best_loss: Array
+
+
+class AttackInfo(NamedTuple):
+    """What one step saw: `[]` attack loss, objective and gradient norm at the iterate it evaluated."""
+
+    attack_loss: Array
+    objective: Array
+    grad_norm: Array
+
+
+class Attack(NamedTuple):
+    """An iterative attack as three pure functions, for one target and one restart.
+
+    Attributes:
+      init: `(key, observation) -> AttackState`.
+      step: `(key, state, observation) -> (AttackState, AttackInfo)`.
+      decode: `(state, observation) -> Reconstruction`, the best iterate so far.
+    """
+
+    init: Callable[[Key, Observation], AttackState]
+    step: Callable[[Key, AttackState, Observation], tuple[AttackState, AttackInfo]]
+    decode: Callable[[AttackState, Observation], Reconstruction]

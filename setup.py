@@ -1,0 +1,38 @@
+"""Packaging of jaxinvert; the dependency list is requirements.txt."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+
+
+def requirements() -> list[str]:
+    """Reads requirements.txt without its comments."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return [stripped for line in lines if (stripped := line.split("#")[0].strip())]
+
+
+setup(
+    name="jaxinvert",
+    version="0.1.0",
+    description="Measures what a federated-learning update leaks: gradient inversion in JAX.",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["jaxinvert", "jaxinvert.*"]),
+    package_data={"jaxinvert": ["py.typed"], "jaxinvert.data": ["photos/**"]},
+    install_requires=requirements(),
+    extras_require={
+        "dev": ["hypothesis>=6.100", "pyright>=1.1.400", "pytest>=8", "ruff>=0.9", "scikit-image>=0.24"],
+    },
+    entry_points={"console_scripts": ["jaxinvert=jaxinvert.cli:main"]},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Security",
+    ],
+)
