@@ -1,0 +1,201 @@
+"""The closed form behind dense layers: a biased dense layer's gradient contains its input.
+
+For `y = W h + b` and one example, `dL/dW_i = (dL/dy_i) h` and `dL/db_i = dL/dy_i` for every unit `i`, hence
+
+    h = (dL/dW_i) / (dL/db_i)     wherever dL/db_i != 0,
+
+whatever stands behind the layer (Geiping et al. 2020, Proposition 3.1; Phong et al. 2017). In a batch the same
+quotient is the mean of the inputs weighted by `dL/dy_i`: a unit that only one example activated still yields
+exactly that example, and two such units of the same example agree, while mixtures do not.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxinvert.objectives import path_name
+from jaxinvert.observe import check_update, require
+from jaxinvert.types import Array, Key, Observation, Reconstruction, Shape, SolveFn
+
+_SKETCH_DIMENSIONS = 16
+
+
+class UnitInputs(NamedTuple):
+    """What every unit of a dense layer says about the layer's input.
+
+    Attributes:
+      inputs: `[units, features]`, the quotient of each unit; 0 where it does not exist.
+      valid: `[units]` bool, whether the unit's bias gradient is large enough to divide by.
+      weight: `[units]` `|dL/db_i|`, the reliability of the quotient under rounding.
+    """
+
+    inputs: Array
+    valid: Array
+    weight: Array
+
+
+class Candidates(NamedTuple):
+    """Distinct inputs among the units' quotients, most trustworthy first.
+
+    Attributes:
+      inputs: `[num_candidates, features]`.
+      valid: `[num_candidates]` bool; false where the units hold fewer distinct inputs.
+      num_units: `[num_candidates]` how many units agree on the input. Two or more mean that it is one example;
+        a single unit may hold a mixture.
+    """
+
+    inputs: Array
+    valid: Array
+    num_units: Array
+
+
+def unit_inputs(kernel_gradient: Array, bias_gradient: Array, *, tolerance: float | None = None) -> UnitInputs:
+    """Divides the gradients of all units of one dense layer at once.
+
+    Args:
+      kernel_gradient: `[features, units]`, Flax's layout.
+      bias_gradient: `[units]`.
+      tolerance: a unit is valid if its `|dL/db_i|` exceeds `tolerance` times the largest one; by default a
+        thousand times the dtype's resolution.
+
+    | bias gradient       | valid                      |
+    |---------------------|----------------------------|
+    | 0 (unit is off)     | no                         |
+    | all 0               | no unit                    |
+    | NaN or inf          | no, other units unaffected |
+    """
+    if tolerance is None:
+        tolerance = 1e3 * float(jnp.finfo(bias_gradient.dtype).eps)
+    weight = jnp.where(jnp.isfinite(bias_gradient), jnp.abs(bias_gradient), 0.0)
+    valid = (weight > tolerance * jnp.max(weight)) & jnp.all(jnp.isfinite(kernel_gradient), axis=0)
+    quotient = kernel_gradient.T / jnp.where(valid, bias_gradient, 1.0)[:, None]
+    return UnitInputs(jnp.where(valid[:, None], quotient, 0.0), valid, jnp.where(valid, weight, 0.0))
+
+
+def distinct_inputs(
+    key: Key, units: UnitInputs, *, num_candidates: int, plausible: Array | None = None, tolerance: float | None = None
+) -> Candidates:
+    """Merges units that agree on their input, and ranks what remains.
+
+    Units agree if their quotients are equal up to `tolerance`, compared through a random projection to
+    sixteen numbers (Johnson-Lindenstrauss), so that no `[units, units, features]` array arises. Candidates are
+    ranked by plausibility, then by the number of units that agree, then by `|dL/db_i|`.
+
+    Args:
+      key: for the projection.
+      units: from `unit_inputs`.
+      num_candidates: how many to return.
+      plausible: `[units]` bool, such as "all pixels are in range"; by default all are.
+      tolerance: relative distance up to which two inputs are the same; by default a thousand times the square
+        root of the dtype's resolution over ten (about 3e-3 ... 1e-6 by dtype).
+    """
+    num_units, num_features = units.inputs.shape
+    dtype = units.inputs.dtype
+    if tolerance is None:
+        tolerance = 1e4 * float(jnp.finfo(dtype).eps)
+    plausible = jnp.ones(num_units, bool) if plausible is None else plausible
+    projection = jax.random.normal(key, (num_features, _SKETCH_DIMENSIONS), jnp.float32).astype(dtype)
+    sketch = jnp.matmul(units.inputs, projection, precision="highest")
+    distance = jnp.linalg.norm(sketch[:, None, :] - sketch[None, :, :], axis=-1)
+    size = jnp.linalg.norm(sketch, axis=-1)
+    agree = (distance <= tolerance * jnp.maximum(size[:, None], size[None, :])) & units.valid[:, None] & units.valid
+    votes = jnp.sum(agree, axis=1)
+
+    largest = jnp.maximum(jnp.max(units.weight), jnp.finfo(dtype).tiny)
+    rank = plausible * (num_units + 1) + votes + 0.5 * units.weight / largest
+
+    def take_best(available: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
+        unit = jnp.argmax(jnp.where(available, rank, -1.0))
+        return available & ~agree[unit], (unit, available[unit])
+
+    _, (chosen, valid) = lax.scan(take_best, units.valid, None, length=num_candidates)
+    return Candidates(jnp.where(valid[:, None], units.inputs[chosen], 0.0), valid, jnp.where(valid, votes[chosen], 0))
+
+
+def unexplained_share(kernel_gradient: Array, bias_gradient: Array, inputs: Array) -> Array:
+    """Share of a dense layer's gradient that no mixture of `inputs` explains: `[]` in [0, 1].
+
+    The rows `(dL/dW_i, dL/db_i)` of a true batch lie in the span of the rows `(h_b, 1)`. Zero is what a complete
+    and correct reconstruction must show; the attacker can compute it.
+
+    Args:
+      kernel_gradient: `[features, units]`.
+      bias_gradient: `[units]`.
+      inputs: `[B, features]`.
+    """
+    rows = jnp.concatenate([kernel_gradient, bias_gradient[None, :]]).T
+    basis, triangle = jnp.linalg.qr(jnp.concatenate([inputs, jnp.ones_like(inputs[:, :1])], axis=1).T)
+    # A zero or repeated input adds an arbitrary direction to the basis: it must not explain anything.
+    diagonal = jnp.abs(jnp.diagonal(triangle))
+    independent = diagonal > 1e3 * jnp.finfo(rows.dtype).eps * jnp.max(diagonal)
+    coordinates = jnp.matmul(rows, jnp.where(independent, basis, 0.0), precision="highest")
+    residual = rows - jnp.matmul(coordinates, jnp.where(independent, basis, 0.0).T, precision="highest")
+    total = jnp.sum(jnp.square(rows))
+    return jnp.sqrt(jnp.sum(jnp.square(residual)) / jnp.where(total > 0, total, 1.0))
+
+
+def dense_layer(
+    *, layer: str, batch_shape: Shape, mean: float | Shape = 0.0, std: float | Shape = 1.0
+) -> SolveFn:
+    """Returns the closed-form attack on a biased dense layer that reads the (normalized, flattened) inputs.
+
+    Exact for `B = 1`. For larger batches it returns the `B` most trustworthy distinct inputs: exact for every
+    example that activates a unit alone. Reads `observation.params` (for checks) and `.update`; no labels.
+
+    Args:
+      layer: path of the layer in the update, such as `"params/Dense_0"`; it must hold `kernel` and `bias`.
+      batch_shape: `(B, H, W, C)` of the images.
+      mean: scalar or `[C]`, the normalization that the model applies before the layer.
+      std: scalar or `[C]`.
+
+    The reconstruction's `attack_loss` is `unexplained_share`; `info["valid"]` and `info["num_units"]` are `[B]`.
+
+    Raises:
+      ValueError: at trace time, if the update has no such layer, or it does not read images of this shape.
+    """
+    batch_size, *image_shape = batch_shape
+    num_features = math.prod(image_shape)
+
+    def solve(key: Key, observation: Observation) -> Reconstruction:
+        check_update(require(observation, "params", attack="dense_layer"), observation.update)
+        kernel_gradient, bias_gradient = _layer_gradient(observation, layer)
+        if kernel_gradient.shape[0] != num_features:
+            raise ValueError(
+                f"layer {layer!r} reads {kernel_gradient.shape[0]} features, but images of shape "
+                f"{tuple(image_shape)} have {num_features}: it is not the first layer of this model"
+            )
+        units = unit_inputs(kernel_gradient, bias_gradient)
+        images = (units.inputs.reshape(-1, *image_shape) * _spread(std, image_shape)) + _spread(mean, image_shape)
+        if batch_size == 1:  # every unit holds the same input: take the one that rounding hurt least
+            unit = jnp.argmax(units.weight)
+            best = Candidates(units.inputs[unit][None], units.valid[unit][None], jnp.sum(units.valid)[None])
+        else:
+            slack = 1e-3
+            in_range = (images >= -slack) & (images <= 1 + slack)
+            plausible = jnp.all(in_range.reshape(images.shape[0], -1), axis=1)
+            best = distinct_inputs(key, units, num_candidates=batch_size, plausible=plausible)
+        inputs = best.inputs.reshape(batch_shape) * _spread(std, image_shape) + _spread(mean, image_shape)
+        return Reconstruction(
+            inputs=jnp.clip(inputs, 0.0, 1.0),
+            labels=observation.labels,
+            attack_loss=unexplained_share(kernel_gradient, bias_gradient, best.inputs),
+            info={"valid": best.valid, "num_units": best.num_units},
+        )
+
+    return solve
+
+
+def _spread(value: float | Shape, image_shape: Shape) -> Array:
+    """Spreads a scalar or `[C]` over `[1, ..., C]`."""
+    return jnp.broadcast_to(jnp.asarray(value, jnp.float32), (1,) * len(image_shape) + (image_shape[-1],))
+
+
+def _layer_gradient(observation: Observation, layer: str) -> tuple[Array, Array]:
+    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(observation.update)}
+    missing = [name for name in (f"{layer}/kernel", f"{layer}/bias") if name not in leaves]
+    if missing:
+        raise ValueError(f"the update has no {' and no '.join(missing)}; its tensors are {sorted(leaves)}")
+    return leaves[f"{layer}/kernel"], leaves[f"{layer}/bias"]

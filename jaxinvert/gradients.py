@@ -1,0 +1,48 @@
+"""The gradient a client computes: of the mean loss, or of every example on its own."""
+
+from collections.abc import Callable
+
+import jax
+from jax import lax
+
+from jaxinvert.types import ArrayTree, Batch, ClientUpdateFn, LossFn, Params
+
+
+def mean_gradient(loss_fn: LossFn) -> ClientUpdateFn:
+    """Returns `(params, batch) -> d loss_fn / d params`, the tree of `params`.
+
+    Args:
+      loss_fn: `(params, batch) -> []`; its mean over examples is the loss's own affair.
+    """
+    return jax.grad(loss_fn)
+
+
+def per_example_gradients(
+    loss_fn: LossFn, *, chunk_size: int | None = None
+) -> Callable[[Params, Batch], ArrayTree]:
+    """Returns `(params, batch) -> gradients [B, ...]`, one gradient per example.
+
+    Every example is shown to `loss_fn` as a batch of one, so the loss must not couple examples (no batch
+    normalization in train mode).
+
+    Args:
+      loss_fn: `(params, batch) -> []`.
+      chunk_size: examples whose gradients are computed at once; `None` for all of them. Bounds the memory of
+        the backward pass, not of the result.
+
+    >>> import jax.numpy as jnp
+    >>> loss_fn = lambda params, batch: jnp.mean((batch.inputs @ params - batch.labels) ** 2)
+    >>> batch = Batch(inputs=jnp.eye(2), labels=jnp.array([0.0, 1.0]))
+    >>> per_example_gradients(loss_fn)(jnp.ones(2), batch).tolist()
+    [[2.0, 0.0], [0.0, 0.0]]
+    """
+
+    def gradients(params: Params, batch: Batch) -> ArrayTree:
+        def one(example: Batch) -> ArrayTree:
+            return jax.grad(loss_fn)(params, jax.tree.map(lambda leaf: leaf[None], example))
+
+        if chunk_size is None:
+            return jax.vmap(one)(batch)
+        return lax.map(one, batch, batch_size=chunk_size)
+
+    return gradients

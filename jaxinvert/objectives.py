@@ -1,0 +1,123 @@
+"""Distances between a simulated update `g` and the observed one `g*`: what gradient matching minimizes.
+
+Every objective is `(simulated, observed) -> []`, zero where the updates agree. Sums run over all tensors
+of the update together unless the name says otherwise.
+
+| update              | cosine, angular | squared_l2, l1 |
+|---------------------|-----------------|----------------|
+| g = c g*, c > 0     | 0               | > 0 unless c=1 |
+| g = 0 or g* = 0     | 1, 1/2          | \\|g - g*\\|     |
+| g = -g*             | 2, 1            |                |
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxinvert.types import Array, ArrayTree, Objective, Update
+
+
+def tree_sum(tree: ArrayTree) -> Array:
+    """Sums all elements of all leaves: `[]`."""
+    return sum((jnp.sum(leaf) for leaf in jax.tree.leaves(tree)), start=jnp.zeros(()))
+
+
+def tree_norm(tree: ArrayTree) -> Array:
+    """Euclidean norm over all leaves, with gradient 0 (not NaN) at zero: `[]`."""
+    squared = tree_sum(jax.tree.map(jnp.square, tree))
+    positive = squared > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
+
+
+def squared_l2(simulated: Update, observed: Update) -> Array:
+    """`sum (g - g*)^2`: Deep Leakage from Gradients (Zhu, Liu, Han 2019)."""
+    return tree_sum(jax.tree.map(lambda g, g_star: jnp.square(g - g_star), simulated, observed))
+
+
+def l1(simulated: Update, observed: Update) -> Array:
+    """`sum |g - g*|`, less swayed by a few large differences than `squared_l2`."""
+    return tree_sum(jax.tree.map(lambda g, g_star: jnp.abs(g - g_star), simulated, observed))
+
+
+def cosine(simulated: Update, observed: Update) -> Array:
+    """`1 - <g, g*> / (|g| |g*|)`, one cosine over all tensors (Geiping et al. 2020, equation 4).
+
+    Computed as half the squared distance of the two unit vectors: the same number, but accurate to float32's
+    relative precision near zero, where `1 - <., .>` would round to multiples of 6e-8.
+    """
+    norm, norm_star = tree_norm(simulated), tree_norm(observed)
+    defined = (norm > 0) & (norm_star > 0)
+    scale = jnp.where(defined, 1 / jnp.where(defined, norm, 1.0), 0.0)
+    scale_star = jnp.where(defined, 1 / jnp.where(defined, norm_star, 1.0), 0.0)
+    gap = jax.tree.map(lambda g, g_star: jnp.square(g * scale - g_star * scale_star), simulated, observed)
+    return jnp.where(defined, 0.5 * tree_sum(gap), 1.0)
+
+
+def angular(simulated: Update, observed: Update) -> Array:
+    """Angle between `g` and `g*` as a share of pi: `[]` in [0, 1].
+
+    With `c` the cosine distance the angle is `2 arcsin(sqrt(c / 2))`, which keeps its precision at small angles;
+    at exactly zero or pi, where the angle has no derivative, the gradient is 0.
+    """
+    half_chord_squared = cosine(simulated, observed) / 2
+    inside = (half_chord_squared > 0) & (half_chord_squared < 1)
+    half_chord = jnp.sqrt(jnp.where(inside, half_chord_squared, 0.5))
+    at_the_ends = jnp.where(half_chord_squared >= 1, jnp.pi, 0.0)
+    return jnp.where(inside, 2 * jnp.arcsin(half_chord), at_the_ends) / jnp.pi
+
+
+def layerwise_cosine(simulated: Update, observed: Update) -> Array:
+    """Mean of the cosine distances of the single tensors, so that small tensors count as much as large ones.
+
+    Tensors whose observed update is exactly zero (not trained, or not sent) are left out.
+    """
+    observed_leaves = jax.tree.leaves(observed)
+    distances = [cosine(g, g_star) for g, g_star in zip(jax.tree.leaves(simulated), observed_leaves, strict=True)]
+    sent = [jnp.any(g_star != 0).astype(jnp.float32) for g_star in observed_leaves]
+    return sum(s * d for s, d in zip(sent, distances)) / jnp.maximum(sum(sent), 1.0)
+
+
+def layer_subset(objective: Objective, keep: Callable[[str], bool]) -> Objective:
+    """Restricts an objective to the tensors whose path (such as `"params/head/kernel"`) `keep` accepts.
+
+    Raises:
+      ValueError: at trace time, if no tensor is kept.
+    """
+
+    def kept(update: Update) -> list[Array]:
+        return [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(update) if keep(path_name(path))]
+
+    def restricted(simulated: Update, observed: Update) -> Array:
+        if not (leaves := kept(simulated)):
+            paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(simulated)]
+            raise ValueError(f"layer_subset keeps no tensor of the update; its paths are {paths}")
+        return objective(leaves, kept(observed))
+
+    return restricted
+
+
+def masked(objective: Objective, mask: ArrayTree) -> Objective:
+    """Restricts an objective to the entries where `mask` (0/1, same tree and shapes as the update) is set."""
+
+    def restricted(simulated: Update, observed: Update) -> Array:
+        return objective(
+            jax.tree.map(lambda g, m: g * m, simulated, mask),
+            jax.tree.map(lambda g_star, m: g_star * m, observed, mask),
+        )
+
+    return restricted
+
+
+def path_name(path: tuple) -> str:
+    """The name of a leaf as users write it: `"params/head/kernel"`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+REGISTRY: dict[str, Objective] = {
+    "angular": angular,
+    "cosine": cosine,
+    "l1": l1,
+    "layerwise-cosine": layerwise_cosine,
+    "squared-l2": squared_l2,
+}

@@ -1,0 +1,104 @@
+"""From a client's truth to what the server sees: the only function that reads truth, and the checks at the door."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinvert.objectives import path_name
+from jaxinvert.types import Array, ArrayTree, Batch, ClientUpdateFn, Observation, Params, Update
+
+
+def observe(client_update: ClientUpdateFn, params: Params, batch: Batch, *, labels_known: bool = True) -> Observation:
+    """Runs the client on its private batch and returns what the server sees.
+
+    Args:
+      client_update: the client's `(params, batch) -> update`.
+      params: the model's parameters, as sent to the client.
+      batch: the private examples; `inputs [B, ...]` in [0, 1], integer `labels [B]`.
+      labels_known: whether the attacker is granted the labels.
+
+    Raises:
+      ValueError: if the client's update is not a finite, non-zero tree like `params` (values are only looked at
+        outside of jit).
+    """
+    observation = Observation(
+        params=params,
+        update=client_update(params, batch),
+        labels=batch.labels if labels_known else None,
+        num_examples=batch.inputs.shape[0],
+    )
+    check_update(observation.params, observation.update)
+    return observation
+
+
+def require(observation: Observation, field: str, *, attack: str) -> ArrayTree:
+    """Reads a field that an attack cannot do without.
+
+    Raises:
+      ValueError: if the threat model withholds it; the message names the attack and the field.
+    """
+    value = getattr(observation, field)
+    if value is None:
+        raise ValueError(f"{attack} needs observation.{field}, which the attacker does not see here")
+    return value
+
+
+def check_batch(batch: Batch, *, input_shape: tuple[int, ...], num_classes: int) -> None:
+    """Refuses a batch that the model cannot have trained on.
+
+    Args:
+      batch: `inputs [B, *input_shape]` in [0, 1], integer `labels [B]` in [0, num_classes).
+      input_shape: the model's `(H, W, C)`.
+      num_classes: `K`.
+
+    Raises:
+      ValueError: naming the offending shape or value.
+    """
+    inputs, labels = batch.inputs, batch.labels
+    if inputs.shape[1:] != tuple(input_shape):
+        raise ValueError(f"inputs have shape {tuple(inputs.shape)}, expected (B, {', '.join(map(str, input_shape))})")
+    if labels.shape != inputs.shape[:1]:
+        raise ValueError(f"labels have shape {tuple(labels.shape)}, expected ({inputs.shape[0]},): one per input")
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"labels have dtype {labels.dtype}, expected integer classes")
+    if _is_concrete(batch):
+        if not np.all(np.isfinite(inputs)):
+            raise ValueError("inputs hold non-finite values")
+        if np.min(inputs) < 0 or np.max(inputs) > 1:
+            raise ValueError(f"inputs range over [{np.min(inputs):g}, {np.max(inputs):g}], expected [0, 1]")
+        wrong = np.unique(np.asarray(labels)[(np.asarray(labels) < 0) | (np.asarray(labels) >= num_classes)])
+        if wrong.size:
+            raise ValueError(f"labels {wrong.tolist()} are outside [0, {num_classes}), the model's classes")
+
+
+def check_update(params: Params, update: Update) -> None:
+    """Refuses an update that no honest client can have sent for these parameters.
+
+    Structure and shapes are always checked, values only where they are concrete (outside of jit).
+
+    Raises:
+      ValueError: if a tensor is missing, unexpected, of another shape, not finite, or all tensors are zero.
+    """
+    expected, received = _leaves_by_path(params), _leaves_by_path(update)
+    if missing := sorted(expected.keys() - received.keys()):
+        raise ValueError(f"the update lacks {missing}, which the model's parameters have")
+    if extra := sorted(received.keys() - expected.keys()):
+        raise ValueError(f"the update has {extra}, which the model's parameters lack")
+    for path, leaf in received.items():
+        if jnp.shape(leaf) != jnp.shape(expected[path]):
+            raise ValueError(f"update {path!r} has shape {jnp.shape(leaf)}, expected {jnp.shape(expected[path])}")
+    if _is_concrete(update):
+        for path, leaf in received.items():
+            values = np.asarray(leaf, np.float64)
+            if not np.all(np.isfinite(values)):
+                raise ValueError(f"update {path!r} holds {np.sum(~np.isfinite(values))} non-finite values")
+        if not any(np.any(np.asarray(leaf)) for leaf in received.values()):
+            raise ValueError("the update is zero in every tensor: it carries nothing to invert")
+
+
+def _leaves_by_path(tree: ArrayTree) -> dict[str, Array]:
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _is_concrete(tree: ArrayTree) -> bool:
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,50 @@
+"""What the optimizer moves, and how it becomes images: `init`, `decode`, `project`."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxinvert.types import Array, Key, Parametrization, Shape
+
+
+def pixels(
+    batch_shape: Shape, *, mean: float | Shape = 0.0, std: float | Shape = 1.0, dtype: jnp.dtype = jnp.float32
+) -> Parametrization:
+    """The images themselves, in the normalized space `z = (x - mean) / std` in which the model sees them.
+
+    The start is `z ~ N(0, 1)`; `project` clips to the box where `x` is in [0, 1], as Geiping et al. (2020) do.
+    With `mean=0, std=1` the variables are the pixels.
+
+    Args:
+      batch_shape: `(B, H, W, C)`.
+      mean: scalar or `[C]`, the model's normalization.
+      std: scalar or `[C]`, positive.
+      dtype: of the variables. Random numbers are drawn in float32, so that float64 starts at the same point.
+
+    Raises:
+      ValueError: if `mean` or `std` fits neither a scalar nor the channels.
+    """
+    batch_shape = tuple(batch_shape)
+    mean_image, std_image = (_per_channel(name, value, batch_shape) for name, value in [("mean", mean), ("std", std)])
+    mean_image, std_image = mean_image.astype(dtype), std_image.astype(dtype)
+    lowest, highest = -mean_image / std_image, (1 - mean_image) / std_image
+
+    def init(key: Key) -> Array:
+        return jax.random.normal(key, batch_shape, jnp.float32).astype(dtype)
+
+    def decode(variables: Array) -> Array:
+        chex.assert_shape(variables, batch_shape)
+        return variables * std_image + mean_image
+
+    def project(variables: Array) -> Array:
+        return jnp.clip(variables, lowest, highest)
+
+    return Parametrization(init, decode, project)
+
+
+def _per_channel(name: str, value: float | Shape, batch_shape: tuple[int, ...]) -> Array:
+    """Spreads a scalar or `[C]` over `[1, ..., C]`, so that no rank is promoted silently."""
+    array = jnp.asarray(value, jnp.float32)
+    if array.shape not in ((), (1,), batch_shape[-1:]):
+        raise ValueError(f"{name} has shape {array.shape}, expected a scalar or the {batch_shape[-1]} channels")
+    return jnp.broadcast_to(array, (1,) * (len(batch_shape) - 1) + batch_shape[-1:])
