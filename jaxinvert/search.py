@@ -23,6 +23,8 @@ from jaxinvert.types import Array, Attack, AttackState, Key, Observation, Recons
 SHARED_FIELDS = ("params", "num_examples")
 """Fields of an observation that all targets have in common; every other field has a leading axis `T`."""
 
+_FIRST_REPORT = 5
+_SECONDS_PER_REPORT = 1.0
 _CPU_LANE_BYTES = 4 * 2**20
 _ACCELERATOR_MEMORY_SHARE = 0.5
 _BYTES_PER_UPDATE_BYTE = 16
@@ -168,7 +170,7 @@ class Stepwise:
         self._finish = jax.jit(self._finish_lanes)
 
     def __call__(
-        self, key: Key, observations: Observation, settings: Any, *, num_steps: int, report_every: int = 100
+        self, key: Key, observations: Observation, settings: Any, *, num_steps: int, report_every: int | None = None
     ) -> Iterator[Progress]:
         """Yields a report after every `report_every` steps and after the last.
 
@@ -177,10 +179,12 @@ class Stepwise:
           observations: with a leading axis `T` on all fields but `SHARED_FIELDS`.
           settings: handed to `make_attack` as float32 scalars.
           num_steps: optimizer steps.
-          report_every: steps between reports.
+          report_every: steps between reports; by default about a second's worth. Does not change the result.
         """
-        if num_steps < 0 or report_every < 1:
-            raise ValueError(f"num_steps={num_steps} and report_every={report_every} must be at least 0 and 1")
+        if num_steps < 0:
+            raise ValueError(f"num_steps is {num_steps}, expected at least 0")
+        if report_every is not None and report_every < 1:
+            raise ValueError(f"report_every is {report_every}, expected at least 1")
         # One dtype for all settings: 0, 0.1 and np.float64(0.1) would be three entries of the compilation cache.
         settings = jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), settings)
         begin = time.perf_counter()
@@ -190,9 +194,9 @@ class Stepwise:
         self.seconds_compile = time.perf_counter() - begin
 
         begin = time.perf_counter()
-        done = 0
+        done, pace = 0, report_every or _FIRST_REPORT
         while True:
-            upto = min(done + report_every, num_steps)
+            upto = min(done + pace, num_steps)
             # The iterate after the last step is evaluated once more, as in `run`.
             lanes = self._advance(lanes, observations, settings, done, upto + (upto == num_steps))
             done = upto
@@ -207,6 +211,9 @@ class Stepwise:
             )
             if done == num_steps:
                 return
+            if report_every is None:
+                steps_in_a_second = int(done / (time.perf_counter() - begin) * _SECONDS_PER_REPORT)
+                pace = max(1, min(steps_in_a_second, 4 * pace))
 
     def _start_lanes(self, key: Key, observations: Observation, settings: Any) -> tuple[AttackState, Key]:
         attack = self.make_attack(settings)

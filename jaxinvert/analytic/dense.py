@@ -89,8 +89,8 @@ def distinct_inputs(
       units: from `unit_inputs`.
       num_candidates: how many to return.
       plausible: `[units]` bool, such as "all pixels are in range"; by default all are.
-      tolerance: relative distance up to which two inputs are the same; by default a thousand times the square
-        root of the dtype's resolution over ten (about 3e-3 ... 1e-6 by dtype).
+      tolerance: relative distance up to which two inputs are the same; by default ten thousand times the
+        dtype's resolution (1e-3 in float32, 2e-12 in float64).
     """
     num_units, num_features = units.inputs.shape
     dtype = units.inputs.dtype
@@ -138,7 +138,7 @@ def unexplained_share(kernel_gradient: Array, bias_gradient: Array, inputs: Arra
 
 
 def dense_layer(
-    *, layer: str, batch_shape: Shape, mean: float | Shape = 0.0, std: float | Shape = 1.0
+    *, batch_shape: Shape, layer: str | None = None, mean: float | Shape = 0.0, std: float | Shape = 1.0
 ) -> SolveFn:
     """Returns the closed-form attack on a biased dense layer that reads the (normalized, flattened) inputs.
 
@@ -146,8 +146,9 @@ def dense_layer(
     example that activates a unit alone. Reads `observation.params` (for checks) and `.update`; no labels.
 
     Args:
-      layer: path of the layer in the update, such as `"params/Dense_0"`; it must hold `kernel` and `bias`.
       batch_shape: `(B, H, W, C)` of the images.
+      layer: path of the layer in the update, such as `"params/dense_0"`; it must hold `kernel` and `bias`. By
+        default the only one that reads as many features as an image has numbers.
       mean: scalar or `[C]`, the normalization that the model applies before the layer.
       std: scalar or `[C]`.
 
@@ -161,12 +162,7 @@ def dense_layer(
 
     def solve(key: Key, observation: Observation) -> Reconstruction:
         check_update(require(observation, "params", attack="dense_layer"), observation.update)
-        kernel_gradient, bias_gradient = _layer_gradient(observation, layer)
-        if kernel_gradient.shape[0] != num_features:
-            raise ValueError(
-                f"layer {layer!r} reads {kernel_gradient.shape[0]} features, but images of shape "
-                f"{tuple(image_shape)} have {num_features}: it is not the first layer of this model"
-            )
+        kernel_gradient, bias_gradient = _layer_gradient(observation, layer, tuple(image_shape))
         units = unit_inputs(kernel_gradient, bias_gradient)
         images = (units.inputs.reshape(-1, *image_shape) * _spread(std, image_shape)) + _spread(mean, image_shape)
         if batch_size == 1:  # every unit holds the same input: take the one that rounding hurt least
@@ -193,9 +189,29 @@ def _spread(value: float | Shape, image_shape: Shape) -> Array:
     return jnp.broadcast_to(jnp.asarray(value, jnp.float32), (1,) * len(image_shape) + (image_shape[-1],))
 
 
-def _layer_gradient(observation: Observation, layer: str) -> tuple[Array, Array]:
+def _layer_gradient(
+    observation: Observation, layer: str | None, image_shape: tuple[int, ...]
+) -> tuple[Array, Array]:
+    """The kernel and bias gradient of the layer that reads the images."""
+    num_features = math.prod(image_shape)
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(observation.update)}
-    missing = [name for name in (f"{layer}/kernel", f"{layer}/bias") if name not in leaves]
-    if missing:
-        raise ValueError(f"the update has no {' and no '.join(missing)}; its tensors are {sorted(leaves)}")
-    return leaves[f"{layer}/kernel"], leaves[f"{layer}/bias"]
+    dense = {
+        path.removesuffix("/kernel"): leaf
+        for path, leaf in leaves.items()
+        if path.endswith("/kernel") and leaf.ndim == 2 and path.removesuffix("kernel") + "bias" in leaves
+    }
+    readers = [name for name, kernel in dense.items() if kernel.shape[0] == num_features]
+    if layer is None and len(readers) != 1:
+        raise ValueError(
+            f"dense_layer needs one biased dense layer that reads images of shape {image_shape}, {num_features} "
+            f"features; this model has {len(readers)}, among { {n: k.shape for n, k in dense.items()} }"
+        )
+    name = readers[0] if layer is None else layer
+    if name not in dense:
+        raise ValueError(f"the update has no biased dense layer {name!r}; it has {sorted(dense)}")
+    if name not in readers:
+        raise ValueError(
+            f"layer {name!r} reads {dense[name].shape[0]} features, but images of shape {image_shape} have "
+            f"{num_features}: it is not the first layer of this model"
+        )
+    return dense[name], leaves[f"{name}/bias"]

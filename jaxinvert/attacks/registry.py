@@ -1,0 +1,61 @@
+"""Attacks by name, for command lines, sweeps and experiments; library code calls their functions."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from jaxinvert.analytic.dense import dense_layer
+from jaxinvert.attacks.inverting_gradients import inverting_gradients
+from jaxinvert.types import Attack, ClientUpdateFn, Scalar, Shape, SolveFn
+
+
+class Setting(NamedTuple):
+    """What an attack is built for: the attacker's client, and the shape and normalization of the images."""
+
+    client_update: ClientUpdateFn
+    batch_shape: Shape
+    mean: Shape
+    std: Shape
+
+
+class Recipe(NamedTuple):
+    """An attack under its name.
+
+    Attributes:
+      summary: one line for people.
+      hyperparameters: names and defaults of what a user may set; all may be traced.
+      needs: what the attacker must see.
+      build: `(setting, hyperparameters, horizon) -> Attack` for an iterative attack, or a closed-form `SolveFn`.
+    """
+
+    summary: str
+    hyperparameters: Mapping[str, float]
+    needs: tuple[str, ...]
+    build: Callable[[Setting, Mapping[str, Scalar], Scalar], Attack | SolveFn]
+
+
+def _inverting_gradients(setting: Setting, hyperparameters: Mapping[str, Scalar], horizon: Scalar) -> Attack:
+    client_update, batch_shape, mean, std = setting
+    return inverting_gradients(
+        client_update, batch_shape=batch_shape, mean=mean, std=std, horizon=horizon, **hyperparameters
+    )
+
+
+def _dense_layer(setting: Setting, hyperparameters: Mapping[str, Scalar], horizon: Scalar) -> SolveFn:
+    del hyperparameters, horizon  # a closed form has neither
+    return dense_layer(batch_shape=setting.batch_shape, mean=setting.mean, std=setting.std)
+
+
+REGISTRY: dict[str, Recipe] = {
+    "dense-layer": Recipe(
+        summary="closed form behind a biased dense layer that reads the images (exact for one example)",
+        hyperparameters={},
+        needs=("parameters", "update", "batch size"),
+        build=_dense_layer,
+    ),
+    "inverting-gradients": Recipe(
+        summary="cosine matching, signed Adam, total variation (Geiping et al. 2020)",
+        hyperparameters={"tv": 1e-2, "learning_rate": 0.1},
+        needs=("parameters", "update", "batch size", "labels"),
+        build=_inverting_gradients,
+    ),
+}

@@ -1,0 +1,195 @@
+"""The command line: `jaxinvert invert`, `jaxinvert list`, `jaxinvert data prepare`."""
+
+import inspect
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from jaxinvert import data, job, models, objectives, regularizers, report, search, store
+from jaxinvert.attacks import registry
+
+_EXIT_BAD_INPUT = 2
+_EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Invert(job.JobConfig):
+    """Simulate clients, observe their updates, and try to get their images back.
+
+    Attributes:
+      out: folder for `summary.json`, `reconstructions.npz`, `reconstructions.png` and `report.html`.
+    """
+
+    out: Path = Path("runs/invert")
+
+
+@dataclass(frozen=True)
+class List:
+    """Show attacks, models, data sets, objectives and regularizers by name."""
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Download a data set, or read its official files from a folder, and store it for `--data NAME`.
+
+    Attributes:
+      name: of the data set, see `jaxinvert list`.
+      source: folder with the official files; nothing is downloaded then.
+    """
+
+    name: tyro.conf.Positional[str]
+    source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+
+
+Command = (
+    Annotated[Invert, tyro.conf.subcommand("invert")]
+    | Annotated[List, tyro.conf.subcommand("list")]
+    | Annotated[Prepare, tyro.conf.subcommand("data prepare")]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit status: 0, 2 for bad input, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:2] == ["data", "prepare"]:  # two words, one command
+        arguments[:2] = ["data prepare"]
+    try:
+        command = tyro.cli(Command, prog="jaxinvert", description=__doc__, args=arguments)
+        return _COMMANDS[type(command)](command, shlex.join(["jaxinvert", *arguments]))
+    except (ValueError, OSError) as error:
+        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)))
+        return _EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted before anything was reconstructed; nothing was written")
+        return _EXIT_INTERRUPTED
+
+
+def _invert(command: Invert, command_line: str) -> int:
+    console = Console()
+    task = job.prepare(command)
+    size = "x".join(map(str, task.model.input_shape))
+    console.print(
+        f"{command.attack} on {task.model.name}: {command.targets} targets x {command.num_examples} examples "
+        f"of {command.data} ({size})",
+        highlight=False,
+    )
+    with _progress_bar(console) as bar:
+        row = bar.add_task("compiling", total=command.steps, loss="", speed="")
+
+        def show(progress: search.Progress) -> None:
+            lanes = progress.best_loss.size
+            bar.update(
+                row,
+                description="inverting",
+                completed=progress.step,
+                loss=f"attack loss {np.median(progress.best_loss.min(axis=1)):.3g}",
+                speed=f"{progress.step * lanes / max(progress.seconds, 1e-9):,.0f} steps/s",
+            )
+
+        execution = job.execute(command, task, on_progress=show)
+        bar.update(row, description="interrupted" if execution.interrupted else "inverted", completed=execution.num_steps)
+    outcome = job.measure(command, task, execution)
+    outcome.summary["command"] = command_line
+    write_outcome(command.out, outcome)
+    console.print(_table(outcome.summary))
+    console.print(f"pictures and page: {command.out / 'report.html'}", highlight=False, soft_wrap=True)
+    return _EXIT_INTERRUPTED if execution.interrupted else 0
+
+
+def write_outcome(folder: Path, outcome: job.Outcome) -> None:
+    """Writes `summary.json`, `reconstructions.npz`, `reconstructions.png` and `report.html` into `folder`."""
+    store.save_json(folder / "summary.json", outcome.summary)
+    store.save_arrays(
+        folder / "reconstructions.npz", {"truth": outcome.truth, "reconstruction": outcome.reconstruction}
+    )
+    report.save_reconstructions_png(
+        folder / "reconstructions.png",
+        truth=outcome.truth,
+        reconstruction=outcome.reconstruction,
+        captions=[f"{image['class_name']} · {image['psnr_db']:.1f} dB" for image in outcome.summary["images"]],
+    )
+    report.save_report_html(
+        folder / "report.html",
+        summary=outcome.summary,
+        truth=outcome.truth,
+        reconstruction=outcome.reconstruction,
+        history=outcome.history,
+    )
+
+
+def _list(command: List, command_line: str) -> int:
+    del command, command_line
+    console = Console()
+    rows = {
+        "attacks": {name: recipe.summary for name, recipe in registry.REGISTRY.items()},
+        "models": {name: _first_line(factory) for name, factory in models.REGISTRY.items()},
+        "data sets": dict.fromkeys(data.names(), "") | {"FOLDER": "any folder of images", "FILE.npz": "arrays"},
+        "objectives": {name: _first_line(objective) for name, objective in objectives.REGISTRY.items()},
+        "regularizers": {name: _first_line(prior) for name, prior in regularizers.REGISTRY.items()},
+    }
+    for kind, entries in rows.items():
+        table = Table(title=kind, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2))
+        for name, summary in entries.items():
+            table.add_row(name, Text(summary))
+        console.print(table)
+    return 0
+
+
+def _prepare(command: Prepare, command_line: str) -> int:
+    del command_line
+    where = data.prepare(command.name, source=command.source)
+    Console().print(f"{command.name} is ready in {where}", highlight=False, soft_wrap=True)
+    return 0
+
+
+_COMMANDS: dict[type, Callable[..., int]] = {Invert: _invert, List: _list, Prepare: _prepare}
+
+
+def _table(summary: dict) -> Table:
+    """The figures per image, and their median."""
+    table = Table("target", "example", "class", "PSNR dB", "SSIM", "MSE", "attack loss")
+    for image in summary["images"]:
+        loss = summary["targets"][image["target"]]["attack_loss"]
+        table.add_row(
+            str(image["target"]),
+            str(image["example"]),
+            Text(image["class_name"]),
+            f"{image['psnr_db']:.2f}",
+            f"{image['ssim']:.3f}",
+            f"{image['mse']:.2e}",
+            f"{loss:.2e}",
+        )
+    quality = summary["quality"]
+    table.add_section()
+    table.add_row(
+        "median", "", "", *(f"{quality[name]['median']:{style}}" for name, style in [("psnr_db", ".2f"), ("ssim", ".3f"), ("mse", ".2e")]), ""
+    )
+    return table
+
+
+def _progress_bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[loss]}"),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def _first_line(documented: object) -> str:
+    """The first sentence of a docstring, looking through `functools.partial`."""
+    text = inspect.getdoc(getattr(documented, "func", documented)) or ""
+    return text.split("\n\n")[0].split(". ")[0].replace("\n", " ").replace("`", "")

@@ -1,0 +1,306 @@
+"""One job: from names and numbers to measured reconstructions. The edge where configuration becomes functions.
+
+`prepare` draws a model and simulates the clients; `execute` attacks what they sent, looking only at the
+observations; `measure` is where truth and reconstruction meet, after the attack has ended.
+"""
+
+import math
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinvert import data, metrics, models
+from jaxinvert.attacks import registry
+from jaxinvert.clients import fedsgd
+from jaxinvert.observe import check_batch, check_update, observe
+from jaxinvert.search import Progress, Stepwise, over_targets
+from jaxinvert.types import Attack, Batch, Observation, Reconstruction
+
+
+@dataclass(frozen=True)
+class JobConfig:
+    """What to attack, how, and for how long.
+
+    Attributes:
+      attack: name of the attack, see `jaxinvert list`.
+      model: name of the client's network, freshly initialized.
+      data: name of a data set, a folder of images, or an npz file.
+      split: part of the data set that holds the victims, such as `test` or `test[100:]`.
+      size: side of the images in pixels; by default the data set's own.
+      num_examples: examples in each client's batch.
+      targets: clients to attack; consecutive examples of the split are their private batches.
+      restarts: random starts per target; the lowest attack loss wins.
+      steps: optimizer steps of an iterative attack.
+      seed: determines the model, the starts and all else that is random.
+      tv: weight of the total variation, if the attack has one.
+      lr: learning rate of the attack's optimizer, if it has one.
+      chunk: restarts x targets that run side by side; by default chosen by device and model size.
+    """
+
+    attack: str = "inverting-gradients"
+    model: str = "lenet"
+    data: str = "photos"
+    split: str = "test"
+    size: int | None = None
+    num_examples: int = 1
+    targets: int = 4
+    restarts: int = 8
+    steps: int = 2000
+    seed: int = 0
+    tv: float | None = None
+    lr: float | None = None
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what no job can mean."""
+        for field, least in {"num_examples": 1, "targets": 1, "restarts": 1, "steps": 0, "seed": 0}.items():
+            if (value := getattr(self, field)) < least:
+                raise ValueError(f"{field} is {value}, expected at least {least}")
+        for field in ("size", "chunk"):
+            if (value := getattr(self, field)) is not None and value < 1:
+                raise ValueError(f"{field} is {value}, expected at least 1")
+        for field in ("tv", "lr"):
+            value = getattr(self, field)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{field} is {value}, expected a finite number of at least 0")
+        if self.attack not in registry.REGISTRY:
+            raise ValueError(f"unknown attack {self.attack!r}; known are {', '.join(registry.REGISTRY)}")
+        self.hyperparameters()
+
+    def hyperparameters(self) -> dict[str, float]:
+        """The attack's hyper-parameters: its defaults, replaced by what was given.
+
+        Raises:
+          ValueError: if one was given that the attack does not have.
+        """
+        known = registry.REGISTRY[self.attack].hyperparameters
+        given = {name: value for name, value in {"tv": self.tv, "learning_rate": self.lr}.items() if value is not None}
+        if unknown := sorted(given.keys() - known.keys()):
+            raise ValueError(f"attack {self.attack!r} has no {' and no '.join(unknown)}; it has {sorted(known) or 'none'}")
+        return {**known, **given}
+
+
+class Task(NamedTuple):
+    """A prepared job: the model, what the server sees, and the truth, which no attack is handed.
+
+    Attributes:
+      model: the clients' network.
+      observations: one per client, leading axis `T`.
+      truth: the private batches, `inputs [T, B, H, W, C]`, `labels [T, B]`.
+      class_names: of the labels.
+    """
+
+    model: models.Model
+    observations: Observation
+    truth: Batch
+    class_names: tuple[str, ...]
+
+
+class Outcome(NamedTuple):
+    """What came out of a job.
+
+    Attributes:
+      summary: everything that is written to `summary.json`.
+      truth: `[T x B, H, W, C]` float32 in [0, 1].
+      reconstruction: the same shape, matched one-to-one to the truth within every batch.
+      history: `step [N]` and `best_loss [N, T, R]` of the reports; empty for closed forms.
+    """
+
+    summary: dict[str, Any]
+    truth: np.ndarray
+    reconstruction: np.ndarray
+    history: dict[str, np.ndarray]
+
+
+class Execution(NamedTuple):
+    """A finished or interrupted attack, before truth is looked at."""
+
+    reconstructions: Reconstruction
+    num_steps: int
+    seconds_compile: float
+    seconds_run: float
+    interrupted: bool
+    history: dict[str, np.ndarray]
+
+
+def prepare(config: JobConfig) -> Task:
+    """Loads the victims, initializes the model and runs the clients.
+
+    Raises:
+      ValueError: for unknown names, too few examples, or examples that do not fit the model.
+    """
+    dataset = data.load(config.data, split=config.split, size=config.size)
+    wanted = config.targets * config.num_examples
+    if len(dataset.images) < wanted:
+        raise ValueError(
+            f"{config.targets} targets of {config.num_examples} examples need {wanted} images, but {config.data!r} "
+            f"split {config.split!r} has {len(dataset.images)}"
+        )
+    model = models.create(
+        config.model,
+        input_shape=dataset.images.shape[1:],
+        num_classes=dataset.num_classes,
+        mean=dataset.mean,
+        std=dataset.std,
+    )
+    flat = Batch(jnp.asarray(dataset.images[:wanted]), jnp.asarray(dataset.labels[:wanted]))
+    check_batch(flat, input_shape=model.input_shape, num_classes=model.num_classes)
+    truth = jax.tree.map(lambda leaf: leaf.reshape(config.targets, config.num_examples, *leaf.shape[1:]), flat)
+
+    params = jax.jit(model.init)(jax.random.fold_in(jax.random.key(config.seed), 0))
+    client_update = fedsgd(models.cross_entropy(model.apply))
+    observations = jax.jit(jax.vmap(lambda batch: observe(client_update, params, batch)))(truth)
+    observations = observations._replace(params=params, num_examples=config.num_examples)
+    check_update(params, jax.tree.map(lambda leaf: leaf[0], observations.update))
+    return Task(model, observations, truth, dataset.class_names)
+
+
+def execute(
+    config: JobConfig, task: Task, *, on_progress: Callable[[Progress], None] = lambda progress: None
+) -> Execution:
+    """Attacks the task's observations; an interrupt ends the search and keeps the best so far.
+
+    Args:
+      config: the job.
+      task: from `prepare`; only its observations and the model's public facts are read.
+      on_progress: called about once a second.
+    """
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    setting = registry.Setting(
+        client_update=fedsgd(models.cross_entropy(task.model.apply)),
+        batch_shape=(config.num_examples, *task.model.input_shape),
+        mean=task.model.mean,
+        std=task.model.std,
+    )
+    recipe = registry.REGISTRY[config.attack]
+    hyperparameters = config.hyperparameters()
+    attack = recipe.build(setting, hyperparameters, config.steps)
+    if not isinstance(attack, Attack):
+        return _execute_closed_form(over_targets(attack), key, task.observations)
+
+    search = Stepwise(
+        lambda traced: recipe.build(setting, traced["hyperparameters"], traced["horizon"]),
+        num_restarts=config.restarts,
+        chunk_size=config.chunk,
+    )
+    traced = {"hyperparameters": hyperparameters, "horizon": config.steps}
+    steps, losses, progress, interrupted = [], [], None, False
+    try:
+        for progress in search(key, task.observations, traced, num_steps=config.steps):
+            steps.append(progress.step)
+            losses.append(progress.best_loss)
+            on_progress(progress)
+    except KeyboardInterrupt:
+        if progress is None:  # nothing was computed yet
+            raise
+        interrupted = True
+    assert progress is not None
+    return Execution(
+        reconstructions=jax.block_until_ready(progress.reconstruct()),
+        num_steps=progress.step,
+        seconds_compile=search.seconds_compile,
+        seconds_run=progress.seconds,
+        interrupted=interrupted,
+        history={"step": np.array(steps), "best_loss": np.stack(losses)},
+    )
+
+
+def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
+    """Compares the reconstructions with the truth, one-to-one within every batch."""
+    recipe = registry.REGISTRY[config.attack]
+    found = np.asarray(execution.reconstructions.inputs)
+    true_inputs, true_labels = np.asarray(task.truth.inputs), np.asarray(task.truth.labels)
+    qualities = [metrics.evaluate(found[t], true_inputs[t]) for t in range(config.targets)]
+    matched = np.stack([found[t][np.asarray(quality.permutation)] for t, quality in enumerate(qualities)])
+    images = [
+        {
+            "target": t,
+            "example": b,
+            "label": int(true_labels[t, b]),
+            "class_name": task.class_names[int(true_labels[t, b])],
+            "psnr_db": float(quality.psnr_db[b]),
+            "ssim": float(quality.ssim[b]),
+            "mse": float(quality.mse[b]),
+        }
+        for t, quality in enumerate(qualities)
+        for b in range(config.num_examples)
+    ]
+    info = execution.reconstructions.info
+    attack_losses = np.asarray(execution.reconstructions.attack_loss)
+    targets = [
+        {
+            "attack_loss": attack_losses[t],
+            **{name: np.asarray(info[name])[t] for name in ("winner", "restart_losses", "valid", "num_units") if name in info},
+        }
+        for t in range(config.targets)
+    ]
+    lanes = config.targets * (config.restarts if execution.history else 1)
+    seconds = execution.seconds_run
+    summary = {
+        "config": {**asdict(config), "hyperparameters": config.hyperparameters()},
+        "images": images,
+        "quality": {
+            name: _spread([image[name] for image in images]) for name in ("psnr_db", "ssim", "mse")
+        },
+        "targets": targets,
+        "selected_by": "attack_loss" if execution.history else "closed form",
+        "num_steps": execution.num_steps if execution.history else 0,
+        "interrupted": execution.interrupted,
+        "seconds_compile": execution.seconds_compile,
+        "seconds_run": seconds,
+        "steps_per_second": execution.num_steps * lanes / seconds if execution.history and seconds else None,
+        "assumptions": {
+            "known": list(recipe.needs),
+            "unknown": [what for what in ("images", "labels") if what not in recipe.needs],
+            "client": "FedSGD: one gradient of the mean loss over the batch; BatchNorm, if any, in eval mode",
+        },
+        "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax", "numpy")}
+        | {"jaxinvert": _own_version(), "python": platform.python_version()},
+        "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})",
+    }
+    flat = (-1, *true_inputs.shape[2:])
+    return Outcome(
+        summary=summary,
+        truth=true_inputs.reshape(flat).astype(np.float32),
+        reconstruction=matched.reshape(flat).astype(np.float32),
+        history=execution.history,
+    )
+
+
+def _execute_closed_form(solve: Callable, key: jax.Array, observations: Observation) -> Execution:
+    begin = time.perf_counter()
+    compiled = jax.jit(solve).lower(key, observations).compile()
+    seconds_compile = time.perf_counter() - begin
+    begin = time.perf_counter()
+    reconstructions = jax.block_until_ready(compiled(key, observations))
+    seconds_run = time.perf_counter() - begin
+    return Execution(reconstructions, 0, seconds_compile, seconds_run, interrupted=False, history={})
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    """Mean, median, quartiles and extremes."""
+    array = np.asarray(values)
+    quartiles = np.quantile(array, [0.25, 0.5, 0.75])
+    return {
+        "mean": array.mean(),
+        "median": quartiles[1],
+        "q25": quartiles[0],
+        "q75": quartiles[2],
+        "min": array.min(),
+        "max": array.max(),
+    }
+
+
+def _own_version() -> str:
+    try:
+        return metadata.version("jaxinvert")
+    except metadata.PackageNotFoundError:  # run from a source tree
+        return f"source at {Path(__file__).parent.name}"

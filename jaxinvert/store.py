@@ -1,0 +1,87 @@
+"""Files that are either whole or absent: every write goes to a temporary neighbor first and is then renamed.
+
+Arrays are npz without pickle, everything else is JSON.
+"""
+
+import json
+import math
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Calls `write(file)` on a temporary file beside `path` and renames it into place, or leaves nothing.
+
+    Args:
+      path: the final name; its folder is made if need be.
+      write: writes the content to the open binary file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def save_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes `content` as indented, strictly standard JSON; non-finite numbers become `null`."""
+    text = json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Writes a compressed npz that `load_arrays` reads back."""
+    converted = {name: np.asarray(array) for name, array in arrays.items()}
+    write_atomically(path, lambda file: np.savez_compressed(file, allow_pickle=False, **converted))
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Reads an npz of plain arrays; never unpickles.
+
+    Raises:
+      ValueError: if the file is not a whole npz of plain arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path} is not a readable npz of plain arrays: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """Turns NumPy and JAX scalars and arrays, tuples and paths into what JSON knows."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, bool | int | str | None):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if hasattr(value, "tolist"):
+        return _plain(np.asarray(value).tolist())
+    raise TypeError(f"cannot write a {type(value).__name__} as JSON: {value!r}")
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,49 @@
+"""A tiny client shared by the tests: small shapes, one compilation."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxinvert import clients, models
+from jaxinvert.observe import observe
+from jaxinvert.types import Array, Batch, ClientUpdateFn, Observation, Params
+
+SHAPE = (1, 6, 6, 1)
+NUM_CLASSES = 3
+
+
+class Victim(NamedTuple):
+    """A client with one private example, and what the server sees of it."""
+
+    client_update: ClientUpdateFn
+    params: Params
+    batch: Batch
+    observation: Observation
+
+
+def apply(params: Params, inputs: Array) -> Array:
+    """A smooth two-layer network written without any library: the contract is the function."""
+    hidden = jnp.tanh(inputs.reshape(inputs.shape[0], -1) @ params["first"]["kernel"] + params["first"]["bias"][None])
+    return hidden @ params["head"]["kernel"] + params["head"]["bias"][None]
+
+
+@pytest.fixture(scope="session")
+def victim() -> Victim:
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = {
+        "first": {"kernel": jax.random.normal(keys[0], (36, 16)) / 6, "bias": jnp.zeros(16)},
+        "head": {"kernel": jax.random.normal(keys[1], (16, NUM_CLASSES)) / 4, "bias": jnp.zeros(NUM_CLASSES)},
+    }
+    client_update = clients.fedsgd(models.cross_entropy(apply))
+    batch = Batch(jax.random.uniform(keys[2], SHAPE), jnp.array([1]))
+    return Victim(client_update, params, batch, observe(client_update, params, batch))
+
+
+@pytest.fixture(scope="session")
+def victims(victim: Victim) -> tuple[Batch, Observation]:
+    """Three clients at once: batches and observations with a leading axis `T`."""
+    batches = Batch(jax.random.uniform(jax.random.key(9), (3, *SHAPE)), jnp.array([[0], [1], [2]]))
+    observations = jax.vmap(lambda batch: observe(victim.client_update, victim.params, batch))(batches)
+    return batches, observations._replace(params=victim.params, num_examples=1)

@@ -1,0 +1,70 @@
+"""Objectives against values by hand, their limits, and their gradients where they are delicate."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinvert import objectives
+
+G = {"a": jnp.array([3.0, 0.0]), "b": {"kernel": jnp.array([[0.0, 4.0]])}}
+G_STAR = {"a": jnp.array([0.0, 0.0]), "b": {"kernel": jnp.array([[0.0, 2.0]])}}
+ZERO = jax.tree.map(jnp.zeros_like, G)
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [
+        (objectives.squared_l2, 3.0**2 + 2.0**2),
+        (objectives.l1, 3.0 + 2.0),
+        (objectives.cosine, 1 - 4 / 5),  # <G, G*> = 8, |G| = 5, |G*| = 2
+        (objectives.angular, np.arccos(4 / 5) / np.pi),
+        (objectives.layerwise_cosine, 0.0),  # "a" was not sent, "b" is parallel
+    ],
+)
+def test_value_by_hand(objective, expected):
+    assert float(objective(G, G_STAR)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", objectives.REGISTRY)
+def test_is_zero_at_the_observed_update_with_a_finite_gradient(name):
+    value, gradient = jax.value_and_grad(objectives.REGISTRY[name])(G, G)
+    assert float(value) == pytest.approx(0.0, abs=1e-6)
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("name", objectives.REGISTRY)
+@pytest.mark.parametrize(("simulated", "observed"), [(ZERO, G), (G, ZERO), (ZERO, ZERO)])
+def test_zero_updates_give_finite_values_and_gradients(name, simulated, observed):
+    value, gradient = jax.value_and_grad(objectives.REGISTRY[name])(simulated, observed)
+    assert bool(jnp.isfinite(value))
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("objective", [objectives.cosine, objectives.angular])
+def test_scale_free_objectives_ignore_a_positive_factor_and_see_the_sign(objective):
+    opposite = jax.tree.map(lambda leaf: -2 * leaf, G)
+    scaled = jax.tree.map(lambda leaf: 7 * leaf, G)
+    assert float(objective(scaled, G)) == pytest.approx(0.0, abs=1e-6)
+    assert float(objective(opposite, G)) == pytest.approx(float(objective(opposite, G).round()), abs=1e-6)
+    assert float(objective(opposite, G)) > 0.99
+
+
+def test_cosine_keeps_its_precision_near_zero():
+    # Two unit vectors at angle t have distance 1 - cos t = t^2 / 2; float32's 1 - x would round 5e-9 to 0.
+    angle = 1e-4
+    distance = objectives.cosine([jnp.array([1.0, angle])], [jnp.array([1.0, 0.0])])
+    assert float(distance) == pytest.approx(angle**2 / 2, rel=1e-2)
+
+
+def test_layer_subset_reads_only_the_named_tensors():
+    only_kernel = objectives.layer_subset(objectives.squared_l2, lambda path: path == "b/kernel")
+    assert float(only_kernel(G, G_STAR)) == 4.0
+    nothing = objectives.layer_subset(objectives.squared_l2, lambda path: False)
+    with pytest.raises(ValueError, match="keeps no tensor.*b/kernel"):
+        nothing(G, G_STAR)
+
+
+def test_masked_reads_only_the_set_entries():
+    mask = jax.tree.map(jnp.zeros_like, G) | {"a": jnp.array([1.0, 0.0])}
+    assert float(objectives.masked(objectives.squared_l2, mask)(G, G_STAR)) == 9.0

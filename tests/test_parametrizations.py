@@ -1,0 +1,42 @@
+"""Pixels in normalized space: decode and projection by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinvert import parametrizations
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)
+
+
+def test_decode_undoes_the_normalization_and_project_lands_in_the_box():
+    pixels = parametrizations.pixels((2, 3, 3, 3), mean=MEAN, std=STD)
+    variables = pixels.init(jax.random.key(0)) * 10
+    expected = np.asarray(variables) * np.array(STD) + np.array(MEAN)
+    np.testing.assert_allclose(pixels.decode(variables), expected, rtol=1e-5)
+    projected = pixels.project(variables)
+    np.testing.assert_allclose(pixels.decode(projected), np.clip(expected, 0, 1), atol=1e-6)
+    np.testing.assert_array_equal(pixels.project(projected), projected)
+
+
+def test_start_is_standard_normal_and_depends_on_the_key():
+    pixels = parametrizations.pixels((4, 16, 16, 3), mean=MEAN, std=STD)
+    start = pixels.init(jax.random.key(1))
+    # 3,072 draws: the standard error of mean and std is below 0.02; a start of twice the scale fails.
+    assert abs(float(start.mean())) < 0.08
+    assert abs(float(start.std()) - 1) < 0.06
+    assert not jnp.array_equal(start, pixels.init(jax.random.key(2)))
+
+
+def test_float64_starts_at_the_same_point():
+    with jax.enable_x64(True):
+        double = parametrizations.pixels((1, 4, 4, 3), dtype=jnp.float64).init(jax.random.key(0))
+    single = parametrizations.pixels((1, 4, 4, 3)).init(jax.random.key(0))
+    assert double.dtype == jnp.float64
+    np.testing.assert_array_equal(np.asarray(double, np.float32), single)
+
+
+def test_refuses_a_normalization_that_does_not_fit_the_channels():
+    with pytest.raises(ValueError, match=r"std has shape \(2,\), expected a scalar or the 3 channels"):
+        parametrizations.pixels((1, 4, 4, 3), std=(1.0, 2.0))

@@ -1,0 +1,171 @@
+"""Restarts, targets and the host loop: same keys, same results, one compilation, honest selection."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinvert import search
+from jaxinvert.attacks import inverting_gradients
+from jaxinvert.types import Reconstruction
+from tests.conftest import SHAPE
+
+NUM_STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def make_attack(victim):
+    return lambda settings: inverting_gradients(victim.client_update, batch_shape=SHAPE, **settings)
+
+
+@pytest.fixture(scope="module")
+def searched(make_attack, victims):
+    """One search, and all its reports."""
+    stepwise = search.Stepwise(make_attack, num_restarts=4)
+    settings = {"tv": 1e-4, "horizon": NUM_STEPS}
+    reports = list(stepwise(jax.random.key(1), victims[1], settings, num_steps=NUM_STEPS, report_every=15))
+    return stepwise, reports
+
+
+def test_run_evaluates_every_iterate_and_returns_the_best(make_attack, victim):
+    attack = make_attack({"tv": 1e-4, "horizon": NUM_STEPS})
+    found = jax.jit(search.run(attack, num_steps=NUM_STEPS))(jax.random.key(0), victim.observation)
+    history = np.asarray(found.info["attack_loss"])
+    assert history.shape == (NUM_STEPS + 1,)
+    assert float(found.attack_loss) == history.min()
+    assert history.min() < 0.1 * history[0]
+    assert found.inputs.shape == SHAPE
+
+
+def test_zero_steps_evaluate_the_start(make_attack, victim):
+    attack = make_attack({})
+    found = search.run(attack, num_steps=0)(jax.random.key(0), victim.observation)
+    assert np.isfinite(found.attack_loss)
+
+
+def fake_solve(losses):
+    """An attack whose restart `i` ends with `losses[i]`; its input says which restart it was."""
+    keys = jax.random.split(jax.random.key(0), len(losses))
+
+    def solve(key, observation):
+        del observation
+        index = jnp.argmax(jnp.all(jax.random.key_data(keys) == jax.random.key_data(key)[None], axis=1))
+        return Reconstruction(index[None].astype(jnp.float32), None, jnp.array(losses)[index], info={})
+
+    return solve
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 3])
+def test_best_of_skips_nan_restarts_without_shifting_the_index(victim, chunk_size):
+    losses = [np.nan, 0.5, -np.inf, 0.2, np.nan, 0.3]
+    best = search.best_of(fake_solve(losses), num_restarts=6, chunk_size=chunk_size)
+    found = best(jax.random.key(0), victim.observation)
+    assert float(found.inputs[0]) == 3
+    assert float(found.attack_loss) == pytest.approx(0.2)
+    assert int(found.info["winner"]) == 3
+    np.testing.assert_allclose(found.info["restart_losses"], [np.inf, 0.5, np.inf, 0.2, np.inf, 0.3])
+
+
+def test_all_restarts_nan_is_visible(victim):
+    found = search.best_of(fake_solve([np.nan] * 3), num_restarts=3)(jax.random.key(0), victim.observation)
+    assert np.isinf(found.attack_loss)
+
+
+def test_over_targets_equals_a_loop_and_shares_the_parameters(make_attack, victims):
+    _, observations = victims
+    solve = search.best_of(search.run(make_attack({"tv": 1e-4}), num_steps=3), num_restarts=2)
+    together = jax.jit(search.over_targets(solve))(jax.random.key(1), observations)
+    keys = jax.random.split(jax.random.key(1), 3)
+    alone = jax.jit(solve)
+    for t in range(3):
+        one = observations._replace(
+            update=jax.tree.map(lambda leaf, t=t: leaf[t], observations.update), labels=observations.labels[t]
+        )
+        np.testing.assert_allclose(alone(keys[t], one).attack_loss, together.attack_loss[t], rtol=1e-5)
+
+
+def test_different_targets_and_restarts_start_differently(make_attack, victims):
+    _, observations = victims
+    same = jax.tree.map(lambda leaf: jnp.stack([leaf[0]] * 2), observations.update)
+    observations = observations._replace(update=same, labels=observations.labels[:2])
+    solve = search.over_targets(search.best_of(search.run(make_attack({}), num_steps=0), num_restarts=3))
+    losses = np.asarray(solve(jax.random.key(0), observations).info["restart_losses"])
+    assert len(np.unique(losses)) == 6
+
+
+def test_stepwise_equals_the_pure_program(make_attack, victims, searched):
+    _, reports = searched
+    settings = {"tv": 1e-4, "horizon": NUM_STEPS}
+    solve = search.best_of(search.run(make_attack(settings), num_steps=NUM_STEPS), num_restarts=4)
+    pure = jax.jit(search.over_targets(solve))(jax.random.key(1), victims[1])
+    stepped = reports[-1].reconstruct()
+    # Signed updates are chaotic: two different programs agree in the quality they reach, not in every bit.
+    assert stepped.inputs.shape == pure.inputs.shape == (3, *SHAPE)
+    np.testing.assert_allclose(stepped.attack_loss, pure.attack_loss, rtol=0.5)
+
+
+def test_stepwise_first_losses_equal_the_pure_program(make_attack, victims):
+    stepwise = search.Stepwise(make_attack, num_restarts=2)
+    (report,) = stepwise(jax.random.key(1), victims[1], {"tv": 1e-4}, num_steps=0)
+    solve = search.best_of(search.run(make_attack({"tv": 1e-4}), num_steps=0), num_restarts=2)
+    pure = search.over_targets(solve)(jax.random.key(1), victims[1])
+    np.testing.assert_allclose(report.best_loss, pure.info["restart_losses"], rtol=1e-5)
+
+
+def test_reports_count_steps_and_never_get_worse(searched):
+    _, reports = searched
+    assert [report.step for report in reports] == [15, 30, 40]
+    assert reports[-1].best_loss.shape == (3, 4)
+    assert np.all(np.diff([report.best_loss for report in reports], axis=0) <= 0)
+
+
+def test_new_settings_steps_and_keys_compile_nothing(searched, victims):
+    stepwise, _ = searched
+    assert stepwise.num_traces == 1
+    for tv, horizon, num_steps in [(0, 10, 5), (1e-1, 20.0, 7), (np.float64(1e-3), 3, 4)]:
+        settings = {"tv": tv, "horizon": horizon}
+        for _ in stepwise(jax.random.key(5), victims[1], settings, num_steps=num_steps):
+            pass
+    assert stepwise.num_traces == 1
+
+
+def test_settings_reach_the_attack(searched, victims):
+    stepwise, _ = searched
+    losses = []
+    for tv in (0.0, 10.0):
+        *_, last = stepwise(jax.random.key(1), victims[1], {"tv": tv, "horizon": 10}, num_steps=3)
+        losses.append(last.best_loss.mean())
+    assert losses[1] > 2 * losses[0]
+
+
+def test_same_key_same_result_bit_by_bit(searched, victims):
+    stepwise, reports = searched
+    settings = {"tv": 1e-4, "horizon": NUM_STEPS}
+    *_, again = stepwise(jax.random.key(1), victims[1], settings, num_steps=NUM_STEPS, report_every=7)
+    np.testing.assert_array_equal(again.reconstruct().inputs, reports[-1].reconstruct().inputs)
+
+
+def test_an_earlier_report_can_still_be_reconstructed(searched):
+    _, reports = searched
+    early, late = (report.reconstruct().attack_loss for report in (reports[0], reports[-1]))
+    assert np.all(late <= early)
+    np.testing.assert_allclose(early, reports[0].best_loss.min(axis=1))
+
+
+def test_lanes_at_once_divides_the_lanes(victim):
+    for num_lanes in (1, 7, 12):
+        assert num_lanes % search.lanes_at_once(victim.observation, num_lanes) == 0
+    large = victim.observation._replace(update=jnp.zeros(2**21))
+    assert search.lanes_at_once(large, 8) < 8
+
+
+def test_disagreeing_targets_are_refused(victims):
+    _, observations = victims
+    with pytest.raises(ValueError, match="one number of targets"):
+        search.num_targets(observations._replace(labels=observations.labels[:2]))
+
+
+@pytest.mark.parametrize("make", [lambda f: search.run(f, num_steps=-1), lambda f: search.best_of(f, num_restarts=0)])
+def test_counts_are_checked(make):
+    with pytest.raises(ValueError, match="expected at least"):
+        make(None)
