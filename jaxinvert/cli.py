@@ -1,10 +1,11 @@
 """The command line: `jaxinvert invert`, `jaxinvert list`, `jaxinvert data prepare`."""
 
+import contextlib
 import inspect
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -51,6 +52,10 @@ class Prepare:
     source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
 
 
+class BadInputError(Exception):
+    """What the user asked for is not possible; the message says why. A bug is never wrapped in it."""
+
+
 Command = (
     Annotated[Invert, tyro.conf.subcommand("invert")]
     | Annotated[List, tyro.conf.subcommand("list")]
@@ -61,13 +66,14 @@ Command = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status: 0, 2 for bad input, 130 when interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command_line = shlex.join(["jaxinvert", *arguments])
     if arguments[:2] == ["data", "prepare"]:  # two words, one command
         arguments[:2] = ["data prepare"]
     try:
-        command = tyro.cli(Command, prog="jaxinvert", description=__doc__, args=arguments)
-        return _COMMANDS[type(command)](command, shlex.join(["jaxinvert", *arguments]))
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)))
+        command = tyro.cli(Command, prog="jaxinvert", description="Measure what a federated-learning update leaks.", args=arguments)
+        return _COMMANDS[type(command)](command, command_line)
+    except (BadInputError, OSError) as error:
+        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         return _EXIT_BAD_INPUT
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted before anything was reconstructed; nothing was written")
@@ -75,16 +81,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _invert(command: Invert, command_line: str) -> int:
+    _, interrupted = invert_and_write(command, command.out, command_line=command_line)
+    return _EXIT_INTERRUPTED if interrupted else 0
+
+
+def invert_and_write(config: job.JobConfig, folder: Path, *, command_line: str) -> tuple[job.Outcome, bool]:
+    """Runs a job with live progress, prints its table and writes its files.
+
+    Args:
+      config: the job.
+      folder: where `summary.json`, `reconstructions.npz`, `reconstructions.png` and `report.html` go.
+      command_line: how to run it again, for the report.
+
+    Returns:
+      The outcome, and whether the run was interrupted (then the outcome is the best so far).
+
+    Raises:
+      BadInputError: if the job is not possible.
+    """
     console = Console()
-    task = job.prepare(command)
+    with _bad_input():
+        task = job.prepare(config)
     size = "x".join(map(str, task.model.input_shape))
     console.print(
-        f"{command.attack} on {task.model.name}: {command.targets} targets x {command.num_examples} examples "
-        f"of {command.data} ({size})",
+        f"[bold]{config.attack}[/] on {task.model.name}: {config.targets} targets x {config.num_examples} examples, "
+        f"{size} pixels",
         highlight=False,
     )
     with _progress_bar(console) as bar:
-        row = bar.add_task("compiling", total=command.steps, loss="", speed="")
+        row = bar.add_task("compiling", total=config.steps, loss="", speed="")
 
         def show(progress: search.Progress) -> None:
             lanes = progress.best_loss.size
@@ -92,18 +117,32 @@ def _invert(command: Invert, command_line: str) -> int:
                 row,
                 description="inverting",
                 completed=progress.step,
-                loss=f"attack loss {np.median(progress.best_loss.min(axis=1)):.3g}",
+                loss=f"attack loss {np.median(progress.best_loss.min(axis=1)):.2e}",
                 speed=f"{progress.step * lanes / max(progress.seconds, 1e-9):,.0f} steps/s",
             )
 
-        execution = job.execute(command, task, on_progress=show)
-        bar.update(row, description="interrupted" if execution.interrupted else "inverted", completed=execution.num_steps)
-    outcome = job.measure(command, task, execution)
+        with _bad_input():  # an attack that does not fit the model says so when it is traced
+            execution = job.execute(config, task, on_progress=show)
+        if execution.interrupted:
+            bar.update(row, description="interrupted")
+        elif not execution.history:
+            bar.update(row, description="solved", total=1, completed=1)
+        else:
+            bar.update(row, description="inverted")
+    outcome = job.measure(config, task, execution)
     outcome.summary["command"] = command_line
-    write_outcome(command.out, outcome)
+    write_outcome(folder, outcome)
     console.print(_table(outcome.summary))
-    console.print(f"pictures and page: {command.out / 'report.html'}", highlight=False, soft_wrap=True)
-    return _EXIT_INTERRUPTED if execution.interrupted else 0
+    console.print(f"pictures and page: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    return outcome, execution.interrupted
+
+
+def command_line(config: job.JobConfig, folder: Path) -> str:
+    """The command that runs `config` and writes to `folder`."""
+    defaults = asdict(job.JobConfig())
+    changed = {name: value for name, value in asdict(config).items() if value != defaults[name]}
+    flags = [part for name, value in changed.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    return shlex.join(["jaxinvert", "invert", *flags, "--out", str(folder)])
 
 
 def write_outcome(folder: Path, outcome: job.Outcome) -> None:
@@ -147,7 +186,8 @@ def _list(command: List, command_line: str) -> int:
 
 def _prepare(command: Prepare, command_line: str) -> int:
     del command_line
-    where = data.prepare(command.name, source=command.source)
+    with _bad_input():
+        where = data.prepare(command.name, source=command.source)
     Console().print(f"{command.name} is ready in {where}", highlight=False, soft_wrap=True)
     return 0
 
@@ -175,6 +215,14 @@ def _table(summary: dict) -> Table:
         "median", "", "", *(f"{quality[name]['median']:{style}}" for name, style in [("psnr_db", ".2f"), ("ssim", ".3f"), ("mse", ".2e")]), ""
     )
     return table
+
+
+@contextlib.contextmanager
+def _bad_input() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise BadInputError(str(error)) from error
 
 
 def _progress_bar(console: Console) -> Progress:

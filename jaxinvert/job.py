@@ -237,15 +237,19 @@ def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
     attack_losses = np.asarray(execution.reconstructions.attack_loss)
     targets = [
         {
-            "attack_loss": attack_losses[t],
-            **{name: np.asarray(info[name])[t] for name in ("winner", "restart_losses", "valid", "num_units") if name in info},
+            "attack_loss": float(attack_losses[t]),
+            **{
+                name: np.asarray(info[name])[t].tolist()
+                for name in ("winner", "restart_losses", "valid", "num_units")
+                if name in info
+            },
         }
         for t in range(config.targets)
     ]
     lanes = config.targets * (config.restarts if execution.history else 1)
     seconds = execution.seconds_run
     summary = {
-        "config": {**asdict(config), "hyperparameters": config.hyperparameters()},
+        "config": {**asdict(config), "settings": config.hyperparameters()},
         "images": images,
         "quality": {
             name: _spread([image[name] for image in images]) for name in ("psnr_db", "ssim", "mse")
@@ -287,15 +291,14 @@ def _execute_closed_form(solve: Callable, key: jax.Array, observations: Observat
 
 def _spread(values: list[float]) -> dict[str, float]:
     """Mean, median, quartiles and extremes."""
-    array = np.asarray(values)
-    quartiles = np.quantile(array, [0.25, 0.5, 0.75])
+    q25, median, q75 = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
     return {
-        "mean": array.mean(),
-        "median": quartiles[1],
-        "q25": quartiles[0],
-        "q75": quartiles[2],
-        "min": array.min(),
-        "max": array.max(),
+        "mean": float(np.mean(values)),
+        "median": median,
+        "q25": q25,
+        "q75": q75,
+        "min": min(values),
+        "max": max(values),
     }
 
 

@@ -185,8 +185,7 @@ class Stepwise:
             raise ValueError(f"num_steps is {num_steps}, expected at least 0")
         if report_every is not None and report_every < 1:
             raise ValueError(f"report_every is {report_every}, expected at least 1")
-        # One dtype for all settings: 0, 0.1 and np.float64(0.1) would be three entries of the compilation cache.
-        settings = jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), settings)
+        settings = _as_float32(settings)
         begin = time.perf_counter()
         lanes = self._start(key, observations, settings)
         lanes = self._advance(lanes, observations, settings, 0, 0)  # no step: compiles
@@ -214,6 +213,13 @@ class Stepwise:
             if report_every is None:
                 steps_in_a_second = int(done / (time.perf_counter() - begin) * _SECONDS_PER_REPORT)
                 pace = max(1, min(steps_in_a_second, 4 * pace))
+
+    def temporary_bytes(self, key: Key, observations: Observation, settings: Any) -> int:
+        """Memory that the compiled program needs beside its arguments and results, in bytes (compiles anew)."""
+        settings = _as_float32(settings)
+        lanes = jax.eval_shape(self._start_lanes, key, observations, settings)
+        memory = jax.jit(self._advance_lanes).lower(lanes, observations, settings, 0, 0).compile().memory_analysis()
+        return memory.temp_size_in_bytes
 
     def _start_lanes(self, key: Key, observations: Observation, settings: Any) -> tuple[AttackState, Key]:
         attack = self.make_attack(settings)
@@ -317,3 +323,8 @@ def _start_lane(attack: Attack, key: Key, observation: Observation) -> tuple[Att
     """The state a lane starts from, and the key its steps draw from."""
     init_key, step_key = jax.random.split(key)
     return attack.init(init_key, observation), step_key
+
+
+def _as_float32(settings: Any) -> Any:
+    """One dtype for all settings: 0, 0.1 and `np.float64(0.1)` would be three entries of the compilation cache."""
+    return jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), settings)

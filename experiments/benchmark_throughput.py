@@ -1,0 +1,167 @@
+"""Throughput of the attack loop: steps x restarts x targets per second, against plain convolutions and the GEMM peak.
+
+Each row runs `inverting_gradients` twice: with jaxinvert's convolutions and pooling, and with the same network on
+`jax.lax.conv_general_dilated`. Both are timed in turn, several times, on the same client; the ratio is that of the
+medians. `gemm_share` is the achieved share of this machine's float32 matrix-multiplication peak (the best of NumPy's
+and JAX's in this run), counting the floating-point operations that XLA reports for the *plain* program: a fast
+algorithm may exceed what its own multiplications would allow.
+
+Command:  python -m experiments.benchmark_throughput --json experiments/results/benchmark_throughput.json
+Smoke:    python -m experiments.benchmark_throughput --smoke
+Measured: see experiments/README.md
+"""
+
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from experiments import harness
+from jaxinvert import data, models
+from jaxinvert.attacks import inverting_gradients
+from jaxinvert.clients import fedsgd
+from jaxinvert.observe import observe
+from jaxinvert.search import Stepwise
+from jaxinvert.types import Batch, ClientUpdateFn, Observation
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to measure.
+
+    Attributes:
+      models: networks by name.
+      lanes: pairs of restarts and targets.
+      seconds: measured time per program and repeat.
+      repeats: of the pair of programs; medians are reported.
+      plain: whether to measure the plain program too.
+      smoke: a run of seconds with tiny settings that only shows that everything works.
+      json: file for the rows.
+    """
+
+    models: tuple[str, ...] = ("lenet", "convnet64", "resnet20-4")
+    lanes: tuple[tuple[int, int], ...] = ((1, 1), (8, 1), (1, 8))
+    seconds: float = 3.0
+    repeats: int = 5
+    plain: bool = True
+    smoke: bool = False
+    json: Path | None = None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures every network and setting and prints a row each."""
+    config = tyro.cli(Config, description=__doc__, args=arguments)
+    if config.smoke:
+        config = replace(config, models=("lenet",), lanes=((2, 1),), seconds=0.05, repeats=1)
+    peak = gemm_peak(size=512 if config.smoke else 4096)
+    print(f"float32 GEMM peak: {peak / 1e9:.0f} GFLOP/s", flush=True)
+    rows = []
+    for name in config.models:
+        for num_restarts, num_targets in config.lanes:
+            rows.append(measure(config, name, num_restarts, num_targets, peak))
+            print(f"done: {name}, {num_restarts} restarts, {num_targets} targets", flush=True)
+    harness.publish(f"Attack throughput (GEMM peak {peak / 1e9:.0f} GFLOP/s)", rows, json_file=config.json)
+
+
+def measure(config: Config, name: str, num_restarts: int, num_targets: int, peak: float) -> dict:
+    """Times one network with one number of restarts and targets."""
+    lanes = num_restarts * num_targets
+    fast = Program(name, num_restarts, num_targets, conv_general_dilated=None)
+    programs = [fast]
+    if config.plain:
+        programs.append(Program(name, num_restarts, num_targets, conv_general_dilated=jax.lax.conv_general_dilated))
+    steps = [program.steps_in(config.seconds) for program in programs]
+    seconds = [[] for _ in programs]
+    for _ in range(config.repeats):
+        for program, num_steps, found in zip(programs, steps, seconds):
+            found.append(program.seconds_per_step(num_steps))
+    rates = [lanes / statistics.median(found) for found in seconds]
+    flops = programs[-1].flops_per_lane_step() if config.plain else None
+    return {
+        "model": name,
+        "restarts": num_restarts,
+        "targets": num_targets,
+        "steps_per_second": rates[0],
+        "slowest": lanes / max(seconds[0]),
+        "fastest": lanes / min(seconds[0]),
+        "plain_steps_per_second": rates[1] if config.plain else None,
+        "ratio": rates[0] / rates[1] if config.plain else None,
+        "gflop_per_step": flops / 1e9 if flops else None,
+        "gemm_share": rates[0] * flops / peak if flops else None,
+        "seconds_compile": fast.seconds_compile,
+        "plain_seconds_compile": programs[-1].seconds_compile if config.plain else None,
+        "temporary_mib": fast.temporary_bytes() / 2**20,
+        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+    }
+
+
+class Program:
+    """The attack on one network, compiled and ready to be timed."""
+
+    def __init__(
+        self, name: str, num_restarts: int, num_targets: int, *, conv_general_dilated: Callable | None
+    ) -> None:
+        victims = data.load("photos", split=f"test[:{num_targets}]")
+        model = models.create(
+            name, mean=victims.mean, std=victims.std, conv_general_dilated=conv_general_dilated
+        )
+        self.client_update: ClientUpdateFn = fedsgd(models.cross_entropy(model.apply))
+        params = jax.jit(model.init)(jax.random.key(0))
+        batches = Batch(jnp.asarray(victims.images)[:, None], jnp.asarray(victims.labels)[:, None])
+        observations = jax.jit(jax.vmap(lambda batch: observe(self.client_update, params, batch)))(batches)
+        self.observations: Observation = observations._replace(params=params, num_examples=1)
+        self.make_attack = lambda settings: inverting_gradients(
+            self.client_update, batch_shape=(1, 32, 32, 3), mean=model.mean, std=model.std, **settings
+        )
+        self.search = Stepwise(self.make_attack, num_restarts=num_restarts)
+        self.seconds_per_step(0)
+        self.seconds_compile = self.search.seconds_compile
+
+    def seconds_per_step(self, num_steps: int) -> float:
+        """Wall time per attack step of all lanes together; a run evaluates `num_steps + 1` iterates."""
+        *_, last = self.search(jax.random.key(1), self.observations, {}, num_steps=num_steps, report_every=10**9)
+        return last.seconds / (num_steps + 1)
+
+    def steps_in(self, seconds: float) -> int:
+        """About how many steps take that long."""
+        return max(1, int(seconds / self.seconds_per_step(1)))
+
+    def flops_per_lane_step(self) -> float:
+        """Floating-point operations of one step of one lane, by XLA's own count."""
+        observation = jax.tree.map(lambda leaf: leaf[0], self.observations._replace(params=None, num_examples=None))
+        observation = observation._replace(params=self.observations.params)
+        attack = self.make_attack({})
+        state = attack.init(jax.random.key(0), observation)
+        cost = jax.jit(attack.step).lower(jax.random.key(0), state, observation).compile().cost_analysis()
+        return float(cost["flops"])
+
+    def temporary_bytes(self) -> int:
+        """Memory that the compiled program needs beside its arguments and results."""
+        return self.search.temporary_bytes(jax.random.key(1), self.observations, {})
+
+
+def gemm_peak(*, size: int, repeats: int = 5) -> float:
+    """Best rate of a square float32 matrix multiplication, by NumPy or JAX: floating-point operations per second."""
+    host = np.random.default_rng(0).random((size, size), np.float32)
+    device = jnp.asarray(host)
+    multiply = jax.jit(lambda a: jnp.matmul(a, a))
+    candidates = [lambda: host @ host, lambda: multiply(device).block_until_ready()]
+    best = float("inf")
+    for candidate in candidates:
+        candidate()
+        for _ in range(repeats):
+            begin = time.perf_counter()
+            candidate()
+            best = min(best, time.perf_counter() - begin)
+    return 2 * size**3 / best
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""The `Dataset` tuple, its splits, and the constants a model normalizes with."""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Dataset(NamedTuple):
+    """Labeled images in memory.
+
+    Attributes:
+      name: the name or path it was loaded by.
+      images: `[N, H, W, C]` float32 in [0, 1].
+      labels: `[N]` int32 in [0, num_classes).
+      num_classes: `K`, the classes a model of this set has; a slice keeps it.
+      class_names: `K` names.
+      mean: per channel, in [0, 1] pixels; what a model of this set subtracts from its inputs.
+      std: per channel, in [0, 1] pixels; what it divides them by. Both are published constants, known to
+        every party: they are never computed from the images of this call.
+    """
+
+    name: str
+    images: np.ndarray
+    labels: np.ndarray
+    num_classes: int
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Normalization(NamedTuple):
+    """Per-channel mean and standard deviation, in [0, 1] pixels."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+NORMALIZATION: Mapping[str, Normalization] = {
+    "cifar10": Normalization((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": Normalization((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "mnist": Normalization((0.1307,), (0.3081,)),
+    "fashion_mnist": Normalization((0.2860,), (0.3530,)),
+}
+"""Statistics of the official training splits, as the literature rounds them."""
+
+
+def neutral_normalization(num_channels: int) -> Normalization:
+    """Returns mean 0.5 and standard deviation 0.25: about what natural photographs have, fitted to none."""
+    return Normalization((0.5,) * num_channels, (0.25,) * num_channels)
+
+
+class Selection(NamedTuple):
+    """Examples `start, ..., stop - 1` of the split called `split`."""
+
+    split: str
+    start: int
+    stop: int
+
+
+def select(spec: str, lengths: Mapping[str, int]) -> tuple[Selection, ...]:
+    """Resolves a TFDS split expression against the splits that exist.
+
+    Done here rather than by the data source so that prepared sets, folders and npz files understand the same
+    expressions and fail with the same message.
+
+    Args:
+      spec: such as `"test"`, `"train[:100]"`, `"train[50%:]"`, `"train+test[:10]"`, `"all"`; see
+        https://www.tensorflow.org/datasets/splits.
+      lengths: the number of examples of each split.
+
+    Returns:
+      What to read, in order; at least one example in all.
+
+    Raises:
+      ValueError: the expression is malformed, names a split that does not exist, exceeds it, or selects
+        nothing.
+    """
+    from jaxinvert.data.prepared import import_tfds
+
+    tfds = import_tfds()
+    infos = {
+        name: tfds.core.SplitInfo(name=name, shard_lengths=[length], num_bytes=0)
+        for name, length in lengths.items()
+    }
+    try:
+        absolute = tfds.core.ReadInstruction.from_spec(spec).to_absolute(infos)
+    except (ValueError, AssertionError, KeyError, NotImplementedError, TypeError) as error:
+        known = ", ".join(f"{name} ({length})" for name, length in lengths.items())
+        reason = str(error).splitlines()[0] if str(error) else "malformed"
+        raise ValueError(f"split={spec!r} cannot be read; the splits are {known}: {reason}") from error
+    selections = tuple(
+        Selection(part.splitname, part.from_ or 0, lengths[part.splitname] if part.to is None else part.to)
+        for part in absolute
+    )
+    if sum(max(0, part.stop - part.start) for part in selections) == 0:
+        raise ValueError(f"split={spec!r} selects no example; the splits are {dict(lengths)}")
+    return selections
+
+
+def to_float(images: Iterable[np.ndarray]) -> np.ndarray:
+    """Stacks uint8 `[H, W, C]` images to float32 `[N, H, W, C]` in [0, 1]."""
+    return np.stack(list(images)).astype(np.float32) / np.float32(255)

@@ -1,0 +1,113 @@
+"""Reads sets that TFDS has prepared: the embedded photos, and official sets under the TFDS data folder."""
+
+import os
+import pathlib
+import shlex
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from jaxinvert.data import pixels
+from jaxinvert.data.dataset import NORMALIZATION, Dataset, neutral_normalization, select, to_float
+
+PHOTOS_DIR = pathlib.Path(__file__).parent / "photos"
+"""The embedded set: `32/` and `224/`, each a prepared TFDS folder, and `LICENSES`."""
+OFFICIAL_NAMES = ("cifar10", "cifar100", "mnist", "fashion_mnist")
+_READ_CHUNK = 1000
+
+
+def import_tfds() -> ModuleType:
+    """Imports tensorflow-datasets when it is first needed: it takes a third of a second."""
+    import tensorflow_datasets
+
+    return tensorflow_datasets
+
+
+def data_root(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
+    """Returns where prepared sets live: `data_dir`, else `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`."""
+    if data_dir is None:
+        data_dir = os.environ.get("TFDS_DATA_DIR") or pathlib.Path("~", "tensorflow_datasets")
+    return pathlib.Path(data_dir).expanduser()
+
+
+def find_prepared(name: str, data_dir: str | os.PathLike[str] | None) -> pathlib.Path | None:
+    """Returns the folder of an official set's newest prepared version, or `None`; never uses the network."""
+    versions = {}
+    for folder in (data_root(data_dir) / name).glob("*.*.*"):
+        parts = folder.name.split(".")
+        if all(part.isdigit() for part in parts) and (folder / "dataset_info.json").is_file():
+            versions[tuple(map(int, parts))] = folder
+    return versions[max(versions)] if versions else None
+
+
+def load_official(
+    name: str, *, split: str, size: int | None, data_dir: str | os.PathLike[str] | None
+) -> Dataset:
+    """Loads an official set that was prepared before.
+
+    Args:
+      name: one of `OFFICIAL_NAMES`.
+      split: a TFDS split expression.
+      size: side in pixels to resample to, or `None` for the set's own.
+      data_dir: see `data_root`.
+
+    Raises:
+      FileNotFoundError: the set is not prepared; the message holds the command that does it.
+      ValueError: the prepared files cannot be read without TensorFlow, or `split` does not exist.
+    """
+    folder = find_prepared(name, data_dir)
+    if folder is None:
+        # A set elsewhere than TFDS's own folder needs the same variable to be set for the command line.
+        prefix = "" if data_dir is None else f"TFDS_DATA_DIR={shlex.quote(str(data_root(data_dir)))} "
+        command = f"{prefix}jaxinvert data prepare {name}"
+        raise FileNotFoundError(
+            f"{name} is not prepared in {data_root(data_dir)}. Run\n    {command}\n"
+            f"or, with the official files in a folder DIR and no network,\n    {command} --from DIR"
+        )
+    return _read(folder, name=name, split=split, size=size)
+
+
+def load_photos(*, split: str, size: int | None) -> Dataset:
+    """Loads the embedded photos: the 32-px set for `size` 32 or `None`, else the 224-px one resampled."""
+    folder = PHOTOS_DIR / ("32" if size in (None, 32) else "224")
+    try:
+        return _read(folder, name="photos", split=split, size=size)
+    except ValueError as error:
+        if folder.name == "224" and "train" in split:
+            raise ValueError(f"photos has the split 'train' at 32 px only, not at size={size}") from error
+        raise
+
+
+def _read(folder: pathlib.Path, *, name: str, split: str, size: int | None) -> Dataset:
+    tfds = import_tfds()
+    builder: Any = tfds.builder_from_directory(folder)
+    file_format = builder.info.file_format.value
+    # Without TensorFlow there is also parquet, but TFDS 4.9.10 loses examples when it writes and reads that.
+    if file_format != "array_record":
+        raise ValueError(
+            f"{folder} was prepared as {file_format}, not as array_record. Prepare it in another folder:\n"
+            f"    TFDS_DATA_DIR=FOLDER jaxinvert data prepare {name}"
+        )
+    selections = select(split, {key: info.num_examples for key, info in builder.info.splits.items()})
+    images, labels = [], []
+    for part in selections:
+        # TFDS would decode too, but logs on every load that OpenCV is missing.
+        source = builder.as_data_source(split=part.split, decoders={"image": tfds.decode.SkipDecoding()})
+        for start in range(part.start, part.stop, _READ_CHUNK):
+            rows = range(start, min(start + _READ_CHUNK, part.stop))
+            for example in source.__getitems__(list(rows)):
+                images.append(pixels.resize(pixels.decode_png(example["image"]), size))
+                labels.append(example["label"])
+    feature = builder.info.features["label"]
+    floats = to_float(images)
+    normalization = NORMALIZATION.get(name) or neutral_normalization(floats.shape[-1])
+    return Dataset(
+        name=name,
+        images=floats,
+        labels=np.asarray(labels, np.int32),
+        num_classes=feature.num_classes,
+        class_names=tuple(feature.names),
+        mean=normalization.mean,
+        std=normalization.std,
+    )
