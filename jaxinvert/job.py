@@ -8,7 +8,7 @@ import math
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -249,7 +249,8 @@ def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
     lanes = config.targets * (config.restarts if execution.history else 1)
     seconds = execution.seconds_run
     summary = {
-        "config": {**asdict(config), "settings": config.hyperparameters()},
+        "config": {field.name: getattr(config, field.name) for field in fields(JobConfig)}
+        | {"settings": config.hyperparameters()},
         "images": images,
         "quality": {
             name: _spread([image[name] for image in images]) for name in ("psnr_db", "ssim", "mse")

@@ -4,17 +4,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinvert.defenses import identity
 from jaxinvert.objectives import path_name
-from jaxinvert.types import Array, ArrayTree, Batch, ClientUpdateFn, Observation, Params, Update
+from jaxinvert.types import Array, ArrayTree, Batch, ClientUpdateFn, Defense, Key, Observation, Params, Update
 
 
-def observe(client_update: ClientUpdateFn, params: Params, batch: Batch, *, labels_known: bool = True) -> Observation:
+def observe(
+    client_update: ClientUpdateFn,
+    params: Params,
+    batch: Batch,
+    *,
+    defense: Defense = identity,
+    key: Key | None = None,
+    labels_known: bool = True,
+) -> Observation:
     """Runs the client on its private batch and returns what the server sees.
 
     Args:
       client_update: the client's `(params, batch) -> update`.
       params: the model's parameters, as sent to the client.
       batch: the private examples; `inputs [B, ...]` in [0, 1], integer `labels [B]`.
+      defense: what the client does to its update before it sends it.
+      key: for a random defense.
       labels_known: whether the attacker is granted the labels.
 
     Raises:
@@ -23,7 +34,7 @@ def observe(client_update: ClientUpdateFn, params: Params, batch: Batch, *, labe
     """
     observation = Observation(
         params=params,
-        update=client_update(params, batch),
+        update=defense(key, client_update(params, batch)),
         labels=batch.labels if labels_known else None,
         num_examples=batch.inputs.shape[0],
     )

@@ -56,7 +56,11 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
       ValueError: if the file is not a whole npz of plain arrays.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file:
+            if file.read(2) != b"PK":  # np.load would also take a lone array, or offer to unpickle
+                raise ValueError("it is no zip archive")
+            file.seek(0)
+            archive = np.load(file, allow_pickle=False)
             return {name: archive[name] for name in archive.files}
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
         if isinstance(error, FileNotFoundError):

@@ -75,6 +75,8 @@ Objective = Callable[[Update, Update], Array]
 """`(simulated, observed) -> []`: distance between two updates."""
 Regularizer = Callable[[Array], Array]
 """`inputs [B, H, W, C] -> []`: image prior, lower is more plausible."""
+Defense = Callable[[Any, Update], Update]
+"""`(key, update) -> update`, what a client does before it sends; the key may be `None` if nothing is random."""
 SolveFn = Callable[[Key, Observation], Reconstruction]
 """Every attack, iterative or closed form."""
 Scalar = float | Array

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -223,6 +224,30 @@ def test_page_says_when_a_run_was_interrupted_or_selected_by_truth(tmp_path):
     assert "originals are not consulted" not in page.text
 
 
+def test_page_of_a_closed_form_attack(tmp_path):
+    summary = summary_of(*pictures()) | {
+        "selected_by": "closed form",
+        "num_steps": 0,
+        "steps_per_second": None,
+    }
+    summary["targets"] = [{"attack_loss": math.nan, "valid": [True, False]}] * 2
+    summary["assumptions"]["client"] = "one gradient of the mean loss"
+    page = page_of(tmp_path / "x.html", summary=summary, history={})
+    assert "2 client updates, each computed from 2 images, solved in closed form." in page.text
+    assert "one gradient of the mean loss" in page.text
+    for words in ("Selected by", "No finite attack loss", "Spread over restarts", "0 optimizer steps"):
+        assert words not in page.text
+
+
+def test_median_curve_leaves_out_targets_without_a_finite_loss():
+    history = history_of(num_targets=2)
+    history["best_loss"][:, 0] = np.nan
+    chart = report._loss_chart(history, [])
+    assert chart is not None
+    assert chart["legend"][0] == ("thick", "median of 1 target, each with its best restart")
+    assert chart["paths"][-1] == ("thick", chart["paths"][3][1])
+
+
 def test_page_escapes_every_string(tmp_path):
     evil = "</style><script>alert('1')</script>\"'><img src=x onerror=alert(1)>"
 
@@ -345,7 +370,7 @@ def test_captions_name_what_there_is():
     [
         (None, "", "—"), (math.nan, "ssim", "NaN"), (math.inf, "psnr_db", "∞"),
         (-math.inf, "", "-∞"), (4800, "", "4,800"),
-        (12345, "seed", "12345"), (0.1, "", "0.1"), (True, "", "True"),
+        (12345, "seed", "12345"), (0.1, "", "0.1"), (True, "", "True"), (Path("a/b"), "", "a/b"),
         (41.25, "psnr_db", "41.2"), (1e-4, "mse", "1.00e-04"),
     ],
 )  # fmt: skip

@@ -101,7 +101,8 @@ def distinct_inputs(
     sketch = jnp.matmul(units.inputs, projection, precision="highest")
     distance = jnp.linalg.norm(sketch[:, None, :] - sketch[None, :, :], axis=-1)
     size = jnp.linalg.norm(sketch, axis=-1)
-    agree = (distance <= tolerance * jnp.maximum(size[:, None], size[None, :])) & units.valid[:, None] & units.valid
+    close = distance <= tolerance * jnp.maximum(size[:, None], size[None, :])
+    agree = close & units.valid[:, None] & units.valid[None, :]
     votes = jnp.sum(agree, axis=1)
 
     largest = jnp.maximum(jnp.max(units.weight), jnp.finfo(dtype).tiny)

@@ -1,0 +1,524 @@
+"""What a person looks at after an attack: a grid of pictures as PNG, and a self-contained page as HTML.
+
+Both draw numbers that were measured elsewhere and add no verdict to them. The one
+figure computed here is a yardstick: the PSNR that a flat picture of an original's mean color would get.
+Strings may come from anywhere (class names are folder names), so everything that enters the page is escaped.
+
+The summary is the JSON object that `jaxinvert invert` writes. Every key is optional::
+
+    {"config": {"attack", "model", "data", "num_examples", "restarts", "settings": {...}, ...}, "num_steps",
+     "images": [{"target", "example", "label", "class_name", "psnr_db", "ssim", "mse"}, ...],    # N rows
+     "quality": {"psnr_db": {"mean", "median", "q25", "q75", "min", "max"}, "ssim": {...}},
+     "targets": [{"attack_loss", "winner", "restart_losses": [...]}, ...],
+     "selected_by": "attack_loss" | "closed form", "interrupted", "command",
+     "assumptions": {"known": [...], "unknown": [...], "client": "..."},
+     "seconds_compile", "seconds_run", "steps_per_second", "device", "versions": {...}}
+"""
+
+import base64
+import io
+import math
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from numpy.typing import ArrayLike
+from PIL import Image, ImageDraw, ImageFont
+
+SAME_DB = 30.0
+"""Rule of thumb: from this PSNR on, most pictures look the same as their original."""
+HARDLY_DB = 15.0
+"""Rule of thumb: below this PSNR, most pictures are hardly recognizable."""
+
+CLOSED_FORM = "closed form"
+"""`selected_by` of an attack that searches for nothing: no steps, no restarts, no loss curve."""
+
+_LABELS = {"psnr_db": "PSNR (dB)", "ssim": "SSIM", "mse": "MSE", "class_name": "class"}
+_STATISTICS = ("median", "mean", "q25", "q75", "min", "max")
+_PAGE_PIXELS = 4_000_000
+_MAX_LINES, _MAX_POINTS, _MAX_ROWS = 120, 120, 24
+
+
+def save_reconstructions_png(
+    path: str | PathLike[str],
+    *,
+    truth: ArrayLike,
+    reconstruction: ArrayLike,
+    captions: Sequence[str] = (),
+    columns: int | None = None,
+    max_pairs: int = 120,
+    title: str = "",
+) -> None:
+    """Draws originals and reconstructions side by side, small ones enlarged without smoothing.
+
+    Args:
+      path: the file to write.
+      truth: `[N, H, W, C]` originals in [0, 1], `C` 1 or 3; clamped, and black where not finite.
+      reconstruction: `[N, H, W, C]`, matched one-to-one with `truth`.
+      captions: one line under each pair (two at most are shown), such as `captions(summary)`; may be empty.
+      columns: pairs per row; by default what gives a landscape picture with few gaps.
+      max_pairs: pairs drawn; a line says how many were left out.
+      title: a line above the grid, or nothing.
+
+    Raises:
+      ValueError: if the shapes are not two equal `[N, H, W, C]`, or the captions are not 0 or N.
+    """
+    truth, reconstruction = _as_bytes(truth), _as_bytes(reconstruction)
+    _check_pairs(truth, reconstruction)
+    if len(captions) not in (0, len(truth)):
+        raise ValueError(f"captions has {len(captions)} entries, expected 0 or {len(truth)}")
+    if max_pairs < 1 or (columns is not None and columns < 1):
+        raise ValueError(f"max_pairs is {max_pairs} and columns is {columns}, expected at least 1")
+    shown = min(len(truth), max_pairs)
+    side = 256 if shown <= 4 else 128
+    pairs = [(_tile(a, side), _tile(b, side)) for a, b in zip(truth[:shown], reconstruction[:shown])]
+    tile_width, tile_height = pairs[0][0].size
+    margin, inner, gutter, line, header = 24, 6, 28, 19, 22
+    half = max(tile_width, 120)
+    pair_width = 2 * half + inner
+    small, bold = _font(13), _font(17, bold=True)
+    texts = [_wrapped(caption, small, pair_width, 2) for caption in captions[:shown]] or [[]] * shown
+    row_height = tile_height + line * max(map(len, texts)) + 22
+    columns = min(columns or _landscape_columns(shown, pair_width + gutter, row_height), shown)
+    rows = -(-shown // columns)
+    width = 2 * margin + columns * (pair_width + gutter) - gutter
+    title_lines = _wrapped(title, bold, width - 2 * margin, 3)
+    top = margin + (24 * len(title_lines) + 10 if title_lines else 0)
+    left_out = len(truth) - shown
+    height = top + header + rows * row_height - 22 + margin + (line + 12 if left_out else 0)
+
+    canvas = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(canvas)
+    for i, text in enumerate(title_lines):
+        draw.text((margin, margin - 4 + 24 * i), text, font=bold, fill="#1c1b19")
+    for i, ((left, right), lines) in enumerate(zip(pairs, texts)):
+        x = margin + (i % columns) * (pair_width + gutter)
+        y = top + header + (i // columns) * row_height
+        if i < columns:
+            draw.text((x, top), "original", font=small, fill="#5f5b54")
+            draw.text((x + half + inner, top), "reconstruction", font=small, fill="#5f5b54")
+        canvas.paste(left, (x, y))
+        canvas.paste(right, (x + half + inner, y))
+        for j, text in enumerate(lines):
+            draw.text((x, y + tile_height + 5 + line * j), text, font=small, fill="#1c1b19")
+    if left_out:
+        text = f"{left_out:,} more of {len(truth):,} left out"
+        draw.text((margin, height - margin - line + 4), text, font=small, fill="#5f5b54")
+    canvas.save(path, format="PNG")
+
+
+def save_report_html(
+    path: str | PathLike[str],
+    *,
+    summary: Mapping[str, Any],
+    truth: ArrayLike,
+    reconstruction: ArrayLike,
+    history: Mapping[str, ArrayLike] | None = None,
+) -> None:
+    """Writes one HTML page that needs nothing else: no script, no request, pictures and charts inside.
+
+    Where there are more pictures than a page can hold, it shows pairs evenly spread from worst to best PSNR.
+
+    Args:
+      path: the file to write.
+      summary: the run's summary, see the module's docstring; numbers may be NaN, infinite or None.
+      truth: `[N, H, W, C]` originals in [0, 1], `C` 1 or 3, in the order of `summary["images"]`.
+      reconstruction: `[N, H, W, C]`, matched one-to-one with `truth`.
+      history: `step`, `[P]` optimizer steps done at each report, and `best_loss`, `[P, T, R]` lowest attack
+        loss of every restart so far; or `None`.
+
+    Raises:
+      ValueError: if the shapes are not two equal `[N, H, W, C]`, or not `[P]` and `[P, T, R]`.
+    """
+    originals, pictures = _as_bytes(truth), _as_bytes(reconstruction)
+    _check_pairs(originals, pictures)
+    images = [dict(row) for row in summary.get("images") or ()][: len(originals)]
+    images += [{} for _ in range(len(originals) - len(images))]
+    psnr = _floats(row.get("psnr_db") for row in images)
+    targets = list(summary.get("targets") or ())
+    losses = [_floats(target.get("restart_losses") or ()) for target in targets]
+    flat_db = float(np.median([_flat_psnr(image) for image in originals]))
+    names = captions({"images": images}, with_quality=False)
+    figures = [
+        {"name": names[i], "row": images[i]}
+        | {"original": _data_uri(originals[i]), "rebuilt": _data_uri(pictures[i])}
+        for i in _spread(psnr, originals[0].shape)
+    ]
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(number=_number, duration=_duration)
+    source = resources.files("jaxinvert").joinpath("templates/report.html.jinja").read_text(encoding="utf-8")
+    page = environment.from_string(source).render(
+        summary=summary, headline=_headline(psnr, summary), lede=_lede(summary), command=_command(summary),
+        quality=summary.get("quality") or {}, statistics=_STATISTICS, labels=_LABELS,
+        flat_db=flat_db, same_db=SAME_DB, hardly_db=HARDLY_DB,
+        closed=summary.get("selected_by") == CLOSED_FORM,
+        figures=figures, shape=originals.shape, several=len(images) > 1,
+        images=images, columns=list(dict.fromkeys(key for row in images for key in row)),
+        psnr_chart=_psnr_chart(psnr, flat_db), loss_chart=_loss_chart(history, targets),
+        restart_chart=_restart_chart(targets, losses), restarts=_restarts_in_words(losses),
+        settings=_flattened(summary.get("config") or {}), versions=_flattened(summary.get("versions") or {}),
+    )  # fmt: skip
+    Path(path).write_bytes(page.encode("utf-8", "replace"))  # folder names may hold lone surrogates
+
+
+def captions(summary: Mapping[str, Any], *, with_quality: bool = True) -> list[str]:
+    """Names every image of a summary: "cat · 41.2 dB · SSIM 0.990", or "cat" only."""
+    lines = []
+    for i, row in enumerate(summary.get("images") or ()):
+        name = row.get("class_name")
+        if name is None:
+            name = f"image {i}" if row.get("label") is None else f"class {row['label']}"
+        parts = [str(name)]
+        if with_quality and "psnr_db" in row:
+            parts.append(_number(row["psnr_db"], "psnr_db") + " dB")
+        if with_quality and "ssim" in row:
+            parts.append("SSIM " + _number(row["ssim"], "ssim"))
+        lines.append(" · ".join(parts))
+    return lines
+
+
+# Words ----------------------------------------------------------------------------------------------------
+
+
+def _headline(psnr: np.ndarray, summary: Mapping[str, Any]) -> str:
+    """States how many images came back how well, and nothing else."""
+    count, same = len(psnr), int(np.sum(psnr >= SAME_DB))
+    if np.isnan(psnr).all():
+        return f"{_plural(count, 'private image')} attacked; no PSNR was measured"
+    if count == 1:
+        return f"The private image came back at a PSNR of {_number(psnr[0], 'psnr_db')}\u00a0dB"
+    median = ((summary.get("quality") or {}).get("psnr_db") or {}).get("median", np.nanmedian(psnr))
+    share = f"All {count:,}" if same == count else f"{same:,} of {count:,}" if same else f"None of {count:,}"
+    return (
+        f"{share} private images came back at {SAME_DB:.0f}\u00a0dB or more; "
+        f"the median PSNR is {_number(median, 'psnr_db')}\u00a0dB"
+    )
+
+
+def _lede(summary: Mapping[str, Any]) -> str:
+    """Says what was attacked: attack, model, data, updates, restarts and steps, as far as they are known."""
+    config = summary.get("config") or {}
+    text = f"Attack {config['attack']}" if config.get("attack") else "A gradient-inversion attack"
+    text += f" on the model {config['model']}" if config.get("model") else ""
+    text += f", data {config['data']}" if config.get("data") else ""
+    facts = []
+    if num_targets := len(summary.get("targets") or ()):
+        facts.append(_plural(num_targets, "client update"))
+    if batch := config.get("num_examples"):
+        facts.append(("each " if num_targets > 1 else "") + "computed from " + _plural(batch, "image"))
+    steps = summary.get("num_steps", config.get("steps"))
+    if summary.get("selected_by") == CLOSED_FORM:
+        facts.append("solved in closed form")
+    else:
+        facts += [_plural(config["restarts"], "restart")] if config.get("restarts") else []
+        facts += [_plural(steps, "optimizer step")] if steps is not None else []
+    return text + (": " + ", ".join(facts) if facts else "") + "."
+
+
+def _restarts_in_words(losses: Sequence[np.ndarray]) -> str:
+    """Describes how far the restarts of a target lie apart."""
+    if max(map(len, losses), default=0) < 2:
+        return ""
+    finite = [row[np.isfinite(row)] for row in losses]
+    ratios = [row.max() / row.min() for row in finite if len(row) > 1 and row.min() > 0]
+    failed = sum(map(len, losses)) - sum(map(len, finite))
+    text = ""
+    if ratios:
+        where = "In the median target, the" if len(losses) > 1 else "The"
+        text = (
+            f"{where} worst restart ended at {_number(float(np.median(ratios)))} times the loss of the best. "
+        )
+    return text + (
+        f"{failed:,} of {_plural(sum(map(len, losses)), 'restart')} found no finite loss." if failed else ""
+    )
+
+
+def _number(value: Any, key: str = "") -> str:
+    """Writes a number for people; what is not finite as NaN or ∞, what is absent as a dash."""
+    if value is None:
+        return "—"
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        return str(value)
+    number = float(value)
+    if math.isnan(number):
+        return "NaN"
+    if math.isinf(number):
+        return "∞" if number > 0 else "-∞"
+    if key in ("psnr_db", "ssim"):
+        return f"{number:.1f}" if key == "psnr_db" else f"{number:.3f}"
+    if isinstance(value, int | np.integer):
+        return str(value) if key in ("seed", "label") else f"{value:,}"
+    return f"{number:.2e}" if key == "mse" else f"{number:.3g}"
+
+
+def _duration(seconds: Any) -> str:
+    """Writes seconds as "4.2 s", "3 min 12 s" or "2 h 05 min"."""
+    if not isinstance(seconds, int | float | np.number) or not math.isfinite(seconds):
+        return _number(seconds)
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(float(seconds)), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _plural(count: Any, noun: str) -> str:
+    return f"{_number(count)} {noun}" + ("" if count == 1 else "s")
+
+
+def _flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Turns nested settings into pairs such as `("settings.tv", "0.01")`."""
+    pairs = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            pairs += _flattened(value, f"{prefix}{key}.")
+        else:
+            items = value if isinstance(value, list | tuple) else [value]
+            pairs.append((f"{prefix}{key}", ", ".join(_number(item, key) for item in items)))
+    return pairs
+
+
+def _command(summary: Mapping[str, Any]) -> str:
+    command = summary.get("command") or ""
+    return shlex.join(map(str, command)) if isinstance(command, list | tuple) else str(command)
+
+
+# Charts: points in percent of a plot that stretches with the page; the template sets the text around it ---
+
+
+def _psnr_chart(psnr: np.ndarray, flat_db: float) -> dict[str, Any] | None:
+    """One dot per image along the decibels, stacked by the decibel; exact images stand at the right edge."""
+    known = np.sort(psnr[~np.isnan(psnr)])
+    if not len(known):
+        return None
+    finite = known[np.isfinite(known)]
+    low, high = min([5.0, *finite - 1]), max([45.0, *finite + 2])
+    place, ticks = _axis([low, high])
+    x = place(np.clip(known, low, high))
+    _, columns, counts = np.unique((x / 2.5).astype(int), return_inverse=True, return_counts=True)
+    level = np.arange(len(x)) - (np.cumsum(counts) - counts)[columns]
+    rise = min(11.0, 110 / max(1, level.max()))
+    height = 112 + rise * level.max()
+    center = np.array([x[columns == column].mean() for column in range(len(counts))])
+    hardly, same = float(place(HARDLY_DB)), float(place(SAME_DB))
+    exact, missing = int(np.sum(np.isposinf(known))), len(psnr) - len(known)
+    return {
+        "height": round(height), "x": ticks,
+        "paths": [("dot", _dots(center[columns], 100 - 100 * (9 + rise * level) / height))],
+        "bands": [
+            (0, hardly, f"below {HARDLY_DB:.0f}\u00a0dB: hardly recognizable", "shade"),
+            (hardly, same, "in between", ""),
+            (same, 100, f"above {SAME_DB:.0f}\u00a0dB: looks the same", "shade"),
+        ],
+        "marks": [(float(place(flat_db)), "flat color")] if low <= flat_db <= high else [],
+        "x_title": "PSNR in dB, one dot per image"
+        + (f"; {exact:,} without any error (∞ dB) at the right edge" if exact else "")
+        + (f"; {missing:,} without a PSNR not drawn" if missing else ""),
+        "alt": f"One dot per image from {low:.0f} to {high:.0f} dB; the table of images has the numbers.",
+    }  # fmt: skip
+
+
+def _loss_chart(
+    history: Mapping[str, ArrayLike] | None, targets: Sequence[Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """Lowest attack loss so far over steps: restarts thin, the winner (or the median over targets) thick."""
+    if not history or not np.size(history["step"]):
+        return None
+    step, loss = (np.asarray(history[key], dtype=float) for key in ("step", "best_loss"))
+    if loss.ndim != 3 or step.shape != loss.shape[:1]:
+        raise ValueError(f"history has step {step.shape}, best_loss {loss.shape}, expected [P] and [P, T, R]")
+    finite = loss[np.isfinite(loss)]
+    if not len(finite):
+        return None
+    keep = np.unique(np.linspace(0, len(step) - 1, _MAX_POINTS).astype(int))
+    step, loss = step[keep], np.where(np.isfinite(loss), loss, np.inf)[keep]
+    _, num_targets, num_restarts = loss.shape
+    lowest = loss.min(axis=2)
+    thin, thin_name = loss.reshape(len(step), -1), "every restart"
+    if num_targets == 1:
+        winner = (targets[0].get("winner") if targets else None) or 0
+        winner = winner if targets and 0 <= winner < num_restarts else int(np.argmin(loss[-1, 0]))
+        thick, name = loss[:, 0, winner], "the restart that is shown"
+    else:
+        lowest = lowest[:, np.isfinite(lowest).any(axis=0)]
+        thick = np.median(lowest, axis=1)
+        name = f"median of {_plural(lowest.shape[1], 'target')}, each with its best restart"
+    if thin.shape[1] > _MAX_LINES:
+        thin, thin_name = lowest[:, :_MAX_LINES], f"best restart of each target ({_MAX_LINES} at most)"
+    log = bool(finite.min() > 0)
+    place_y, y_ticks = _axis(finite, log=log, pad=0.04)
+    place_x, x_ticks = _axis(step)
+    lines = [*((column, "thin") for column in thin.T if thin.shape[1] > 1), (thick, "thick")]
+    start, end = _number(float(thick[0])), _number(float(thick[-1]))
+    return {
+        "height": 300, "x": x_ticks, "y": [(100 - at, label) for at, label in y_ticks],
+        "paths": [(style, _line(place_x(step), 100 - place_y(column))) for column, style in lines],
+        "x_title": "optimizer steps", "y_title": f"attack loss, {'log' if log else 'linear'} scale",
+        "alt": f"Attack loss over {step[-1]:,.0f} steps; {name}: from {start} to {end}.",
+        "legend": [("thick", name), ("thin", thin_name)][: len(lines)],
+    }  # fmt: skip
+
+
+def _restart_chart(
+    targets: Sequence[Mapping[str, Any]], losses: Sequence[np.ndarray]
+) -> dict[str, Any] | None:
+    """A row per target: the final attack loss of every restart, the winner marked."""
+    finite = np.concatenate([row[np.isfinite(row)] for row in losses]) if losses else np.zeros(0)
+    if max(map(len, losses), default=0) < 2 or not len(finite):
+        return None
+    rows = min(len(losses), _MAX_ROWS)
+    log = bool(finite.min() > 0)
+    place, ticks = _axis(finite, log=log, pad=0.04)
+    y = 100 * (np.arange(rows) + 0.5) / rows
+    points: dict[str, list[tuple[float, float]]] = {"dot": [], "won": []}
+    for row, at, target in zip(losses, y, targets):
+        for i in np.flatnonzero(np.isfinite(row)):
+            points["won" if i == target.get("winner") else "dot"].append((float(place(row[i])), at))
+    return {
+        "height": 22 * rows + 12, "x": ticks, "y": [(at, f"target {i}") for i, at in enumerate(y)],
+        "paths": [(style, _dots(*np.array(pairs).T)) for style, pairs in points.items() if pairs],
+        "x_title": f"final attack loss, {'log' if log else 'linear'} scale"
+        + (f"; {_plural(len(losses) - rows, 'more target')} not drawn" if len(losses) > rows else ""),
+        "alt": f"Final attack loss of every restart for {_plural(rows, 'target')}, the winners marked.",
+        "legend": [("won", "the restart that is shown"), ("dot", "other restarts")],
+    }  # fmt: skip
+
+
+def _axis(
+    values: ArrayLike, *, log: bool = False, pad: float = 0.0
+) -> tuple[Callable[[ArrayLike], np.ndarray], list[tuple[float, str]]]:
+    """Returns what maps values to percent of an axis, and its ticks as `(percent, label)`."""
+    from matplotlib import ticker
+
+    forward = np.log10 if log else np.asarray
+    low, high = (float(forward(value)) for value in (np.min(values), np.max(values)))
+    extra = pad * (high - low) if high > low else max(0.1, 0.1 * abs(low))
+    low, high = low - extra, high + extra
+
+    def place(at: ArrayLike) -> np.ndarray:
+        return 100 * (forward(np.asarray(at, dtype=float)) - low) / (high - low)
+
+    bounds = (10**low, 10**high) if log else (low, high)
+    locators: list[ticker.Locator] = [ticker.MaxNLocator(5, steps=[1, 2, 5, 10])]
+    if log:
+        locators = [ticker.LogLocator(subs=subs, numticks=7) for subs in ((1,), (1, 3))] + locators
+    ticks: list[float] = []
+    for locator in locators:
+        ticks = [at for at in map(float, locator.tick_values(*bounds)) if bounds[0] <= at <= bounds[1]]
+        if len(ticks) >= 3:
+            break
+    return place, [(float(place(at)), f"{at:,.0f}" if abs(at) >= 10 else _number(at)) for at in ticks]
+
+
+def _line(x: np.ndarray, y: np.ndarray) -> str:
+    """SVG path through the finite points; it ends in a stroke without length, so that a lone point shows."""
+    points = [f"{across:.2f} {down:.2f}" for across, down in zip(x, y) if np.isfinite(down)]
+    return "M" + "L".join(points) + "h0" if points else ""
+
+
+def _dots(x: np.ndarray, y: np.ndarray) -> str:
+    """SVG path of strokes without length: round caps keep them round, however the plot is stretched."""
+    return "".join(f"M{across:.2f} {down:.2f}h0" for across, down in zip(x, y))
+
+
+# Pictures -------------------------------------------------------------------------------------------------
+
+
+def _check_pairs(truth: np.ndarray, reconstruction: np.ndarray) -> None:
+    if (
+        truth.ndim != 4
+        or truth.shape != reconstruction.shape
+        or not truth.size
+        or truth.shape[3] not in (1, 3)
+    ):
+        raise ValueError(
+            f"truth is {truth.shape} and reconstruction is {reconstruction.shape}, "
+            "expected two equal [N, H, W, C] with N at least 1 and C 1 or 3"
+        )
+
+
+def _as_bytes(images: ArrayLike) -> np.ndarray:
+    pixels = np.nan_to_num(np.asarray(images, dtype=np.float32), nan=0.0, posinf=1.0, neginf=0.0)
+    return np.rint(255 * np.clip(pixels, 0, 1)).astype(np.uint8)
+
+
+def _image(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def _data_uri(pixels: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    _image(pixels).save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _tile(pixels: np.ndarray, side: int) -> Image.Image:
+    """Enlarges by a whole factor to at least `side` pixels; larger pictures are reduced to at most 256."""
+    image = _image(pixels).convert("RGB")
+    factor = -(-side // max(image.size))
+    if factor > 1:
+        return image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
+    image.thumbnail((256, 256))
+    return image
+
+
+def _flat_psnr(pixels: np.ndarray) -> float:
+    """PSNR in dB of a picture that shows the mean color everywhere; infinite if the picture does, too."""
+    scaled = pixels / 255.0
+    mse = float(np.mean((scaled - scaled.mean(axis=(0, 1))) ** 2))
+    return -10 * math.log10(mse) if mse else math.inf
+
+
+def _spread(psnr: np.ndarray, shape: Sequence[int]) -> list[int]:
+    """Chooses the pairs of a page: all of them, or evenly spread from the worst to the best."""
+    budget = min(max(_PAGE_PIXELS // (2 * shape[0] * shape[1]), 12), 120)
+    if len(psnr) <= budget:
+        return list(range(len(psnr)))
+    order = np.argsort(np.where(np.isnan(psnr), -np.inf, psnr), kind="stable")
+    return sorted(int(i) for i in order[np.linspace(0, len(psnr) - 1, budget).astype(int)])
+
+
+def _landscape_columns(count: int, width: int, height: int) -> int:
+    def cost(columns: int) -> float:
+        rows = -(-count // columns)
+        return abs(math.log(columns * width / (rows * height) / 1.5)) + (rows * columns - count) / count
+
+    return min(range(1, count + 1), key=cost)
+
+
+def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib: the same letters on every machine."""
+    import matplotlib
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", name)), size)
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int) -> list[str]:
+    """Breaks text into lines of at most `width` pixels; what does not fit ends in an ellipsis."""
+    rest = " ".join(text.encode("utf-8", "replace").decode("utf-8").split())[:400]
+    lines: list[str] = []
+    while rest:
+        fits = len(rest)
+        while fits > 1 and font.getlength(rest[:fits]) > width:
+            fits -= 1
+        if fits < len(rest) and len(lines) == max_lines - 1:
+            return [*lines, rest[: max(fits - 1, 1)].rstrip() + "…"]
+        if fits < len(rest) and " " in rest[: fits + 1]:
+            fits = rest.rindex(" ", 0, fits + 1)
+        lines.append(rest[:fits].rstrip(" ·"))
+        rest = rest[fits:].lstrip(" ·")
+    return lines
+
+
+def _floats(values: Any) -> np.ndarray:
+    """Numbers of a JSON list, `[n]`; null and what is no number become NaN."""
+    return np.array(
+        [value if isinstance(value, int | float | np.number) else np.nan for value in values], dtype=float
+    )

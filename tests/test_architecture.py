@@ -1,0 +1,85 @@
+"""The house keeps its plan: imports only go down the list of rooms, and rooms stay small."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "jaxinvert"
+
+ROOMS = [
+    "types",
+    "nn",
+    "models",
+    "data",
+    "gradients",
+    "objectives",
+    "regularizers",
+    "parametrizations",
+    "metrics",
+    "clients",
+    "defenses",
+    "observe",
+    "matching",
+    "search",
+    "analytic",
+    "attacks",
+    "job",
+    "store",
+    "report",
+    "cli",
+    "__main__",
+]
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_modules(path: Path) -> set[str]:
+    """The `jaxinvert` modules that a file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {module for module in found if module.startswith("jaxinvert.")}
+
+
+def test_every_room_is_on_the_list():
+    assert {room_of(path) for path in FILES} == set(ROOMS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_only_go_down(path):
+    here = ROOMS.index(room_of(path))
+    for module in imported_modules(path):
+        room = module.split(".")[1]
+        assert ROOMS.index(room) <= here, f"{path.name} imports {module}, which comes later"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_rooms_stay_small(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 420
+
+
+def test_only_jobs_see_truth_and_reconstruction_together():
+    """Attacks, matching and search cannot import the measures that need truth, nor the data."""
+    for path in FILES:
+        if room_of(path) in {"matching", "search", "analytic", "attacks", "objectives", "parametrizations"}:
+            rooms = {module.split(".")[1] for module in imported_modules(path)}
+            assert not rooms & {"metrics", "data", "job"}, path
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_is_unpickled_and_nothing_below_the_store_prints(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert not {"pickle", "dill", "cloudpickle", "joblib"} & {
+        alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+    }
+    if ROOMS.index(room_of(path)) < ROOMS.index("store") and path.name != "make_photos.py":
+        calls = [n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+        assert "print" not in calls

@@ -1,0 +1,156 @@
+"""The command line as a user calls it: files, figures, errors and interrupts."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxinvert import cli, job, store
+
+FAST = ["invert", "--model", "small-convnet", "--size", "16", "--targets", "2", "--restarts", "2"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One run through the public interface."""
+    folder = tmp_path_factory.mktemp("run")
+    assert cli.main([*FAST, "--steps", "40", "--tv", "1e-4", "--out", str(folder)]) == 0
+    return folder
+
+
+def test_writes_the_four_files(finished):
+    assert {path.name for path in finished.iterdir()} == {
+        "summary.json",
+        "reconstructions.npz",
+        "reconstructions.png",
+        "report.html",
+    }
+    assert (finished / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_summary_tells_all(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["config"]["model"] == "small-convnet"
+    assert summary["config"]["settings"] == {"tv": 1e-4, "learning_rate": 0.1}
+    assert summary["num_steps"] == 40
+    assert summary["selected_by"] == "attack_loss"
+    assert summary["interrupted"] is False
+    assert [image["class_name"] for image in summary["images"]] == ["astronaut", "cat"]
+    assert summary["steps_per_second"] == pytest.approx(40 * 2 * 2 / summary["seconds_run"])
+    for target in summary["targets"]:
+        assert target["attack_loss"] == min(target["restart_losses"])
+        assert target["restart_losses"][target["winner"]] == target["attack_loss"]
+    assert set(summary["versions"]) >= {"jax", "jaxinvert", "python"}
+    assert summary["device"]
+    assert summary["command"].startswith("jaxinvert invert")
+
+
+def test_the_figures_can_be_computed_again_from_the_arrays(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    arrays = store.load_arrays(finished / "reconstructions.npz")
+    assert arrays["truth"].shape == arrays["reconstruction"].shape == (2, 16, 16, 3)
+    for array in arrays.values():
+        assert array.dtype == np.float32
+        assert array.min() >= 0
+        assert array.max() <= 1
+    mse = np.mean((arrays["truth"] - arrays["reconstruction"]) ** 2, axis=(1, 2, 3))
+    for image, expected in zip(summary["images"], mse):
+        assert image["mse"] == pytest.approx(expected, rel=1e-4)
+        assert image["psnr_db"] == pytest.approx(-10 * np.log10(expected), abs=1e-3)
+
+
+def test_same_seed_same_result(finished, tmp_path):
+    cli.main([*FAST, "--steps", "40", "--tv", "1e-4", "--out", str(tmp_path)])
+    first, again = (store.load_arrays(folder / "reconstructions.npz") for folder in (finished, tmp_path))
+    np.testing.assert_array_equal(first["reconstruction"], again["reconstruction"])
+
+
+def test_truth_does_not_enter_the_attack(finished):
+    """Noise in the place of truth after the clients have run: the reconstructions do not move."""
+    config = job.JobConfig(model="small-convnet", size=16, targets=2, restarts=2, steps=40, tv=1e-4)
+    task = job.prepare(config)
+    poisoned = task._replace(truth=task.truth._replace(inputs=task.truth.inputs * np.nan))
+    found = job.execute(config, poisoned).reconstructions
+    expected = store.load_arrays(finished / "reconstructions.npz")["reconstruction"]
+    np.testing.assert_array_equal(np.asarray(found.inputs)[:, 0], expected)
+
+
+def test_closed_form(tmp_path):
+    arguments = ["invert", "--attack", "dense-layer", "--model", "mlp", "--size", "16", "--targets", "3"]
+    assert cli.main([*arguments, "--out", str(tmp_path)]) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["quality"]["psnr_db"]["min"] > 80
+    assert summary["selected_by"] == "closed form"
+    assert summary["assumptions"]["unknown"] == ["images", "labels"]
+
+
+def test_interrupt_writes_the_best_so_far(tmp_path, monkeypatch):
+    reports = []
+
+    def interrupt_at_second(config, task, *, on_progress):
+        def on_report(progress):
+            on_progress(progress)
+            reports.append(progress)
+            if len(reports) == 2:
+                raise KeyboardInterrupt
+
+        return execute(config, task, on_progress=on_report)
+
+    execute = job.execute
+    monkeypatch.setattr(job, "execute", interrupt_at_second)
+    status = cli.main([*FAST, "--steps", "100000", "--out", str(tmp_path)])
+    assert status == 130
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["interrupted"] is True
+    assert summary["num_steps"] == reports[1].step < 100000
+    assert summary["targets"][0]["attack_loss"] == pytest.approx(float(reports[1].best_loss[0].min()))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "lenett"], "unknown model 'lenett'.*did you mean 'lenet'"),
+        (["--attack", "magic"], "unknown attack 'magic'.*inverting-gradients"),
+        (["--data", "nowhere"], "no dataset 'nowhere'"),
+        (["--split", "holdout"], "holdout"),
+        (["--targets", "99"], "99 targets of 1 examples need 99 images.*has 10"),
+        (["--steps", "-1"], "steps is -1, expected at least 0"),
+        (["--restarts", "0"], "restarts is 0, expected at least 1"),
+        (["--tv", "nan"], "tv is nan, expected a finite"),
+        (["--attack", "dense-layer", "--tv", "1"], "'dense-layer' has no tv"),
+        (["--attack", "dense-layer"], "one biased dense layer that reads images"),
+        (["--size", "0"], "size is 0"),
+    ],
+)
+def test_bad_input_is_one_clear_error_and_writes_nothing(arguments, message, tmp_path, capsys):
+    import re
+
+    try:
+        status = cli.main(["invert", *arguments, "--out", str(tmp_path / "out")])
+    except SystemExit as stop:  # what the argument parser itself refuses
+        status = stop.code
+    captured = capsys.readouterr()
+    text = re.sub(r"[\s│╭╰─╮╯]+", " ", captured.err + captured.out)
+    assert status == 2
+    assert re.search(message, text), text
+    assert "Traceback" not in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_list_names_everything(capsys):
+    assert cli.main(["list"]) == 0
+    text = capsys.readouterr().out
+    for name in ("inverting-gradients", "dense-layer", "lenet", "resnet20-4", "photos", "cifar10", "cosine", "total-variation"):
+        assert name in text
+
+
+def test_unprepared_data_names_the_command_that_prepares_it(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert cli.main(["invert", "--data", "mnist", "--out", str(tmp_path / "out")]) == 2
+    assert "jaxinvert data prepare mnist" in capsys.readouterr().err
+
+
+def test_data_prepare_without_the_files_says_what_is_missing(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert cli.main(["data", "prepare", "mnist", "--from", str(tmp_path)]) == 2
+    assert "train-images-idx3-ubyte.gz" in capsys.readouterr().err

@@ -1,0 +1,92 @@
+"""One contract for everything that is registered: jit equals eager, vmap equals a loop, finite gradients, dtypes kept."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinvert import objectives, parametrizations, regularizers, search
+from jaxinvert.attacks import registry
+from jaxinvert.types import Attack
+from tests.conftest import SHAPE
+
+IMAGES = jax.random.uniform(jax.random.key(0), (3, 2, 5, 6, 3))
+
+
+def updates(key):
+    keys = jax.random.split(key)
+    return {"kernel": jax.random.normal(keys[0], (3, 4, 5)), "bias": jax.random.normal(keys[1], (3, 5))}
+
+
+@pytest.mark.parametrize("name", objectives.REGISTRY)
+def test_objective(name):
+    objective = objectives.REGISTRY[name]
+    simulated, observed = updates(jax.random.key(1)), updates(jax.random.key(2))
+    mapped = jax.jit(jax.vmap(objective))(simulated, observed)
+    for t in range(3):
+        one = [jax.tree.map(lambda leaf, t=t: leaf[t], tree) for tree in (simulated, observed)]
+        np.testing.assert_allclose(objective(*one), mapped[t], rtol=1e-5)
+    assert mapped.dtype == jnp.float32
+    assert bool(jnp.all(mapped > 0))
+    gradient = jax.grad(lambda tree: jnp.sum(jax.vmap(objective)(tree, observed)))(simulated)
+    for leaf in jax.tree.leaves(gradient):
+        assert bool(jnp.all(jnp.isfinite(leaf)))
+        assert bool(jnp.any(leaf != 0))
+    with jax.enable_x64(True):
+        double = [jax.tree.map(lambda leaf: leaf.astype(jnp.float64), tree) for tree in (simulated, observed)]
+        assert objective(*double).dtype == jnp.float64
+
+
+@pytest.mark.parametrize("name", regularizers.REGISTRY)
+def test_regularizer(name):
+    regularizer = regularizers.REGISTRY[name]
+    mapped = jax.jit(jax.vmap(regularizer))(IMAGES)
+    for t in range(3):
+        np.testing.assert_allclose(regularizer(IMAGES[t]), mapped[t], rtol=1e-5)
+    assert regularizer(IMAGES[0]).shape == ()
+    assert regularizer(IMAGES[0][::-1]) == pytest.approx(float(regularizer(IMAGES[0])), rel=1e-5)  # batch order
+    assert bool(jnp.all(jnp.isfinite(jax.grad(regularizer)(IMAGES[0] * 3 - 1))))
+
+
+def test_parametrization():
+    pixels = parametrizations.pixels(SHAPE, mean=0.5, std=0.25)
+    variables = jax.vmap(pixels.init)(jax.random.split(jax.random.key(0), 3))
+    assert len({float(lane.sum()) for lane in variables}) == 3
+    np.testing.assert_allclose(jax.jit(jax.vmap(pixels.decode))(variables)[1], pixels.decode(variables[1]), rtol=1e-6)
+    inside = pixels.decode(pixels.project(variables[0] * 100))
+    assert float(inside.min()) >= -1e-6
+    assert float(inside.max()) <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("name", registry.REGISTRY)
+def test_attack(name, victim, victims):
+    """Traced once, vmap equals a loop, different keys start differently, and the result has its promised form."""
+    _, observations = victims
+    setting = registry.Setting(victim.client_update, SHAPE, (0.0,), (1.0,))
+    recipe = registry.REGISTRY[name]
+    traces = []
+
+    def solve(key, observation, hyperparameters):
+        traces.append(name)
+        built = recipe.build(setting, hyperparameters, 10.0)
+        return (search.run(built, num_steps=2) if isinstance(built, Attack) else built)(key, observation)
+
+    axes = observations._replace(params=None, num_examples=None)
+    axes = jax.tree.map(lambda leaf: 0, axes)
+    compiled = jax.jit(jax.vmap(solve, in_axes=(0, axes, None)))
+    keys = jax.random.split(jax.random.key(0), 3)
+    hyperparameters = {key: jnp.float32(value) for key, value in recipe.hyperparameters.items()}
+    together = compiled(keys, observations, hyperparameters)
+    compiled(keys[::-1], observations, jax.tree.map(lambda value: value * 2, hyperparameters))
+    assert len(traces) == 1
+
+    assert together.inputs.shape == (3, *SHAPE)
+    assert together.inputs.dtype == jnp.float32
+    assert float(together.inputs.min()) >= 0
+    assert float(together.inputs.max()) <= 1
+    assert together.attack_loss.shape == (3,)
+    assert bool(jnp.all(jnp.isfinite(together.attack_loss)))
+    for t in range(3):
+        one = jax.tree.map(lambda leaf, t=t: leaf[t], observations._replace(params=None, num_examples=None))
+        alone = solve(keys[t], one._replace(params=observations.params, num_examples=1), hyperparameters)
+        np.testing.assert_allclose(alone.attack_loss, together.attack_loss[t], rtol=1e-3, atol=1e-6)
