@@ -109,9 +109,7 @@ class Program:
         self, name: str, num_restarts: int, num_targets: int, *, conv_general_dilated: Callable | None
     ) -> None:
         victims = data.load("photos", split=f"test[:{num_targets}]")
-        model = models.create(
-            name, mean=victims.mean, std=victims.std, conv_general_dilated=conv_general_dilated
-        )
+        model = models.create(name, mean=victims.mean, std=victims.std, conv_general_dilated=conv_general_dilated)
         self.client_update: ClientUpdateFn = fedsgd(models.cross_entropy(model.apply))
         params = jax.jit(model.init)(jax.random.key(0))
         batches = Batch(jnp.asarray(victims.images)[:, None], jnp.asarray(victims.labels)[:, None])
@@ -140,7 +138,7 @@ class Program:
         attack = self.make_attack({})
         state = attack.init(jax.random.key(0), observation)
         cost = jax.jit(attack.step).lower(jax.random.key(0), state, observation).compile().cost_analysis()
-        return float(cost["flops"])
+        return float((cost or {})["flops"])
 
     def temporary_bytes(self) -> int:
         """Memory that the compiled program needs beside its arguments and results."""

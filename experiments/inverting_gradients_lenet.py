@@ -4,7 +4,7 @@ Setting: DLG's LeNet with weights U(-0.5, 0.5), normalized CIFAR-10 images, one 
 4,800 signed Adam steps, TV 1e-2; PSNR on [0, 1]. Published (Geiping et al. 2020, mean over 100 images, one
 restart): 18.00 +- 3.33 dB. Restarts are selected by attack loss.
 
-Command:  python -m experiments.inverting_gradients_lenet --data FILE.npz --json experiments/results/inverting_gradients_lenet.json
+Command:  python -m experiments.inverting_gradients_lenet --data cifar10 --json FILE
 Smoke:    python -m experiments.inverting_gradients_lenet --smoke
 Measured: see experiments/README.md
 """

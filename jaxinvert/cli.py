@@ -70,7 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[:2] == ["data", "prepare"]:  # two words, one command
         arguments[:2] = ["data prepare"]
     try:
-        command = tyro.cli(Command, prog="jaxinvert", description="Measure what a federated-learning update leaks.", args=arguments)
+        command = tyro.cli(
+            Command,
+            prog="jaxinvert",
+            description="Measure what a federated-learning update leaks.",
+            args=arguments,
+        )
         return _COMMANDS[type(command)](command, command_line)
     except (BadInputError, OSError) as error:
         Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
@@ -177,7 +182,9 @@ def _list(command: List, command_line: str) -> int:
         "regularizers": {name: _first_line(prior) for name, prior in regularizers.REGISTRY.items()},
     }
     for kind, entries in rows.items():
-        table = Table(title=kind, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2))
+        table = Table(
+            title=kind, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2)
+        )
         for name, summary in entries.items():
             table.add_row(name, Text(summary))
         console.print(table)
@@ -212,7 +219,14 @@ def _table(summary: dict) -> Table:
     quality = summary["quality"]
     table.add_section()
     table.add_row(
-        "median", "", "", *(f"{quality[name]['median']:{style}}" for name, style in [("psnr_db", ".2f"), ("ssim", ".3f"), ("mse", ".2e")]), ""
+        "median",
+        "",
+        "",
+        *(
+            f"{quality[name]['median']:{style}}"
+            for name, style in [("psnr_db", ".2f"), ("ssim", ".3f"), ("mse", ".2e")]
+        ),
+        "",
     )
     return table
 

@@ -17,9 +17,7 @@ def mean_gradient(loss_fn: LossFn) -> ClientUpdateFn:
     return jax.grad(loss_fn)
 
 
-def per_example_gradients(
-    loss_fn: LossFn, *, chunk_size: int | None = None
-) -> Callable[[Params, Batch], ArrayTree]:
+def per_example_gradients(loss_fn: LossFn, *, chunk_size: int | None = None) -> Callable[[Params, Batch], ArrayTree]:
     """Returns `(params, batch) -> gradients [B, ...]`, one gradient per example.
 
     Every example is shown to `loss_fn` as a batch of one, so the loss must not couple examples (no batch

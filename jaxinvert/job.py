@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -82,9 +82,13 @@ class JobConfig:
           ValueError: if one was given that the attack does not have.
         """
         known = registry.REGISTRY[self.attack].hyperparameters
-        given = {name: value for name, value in {"tv": self.tv, "learning_rate": self.lr}.items() if value is not None}
+        given = {
+            name: value for name, value in {"tv": self.tv, "learning_rate": self.lr}.items() if value is not None
+        }
         if unknown := sorted(given.keys() - known.keys()):
-            raise ValueError(f"attack {self.attack!r} has no {' and no '.join(unknown)}; it has {sorted(known) or 'none'}")
+            raise ValueError(
+                f"attack {self.attack!r} has no {' and no '.join(unknown)}; it has {sorted(known) or 'none'}"
+            )
         return {**known, **given}
 
 
@@ -187,7 +191,7 @@ def execute(
         return _execute_closed_form(over_targets(attack), key, task.observations)
 
     search = Stepwise(
-        lambda traced: recipe.build(setting, traced["hyperparameters"], traced["horizon"]),
+        lambda traced: cast(Attack, recipe.build(setting, traced["hyperparameters"], traced["horizon"])),
         num_restarts=config.restarts,
         chunk_size=config.chunk,
     )
@@ -252,9 +256,7 @@ def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
         "config": {field.name: getattr(config, field.name) for field in fields(JobConfig)}
         | {"settings": config.hyperparameters()},
         "images": images,
-        "quality": {
-            name: _spread([image[name] for image in images]) for name in ("psnr_db", "ssim", "mse")
-        },
+        "quality": {name: _spread([image[name] for image in images]) for name in ("psnr_db", "ssim", "mse")},
         "targets": targets,
         "selected_by": "attack_loss" if execution.history else "closed form",
         "num_steps": execution.num_steps if execution.history else 0,

@@ -57,7 +57,8 @@ def gradient_matching(
 
     def attack_loss(variables: ArrayTree, observation: Observation) -> tuple[Array, Array]:
         inputs = parametrization.decode(variables)
-        simulated = client_update(observation.params, Batch(inputs, observation.labels))
+        labels = require(observation, "labels", attack=name)
+        simulated = client_update(observation.params, Batch(inputs, labels))
         distance = objective(simulated, observation.update)
         return distance + regularizer(inputs), distance
 
@@ -66,7 +67,10 @@ def gradient_matching(
         require(observation, "labels", attack=name)
         variables = parametrization.init(key)
         return AttackState(
-            variables, optimizer.init(variables), best_variables=variables, best_loss=jnp.full((), jnp.inf, jnp.float32)
+            variables,
+            optimizer.init(variables),
+            best_variables=variables,
+            best_loss=jnp.full((), jnp.inf, jnp.float32),
         )
 
     def step(key: Key, state: AttackState, observation: Observation) -> tuple[AttackState, AttackInfo]:
@@ -76,9 +80,7 @@ def gradient_matching(
         # The loss belongs to the iterate it was evaluated at, not to the one after the optimizer's step.
         finite_loss = jnp.where(jnp.isfinite(loss), loss, jnp.inf).astype(state.best_loss.dtype)
         better = finite_loss < state.best_loss
-        best_variables = jax.tree.map(
-            lambda new, old: jnp.where(better, new, old), variables, state.best_variables
-        )
+        best_variables = jax.tree.map(lambda new, old: jnp.where(better, new, old), variables, state.best_variables)
 
         updates, opt_state = optimizer.update(
             grad,

@@ -153,9 +153,7 @@ def ssim(reconstructions: ArrayLike, truths: ArrayLike) -> Array:
     reconstructions, truths = _images(reconstructions, truths)
     height, width = truths.shape[-3:-1]
     if min(height, width) < SSIM_WINDOW:
-        raise ValueError(
-            f"ssim needs images of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, got {height}x{width}"
-        )
+        raise ValueError(f"ssim needs images of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, got {height}x{width}")
     stack = (-1, *truths.shape[-3:])
     x, y = _clamp(_finite_or_zero(reconstructions)).reshape(stack), _clamp(truths).reshape(stack)
     scores = jnp.asarray(dm_pix.ssim(x, y, filter_size=SSIM_WINDOW)).reshape(truths.shape[:-3])

@@ -1,4 +1,4 @@
-"""Distances between a simulated update `g` and the observed one `g*`: what gradient matching minimizes.
+r"""Distances between a simulated update `g` and the observed one `g*`: what gradient matching minimizes.
 
 Every objective is `(simulated, observed) -> []`, zero where the updates agree. Sums run over all tensors
 of the update together unless the name says otherwise.
@@ -6,7 +6,7 @@ of the update together unless the name says otherwise.
 | update              | cosine, angular | squared_l2, l1 |
 |---------------------|-----------------|----------------|
 | g = c g*, c > 0     | 0               | > 0 unless c=1 |
-| g = 0 or g* = 0     | 1, 1/2          | \\|g - g*\\|     |
+| g = 0 or g* = 0     | 1, 1/2          | \|g - g*\|     |
 | g = -g*             | 2, 1            |                |
 """
 

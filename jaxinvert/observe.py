@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxinvert.defenses import identity
 from jaxinvert.objectives import path_name
@@ -112,4 +113,4 @@ def _leaves_by_path(tree: ArrayTree) -> dict[str, Array]:
 
 
 def _is_concrete(tree: ArrayTree) -> bool:
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))

@@ -4,11 +4,11 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxinvert.types import Array, Key, Parametrization, Shape
+from jaxinvert.types import Array, Key, Parametrization, PerChannel, Shape
 
 
 def pixels(
-    batch_shape: Shape, *, mean: float | Shape = 0.0, std: float | Shape = 1.0, dtype: jnp.dtype = jnp.float32
+    batch_shape: Shape, *, mean: PerChannel = 0.0, std: PerChannel = 1.0, dtype: jnp.dtype = jnp.float32
 ) -> Parametrization:
     """The images themselves, in the normalized space `z = (x - mean) / std` in which the model sees them.
 
@@ -42,7 +42,7 @@ def pixels(
     return Parametrization(init, decode, project)
 
 
-def _per_channel(name: str, value: float | Shape, batch_shape: tuple[int, ...]) -> Array:
+def _per_channel(name: str, value: PerChannel, batch_shape: tuple[int, ...]) -> Array:
     """Spreads a scalar or `[C]` over `[1, ..., C]`, so that no rank is promoted silently."""
     array = jnp.asarray(value, jnp.float32)
     if array.shape not in ((), (1,), batch_shape[-1:]):

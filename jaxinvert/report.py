@@ -68,20 +68,20 @@ def save_reconstructions_png(
     Raises:
       ValueError: if the shapes are not two equal `[N, H, W, C]`, or the captions are not 0 or N.
     """
-    truth, reconstruction = _as_bytes(truth), _as_bytes(reconstruction)
-    _check_pairs(truth, reconstruction)
-    if len(captions) not in (0, len(truth)):
-        raise ValueError(f"captions has {len(captions)} entries, expected 0 or {len(truth)}")
-    if max_pairs < 1 or (columns is not None and columns < 1):
+    originals, rebuilt = _pairs(truth, reconstruction)
+    count = len(originals)
+    if len(captions) not in (0, count):
+        raise ValueError(f"captions has {len(captions)} entries, expected 0 or {count}")
+    if max_pairs < 1 or (columns or 1) < 1:
         raise ValueError(f"max_pairs is {max_pairs} and columns is {columns}, expected at least 1")
-    shown = min(len(truth), max_pairs)
+    shown = min(count, max_pairs)
     side = 256 if shown <= 4 else 128
-    pairs = [(_tile(a, side), _tile(b, side)) for a, b in zip(truth[:shown], reconstruction[:shown])]
+    pairs = [(_tile(a, side), _tile(b, side)) for a, b in zip(originals[:shown], rebuilt[:shown])]
     tile_width, tile_height = pairs[0][0].size
     margin, inner, gutter, line, header = 24, 6, 28, 19, 22
     half = max(tile_width, 120)
     pair_width = 2 * half + inner
-    small, bold = _font(13), _font(17, bold=True)
+    small, bold = _font(13), _font(17, "DejaVuSans-Bold")
     texts = [_wrapped(caption, small, pair_width, 2) for caption in captions[:shown]] or [[]] * shown
     row_height = tile_height + line * max(map(len, texts)) + 22
     columns = min(columns or _landscape_columns(shown, pair_width + gutter, row_height), shown)
@@ -89,8 +89,7 @@ def save_reconstructions_png(
     width = 2 * margin + columns * (pair_width + gutter) - gutter
     title_lines = _wrapped(title, bold, width - 2 * margin, 3)
     top = margin + (24 * len(title_lines) + 10 if title_lines else 0)
-    left_out = len(truth) - shown
-    height = top + header + rows * row_height - 22 + margin + (line + 12 if left_out else 0)
+    height = top + header + rows * row_height - 22 + margin + (line + 12 if count > shown else 0)
 
     canvas = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(canvas)
@@ -106,8 +105,8 @@ def save_reconstructions_png(
         canvas.paste(right, (x + half + inner, y))
         for j, text in enumerate(lines):
             draw.text((x, y + tile_height + 5 + line * j), text, font=small, fill="#1c1b19")
-    if left_out:
-        text = f"{left_out:,} more of {len(truth):,} left out"
+    if count > shown:
+        text = f"{count - shown:,} more of {count:,} left out"
         draw.text((margin, height - margin - line + 4), text, font=small, fill="#5f5b54")
     canvas.save(path, format="PNG")
 
@@ -135,109 +134,54 @@ def save_report_html(
     Raises:
       ValueError: if the shapes are not two equal `[N, H, W, C]`, or not `[P]` and `[P, T, R]`.
     """
-    originals, pictures = _as_bytes(truth), _as_bytes(reconstruction)
-    _check_pairs(originals, pictures)
+    originals, rebuilt = _pairs(truth, reconstruction)
     images = [dict(row) for row in summary.get("images") or ()][: len(originals)]
     images += [{} for _ in range(len(originals) - len(images))]
     psnr = _floats(row.get("psnr_db") for row in images)
     targets = list(summary.get("targets") or ())
     losses = [_floats(target.get("restart_losses") or ()) for target in targets]
     flat_db = float(np.median([_flat_psnr(image) for image in originals]))
-    names = captions({"images": images}, with_quality=False)
     figures = [
-        {"name": names[i], "row": images[i]}
-        | {"original": _data_uri(originals[i]), "rebuilt": _data_uri(pictures[i])}
+        (_name(i, images[i]), images[i], _data_uri(originals[i]), _data_uri(rebuilt[i]))
         for i in _spread(psnr, originals[0].shape)
     ]
+    config, command = summary.get("config") or {}, summary.get("command") or ""
+    command = command if isinstance(command, str) else shlex.join(map(str, command))
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=_number, duration=_duration)
+    environment.filters.update(number=_number, duration=_duration, plural=_plural)
     source = resources.files("jaxinvert").joinpath("templates/report.html.jinja").read_text(encoding="utf-8")
     page = environment.from_string(source).render(
-        summary=summary, headline=_headline(psnr, summary), lede=_lede(summary), command=_command(summary),
+        summary=summary, config=config, command=command, psnr=psnr,
         quality=summary.get("quality") or {}, statistics=_STATISTICS, labels=_LABELS,
         flat_db=flat_db, same_db=SAME_DB, hardly_db=HARDLY_DB,
         closed=summary.get("selected_by") == CLOSED_FORM,
         figures=figures, shape=originals.shape, several=len(images) > 1,
         images=images, columns=list(dict.fromkeys(key for row in images for key in row)),
-        psnr_chart=_psnr_chart(psnr, flat_db), loss_chart=_loss_chart(history, targets),
-        restart_chart=_restart_chart(targets, losses), restarts=_restarts_in_words(losses),
-        settings=_flattened(summary.get("config") or {}), versions=_flattened(summary.get("versions") or {}),
+        psnr_chart=_psnr_chart(psnr, flat_db), loss_chart=_loss_chart(history),
+        restart_chart=_restart_chart(targets, losses), restarts=_restart_spread(losses),
+        settings=_flattened(config), versions=_flattened(summary.get("versions") or {}),
     )  # fmt: skip
     Path(path).write_bytes(page.encode("utf-8", "replace"))  # folder names may hold lone surrogates
 
 
-def captions(summary: Mapping[str, Any], *, with_quality: bool = True) -> list[str]:
-    """Names every image of a summary: "cat · 41.2 dB · SSIM 0.990", or "cat" only."""
+def captions(summary: Mapping[str, Any]) -> list[str]:
+    """Names every image of a summary and its quality: "cat · 41.2 dB · SSIM 0.990"."""
     lines = []
     for i, row in enumerate(summary.get("images") or ()):
-        name = row.get("class_name")
-        if name is None:
-            name = f"image {i}" if row.get("label") is None else f"class {row['label']}"
-        parts = [str(name)]
-        if with_quality and "psnr_db" in row:
-            parts.append(_number(row["psnr_db"], "psnr_db") + " dB")
-        if with_quality and "ssim" in row:
-            parts.append("SSIM " + _number(row["ssim"], "ssim"))
-        lines.append(" · ".join(parts))
+        psnr = [_number(row["psnr_db"], "psnr_db") + " dB"] if "psnr_db" in row else []
+        ssim = ["SSIM " + _number(row["ssim"], "ssim")] if "ssim" in row else []
+        lines.append(" · ".join([_name(i, row), *psnr, *ssim]))
     return lines
 
 
-# Words ----------------------------------------------------------------------------------------------------
+# Numbers for people ---------------------------------------------------------------------------------------
 
 
-def _headline(psnr: np.ndarray, summary: Mapping[str, Any]) -> str:
-    """States how many images came back how well, and nothing else."""
-    count, same = len(psnr), int(np.sum(psnr >= SAME_DB))
-    if np.isnan(psnr).all():
-        return f"{_plural(count, 'private image')} attacked; no PSNR was measured"
-    if count == 1:
-        return f"The private image came back at a PSNR of {_number(psnr[0], 'psnr_db')}\u00a0dB"
-    median = ((summary.get("quality") or {}).get("psnr_db") or {}).get("median", np.nanmedian(psnr))
-    share = f"All {count:,}" if same == count else f"{same:,} of {count:,}" if same else f"None of {count:,}"
-    return (
-        f"{share} private images came back at {SAME_DB:.0f}\u00a0dB or more; "
-        f"the median PSNR is {_number(median, 'psnr_db')}\u00a0dB"
-    )
-
-
-def _lede(summary: Mapping[str, Any]) -> str:
-    """Says what was attacked: attack, model, data, updates, restarts and steps, as far as they are known."""
-    config = summary.get("config") or {}
-    text = f"Attack {config['attack']}" if config.get("attack") else "A gradient-inversion attack"
-    text += f" on the model {config['model']}" if config.get("model") else ""
-    text += f", data {config['data']}" if config.get("data") else ""
-    facts = []
-    if num_targets := len(summary.get("targets") or ()):
-        facts.append(_plural(num_targets, "client update"))
-    if batch := config.get("num_examples"):
-        facts.append(("each " if num_targets > 1 else "") + "computed from " + _plural(batch, "image"))
-    steps = summary.get("num_steps", config.get("steps"))
-    if summary.get("selected_by") == CLOSED_FORM:
-        facts.append("solved in closed form")
-    else:
-        facts += [_plural(config["restarts"], "restart")] if config.get("restarts") else []
-        facts += [_plural(steps, "optimizer step")] if steps is not None else []
-    return text + (": " + ", ".join(facts) if facts else "") + "."
-
-
-def _restarts_in_words(losses: Sequence[np.ndarray]) -> str:
-    """Describes how far the restarts of a target lie apart."""
-    if max(map(len, losses), default=0) < 2:
-        return ""
-    finite = [row[np.isfinite(row)] for row in losses]
-    ratios = [row.max() / row.min() for row in finite if len(row) > 1 and row.min() > 0]
-    failed = sum(map(len, losses)) - sum(map(len, finite))
-    text = ""
-    if ratios:
-        where = "In the median target, the" if len(losses) > 1 else "The"
-        text = (
-            f"{where} worst restart ended at {_number(float(np.median(ratios)))} times the loss of the best. "
-        )
-    return text + (
-        f"{failed:,} of {_plural(sum(map(len, losses)), 'restart')} found no finite loss." if failed else ""
-    )
+def _name(index: int, row: Mapping[str, Any]) -> str:
+    by_label = f"image {index}" if row.get("label") is None else f"class {row['label']}"
+    return by_label if row.get("class_name") is None else str(row["class_name"])
 
 
 def _number(value: Any, key: str = "") -> str:
@@ -276,58 +220,48 @@ def _flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, s
     """Turns nested settings into pairs such as `("settings.tv", "0.01")`."""
     pairs = []
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            pairs += _flattened(value, f"{prefix}{key}.")
-        else:
-            items = value if isinstance(value, list | tuple) else [value]
-            pairs.append((f"{prefix}{key}", ", ".join(_number(item, key) for item in items)))
+        nested = isinstance(value, Mapping)
+        pairs += _flattened(value, f"{prefix}{key}.") if nested else [(prefix + key, _number(value, key))]
     return pairs
-
-
-def _command(summary: Mapping[str, Any]) -> str:
-    command = summary.get("command") or ""
-    return shlex.join(map(str, command)) if isinstance(command, list | tuple) else str(command)
 
 
 # Charts: points in percent of a plot that stretches with the page; the template sets the text around it ---
 
 
 def _psnr_chart(psnr: np.ndarray, flat_db: float) -> dict[str, Any] | None:
-    """One dot per image along the decibels, stacked by the decibel; exact images stand at the right edge."""
+    """One dot per image along the decibels, stacked by the decibel; what is beyond stands at the edge."""
     known = np.sort(psnr[~np.isnan(psnr)])
     if not len(known):
         return None
     finite = known[np.isfinite(known)]
-    low, high = min([5.0, *finite - 1]), max([45.0, *finite + 2])
+    low, high = min([5.0, *finite - 1]), min(60.0, max([45.0, *finite + 2]))
     place, ticks = _axis([low, high])
     x = place(np.clip(known, low, high))
     _, columns, counts = np.unique((x / 2.5).astype(int), return_inverse=True, return_counts=True)
     level = np.arange(len(x)) - (np.cumsum(counts) - counts)[columns]
     rise = min(11.0, 110 / max(1, level.max()))
     height = 112 + rise * level.max()
-    center = np.array([x[columns == column].mean() for column in range(len(counts))])
-    hardly, same = float(place(HARDLY_DB)), float(place(SAME_DB))
-    exact, missing = int(np.sum(np.isposinf(known))), len(psnr) - len(known)
+    center = np.array([x[columns == column].mean() for column in range(len(counts))])[columns]
+    hardly, same, flat = (float(place(value)) for value in (HARDLY_DB, SAME_DB, flat_db))
+    beyond, missing = int(np.sum(known > high)), len(psnr) - len(known)
     return {
         "height": round(height), "x": ticks,
-        "paths": [("dot", _dots(center[columns], 100 - 100 * (9 + rise * level) / height))],
+        "paths": [("dot", _dots(center, 100 - 100 * (9 + rise * level) / height))],
         "bands": [
             (0, hardly, f"below {HARDLY_DB:.0f}\u00a0dB: hardly recognizable", "shade"),
             (hardly, same, "in between", ""),
             (same, 100, f"above {SAME_DB:.0f}\u00a0dB: looks the same", "shade"),
         ],
-        "marks": [(float(place(flat_db)), "flat color")] if low <= flat_db <= high else [],
+        "marks": [(flat, "flat color")] if 0 <= flat <= 100 else [],
         "x_title": "PSNR in dB, one dot per image"
-        + (f"; {exact:,} without any error (∞ dB) at the right edge" if exact else "")
+        + (f"; {beyond:,} above {high:.0f} dB at the right edge" if beyond else "")
         + (f"; {missing:,} without a PSNR not drawn" if missing else ""),
         "alt": f"One dot per image from {low:.0f} to {high:.0f} dB; the table of images has the numbers.",
     }  # fmt: skip
 
 
-def _loss_chart(
-    history: Mapping[str, ArrayLike] | None, targets: Sequence[Mapping[str, Any]]
-) -> dict[str, Any] | None:
-    """Lowest attack loss so far over steps: restarts thin, the winner (or the median over targets) thick."""
+def _loss_chart(history: Mapping[str, ArrayLike] | None) -> dict[str, Any] | None:
+    """Lowest attack loss so far over steps: restarts thin, the best (median over targets) thick."""
     if not history or not np.size(history["step"]):
         return None
     step, loss = (np.asarray(history[key], dtype=float) for key in ("step", "best_loss"))
@@ -338,19 +272,13 @@ def _loss_chart(
         return None
     keep = np.unique(np.linspace(0, len(step) - 1, _MAX_POINTS).astype(int))
     step, loss = step[keep], np.where(np.isfinite(loss), loss, np.inf)[keep]
-    _, num_targets, num_restarts = loss.shape
-    lowest = loss.min(axis=2)
+    lowest = loss.min(axis=2)[:, np.isfinite(loss).any(axis=(0, 2))]
+    thick, name = np.median(lowest, axis=1), "best restart so far"
+    if loss.shape[1] > 1:
+        name = f"median of {_plural(lowest.shape[1], 'target')}, each with its best restart so far"
     thin, thin_name = loss.reshape(len(step), -1), "every restart"
-    if num_targets == 1:
-        winner = (targets[0].get("winner") if targets else None) or 0
-        winner = winner if targets and 0 <= winner < num_restarts else int(np.argmin(loss[-1, 0]))
-        thick, name = loss[:, 0, winner], "the restart that is shown"
-    else:
-        lowest = lowest[:, np.isfinite(lowest).any(axis=0)]
-        thick = np.median(lowest, axis=1)
-        name = f"median of {_plural(lowest.shape[1], 'target')}, each with its best restart"
     if thin.shape[1] > _MAX_LINES:
-        thin, thin_name = lowest[:, :_MAX_LINES], f"best restart of each target ({_MAX_LINES} at most)"
+        thin, thin_name = lowest[:, :_MAX_LINES], f"best restart of each target, {_MAX_LINES} at most"
     log = bool(finite.min() > 0)
     place_y, y_ticks = _axis(finite, log=log, pad=0.04)
     place_x, x_ticks = _axis(step)
@@ -365,9 +293,7 @@ def _loss_chart(
     }  # fmt: skip
 
 
-def _restart_chart(
-    targets: Sequence[Mapping[str, Any]], losses: Sequence[np.ndarray]
-) -> dict[str, Any] | None:
+def _restart_chart(targets: Sequence[Mapping], losses: Sequence[np.ndarray]) -> dict[str, Any] | None:
     """A row per target: the final attack loss of every restart, the winner marked."""
     finite = np.concatenate([row[np.isfinite(row)] for row in losses]) if losses else np.zeros(0)
     if max(map(len, losses), default=0) < 2 or not len(finite):
@@ -390,6 +316,14 @@ def _restart_chart(
     }  # fmt: skip
 
 
+def _restart_spread(losses: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Final losses in figures: worst over best in the median target (if any), and restarts that failed."""
+    finite = [row[np.isfinite(row)] for row in losses]
+    ratios = [row.max() / row.min() for row in finite if len(row) > 1 and row.min() > 0]
+    counts = {"total": sum(map(len, losses)), "finite": sum(map(len, finite))}
+    return {"ratio": float(np.median(ratios)) if ratios else None, **counts}
+
+
 def _axis(
     values: ArrayLike, *, log: bool = False, pad: float = 0.0
 ) -> tuple[Callable[[ArrayLike], np.ndarray], list[tuple[float, str]]]:
@@ -407,12 +341,9 @@ def _axis(
     bounds = (10**low, 10**high) if log else (low, high)
     locators: list[ticker.Locator] = [ticker.MaxNLocator(5, steps=[1, 2, 5, 10])]
     if log:
-        locators = [ticker.LogLocator(subs=subs, numticks=7) for subs in ((1,), (1, 3))] + locators
-    ticks: list[float] = []
-    for locator in locators:
-        ticks = [at for at in map(float, locator.tick_values(*bounds)) if bounds[0] <= at <= bounds[1]]
-        if len(ticks) >= 3:
-            break
+        locators = [ticker.LogLocator(subs=subs, numticks=7) for subs in ((1,), (1, 3), (1, 2, 5))] + locators
+    found = ([at for at in locator.tick_values(*bounds) if bounds[0] <= at <= bounds[1]] for locator in locators)
+    ticks = next((ticks for ticks in found if len(ticks) >= 3), [float(np.mean(bounds))])
     return place, [(float(place(at)), f"{at:,.0f}" if abs(at) >= 10 else _number(at)) for at in ticks]
 
 
@@ -430,22 +361,15 @@ def _dots(x: np.ndarray, y: np.ndarray) -> str:
 # Pictures -------------------------------------------------------------------------------------------------
 
 
-def _check_pairs(truth: np.ndarray, reconstruction: np.ndarray) -> None:
-    if (
-        truth.ndim != 4
-        or truth.shape != reconstruction.shape
-        or not truth.size
-        or truth.shape[3] not in (1, 3)
-    ):
-        raise ValueError(
-            f"truth is {truth.shape} and reconstruction is {reconstruction.shape}, "
-            "expected two equal [N, H, W, C] with N at least 1 and C 1 or 3"
-        )
-
-
-def _as_bytes(images: ArrayLike) -> np.ndarray:
-    pixels = np.nan_to_num(np.asarray(images, dtype=np.float32), nan=0.0, posinf=1.0, neginf=0.0)
-    return np.rint(255 * np.clip(pixels, 0, 1)).astype(np.uint8)
+def _pairs(truth: ArrayLike, reconstruction: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Checks the shapes and returns both as bytes."""
+    pairs = np.asarray(truth, dtype=np.float32), np.asarray(reconstruction, dtype=np.float32)
+    shape, other = (images.shape for images in pairs)
+    if len(shape) != 4 or shape != other or 0 in shape or shape[3] not in (1, 3):
+        raise ValueError(f"truth is {shape}, reconstruction is {other}, expected two equal [N, H, W, C], C 1 or 3")
+    clipped = (np.clip(np.nan_to_num(images, nan=0.0, posinf=1.0, neginf=0.0), 0, 1) for images in pairs)
+    originals, rebuilt = (np.rint(255 * images).astype(np.uint8) for images in clipped)
+    return originals, rebuilt
 
 
 def _image(pixels: np.ndarray) -> Image.Image:
@@ -492,12 +416,11 @@ def _landscape_columns(count: int, width: int, height: int) -> int:
     return min(range(1, count + 1), key=cost)
 
 
-def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+def _font(size: int, name: str = "DejaVuSans") -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which comes with matplotlib: the same letters on every machine."""
     import matplotlib
 
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", name)), size)
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")), size)
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int) -> list[str]:
@@ -519,6 +442,5 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int
 
 def _floats(values: Any) -> np.ndarray:
     """Numbers of a JSON list, `[n]`; null and what is no number become NaN."""
-    return np.array(
-        [value if isinstance(value, int | float | np.number) else np.nan for value in values], dtype=float
-    )
+    numbers = (value if isinstance(value, int | float | np.number) else np.nan for value in values)
+    return np.fromiter(numbers, dtype=float)

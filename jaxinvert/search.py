@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxinvert.types import Array, Attack, AttackState, Key, Observation, Reconstruction, SolveFn
+from jaxinvert.types import Array, Attack, AttackState, Key, Observation, Reconstruction, SolveFn, Update
 
 SHARED_FIELDS = ("params", "num_examples")
 """Fields of an observation that all targets have in common; every other field has a leading axis `T`."""
@@ -72,7 +72,7 @@ def best_of(solve: SolveFn, *, num_restarts: int, chunk_size: int | None = None)
         raise ValueError(f"num_restarts is {num_restarts}, expected at least 1")
 
     def solve_best(key: Key, observation: Observation) -> Reconstruction:
-        lanes = chunk_size or lanes_at_once(observation, num_restarts)
+        lanes = chunk_size or lanes_at_once(observation.update, num_restarts)
         keys = jax.random.split(key, num_restarts)
         restarts = lax.map(lambda restart_key: solve(restart_key, observation), keys, batch_size=lanes)
         return select_best(restarts)
@@ -109,9 +109,7 @@ def select_best(restarts: Reconstruction) -> Reconstruction:
     losses = jnp.where(jnp.isfinite(restarts.attack_loss), restarts.attack_loss, jnp.inf)
     winner = jnp.argmin(losses)
     best = jax.tree.map(lambda leaf: leaf[winner], restarts)
-    return best._replace(
-        attack_loss=losses[winner], info={**best.info, "restart_losses": losses, "winner": winner}
-    )
+    return best._replace(attack_loss=losses[winner], info={**best.info, "restart_losses": losses, "winner": winner})
 
 
 class Progress(NamedTuple):
@@ -170,7 +168,13 @@ class Stepwise:
         self._finish = jax.jit(self._finish_lanes)
 
     def __call__(
-        self, key: Key, observations: Observation, settings: Any, *, num_steps: int, report_every: int | None = None
+        self,
+        key: Key,
+        observations: Observation,
+        settings: Any,
+        *,
+        num_steps: int,
+        report_every: int | None = None,
     ) -> Iterator[Progress]:
         """Yields a report after every `report_every` steps and after the last.
 
@@ -219,17 +223,24 @@ class Stepwise:
         settings = _as_float32(settings)
         lanes = jax.eval_shape(self._start_lanes, key, observations, settings)
         memory = jax.jit(self._advance_lanes).lower(lanes, observations, settings, 0, 0).compile().memory_analysis()
-        return memory.temp_size_in_bytes
+        return memory.temp_size_in_bytes if memory else 0
 
     def _start_lanes(self, key: Key, observations: Observation, settings: Any) -> tuple[AttackState, Key]:
         attack = self.make_attack(settings)
         target_keys = jax.random.split(key, num_targets(observations))
         keys = jax.vmap(lambda target_key: jax.random.split(target_key, self.num_restarts))(target_keys)
-        start = self._lane_function(lambda lane_key, observation: _start_lane(attack, lane_key, observation), observations)
+        start = self._lane_function(
+            lambda lane_key, observation: _start_lane(attack, lane_key, observation), observations
+        )
         return jax.vmap(start)((keys.reshape(-1), self._target_of_lane(observations)))
 
     def _advance_lanes(
-        self, lanes: tuple[AttackState, Key], observations: Observation, settings: Any, begin: Array, end: Array
+        self,
+        lanes: tuple[AttackState, Key],
+        observations: Observation,
+        settings: Any,
+        begin: Array,
+        end: Array,
     ) -> tuple[AttackState, Key]:
         self.num_traces += 1
         attack = self.make_attack(settings)
@@ -243,12 +254,9 @@ class Stepwise:
             return lax.fori_loop(begin, end, body, state), step_key
 
         target_of_lane = self._target_of_lane(observations)
-        first = jax.tree.map(lambda leaf: leaf if leaf is None else leaf[0], split_shared(observations)[1])
-        lanes_at_a_time = self.chunk_size or lanes_at_once(
-            observations._replace(**first._asdict() | split_shared(observations)[0]), target_of_lane.size
-        )
-        advance = self._lane_function(advance, observations)
-        return lax.map(advance, (lanes, target_of_lane), batch_size=lanes_at_a_time)
+        one_update = jax.tree.map(lambda leaf: leaf[0], observations.update)
+        chunk_size = self.chunk_size or lanes_at_once(one_update, target_of_lane.size)
+        return lax.map(self._lane_function(advance, observations), (lanes, target_of_lane), batch_size=chunk_size)
 
     def _finish_lanes(
         self, lanes: tuple[AttackState, Key], observations: Observation, settings: Any
@@ -278,7 +286,7 @@ class Stepwise:
         return on_lane
 
 
-def lanes_at_once(observation: Observation, num_lanes: int) -> int:
+def lanes_at_once(update: Update, num_lanes: int) -> int:
     """How many lanes to run side by side under vmap: the largest divisor of `num_lanes` that fits.
 
     A divisor, so that no smaller remainder program is compiled. On CPU lanes pay while their updates stay in the
@@ -286,10 +294,10 @@ def lanes_at_once(observation: Observation, num_lanes: int) -> int:
     chunk size where the estimate is off).
 
     Args:
-      observation: of one target.
+      update: of one target.
       num_lanes: `R`, or `R x T`.
     """
-    update_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(observation.update))
+    update_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(update))
     device = jax.devices()[0]
     if device.platform == "cpu":
         fitting = _CPU_LANE_BYTES // max(update_bytes, 1)
@@ -315,7 +323,9 @@ def num_targets(observations: Observation) -> int:
     per_target = split_shared(observations)[1]
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(per_target)}
     if len(sizes) != 1 or sizes == {()}:
-        raise ValueError(f"the observations' fields have leading axes {sorted(sizes)}, expected one number of targets")
+        raise ValueError(
+            f"the observations' fields have leading axes {sorted(sizes)}, expected one number of targets"
+        )
     return sizes.pop()[0]
 
 

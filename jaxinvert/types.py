@@ -82,6 +82,8 @@ SolveFn = Callable[[Key, Observation], Reconstruction]
 Scalar = float | Array
 """A hyper-parameter: a Python float or a traced scalar."""
 Shape = Sequence[int]
+PerChannel = float | Sequence[float]
+"""A normalization constant: one for all channels, or `[C]`."""
 
 
 class Parametrization(NamedTuple):

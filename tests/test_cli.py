@@ -140,7 +140,16 @@ def test_bad_input_is_one_clear_error_and_writes_nothing(arguments, message, tmp
 def test_list_names_everything(capsys):
     assert cli.main(["list"]) == 0
     text = capsys.readouterr().out
-    for name in ("inverting-gradients", "dense-layer", "lenet", "resnet20-4", "photos", "cifar10", "cosine", "total-variation"):
+    for name in (
+        "inverting-gradients",
+        "dense-layer",
+        "lenet",
+        "resnet20-4",
+        "photos",
+        "cifar10",
+        "cosine",
+        "total-variation",
+    ):
         assert name in text
 
 

@@ -1,4 +1,4 @@
-"""One contract for everything that is registered: jit equals eager, vmap equals a loop, finite gradients, dtypes kept."""
+"""One contract for all that is registered: jit equals eager, vmap equals a loop, finite gradients, dtypes kept."""
 
 import jax
 import jax.numpy as jnp

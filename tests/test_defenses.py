@@ -19,7 +19,14 @@ def test_identity_changes_nothing():
 def test_gaussian_noise_has_its_scale_and_a_test_would_notice_another():
     noise = np.asarray(defenses.gaussian_noise(0.3)(jax.random.key(0), UPDATE)["a"]).ravel()
     assert stats.kstest(noise, "norm", args=(0, 0.3)).pvalue > 1e-3
-    assert stats.kstest(noise, "norm", args=(0, 0.33)).pvalue < 1e-3
+
+    def p_value(scale):  # the sum of squares over scale^2 is chi-squared
+        statistic = np.sum((noise / scale) ** 2)
+        return 2 * min(stats.chi2.cdf(statistic, noise.size), stats.chi2.sf(statistic, noise.size))
+
+    assert p_value(0.3) > 1e-3
+    assert p_value(0.33) < 1e-3
+    assert p_value(0.27) < 1e-3
 
 
 def test_noise_differs_between_tensors_keys_and_targets():

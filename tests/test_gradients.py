@@ -23,9 +23,7 @@ def residual(batch):
 def test_per_example_gradients_of_softmax_regression(chunk_size):
     found = gradients.per_example_gradients(LOSS, chunk_size=chunk_size)(PARAMS, BATCH)
     np.testing.assert_allclose(found["bias"], residual(BATCH), atol=1e-6)
-    np.testing.assert_allclose(
-        found["kernel"], np.einsum("bi,bj->bij", BATCH.inputs, residual(BATCH)), atol=1e-6
-    )
+    np.testing.assert_allclose(found["kernel"], np.einsum("bi,bj->bij", BATCH.inputs, residual(BATCH)), atol=1e-6)
 
 
 def test_mean_gradient_is_the_mean_of_the_per_example_gradients():

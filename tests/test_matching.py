@@ -12,7 +12,9 @@ from jaxinvert.types import Observation, Parametrization
 
 # A client whose update *is* its input: the attack loss of an iterate is known by hand.
 SHAPE = (1, 1, 1, 1)
-TARGET = Observation(params=jnp.zeros(SHAPE), update=jnp.full(SHAPE, 0.25), labels=jnp.zeros(1, jnp.int32), num_examples=1)
+TARGET = Observation(
+    params=jnp.zeros(SHAPE), update=jnp.full(SHAPE, 0.25), labels=jnp.zeros(1, jnp.int32), num_examples=1
+)
 
 
 def client_update(params, batch):

@@ -55,9 +55,18 @@ def test_a_bad_batch_is_refused(change, message):
     [
         ({"dense": {"kernel": jnp.ones((2, 3))}}, r"lacks \['dense/bias'\]"),
         (PARAMS | {"spare": jnp.ones(1)}, r"has \['spare'\], which the model's parameters lack"),
-        ({"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(3)}}, r"'dense/kernel' has shape \(3, 2\), expected \(2, 3\)"),
-        ({"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.full(3, jnp.nan)}}, "'dense/bias' holds 3 non-finite"),
-        ({"dense": {"kernel": jnp.full((2, 3), jnp.inf), "bias": jnp.ones(3)}}, "'dense/kernel' holds 6 non-finite"),
+        (
+            {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(3)}},
+            r"'dense/kernel' has shape \(3, 2\), expected \(2, 3\)",
+        ),
+        (
+            {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.full(3, jnp.nan)}},
+            "'dense/bias' holds 3 non-finite",
+        ),
+        (
+            {"dense": {"kernel": jnp.full((2, 3), jnp.inf), "bias": jnp.ones(3)}},
+            "'dense/kernel' holds 6 non-finite",
+        ),
         (jax.tree.map(jnp.zeros_like, PARAMS), "zero in every tensor"),
     ],
 )

@@ -20,8 +20,24 @@ def test_total_variation_of_ramps():
 
 def test_total_variation_equals_a_plain_loop():
     x = np.random.default_rng(0).random((2, 3, 4, 2), np.float32)
-    along_height = np.mean([abs(x[b, i + 1, j, c] - x[b, i, j, c]) for b in range(2) for i in range(2) for j in range(4) for c in range(2)])
-    along_width = np.mean([abs(x[b, i, j + 1, c] - x[b, i, j, c]) for b in range(2) for i in range(3) for j in range(3) for c in range(2)])
+    along_height = np.mean(
+        [
+            abs(x[b, i + 1, j, c] - x[b, i, j, c])
+            for b in range(2)
+            for i in range(2)
+            for j in range(4)
+            for c in range(2)
+        ]
+    )
+    along_width = np.mean(
+        [
+            abs(x[b, i, j + 1, c] - x[b, i, j, c])
+            for b in range(2)
+            for i in range(3)
+            for j in range(3)
+            for c in range(2)
+        ]
+    )
     assert float(regularizers.total_variation(x)) == pytest.approx(along_height + along_width, rel=1e-5)
 
 

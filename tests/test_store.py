@@ -13,7 +13,13 @@ from jaxinvert import store
 def test_json_keeps_plain_values_and_turns_arrays_into_lists(tmp_path):
     path = tmp_path / "deep" / "summary.json"
     store.save_json(path, {"a": np.float32(0.5), "b": jnp.arange(2), "c": (True, None), "d": tmp_path, "e": np.nan})
-    assert json.loads(path.read_text()) == {"a": 0.5, "b": [0, 1], "c": [True, None], "d": str(tmp_path), "e": None}
+    assert json.loads(path.read_text()) == {
+        "a": 0.5,
+        "b": [0, 1],
+        "c": [True, None],
+        "d": str(tmp_path),
+        "e": None,
+    }
 
 
 def test_arrays_come_back(tmp_path):

@@ -18,7 +18,7 @@ from jax import lax
 
 from jaxinvert.objectives import path_name
 from jaxinvert.observe import check_update, require
-from jaxinvert.types import Array, Key, Observation, Reconstruction, Shape, SolveFn
+from jaxinvert.types import Array, Key, Observation, PerChannel, Reconstruction, Shape, SolveFn
 
 _SKETCH_DIMENSIONS = 16
 
@@ -76,7 +76,12 @@ def unit_inputs(kernel_gradient: Array, bias_gradient: Array, *, tolerance: floa
 
 
 def distinct_inputs(
-    key: Key, units: UnitInputs, *, num_candidates: int, plausible: Array | None = None, tolerance: float | None = None
+    key: Key,
+    units: UnitInputs,
+    *,
+    num_candidates: int,
+    plausible: Array | None = None,
+    tolerance: float | None = None,
 ) -> Candidates:
     """Merges units that agree on their input, and ranks what remains.
 
@@ -139,7 +144,7 @@ def unexplained_share(kernel_gradient: Array, bias_gradient: Array, inputs: Arra
 
 
 def dense_layer(
-    *, batch_shape: Shape, layer: str | None = None, mean: float | Shape = 0.0, std: float | Shape = 1.0
+    *, batch_shape: Shape, layer: str | None = None, mean: PerChannel = 0.0, std: PerChannel = 1.0
 ) -> SolveFn:
     """Returns the closed-form attack on a biased dense layer that reads the (normalized, flattened) inputs.
 
@@ -159,7 +164,6 @@ def dense_layer(
       ValueError: at trace time, if the update has no such layer, or it does not read images of this shape.
     """
     batch_size, *image_shape = batch_shape
-    num_features = math.prod(image_shape)
 
     def solve(key: Key, observation: Observation) -> Reconstruction:
         check_update(require(observation, "params", attack="dense_layer"), observation.update)
@@ -185,14 +189,12 @@ def dense_layer(
     return solve
 
 
-def _spread(value: float | Shape, image_shape: Shape) -> Array:
+def _spread(value: PerChannel, image_shape: Shape) -> Array:
     """Spreads a scalar or `[C]` over `[1, ..., C]`."""
     return jnp.broadcast_to(jnp.asarray(value, jnp.float32), (1,) * len(image_shape) + (image_shape[-1],))
 
 
-def _layer_gradient(
-    observation: Observation, layer: str | None, image_shape: tuple[int, ...]
-) -> tuple[Array, Array]:
+def _layer_gradient(observation: Observation, layer: str | None, image_shape: tuple[int, ...]) -> tuple[Array, Array]:
     """The kernel and bias gradient of the layer that reads the images."""
     num_features = math.prod(image_shape)
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(observation.update)}

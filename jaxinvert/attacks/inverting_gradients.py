@@ -8,18 +8,19 @@ break privacy in federated learning?", NeurIPS 2020, arXiv:2003.14053.
 
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from jaxinvert import objectives, parametrizations, regularizers
 from jaxinvert.matching import gradient_matching
-from jaxinvert.types import Array, Attack, ClientUpdateFn, Scalar, Shape
+from jaxinvert.types import Array, Attack, ClientUpdateFn, PerChannel, Scalar, Shape
 
 
 def inverting_gradients(
     client_update: ClientUpdateFn,
     *,
     batch_shape: Shape,
-    mean: float | Shape = 0.0,
-    std: float | Shape = 1.0,
+    mean: PerChannel = 0.0,
+    std: PerChannel = 1.0,
     tv: Scalar = 1e-2,
     learning_rate: Scalar = 0.1,
     horizon: Scalar = 4800,
@@ -64,8 +65,8 @@ def step_decay(learning_rate: Scalar, horizon: Scalar) -> optax.Schedule:
     [1.0, 1.0, 0.1, 0.01, 0.001]
     """
 
-    def schedule(count: Array) -> Array:
+    def schedule(count: ArrayLike) -> Array:
         milestones = jnp.floor(jnp.array([3 / 8, 5 / 8, 7 / 8]) * horizon)
-        return learning_rate * 0.1 ** jnp.sum(count >= milestones)
+        return learning_rate * 0.1 ** jnp.sum(jnp.asarray(count) >= milestones)
 
     return schedule

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from jaxinvert.analytic.dense import dense_layer
 from jaxinvert.attacks.inverting_gradients import inverting_gradients
-from jaxinvert.types import Attack, ClientUpdateFn, Scalar, Shape, SolveFn
+from jaxinvert.types import Attack, ClientUpdateFn, PerChannel, Scalar, Shape, SolveFn
 
 
 class Setting(NamedTuple):
@@ -13,8 +13,8 @@ class Setting(NamedTuple):
 
     client_update: ClientUpdateFn
     batch_shape: Shape
-    mean: Shape
-    std: Shape
+    mean: PerChannel
+    std: PerChannel
 
 
 class Recipe(NamedTuple):
