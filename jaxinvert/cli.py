@@ -160,7 +160,7 @@ def write_outcome(folder: Path, outcome: job.Outcome) -> None:
         folder / "reconstructions.png",
         truth=outcome.truth,
         reconstruction=outcome.reconstruction,
-        captions=[f"{image['class_name']} · {image['psnr_db']:.1f} dB" for image in outcome.summary["images"]],
+        captions=report.captions(outcome.summary),
     )
     report.save_report_html(
         folder / "report.html",

@@ -266,7 +266,7 @@ def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
         "steps_per_second": execution.num_steps * lanes / seconds if execution.history and seconds else None,
         "assumptions": {
             "known": list(recipe.needs),
-            "unknown": [what for what in ("images", "labels") if what not in recipe.needs],
+            "unknown": ["the images"] + ([] if registry.LABELS in recipe.needs else ["the labels"]),
             "client": "FedSGD: one gradient of the mean loss over the batch; BatchNorm, if any, in eval mode",
         },
         "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax", "numpy")}

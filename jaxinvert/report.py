@@ -1,8 +1,8 @@
 """What a person looks at after an attack: a grid of pictures as PNG, and a self-contained page as HTML.
 
-Both draw numbers that were measured elsewhere and add no verdict to them. The one
-figure computed here is a yardstick: the PSNR that a flat picture of an original's mean color would get.
-Strings may come from anywhere (class names are folder names), so everything that enters the page is escaped.
+Both draw numbers that were measured elsewhere and add no verdict to them. The one figure computed here is a
+yardstick: the PSNR that a flat picture of an original's mean color would get. Strings may come from anywhere
+(class names are folder names), so everything that enters the page is escaped.
 
 The summary is the JSON object that `jaxinvert invert` writes. Every key is optional::
 
@@ -35,13 +35,7 @@ SAME_DB = 30.0
 HARDLY_DB = 15.0
 """Rule of thumb: below this PSNR, most pictures are hardly recognizable."""
 
-CLOSED_FORM = "closed form"
-"""`selected_by` of an attack that searches for nothing: no steps, no restarts, no loss curve."""
-
-_LABELS = {"psnr_db": "PSNR (dB)", "ssim": "SSIM", "mse": "MSE", "class_name": "class"}
-_STATISTICS = ("median", "mean", "q25", "q75", "min", "max")
-_PAGE_PIXELS = 4_000_000
-_MAX_LINES, _MAX_POINTS, _MAX_ROWS = 120, 120, 24
+_PAGE_PIXELS, _MAX_LINES, _MAX_POINTS, _MAX_ROWS = 4_000_000, 120, 120, 24
 
 
 def save_reconstructions_png(
@@ -79,17 +73,15 @@ def save_reconstructions_png(
     pairs = [(_tile(a, side), _tile(b, side)) for a, b in zip(originals[:shown], rebuilt[:shown])]
     tile_width, tile_height = pairs[0][0].size
     margin, inner, gutter, line, header = 24, 6, 28, 19, 22
-    half = max(tile_width, 120)
-    pair_width = 2 * half + inner
+    pair_width = 2 * (half := max(tile_width, 120)) + inner
     small, bold = _font(13), _font(17, "DejaVuSans-Bold")
     texts = [_wrapped(caption, small, pair_width, 2) for caption in captions[:shown]] or [[]] * shown
     row_height = tile_height + line * max(map(len, texts)) + 22
     columns = min(columns or _landscape_columns(shown, pair_width + gutter, row_height), shown)
-    rows = -(-shown // columns)
     width = 2 * margin + columns * (pair_width + gutter) - gutter
     title_lines = _wrapped(title, bold, width - 2 * margin, 3)
     top = margin + (24 * len(title_lines) + 10 if title_lines else 0)
-    height = top + header + rows * row_height - 22 + margin + (line + 12 if count > shown else 0)
+    height = top + header + -(-shown // columns) * row_height - 22 + margin + (line + 12 if count > shown else 0)
 
     canvas = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(canvas)
@@ -138,30 +130,25 @@ def save_report_html(
     images = [dict(row) for row in summary.get("images") or ()][: len(originals)]
     images += [{} for _ in range(len(originals) - len(images))]
     psnr = _floats(row.get("psnr_db") for row in images)
-    targets = list(summary.get("targets") or ())
+    targets = summary.get("targets") or []
     losses = [_floats(target.get("restart_losses") or ()) for target in targets]
     flat_db = float(np.median([_flat_psnr(image) for image in originals]))
     figures = [
         (_name(i, images[i]), images[i], _data_uri(originals[i]), _data_uri(rebuilt[i]))
         for i in _spread(psnr, originals[0].shape)
     ]
-    config, command = summary.get("config") or {}, summary.get("command") or ""
-    command = command if isinstance(command, str) else shlex.join(map(str, command))
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(number=_number, duration=_duration, plural=_plural)
+    command = summary.get("command") or ""
+    env = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    env.filters.update(number=_number, duration=_duration, plural=_plural)
     source = resources.files("jaxinvert").joinpath("templates/report.html.jinja").read_text(encoding="utf-8")
-    page = environment.from_string(source).render(
-        summary=summary, config=config, command=command, psnr=psnr,
-        quality=summary.get("quality") or {}, statistics=_STATISTICS, labels=_LABELS,
-        flat_db=flat_db, same_db=SAME_DB, hardly_db=HARDLY_DB,
-        closed=summary.get("selected_by") == CLOSED_FORM,
+    page = env.from_string(source).render(
+        summary=summary, psnr=psnr, flat_db=flat_db, same_db=SAME_DB, hardly_db=HARDLY_DB,
+        command=command if isinstance(command, str) else shlex.join(map(str, command)),
         figures=figures, shape=originals.shape, several=len(images) > 1,
         images=images, columns=list(dict.fromkeys(key for row in images for key in row)),
         psnr_chart=_psnr_chart(psnr, flat_db), loss_chart=_loss_chart(history),
-        restart_chart=_restart_chart(targets, losses), restarts=_restart_spread(losses),
-        settings=_flattened(config), versions=_flattened(summary.get("versions") or {}),
+        restart_chart=_restart_chart(targets, losses),
+        settings=_flattened(summary.get("config") or {}), versions=_flattened(summary.get("versions") or {}),
     )  # fmt: skip
     Path(path).write_bytes(page.encode("utf-8", "replace"))  # folder names may hold lone surrogates
 
@@ -176,9 +163,6 @@ def captions(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-# Numbers for people ---------------------------------------------------------------------------------------
-
-
 def _name(index: int, row: Mapping[str, Any]) -> str:
     by_label = f"image {index}" if row.get("label") is None else f"class {row['label']}"
     return by_label if row.get("class_name") is None else str(row["class_name"])
@@ -191,10 +175,8 @@ def _number(value: Any, key: str = "") -> str:
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         return str(value)
     number = float(value)
-    if math.isnan(number):
-        return "NaN"
-    if math.isinf(number):
-        return "∞" if number > 0 else "-∞"
+    if not math.isfinite(number):
+        return "NaN" if math.isnan(number) else "∞" if number > 0 else "-∞"
     if key in ("psnr_db", "ssim"):
         return f"{number:.1f}" if key == "psnr_db" else f"{number:.3f}"
     if isinstance(value, int | np.integer):
@@ -203,11 +185,11 @@ def _number(value: Any, key: str = "") -> str:
 
 
 def _duration(seconds: Any) -> str:
-    """Writes seconds as "4.2 s", "3 min 12 s" or "2 h 05 min"."""
+    """Writes seconds as "4.2 ms", "4.2 s", "3 min 12 s" or "2 h 05 min"."""
     if not isinstance(seconds, int | float | np.number) or not math.isfinite(seconds):
         return _number(seconds)
     if seconds < 59.95:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
     minutes, rest = divmod(round(float(seconds)), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
@@ -295,12 +277,14 @@ def _loss_chart(history: Mapping[str, ArrayLike] | None) -> dict[str, Any] | Non
 
 def _restart_chart(targets: Sequence[Mapping], losses: Sequence[np.ndarray]) -> dict[str, Any] | None:
     """A row per target: the final attack loss of every restart, the winner marked."""
-    finite = np.concatenate([row[np.isfinite(row)] for row in losses]) if losses else np.zeros(0)
-    if max(map(len, losses), default=0) < 2 or not len(finite):
+    finite = [row[np.isfinite(row)] for row in losses]
+    if max(map(len, losses), default=0) < 2 or not any(map(len, finite)):
         return None
+    ratios = [row.max() / row.min() for row in finite if len(row) > 1 and row.min() > 0]
+    every = np.concatenate(finite)
     rows = min(len(losses), _MAX_ROWS)
-    log = bool(finite.min() > 0)
-    place, ticks = _axis(finite, log=log, pad=0.04)
+    log = bool(every.min() > 0)
+    place, ticks = _axis(every, log=log, pad=0.04)
     y = 100 * (np.arange(rows) + 0.5) / rows
     points: dict[str, list[tuple[float, float]]] = {"dot": [], "won": []}
     for row, at, target in zip(losses, y, targets):
@@ -313,15 +297,9 @@ def _restart_chart(targets: Sequence[Mapping], losses: Sequence[np.ndarray]) -> 
         + (f"; {_plural(len(losses) - rows, 'more target')} not drawn" if len(losses) > rows else ""),
         "alt": f"Final attack loss of every restart for {_plural(rows, 'target')}, the winners marked.",
         "legend": [("won", "the restart that is shown"), ("dot", "other restarts")],
+        "worst_over_best": float(np.median(ratios)) if ratios else None,
+        "num_restarts": sum(map(len, losses)), "num_finite": len(every),
     }  # fmt: skip
-
-
-def _restart_spread(losses: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Final losses in figures: worst over best in the median target (if any), and restarts that failed."""
-    finite = [row[np.isfinite(row)] for row in losses]
-    ratios = [row.max() / row.min() for row in finite if len(row) > 1 and row.min() > 0]
-    counts = {"total": sum(map(len, losses)), "finite": sum(map(len, finite))}
-    return {"ratio": float(np.median(ratios)) if ratios else None, **counts}
 
 
 def _axis(
@@ -358,9 +336,6 @@ def _dots(x: np.ndarray, y: np.ndarray) -> str:
     return "".join(f"M{across:.2f} {down:.2f}h0" for across, down in zip(x, y))
 
 
-# Pictures -------------------------------------------------------------------------------------------------
-
-
 def _pairs(truth: ArrayLike, reconstruction: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Checks the shapes and returns both as bytes."""
     pairs = np.asarray(truth, dtype=np.float32), np.asarray(reconstruction, dtype=np.float32)
@@ -368,8 +343,8 @@ def _pairs(truth: ArrayLike, reconstruction: ArrayLike) -> tuple[np.ndarray, np.
     if len(shape) != 4 or shape != other or 0 in shape or shape[3] not in (1, 3):
         raise ValueError(f"truth is {shape}, reconstruction is {other}, expected two equal [N, H, W, C], C 1 or 3")
     clipped = (np.clip(np.nan_to_num(images, nan=0.0, posinf=1.0, neginf=0.0), 0, 1) for images in pairs)
-    originals, rebuilt = (np.rint(255 * images).astype(np.uint8) for images in clipped)
-    return originals, rebuilt
+    first, second = (np.rint(255 * images).astype(np.uint8) for images in clipped)
+    return first, second
 
 
 def _image(pixels: np.ndarray) -> Image.Image:
@@ -402,10 +377,9 @@ def _flat_psnr(pixels: np.ndarray) -> float:
 def _spread(psnr: np.ndarray, shape: Sequence[int]) -> list[int]:
     """Chooses the pairs of a page: all of them, or evenly spread from the worst to the best."""
     budget = min(max(_PAGE_PIXELS // (2 * shape[0] * shape[1]), 12), 120)
-    if len(psnr) <= budget:
-        return list(range(len(psnr)))
     order = np.argsort(np.where(np.isnan(psnr), -np.inf, psnr), kind="stable")
-    return sorted(int(i) for i in order[np.linspace(0, len(psnr) - 1, budget).astype(int)])
+    ranks = np.rint(np.linspace(0, len(psnr) - 1, min(budget, len(psnr)))).astype(int)
+    return sorted(order[ranks].tolist())
 
 
 def _landscape_columns(count: int, width: int, height: int) -> int:

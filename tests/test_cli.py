@@ -81,7 +81,7 @@ def test_closed_form(tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["quality"]["psnr_db"]["min"] > 80
     assert summary["selected_by"] == "closed form"
-    assert summary["assumptions"]["unknown"] == ["images", "labels"]
+    assert summary["assumptions"]["unknown"] == ["the images", "the labels"]
 
 
 def test_interrupt_writes_the_best_so_far(tmp_path, monkeypatch):

@@ -8,6 +8,12 @@ from jaxinvert.attacks.inverting_gradients import inverting_gradients
 from jaxinvert.types import Attack, ClientUpdateFn, PerChannel, Scalar, Shape, SolveFn
 
 
+_PARAMETERS = "the model and the parameters that the client trained on"
+_UPDATE = "the client's update, undefended"
+_BATCH_SIZE = "the number of examples in the batch"
+LABELS = "the label of every example"
+
+
 class Setting(NamedTuple):
     """What an attack is built for: the attacker's client, and the shape and normalization of the images."""
 
@@ -49,13 +55,13 @@ REGISTRY: dict[str, Recipe] = {
     "dense-layer": Recipe(
         summary="closed form behind a biased dense layer that reads the images (exact for one example)",
         hyperparameters={},
-        needs=("parameters", "update", "batch size"),
+        needs=(_PARAMETERS, _UPDATE, _BATCH_SIZE),
         build=_dense_layer,
     ),
     "inverting-gradients": Recipe(
         summary="cosine matching, signed Adam, total variation (Geiping et al. 2020)",
         hyperparameters={"tv": 1e-2, "learning_rate": 0.1},
-        needs=("parameters", "update", "batch size", "labels"),
+        needs=(_PARAMETERS, _UPDATE, _BATCH_SIZE, LABELS),
         build=_inverting_gradients,
     ),
 }
