@@ -23,7 +23,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["jaxinvert", "jaxinvert.*"]),
-    package_data={"jaxinvert": ["py.typed", "templates/*.jinja"], "jaxinvert.data": ["photos/**"]},
+    package_data={"jaxinvert": ["py.typed"], "jaxinvert.report": ["*.jinja"], "jaxinvert.data": ["photos/**"]},
     install_requires=requirements(),
     extras_require={
         "dev": ["hypothesis>=6.100", "pyright>=1.1.400", "pytest>=8", "ruff>=0.9", "scikit-image>=0.24"],

@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 from jaxinvert import report
+from jaxinvert.report import charts, wording
+from jaxinvert.report.pictures import flat_psnr
 
 VOID = {"meta", "img", "br", "path"}
 
@@ -236,7 +238,7 @@ def test_page_of_a_closed_form_attack(tmp_path):
 def test_median_curve_leaves_out_targets_without_a_finite_loss():
     history = history_of(num_targets=2)
     history["best_loss"][:, 0] = np.nan
-    chart = report._loss_chart(history)
+    chart = charts.loss_chart(history)
     assert chart is not None
     assert chart["legend"][0] == ("thick", "median of 1 target, each with its best restart so far")
     assert chart["paths"][-1] == ("thick", chart["paths"][3][1])
@@ -329,7 +331,7 @@ def test_page_without_any_finite_loss(tmp_path, value):
 def test_loss_chart_stays_inside_its_plot(offset, scale, words):
     history = history_of(num_targets=1)
     history["best_loss"] = scale * history["best_loss"] + offset
-    chart = report._loss_chart(history)
+    chart = charts.loss_chart(history)
     assert chart is not None
     assert words in chart["y_title"]
     assert len(chart["paths"]) == 3 + 1
@@ -346,8 +348,8 @@ def test_flat_picture_scores_its_variance():
     half = np.zeros((4, 4, 1), np.uint8)
     half[:2] = 255
     # Mean 1/2, so every pixel is off by 1/2: PSNR = -10 log10(1/4) = 20 log10(2).
-    assert report._flat_psnr(half) == pytest.approx(20 * math.log10(2))
-    assert report._flat_psnr(np.zeros((4, 4, 3), np.uint8)) == math.inf
+    assert flat_psnr(half) == pytest.approx(20 * math.log10(2))
+    assert flat_psnr(np.zeros((4, 4, 3), np.uint8)) == math.inf
 
 
 def test_captions_name_what_there_is():
@@ -365,7 +367,7 @@ def test_captions_name_what_there_is():
     ],
 )  # fmt: skip
 def test_numbers_for_people(value, key, expected):
-    assert report._number(value, key) == expected
+    assert wording.number(value, key) == expected
 
 
 @pytest.mark.parametrize(
@@ -380,4 +382,4 @@ def test_numbers_for_people(value, key, expected):
     ],
 )
 def test_durations_for_people(seconds, expected):
-    assert report._duration(seconds) == expected
+    assert wording.duration(seconds) == expected

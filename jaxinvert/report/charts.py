@@ -1,0 +1,142 @@
+"""Charts as points in percent of a plot that stretches with the page; the template sets the text around them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxinvert.report.wording import number, plural
+
+SAME_DB = 30.0
+"""Rule of thumb: from this PSNR on, most pictures look the same as their original."""
+HARDLY_DB = 15.0
+"""Rule of thumb: below this PSNR, most pictures are hardly recognizable."""
+
+_MAX_LINES, _MAX_POINTS, _MAX_ROWS = 120, 120, 24
+
+
+def psnr_chart(psnr: np.ndarray, flat_db: float) -> dict[str, Any] | None:
+    """One dot per image along the decibels, stacked by the decibel; what is beyond stands at the edge."""
+    known = np.sort(psnr[~np.isnan(psnr)])
+    if not len(known):
+        return None
+    finite = known[np.isfinite(known)]
+    low, high = min([5.0, *finite - 1]), min(60.0, max([45.0, *finite + 2]))
+    place, ticks = _axis([low, high])
+    x = place(np.clip(known, low, high))
+    _, columns, counts = np.unique((x / 2.5).astype(int), return_inverse=True, return_counts=True)
+    level = np.arange(len(x)) - (np.cumsum(counts) - counts)[columns]
+    rise = min(11.0, 110 / max(1, level.max()))
+    height = 112 + rise * level.max()
+    center = np.array([x[columns == column].mean() for column in range(len(counts))])[columns]
+    hardly, same, flat = (float(place(value)) for value in (HARDLY_DB, SAME_DB, flat_db))
+    beyond, missing = int(np.sum(known > high)), len(psnr) - len(known)
+    return {
+        "height": round(height), "x": ticks,
+        "paths": [("dot", _dots(center, 100 - 100 * (9 + rise * level) / height))],
+        "bands": [
+            (0, hardly, f"below {HARDLY_DB:.0f}\u00a0dB: hardly recognizable", "shade"),
+            (hardly, same, "in between", ""),
+            (same, 100, f"above {SAME_DB:.0f}\u00a0dB: looks the same", "shade"),
+        ],
+        "marks": [(flat, "flat color")] if 0 <= flat <= 100 else [],
+        "x_title": "PSNR in dB, one dot per image"
+        + (f"; {beyond:,} above {high:.0f} dB at the right edge" if beyond else "")
+        + (f"; {missing:,} without a PSNR not drawn" if missing else ""),
+        "alt": f"One dot per image from {low:.0f} to {high:.0f} dB; the table of images has the numbers.",
+    }  # fmt: skip
+
+
+def loss_chart(history: Mapping[str, ArrayLike] | None) -> dict[str, Any] | None:
+    """Lowest attack loss so far over steps: restarts thin, the best (median over targets) thick."""
+    if not history or not np.size(history["step"]):
+        return None
+    step, loss = (np.asarray(history[key], dtype=float) for key in ("step", "best_loss"))
+    if loss.ndim != 3 or step.shape != loss.shape[:1]:
+        raise ValueError(f"history has step {step.shape}, best_loss {loss.shape}, expected [P] and [P, T, R]")
+    finite = loss[np.isfinite(loss)]
+    if not len(finite):
+        return None
+    keep = np.unique(np.linspace(0, len(step) - 1, _MAX_POINTS).astype(int))
+    step, loss = step[keep], np.where(np.isfinite(loss), loss, np.inf)[keep]
+    lowest = loss.min(axis=2)[:, np.isfinite(loss).any(axis=(0, 2))]
+    thick, name = np.median(lowest, axis=1), "best restart so far"
+    if loss.shape[1] > 1:
+        name = f"median of {plural(lowest.shape[1], 'target')}, each with its best restart so far"
+    thin, thin_name = loss.reshape(len(step), -1), "every restart"
+    if thin.shape[1] > _MAX_LINES:
+        thin, thin_name = lowest[:, :_MAX_LINES], f"best restart of each target, {_MAX_LINES} at most"
+    log = bool(finite.min() > 0)
+    place_y, y_ticks = _axis(finite, log=log, pad=0.04)
+    place_x, x_ticks = _axis(step)
+    lines = [*((column, "thin") for column in thin.T if thin.shape[1] > 1), (thick, "thick")]
+    start, end = number(float(thick[0])), number(float(thick[-1]))
+    return {
+        "height": 300, "x": x_ticks, "y": [(100 - at, label) for at, label in y_ticks],
+        "paths": [(style, _line(place_x(step), 100 - place_y(column))) for column, style in lines],
+        "x_title": "optimizer steps", "y_title": f"attack loss, {'log' if log else 'linear'} scale",
+        "alt": f"Attack loss over {step[-1]:,.0f} steps; {name}: from {start} to {end}.",
+        "legend": [("thick", name), ("thin", thin_name)][: len(lines)],
+    }  # fmt: skip
+
+
+def restart_chart(targets: Sequence[Mapping], losses: Sequence[np.ndarray]) -> dict[str, Any] | None:
+    """A row per target: the final attack loss of every restart, the winner marked."""
+    finite = [row[np.isfinite(row)] for row in losses]
+    if max(map(len, losses), default=0) < 2 or not any(map(len, finite)):
+        return None
+    ratios = [row.max() / row.min() for row in finite if len(row) > 1 and row.min() > 0]
+    every = np.concatenate(finite)
+    rows = min(len(losses), _MAX_ROWS)
+    log = bool(every.min() > 0)
+    place, ticks = _axis(every, log=log, pad=0.04)
+    y = 100 * (np.arange(rows) + 0.5) / rows
+    points: dict[str, list[tuple[float, float]]] = {"dot": [], "won": []}
+    for row, at, target in zip(losses, y, targets):
+        for i in np.flatnonzero(np.isfinite(row)):
+            points["won" if i == target.get("winner") else "dot"].append((float(place(row[i])), at))
+    return {
+        "height": 22 * rows + 12, "x": ticks, "y": [(at, f"target {i}") for i, at in enumerate(y)],
+        "paths": [(style, _dots(*np.array(pairs).T)) for style, pairs in points.items() if pairs],
+        "x_title": f"final attack loss, {'log' if log else 'linear'} scale"
+        + (f"; {plural(len(losses) - rows, 'more target')} not drawn" if len(losses) > rows else ""),
+        "alt": f"Final attack loss of every restart for {plural(rows, 'target')}, the winners marked.",
+        "legend": [("won", "the restart that is shown"), ("dot", "other restarts")],
+        "worst_over_best": float(np.median(ratios)) if ratios else None,
+        "num_restarts": sum(map(len, losses)), "num_finite": len(every),
+    }  # fmt: skip
+
+
+def _axis(
+    values: ArrayLike, *, log: bool = False, pad: float = 0.0
+) -> tuple[Callable[[ArrayLike], np.ndarray], list[tuple[float, str]]]:
+    """Returns what maps values to percent of an axis, and its ticks as `(percent, label)`."""
+    from matplotlib import ticker
+
+    forward = np.log10 if log else np.asarray
+    low, high = (float(forward(value)) for value in (np.min(values), np.max(values)))
+    extra = pad * (high - low) if high > low else max(0.1, 0.1 * abs(low))
+    low, high = low - extra, high + extra
+
+    def place(at: ArrayLike) -> np.ndarray:
+        return 100 * (forward(np.asarray(at, dtype=float)) - low) / (high - low)
+
+    bounds = (10**low, 10**high) if log else (low, high)
+    locators: list[ticker.Locator] = [ticker.MaxNLocator(5, steps=[1, 2, 5, 10])]
+    if log:
+        locators = [ticker.LogLocator(subs=subs, numticks=7) for subs in ((1,), (1, 3), (1, 2, 5))] + locators
+    found = ([at for at in locator.tick_values(*bounds) if bounds[0] <= at <= bounds[1]] for locator in locators)
+    ticks = next((ticks for ticks in found if len(ticks) >= 3), [float(np.mean(bounds))])
+    return place, [(float(place(at)), f"{at:,.0f}" if abs(at) >= 10 else number(at)) for at in ticks]
+
+
+def _line(x: np.ndarray, y: np.ndarray) -> str:
+    """SVG path through the finite points; it ends in a stroke without length, so that a lone point shows."""
+    points = [f"{across:.2f} {down:.2f}" for across, down in zip(x, y) if np.isfinite(down)]
+    return "M" + "L".join(points) + "h0" if points else ""
+
+
+def _dots(x: np.ndarray, y: np.ndarray) -> str:
+    """SVG path of strokes without length: round caps keep them round, however the plot is stretched."""
+    return "".join(f"M{across:.2f} {down:.2f}h0" for across, down in zip(x, y))

@@ -1,0 +1,91 @@
+"""One self-contained HTML page about an attack.
+
+It shows numbers that were measured elsewhere and adds no verdict to them. The one figure computed here is a
+yardstick: the PSNR that a flat picture of an original's mean color would get. Strings may come from anywhere
+(class names are folder names), so everything that enters the page is escaped.
+
+The summary is the JSON object that `jaxinvert invert` writes. Every key is optional::
+
+    {"config": {"attack", "model", "data", "num_examples", "restarts", "settings": {...}, ...}, "num_steps",
+     "images": [{"target", "example", "label", "class_name", "psnr_db", "ssim", "mse"}, ...],    # N rows
+     "quality": {"psnr_db": {"mean", "median", "q25", "q75", "min", "max"}, "ssim": {...}},
+     "targets": [{"attack_loss", "winner", "restart_losses": [...]}, ...],
+     "selected_by": "attack_loss" | "closed form", "interrupted", "command",
+     "assumptions": {"known": [...], "unknown": [...], "client": "..."},
+     "seconds_compile", "seconds_run", "steps_per_second", "device", "versions": {...}}
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxinvert.report.charts import HARDLY_DB, SAME_DB, loss_chart, psnr_chart, restart_chart
+from jaxinvert.report.pictures import as_byte_pairs, data_uri, flat_psnr
+from jaxinvert.report.wording import duration, flattened, floats, image_name, number, plural
+
+_MAX_PIXELS = 4_000_000
+
+
+def save_report_html(
+    path: str | PathLike[str],
+    *,
+    summary: Mapping[str, Any],
+    truth: ArrayLike,
+    reconstruction: ArrayLike,
+    history: Mapping[str, ArrayLike] | None = None,
+) -> None:
+    """Writes one HTML page that needs nothing else: no script, no request, pictures and charts inside.
+
+    Where there are more pictures than a page can hold, it shows pairs evenly spread from worst to best PSNR.
+
+    Args:
+      path: the file to write.
+      summary: the run's summary, see the module's docstring; numbers may be NaN, infinite or None.
+      truth: `[N, H, W, C]` originals in [0, 1], `C` 1 or 3, in the order of `summary["images"]`.
+      reconstruction: `[N, H, W, C]`, matched one-to-one with `truth`.
+      history: `step`, `[P]` optimizer steps done at each report, and `best_loss`, `[P, T, R]` lowest attack
+        loss of every restart so far; or `None`.
+
+    Raises:
+      ValueError: if the shapes are not two equal `[N, H, W, C]`, or not `[P]` and `[P, T, R]`.
+    """
+    originals, rebuilt = as_byte_pairs(truth, reconstruction)
+    images = [dict(row) for row in summary.get("images") or ()][: len(originals)]
+    images += [{} for _ in range(len(originals) - len(images))]
+    psnr = floats(row.get("psnr_db") for row in images)
+    targets = summary.get("targets") or []
+    losses = [floats(target.get("restart_losses") or ()) for target in targets]
+    flat_db = float(np.median([flat_psnr(image) for image in originals]))
+    figures = [
+        (image_name(i, images[i]), images[i], data_uri(originals[i]), data_uri(rebuilt[i]))
+        for i in _chosen(psnr, originals[0].shape)
+    ]
+    command = summary.get("command") or ""
+    env = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    env.filters.update(number=number, duration=duration, plural=plural)
+    source = resources.files("jaxinvert.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
+    page = env.from_string(source).render(
+        summary=summary, psnr=psnr, flat_db=flat_db, same_db=SAME_DB, hardly_db=HARDLY_DB,
+        command=command if isinstance(command, str) else shlex.join(map(str, command)),
+        figures=figures, shape=originals.shape, several=len(images) > 1,
+        images=images, columns=list(dict.fromkeys(key for row in images for key in row)),
+        psnr_chart=psnr_chart(psnr, flat_db), loss_chart=loss_chart(history),
+        restart_chart=restart_chart(targets, losses),
+        settings=flattened(summary.get("config") or {}), versions=flattened(summary.get("versions") or {}),
+    )  # fmt: skip
+    Path(path).write_bytes(page.encode("utf-8", "replace"))  # folder names may hold lone surrogates
+
+
+def _chosen(psnr: np.ndarray, shape: Sequence[int]) -> list[int]:
+    """Chooses the pairs of a page: all of them, or evenly spread from the worst to the best."""
+    budget = min(max(_MAX_PIXELS // (2 * shape[0] * shape[1]), 12), 120)
+    order = np.argsort(np.where(np.isnan(psnr), -np.inf, psnr), kind="stable")
+    ranks = np.rint(np.linspace(0, len(psnr) - 1, min(budget, len(psnr)))).astype(int)
+    return sorted(order[ranks].tolist())

@@ -1,0 +1,69 @@
+"""Numbers and names as people read them, in pages and captions."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+def captions(summary: Mapping[str, Any]) -> list[str]:
+    """Names every image of a summary and its quality: "cat · 41.2 dB · SSIM 0.990"."""
+    lines = []
+    for i, row in enumerate(summary.get("images") or ()):
+        psnr = [number(row["psnr_db"], "psnr_db") + " dB"] if "psnr_db" in row else []
+        ssim = ["SSIM " + number(row["ssim"], "ssim")] if "ssim" in row else []
+        lines.append(" · ".join([image_name(i, row), *psnr, *ssim]))
+    return lines
+
+
+def image_name(index: int, row: Mapping[str, Any]) -> str:
+    """The class name of an image, or what stands in for it."""
+    by_label = f"image {index}" if row.get("label") is None else f"class {row['label']}"
+    return by_label if row.get("class_name") is None else str(row["class_name"])
+
+
+def number(value: Any, key: str = "") -> str:
+    """Writes a number for people; what is not finite as NaN or ∞, what is absent as a dash."""
+    if value is None:
+        return "—"
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        return str(value)
+    number = float(value)
+    if not math.isfinite(number):
+        return "NaN" if math.isnan(number) else "∞" if number > 0 else "-∞"
+    if key in ("psnr_db", "ssim"):
+        return f"{number:.1f}" if key == "psnr_db" else f"{number:.3f}"
+    if isinstance(value, int | np.integer):
+        return str(value) if key in ("seed", "label") else f"{value:,}"
+    return f"{number:.2e}" if key == "mse" else f"{number:.3g}"
+
+
+def duration(seconds: Any) -> str:
+    """Writes seconds as "4.2 ms", "4.2 s", "3 min 12 s" or "2 h 05 min"."""
+    if not isinstance(seconds, int | float | np.number) or not math.isfinite(seconds):
+        return number(seconds)
+    if seconds < 59.95:
+        return f"{seconds:.1f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
+    minutes, rest = divmod(round(float(seconds)), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def plural(count: Any, noun: str) -> str:
+    """Writes "1 image", "2 images"."""
+    return f"{number(count)} {noun}" + ("" if count == 1 else "s")
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Turns nested settings into pairs such as `("settings.tv", "0.01")`."""
+    pairs = []
+    for key, value in values.items():
+        nested = isinstance(value, Mapping)
+        pairs += flattened(value, f"{prefix}{key}.") if nested else [(prefix + key, number(value, key))]
+    return pairs
+
+
+def floats(values: Any) -> np.ndarray:
+    """Numbers of a JSON list, `[n]`; null and what is no number become NaN."""
+    numbers = (value if isinstance(value, int | float | np.number) else np.nan for value in values)
+    return np.fromiter(numbers, dtype=float)
