@@ -129,8 +129,9 @@ def psnr(reconstructions: ArrayLike, truths: ArrayLike) -> Array:
     Raises:
       ValueError: as `mse`.
     """
-    # "+ 0.0" turns the -0.0 dB of an MSE of 1 into 0.0.
-    return -10.0 * jnp.log10(jnp.maximum(mse(reconstructions, truths), 10 ** (-MAX_PSNR_DB / 10))) + 0.0
+    decibels = -10.0 * jnp.log10(jnp.maximum(mse(reconstructions, truths), 10 ** (-MAX_PSNR_DB / 10)))
+    # The logarithm rounds differently under jit: keep exact ends, and 0 rather than -0.
+    return jnp.where(decibels > 0, jnp.minimum(decibels, MAX_PSNR_DB), 0.0)
 
 
 def ssim(reconstructions: ArrayLike, truths: ArrayLike) -> Array:

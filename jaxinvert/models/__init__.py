@@ -1,0 +1,30 @@
+"""The networks that gradient inversion is published on, and the door for any other.
+
+An attack needs only `apply(params, inputs) -> logits` or a loss function `(params, batch) -> []`; `create`
+makes the published ones by name, `from_linen` wraps a Flax module, and `cross_entropy(apply)` turns either,
+or any other pure function, into a client's loss.
+"""
+
+from jaxinvert.models.convnet import convnet
+from jaxinvert.models.lenet import lenet
+from jaxinvert.models.losses import cross_entropy
+from jaxinvert.models.mlp import mlp
+from jaxinvert.models.model import Model, from_linen
+from jaxinvert.models.registry import REGISTRY, create, names
+from jaxinvert.models.resnet import resnet_cifar, resnet_imagenet
+from jaxinvert.models.small_convnet import small_convnet
+
+__all__ = [
+    "REGISTRY",
+    "Model",
+    "convnet",
+    "create",
+    "cross_entropy",
+    "from_linen",
+    "lenet",
+    "mlp",
+    "names",
+    "resnet_cifar",
+    "resnet_imagenet",
+    "small_convnet",
+]

@@ -141,7 +141,9 @@ def test_a_model_without_such_a_layer_is_refused():
 def test_an_unfitting_layer_is_named():
     params = MLP.init(jax.random.key(0))
     with pytest.raises(ValueError, match=r"'params/head' reads 32 features"):
-        dense.dense_layer(batch_shape=(1, 4, 4, 3), layer="params/head")(jax.random.key(0), Observation(params, params))
+        dense.dense_layer(batch_shape=(1, 4, 4, 3), layer="params/head")(
+            jax.random.key(0), Observation(params, params)
+        )
     with pytest.raises(ValueError, match=r"no biased dense layer 'params/nowhere'"):
         dense.dense_layer(batch_shape=(1, 4, 4, 3), layer="params/nowhere")(
             jax.random.key(0), Observation(params, params)

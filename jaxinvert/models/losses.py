@@ -1,0 +1,40 @@
+"""The client's training loss, built on any `apply`."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxinvert.types import ApplyFn, Array, Batch, LossFn, Params
+
+
+def cross_entropy(apply: ApplyFn) -> LossFn:
+    """Mean softmax cross-entropy over the batch: `-1/B sum_b sum_k y_bk log softmax(apply(params, x_b))_k`.
+
+    Args:
+      apply: `(params, inputs [B, ...]) -> logits [B, K]`; a `Model.apply` or anybody's.
+
+    Returns:
+      `(params, batch) -> []`, differentiable in `params`, `batch.inputs` and, where they are soft,
+      `batch.labels`. Labels are `[B]` integers in [0, K) or `[B, K]` floats (rows need not sum to one: an
+      attack may optimize them). An integer outside [0, K) cannot be seen under `jit` and counts as a row of
+      zeros. Raises ValueError when traced with labels of another shape or kind.
+    """
+
+    def loss_fn(params: Params, batch: Batch) -> Array:
+        logits = apply(params, batch.inputs)
+        targets = _soft_labels(batch.labels, logits)
+        return -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1))
+
+    return loss_fn
+
+
+def _soft_labels(labels: Array, logits: Array) -> Array:
+    """Labels `[B]` or `[B, K]` as `[B, K]` floats."""
+    labels = jnp.asarray(labels)
+    if labels.shape == logits.shape and jnp.issubdtype(labels.dtype, jnp.floating):
+        return labels
+    if labels.shape == logits.shape[:1] and jnp.issubdtype(labels.dtype, jnp.integer):
+        return jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    raise ValueError(
+        f"labels must be [B] integers or [B, K] floats to go with logits [B, K] = {logits.shape}, "
+        f"got {labels.dtype} {labels.shape}"
+    )

@@ -1,0 +1,126 @@
+"""What the rest of jaxinvert knows of a network: `init`, `apply` and a few static facts.
+
+The contract with anybody's model is the function `apply(params, inputs) -> logits` (or a loss function built
+on it), not this package: the networks here are those that the attacks were published on. `from_linen` puts a
+Flax module of your own behind the same contract.
+
+`params` is the *full* Flax variables dictionary, `{"params": ..., "batch_stats": ...}`: everything the server
+sends. Running statistics of BatchNorm are sent but not trained, so `apply` cuts them off with
+`stop_gradient`: a client's gradient has the same tree as `params`, and its `batch_stats` leaves are exactly
+zero.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen
+
+from jaxinvert.types import ApplyFn, Array, Key, Params
+
+
+class Model(NamedTuple):
+    """A network as two pure functions and what is static about it.
+
+    Attributes:
+      name: as in the registry; sizes other than the published ones are spelled out.
+      input_shape: `(H, W, C)` of one example.
+      num_classes: `K`.
+      head: path of the last dense layer in `params`, keys joined by "/": holds `kernel [features, K]` and
+        `bias [K]`. Label recovery and closed-form attacks read it here instead of guessing "the last two
+        leaves".
+      init: `key -> params`.
+      apply: `(params, inputs [B, H, W, C] in [0, 1]) -> logits [B, K]`; normalizes its inputs itself.
+      mean: per-channel mean that `apply` subtracts; zeros = no normalization.
+      std: per-channel standard deviation that `apply` divides by; ones = no normalization.
+    """
+
+    name: str
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    head: str
+    init: Callable[[Key], Params]
+    apply: ApplyFn
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def from_linen(
+    module: linen.Module,
+    *,
+    name: str,
+    input_shape: Sequence[int],
+    num_classes: int,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    head: str = "params/head",
+) -> Model:
+    """Makes a `Model` of a Flax linen module whose `__call__` takes normalized inputs to logits.
+
+    Running statistics that the module would update are dropped: in BatchNorm train mode the logits use the
+    batch's own statistics, and a client's update never carries new running ones.
+
+    Neither function of the result is jitted.
+
+    Args:
+      module: maps `[B, H, W, C]` to logits `[B, K]`; needs no random numbers when applied.
+      name: what reports call it.
+      input_shape: `(H, W, C)`, all positive.
+      num_classes: `K`, at least 1.
+      mean: `C` per-channel means of pixels in [0, 1]; `None` = zeros.
+      std: `C` positive per-channel standard deviations; `None` = ones.
+      head: path of the module's last dense layer, from the root of the variables.
+
+    Returns:
+      The model.
+
+    Raises:
+      ValueError: at once for a bad shape, class count, mean or std; later, from `apply`, for inputs that are
+        not `[B, *input_shape]`.
+    """
+    height, width, channels = _three_positive(input_shape)
+    shape = (height, width, channels)
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    mean = _per_channel("mean", mean, channels, default=0.0)
+    std = _per_channel("std", std, channels, default=1.0)
+    if not all(value > 0 for value in std):
+        raise ValueError(f"std must be positive in every channel, got {std}")
+
+    def init(key: Key) -> Params:
+        # lazy_init traces the forward pass for its shapes only; nothing but the initializers runs.
+        return module.lazy_init(key, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+
+    def apply(params: Params, inputs: Array) -> Array:
+        if inputs.ndim != 4 or inputs.shape[1:] != shape:
+            raise ValueError(f"{name} expects inputs [B, {height}, {width}, {channels}], got {inputs.shape}")
+        per_channel = (1, 1, 1, channels)
+        normalized = inputs - jnp.asarray(mean, inputs.dtype).reshape(per_channel)
+        normalized = normalized / jnp.asarray(std, inputs.dtype).reshape(per_channel)
+        variables = dict(params)
+        if "batch_stats" in variables:
+            variables["batch_stats"] = jax.lax.stop_gradient(variables["batch_stats"])
+        # "mutable" lets BatchNorm in train mode write its running statistics, which are then dropped.
+        logits, _ = module.apply(variables, normalized, mutable=["batch_stats"])
+        return logits
+
+    return Model(name, shape, num_classes, head, init, apply, mean, std)
+
+
+def _three_positive(input_shape: Sequence[int]) -> tuple[int, int, int]:
+    if len(input_shape) != 3 or any(size < 1 for size in input_shape):
+        raise ValueError(f"input_shape must be three positive sizes (H, W, C), got {tuple(input_shape)}")
+    height, width, channels = input_shape
+    return int(height), int(width), int(channels)
+
+
+def _per_channel(name: str, values: Sequence[float] | None, channels: int, *, default: float) -> tuple[float, ...]:
+    """The normalization constants as a tuple of `channels` finite floats."""
+    if values is None:
+        return (default,) * channels
+    values = tuple(float(value) for value in values)
+    if len(values) != channels or not all(math.isfinite(value) for value in values):
+        raise ValueError(f"{name} must be {channels} finite numbers, one per channel, got {values}")
+    return values

@@ -1,0 +1,83 @@
+"""Networks by name, for command lines, sweeps and experiments.
+
+Library code takes a `Model` or a function, never a name.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jaxinvert.models.convnet import convnet
+from jaxinvert.models.layers import ConvolutionFn, unknown_value
+from jaxinvert.models.lenet import lenet
+from jaxinvert.models.mlp import mlp
+from jaxinvert.models.model import Model
+from jaxinvert.models.resnet import resnet_cifar, resnet_imagenet
+from jaxinvert.models.small_convnet import small_convnet
+
+REGISTRY: dict[str, Callable[..., Model]] = {
+    "lenet": lenet,
+    "convnet64": functools.partial(convnet, width=64),
+    "small-convnet": small_convnet,
+    "mlp": mlp,
+    "resnet20-4": functools.partial(resnet_cifar, depth=20, width=64),
+    "resnet32-10": functools.partial(resnet_cifar, depth=32, width=160),
+    "resnet18": functools.partial(resnet_imagenet, depth=18),
+    "resnet34": functools.partial(resnet_imagenet, depth=34),
+    "resnet50": functools.partial(resnet_imagenet, depth=50),
+}
+"""Name -> factory with keyword arguments only; its signature lists the options."""
+
+
+def names() -> tuple[str, ...]:
+    """The registered names, in the order of registration."""
+    return tuple(REGISTRY)
+
+
+def create(
+    name: str,
+    *,
+    input_shape: Sequence[int] = (32, 32, 3),
+    num_classes: int = 10,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    conv_general_dilated: ConvolutionFn | None = None,
+    **architecture: Any,
+) -> Model:
+    """Creates a registered network.
+
+    Example:
+      >>> from jaxinvert import models
+      >>> model = models.create("convnet64", num_classes=100, width=16, batch_norm="train")
+      >>> model.name, model.head
+      ('convnet16', 'params/head')
+
+    Args:
+      name: one of `names()`.
+      input_shape: `(H, W, C)` of one example.
+      num_classes: `K`.
+      mean: `C` per-channel means of pixels in [0, 1]; `None` = no shift.
+      std: `C` per-channel standard deviations; `None` = no scale.
+      conv_general_dilated: replaces the convolution (`jaxinvert.nn.conv_general_dilated`), for example by
+        `jax.lax.conv_general_dilated`; `None` = keep it.
+      **architecture: options of the network's factory, such as `width`, `depth`, `features`, `batch_norm`.
+
+    Returns:
+      The model. Its name follows the sizes it really has.
+
+    Raises:
+      ValueError: for an unknown name or an option that the factory does not have, with the known ones and the
+        closest of them; and whatever the factory refuses.
+    """
+    if name not in REGISTRY:
+        raise unknown_value("model", name, REGISTRY)
+    factory = REGISTRY[name]
+    options = dict(architecture)
+    if conv_general_dilated is not None:
+        options["conv_general_dilated"] = conv_general_dilated
+    known = set(inspect.signature(factory).parameters)
+    for option in options:
+        if option not in known:
+            raise unknown_value(f"option of model {name!r}:", option, known)
+    return factory(input_shape=input_shape, num_classes=num_classes, mean=mean, std=std, **options)
