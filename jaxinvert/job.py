@@ -142,6 +142,11 @@ def prepare(config: JobConfig) -> Task:
       ValueError: for unknown names, too few examples, or examples that do not fit the model.
     """
     dataset = data.load(config.data, split=config.split, size=config.size)
+    if min(dataset.images.shape[1:3]) < metrics.SSIM_WINDOW:
+        height, width = dataset.images.shape[1:3]
+        raise ValueError(
+            f"images of {height}x{width} pixels cannot be measured: SSIM needs at least {metrics.SSIM_WINDOW} on a side"
+        )
     wanted = config.targets * config.num_examples
     if len(dataset.images) < wanted:
         raise ValueError(
@@ -222,19 +227,20 @@ def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
     recipe = registry.REGISTRY[config.attack]
     found = np.asarray(execution.reconstructions.inputs)
     true_inputs, true_labels = np.asarray(task.truth.inputs), np.asarray(task.truth.labels)
-    qualities = [metrics.evaluate(found[t], true_inputs[t]) for t in range(config.targets)]
-    matched = np.stack([found[t][np.asarray(quality.permutation)] for t, quality in enumerate(qualities)])
+    quality = jax.tree.map(lambda *leaves: np.stack(leaves), *map(metrics.evaluate, found, true_inputs))
+    statistics = metrics.summarize(quality)._asdict()
+    matched = np.take_along_axis(found, quality.permutation[:, :, None, None, None], axis=1)
     images = [
         {
             "target": t,
             "example": b,
             "label": int(true_labels[t, b]),
             "class_name": task.class_names[int(true_labels[t, b])],
-            "psnr_db": float(quality.psnr_db[b]),
-            "ssim": float(quality.ssim[b]),
-            "mse": float(quality.mse[b]),
+            "psnr_db": float(quality.psnr_db[t, b]),
+            "ssim": float(quality.ssim[t, b]),
+            "mse": float(quality.mse[t, b]),
         }
-        for t, quality in enumerate(qualities)
+        for t in range(config.targets)
         for b in range(config.num_examples)
     ]
     info = execution.reconstructions.info
@@ -256,7 +262,7 @@ def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
         "config": {field.name: getattr(config, field.name) for field in fields(JobConfig)}
         | {"settings": config.hyperparameters()},
         "images": images,
-        "quality": {name: _spread([image[name] for image in images]) for name in ("psnr_db", "ssim", "mse")},
+        "quality": {name: statistics[name]._asdict() for name in ("psnr_db", "ssim", "mse")},
         "targets": targets,
         "selected_by": "attack_loss" if execution.history else "closed form",
         "num_steps": execution.num_steps if execution.history else 0,
@@ -290,19 +296,6 @@ def _execute_closed_form(solve: Callable, key: jax.Array, observations: Observat
     reconstructions = jax.block_until_ready(compiled(key, observations))
     seconds_run = time.perf_counter() - begin
     return Execution(reconstructions, 0, seconds_compile, seconds_run, interrupted=False, history={})
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    """Mean, median, quartiles and extremes."""
-    q25, median, q75 = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
-    return {
-        "mean": float(np.mean(values)),
-        "median": median,
-        "q25": q25,
-        "q75": q75,
-        "min": min(values),
-        "max": max(values),
-    }
 
 
 def _own_version() -> str:

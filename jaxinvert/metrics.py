@@ -21,7 +21,6 @@ References:
   Kuhn: The Hungarian method for the assignment problem. Naval Research Logistics Quarterly 2, 1955.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import dm_pix
@@ -64,18 +63,21 @@ class Distribution(NamedTuple):
     Attributes:
       mean: average.
       std: population standard deviation.
-      q05: 5 % quantile (linear interpolation, as the other two).
+      min: lowest value.
+      q25: 25 % quantile (linear interpolation, as the other two).
       median: 50 % quantile.
-      q95: 95 % quantile.
-      max_leak: the image that leaks most: the highest PSNR or SSIM, the lowest MSE.
+      q75: 75 % quantile.
+      max: highest value; for PSNR and SSIM the image that leaks most. Report it beside the mean: privacy is as
+        good as the worst-protected image.
     """
 
     mean: float
     std: float
-    q05: float
+    min: float
+    q25: float
     median: float
-    q95: float
-    max_leak: float
+    q75: float
+    max: float
 
 
 class Summary(NamedTuple):
@@ -241,8 +243,6 @@ def _scores(reconstructions: ArrayLike, truths: ArrayLike) -> tuple[Array, Array
 def summarize(quality: Quality) -> Summary:
     """Statistics over all images of one or many batches.
 
-    Report `max_leak` beside the mean: privacy is as good as the worst-protected image.
-
     Args:
       quality: scores with any leading axes, for example `[B]` or `[T, B]`.
 
@@ -254,24 +254,25 @@ def summarize(quality: Quality) -> Summary:
     """
     return Summary(
         num_images=int(np.size(quality.mse)),
-        psnr_db=_distribution("psnr_db", quality.psnr_db, np.max),
-        ssim=_distribution("ssim", quality.ssim, np.max),
-        mse=_distribution("mse", quality.mse, np.min),
+        psnr_db=_distribution("psnr_db", quality.psnr_db),
+        ssim=_distribution("ssim", quality.ssim),
+        mse=_distribution("mse", quality.mse),
     )
 
 
-def _distribution(name: str, values: ArrayLike, worst: Callable[[np.ndarray], float]) -> Distribution:
+def _distribution(name: str, values: ArrayLike) -> Distribution:
     values = np.asarray(values, np.float64).ravel()
     if values.size == 0 or not np.isfinite(values).all():
         raise ValueError(f"{name} must be a non-empty array of finite scores, got {values}")
-    q05, median, q95 = np.quantile(values, (0.05, 0.5, 0.95))
+    lowest, q25, median, q75, highest = np.quantile(values, (0, 0.25, 0.5, 0.75, 1)).tolist()
     return Distribution(
         mean=float(values.mean()),
         std=float(values.std()),
-        q05=float(q05),
-        median=float(median),
-        q95=float(q95),
-        max_leak=float(worst(values)),
+        min=lowest,
+        q25=q25,
+        median=median,
+        q75=q75,
+        max=highest,
     )
 
 

@@ -120,6 +120,7 @@ def test_interrupt_writes_the_best_so_far(tmp_path, monkeypatch):
         (["--attack", "dense-layer", "--tv", "1"], "'dense-layer' has no tv"),
         (["--attack", "dense-layer"], "one biased dense layer that reads images"),
         (["--size", "0"], "size is 0"),
+        (["--size", "8"], "images of 8x8 pixels cannot be measured"),
     ],
 )
 def test_bad_input_is_one_clear_error_and_writes_nothing(arguments, message, tmp_path, capsys):
