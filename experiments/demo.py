@@ -18,6 +18,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from jaxinvert import cli, job
+from jaxinvert.report import wording
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,9 @@ def draw(path: Path, outcomes: dict[str, job.Outcome]) -> None:
     names = [image["class_name"] for image in first.summary["images"]]
     _row(axes[0], "what the clients\ntrained on", first.truth, names)
     for row, (title, outcome) in zip(axes[1:], outcomes.items()):
-        captions = [f"{image['psnr_db']:.1f} dB" for image in outcome.summary["images"]]
-        median = outcome.summary["quality"]["psnr_db"]["median"]
-        _row(row, f"{title}\nmedian {median:.1f} dB", outcome.reconstruction, captions)
+        captions = [f"{wording.number(image['psnr_db'], 'psnr_db')} dB" for image in outcome.summary["images"]]
+        median = wording.number(outcome.summary["quality"]["psnr_db"]["median"], "psnr_db")
+        _row(row, f"{title}\nmedian {median} dB", outcome.reconstruction, captions)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from jaxinvert import data, job, models, objectives, regularizers, report, search, store
 from jaxinvert.attacks import registry
+from jaxinvert.report import wording
 
 _EXIT_BAD_INPUT = 2
 _EXIT_INTERRUPTED = 130
@@ -205,29 +206,16 @@ _COMMANDS: dict[type, Callable[..., int]] = {Invert: _invert, List: _list, Prepa
 def _table(summary: dict) -> Table:
     """The figures per image, and their median."""
     table = Table("target", "example", "class", "PSNR dB", "SSIM", "MSE", "attack loss")
+    measures = ("psnr_db", "ssim", "mse")
     for image in summary["images"]:
+        figures = (wording.number(image[name], name) for name in measures)
         loss = summary["targets"][image["target"]]["attack_loss"]
         table.add_row(
-            str(image["target"]),
-            str(image["example"]),
-            Text(image["class_name"]),
-            f"{image['psnr_db']:.2f}",
-            f"{image['ssim']:.3f}",
-            f"{image['mse']:.2e}",
-            f"{loss:.2e}",
+            str(image["target"]), str(image["example"]), Text(image["class_name"]), *figures, f"{loss:.2e}"
         )
-    quality = summary["quality"]
     table.add_section()
-    table.add_row(
-        "median",
-        "",
-        "",
-        *(
-            f"{quality[name]['median']:{style}}"
-            for name, style in [("psnr_db", ".2f"), ("ssim", ".3f"), ("mse", ".2e")]
-        ),
-        "",
-    )
+    medians = (wording.number(summary["quality"][name]["median"], name) for name in measures)
+    table.add_row("median", "", "", *medians, "")
     return table
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxinvert.metrics import MAX_PSNR_DB
+
 
 def captions(summary: Mapping[str, Any]) -> list[str]:
     """Names every image of a summary and its quality: "cat · 41.2 dB · SSIM 0.990"."""
@@ -29,14 +31,16 @@ def number(value: Any, key: str = "") -> str:
         return "—"
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         return str(value)
-    number = float(value)
-    if not math.isfinite(number):
-        return "NaN" if math.isnan(number) else "∞" if number > 0 else "-∞"
-    if key in ("psnr_db", "ssim"):
-        return f"{number:.1f}" if key == "psnr_db" else f"{number:.3f}"
+    as_float = float(value)
+    if not math.isfinite(as_float):
+        return "NaN" if math.isnan(as_float) else "∞" if as_float > 0 else "-∞"
+    if key == "psnr_db":  # measured up to a cap: say so
+        return f"{as_float:.1f}" if as_float < MAX_PSNR_DB else f"≥ {MAX_PSNR_DB:.0f}"
+    if key == "ssim":
+        return f"{as_float:.3f}"
     if isinstance(value, int | np.integer):
         return str(value) if key in ("seed", "label") else f"{value:,}"
-    return f"{number:.2e}" if key == "mse" else f"{number:.3g}"
+    return f"{as_float:.2e}" if key == "mse" else f"{as_float:.3g}"
 
 
 def duration(seconds: Any) -> str:
