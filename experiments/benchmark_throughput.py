@@ -78,10 +78,11 @@ def measure(config: Config, name: str, num_restarts: int, num_targets: int, peak
     if config.plain:
         programs.append(Program(name, num_restarts, num_targets, conv_general_dilated=jax.lax.conv_general_dilated))
     steps = [program.steps_in(config.seconds) for program in programs]
-    seconds = [[] for _ in programs]
-    for _ in range(config.repeats):
+    seconds: list[list[float]] = [[] for _ in programs]
+    for repeat in range(config.repeats):
         for program, num_steps, found in zip(programs, steps, seconds):
-            found.append(program.seconds_per_step(num_steps))
+            if num_steps > 0 or repeat == 0:  # one step alone exceeds the budget: once is enough
+                found.append(program.seconds_per_step(num_steps))
     rates = [lanes / statistics.median(found) for found in seconds]
     flops = programs[-1].flops_per_lane_step() if config.plain else None
     return {
@@ -128,8 +129,9 @@ class Program:
         return last.seconds / (num_steps + 1)
 
     def steps_in(self, seconds: float) -> int:
-        """About how many steps take that long."""
-        return max(1, int(seconds / self.seconds_per_step(1)))
+        """About how many steps take that long; 0 if a single one takes longer."""
+        first = self.seconds_per_step(0)
+        return 0 if first > seconds else int(seconds / self.seconds_per_step(1 + int(seconds / first / 10)))
 
     def flops_per_lane_step(self) -> float:
         """Floating-point operations of one step of one lane, by XLA's own count."""

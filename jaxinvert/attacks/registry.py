@@ -7,7 +7,6 @@ from jaxinvert.analytic.dense import dense_layer
 from jaxinvert.attacks.inverting_gradients import inverting_gradients
 from jaxinvert.types import Attack, ClientUpdateFn, PerChannel, Scalar, Shape, SolveFn
 
-
 _PARAMETERS = "the model and the parameters that the client trained on"
 _UPDATE = "the client's update, undefended"
 _BATCH_SIZE = "the number of examples in the batch"

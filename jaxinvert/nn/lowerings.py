@@ -1,0 +1,146 @@
+"""How each member of the convolution family is computed, and which way on which backend.
+
+All take operands in the layout of `Geometry`. Three ways:
+
+* `xla_*`: one convolution, in the one order of axes (`N...C`, `...IO`) that XLA:CPU hands to its fast kernels
+  everywhere; other orders, such as `lax`'s own transposes, meet a naive loop when they stand inside a `while`
+  (25 to 100 times slower on jax 0.10). Lanes with kernels of their own become a grouped convolution.
+* `gemm_*`: one matrix product per lane over *patches*, the `K` shifted copies of the inputs below one another.
+* Winograd's F(2x2, 3x3): fewer multiplications, for wide 3 x 3 kernels at stride 1.
+
+The rule on CPU: Winograd where it applies; else GEMM for kernel gradients and for kernels that differ per lane;
+else one convolution. Other backends get `xla_*`.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxinvert.nn import winograd
+from jaxinvert.nn.geometry import Geometry
+from jaxinvert.types import Array
+
+# Winograd lifts every kernel to 16 / 9 of its size, and every image to 4 times its own, whatever the rest
+# costs: below these sizes the matrix products are too small to pay for that (measured on two Zen 5 cores).
+_MIN_CHANNELS = 32
+_MIN_TILES = 10
+
+
+def cpu_convolve(x: Array, w: Array, *, geometry: Geometry) -> Array:
+    """Outputs of inputs `x` and kernels `w`."""
+    if _is_winograd(geometry, x, *w.shape[-2:]):
+        products = _matmul(winograd.lift_inputs(x, geometry), winograd.lift_kernels(w), (2, 1), geometry)
+        return winograd.unlift_outputs(products, geometry, x.shape[0])
+    return (xla_convolve if x.shape[0] == 1 else gemm_convolve)(x, w, geometry=geometry)
+
+
+def cpu_input_transpose(y: Array, w: Array, *, geometry: Geometry) -> Array:
+    """Inputs from outputs `y`: the transpose of `cpu_convolve` in its inputs."""
+    if _is_winograd(geometry, y, *w.shape[-2:]):
+        products = _matmul(winograd.lift_outputs(y, geometry), winograd.lift_kernels(w), (2, 2), geometry)
+        return winograd.unlift_inputs(products, geometry, y.shape[0])
+    return (xla_convolve if y.shape[0] == 1 else gemm_convolve)(y, _flipped(w), geometry=geometry.transposed)
+
+
+def cpu_kernel_gradient(x: Array, y: Array, *, geometry: Geometry) -> Array:
+    """Kernels from inputs `x` and outputs `y`: the transpose of `cpu_convolve` in its kernels."""
+    if _is_winograd(geometry, x, x.shape[-1], y.shape[-1]):
+        lifted = winograd.lift_inputs(x, geometry), winograd.lift_outputs(y, geometry)
+        return winograd.unlift_kernels(_matmul(*lifted, (1, 1), geometry), x.shape[0])
+    return gemm_kernel_gradient(x, y, geometry=geometry)
+
+
+def xla_convolve(x: Array, w: Array, *, geometry: Geometry) -> Array:
+    """As `cpu_convolve`, by one convolution, grouped where there are several lanes."""
+    spatial = "".join(chr(ord("a") + axis) for axis in range(len(geometry.input_shape)))
+
+    def one_lane(x: Array, w: Array) -> Array:
+        return lax.conv_general_dilated(
+            x,
+            w,
+            geometry.strides,
+            geometry.padding,
+            geometry.input_dilation,
+            geometry.kernel_dilation,
+            (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
+            precision=geometry.precision,
+        )
+
+    return one_lane(x[0], w[0])[None] if x.shape[0] == 1 else jax.vmap(one_lane)(x, w)
+
+
+def xla_input_transpose(y: Array, w: Array, *, geometry: Geometry) -> Array:
+    """As `cpu_input_transpose`, by one convolution."""
+    x = jax.ShapeDtypeStruct((*y.shape[:2], *geometry.input_shape, w.shape[-2]), y.dtype)
+    return jax.linear_transpose(lambda x: xla_convolve(x, w, geometry=geometry), x)(y)[0]
+
+
+def xla_kernel_gradient(x: Array, y: Array, *, geometry: Geometry) -> Array:
+    """As `cpu_kernel_gradient`, by one convolution."""
+    w = jax.ShapeDtypeStruct((x.shape[0], *geometry.kernel_shape, x.shape[-1], y.shape[-1]), x.dtype)
+    return jax.linear_transpose(lambda w: xla_convolve(x, w, geometry=geometry), w)(y)[0]
+
+
+def gemm_convolve(x: Array, w: Array, *, geometry: Geometry) -> Array:
+    """As `cpu_convolve`, by one matrix product per lane."""
+    patches = _patches(x, geometry)
+    lanes, depth, features = patches.shape[0], patches.shape[1], w.shape[-1]
+    kernels = jnp.swapaxes(w.reshape(lanes, depth, features), 1, 2)
+    # Features are few where this form is used: with the many positions last, XLA:CPU multiplies four times
+    # faster.
+    y = _gemm(kernels, patches.reshape(lanes, depth, -1), (2, 1), geometry)
+    return jnp.moveaxis(y.reshape(lanes, features, *patches.shape[2:]), 1, -1)
+
+
+def gemm_kernel_gradient(x: Array, y: Array, *, geometry: Geometry) -> Array:
+    """As `cpu_kernel_gradient`, by one matrix product per lane."""
+    patches = _patches(x, geometry)
+    lanes, depth, features = patches.shape[0], patches.shape[1], y.shape[-1]
+    w = _gemm(patches.reshape(lanes, depth, -1), y.reshape(lanes, -1, features), (2, 1), geometry)
+    return w.reshape(lanes, *geometry.kernel_shape, x.shape[-1], features)
+
+
+def _patches(x: Array, geometry: Geometry) -> Array:
+    """`[G, K * C, N, *output_shape]`: what each output sees, kernel tap by kernel tap."""
+    pads = [(axis.low, axis.high, axis.spread - 1) for axis in geometry.axes]
+    x = lax.pad(jnp.moveaxis(x, -1, 1), jnp.zeros((), x.dtype), [(0, 0, 0)] * 3 + pads)
+    shifted = []
+    for tap in itertools.product(*map(range, geometry.kernel_shape)):
+        starts = [index * axis.hole for index, axis in zip(tap, geometry.axes)]
+        stops = [start + (axis.out - 1) * axis.stride + 1 for start, axis in zip(starts, geometry.axes)]
+        shifted.append(lax.slice(x, (0, 0, 0, *starts), (*x.shape[:3], *stops), (1, 1, 1, *geometry.strides)))
+    return lax.concatenate(shifted, 1)
+
+
+def _flipped(w: Array) -> Array:
+    """`[G, *kernel_shape, O, C]`: the kernels of the input transpose, a convolution over outputs."""
+    return lax.rev(jnp.swapaxes(w, -1, -2), range(1, w.ndim - 2))
+
+
+def _is_winograd(geometry: Geometry, operand: Array, channels: int, features: int) -> bool:
+    return (
+        geometry.kernel_shape == (3, 3)
+        and geometry.strides == geometry.input_dilation == geometry.kernel_dilation == (1, 1)
+        and min(channels, features) >= _MIN_CHANNELS
+        and operand.shape[1] * geometry.num_tiles >= _MIN_TILES
+        # Narrower floats would round what is lifted, not only what is summed.
+        and operand.dtype in (jnp.float32, jnp.float64)
+    )
+
+
+def _matmul(
+    left: winograd.Lifted, right: winograd.Lifted, contract: tuple[int, int], geometry: Geometry
+) -> winograd.Lifted:
+    return [_gemm(a, b, contract, geometry) for a, b in zip(left, right)]
+
+
+def _gemm(a: Array, b: Array, contract: tuple[int, int], geometry: Geometry) -> Array:
+    """`[G, ., .]` times `[G, ., .]`, lane by lane, over one axis of each; a single lane needs no batch axis."""
+    axis_a, axis_b = contract
+    if a.shape[0] == 1:
+        dimensions = ((axis_a - 1,), (axis_b - 1,)), ((), ())
+        return lax.dot_general(a[0], b[0], dimensions, precision=geometry.precision)[None]
+    dimensions = ((axis_a,), (axis_b,)), ((0,), (0,))
+    return lax.dot_general(a, b, dimensions, precision=geometry.precision)

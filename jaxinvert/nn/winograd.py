@@ -1,0 +1,139 @@
+"""Winograd's minimal filtering F(2x2, 3x3), as a lowering of all three members of the convolution family.
+
+Two outputs of a 3-tap filter over 4 inputs are the trilinear form `sum_m (B x)_m (G w)_m (A y)_m` with 4
+products `m` instead of 6 (S. Winograd, "Arithmetic Complexity of Computations", 1980; A. Lavin and S. Gray,
+"Fast Algorithms for Convolutional Neural Networks", 2016, arXiv:1509.09308). Being trilinear it serves every
+member alike: *lift* the two given operands, multiply, and bring the products back through the transpose of the
+third map (*unlift*). In two dimensions that is 16 matrix products over channels for every 2 x 2 tile of
+outputs, 2.25 times fewer multiplications than the definition. One lifted operand serves several members, of all
+orders of differentiation: XLA shares it.
+
+Rounding grows little, as all constants are 0, 1 and 1/2: about 5e-7 relative in float32 with 256 channels. A
+non-finite input reaches every output of its tile.
+
+A lifted operand is a list of four arrays, one per row of the 4 x 4 products, each with the row's four products
+stacked along the lanes: few and large enough operations for XLA to compile quickly and to multiply on all
+cores.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+from jax import lax
+
+from jaxinvert.nn.geometry import Geometry
+from jaxinvert.types import Array
+
+Line = Sequence[Array]
+Lifted = list[Array]
+
+
+def lift_inputs(x: Array, geometry: Geometry) -> Lifted:
+    """`B x B^T` of each 4 x 4 window of inputs `[G, N, H, W, C]`: four arrays `[4 G, N * tiles, C]`."""
+    pads, grid = [], []
+    for axis in geometry.axes:
+        tiles = -(-axis.out // 2)
+        pads.append((axis.low, 2 * tiles + 2 - axis.size - axis.low, 0))
+        grid.append([slice(offset, offset + 2 * tiles - 1, 2) for offset in range(4)])
+    x = _pad(x, pads)
+    windows = [[x[:, :, rows, columns] for columns in grid[1]] for rows in grid[0]]
+    return _stack_rows(_along_both(_b, windows))
+
+
+def lift_kernels(w: Array) -> Lifted:
+    """`G w G^T` of kernels `[G, 3, 3, C, O]`: four arrays `[4 G, C, O]`."""
+    return [jnp.concatenate(row) for row in _along_both(_g, [[w[:, i, j] for j in range(3)] for i in range(3)])]
+
+
+def lift_outputs(y: Array, geometry: Geometry) -> Lifted:
+    """`A y A^T` of each 2 x 2 tile of outputs `[G, N, H, W, O]`: four arrays `[4 G, N * tiles, O]`."""
+    y = _pad(y, [(0, axis.out % 2, 0) for axis in geometry.axes])
+    return _stack_rows(_along_both(_a, [[y[:, :, i::2, j::2] for j in range(2)] for i in range(2)]))
+
+
+def unlift_inputs(products: Lifted, geometry: Geometry, num_lanes: int) -> Array:
+    """The transpose of `lift_inputs`: overlapping windows add up."""
+    grid = _unstack_rows(products, geometry, num_lanes)
+    x = _overlap_add(_b_transposed([_overlap_add(_b_transposed(row), 3) for row in grid]), 2)
+    crops = [(-axis.low, axis.size + axis.low - size, 0) for axis, size in zip(geometry.axes, x.shape[2:])]
+    return _pad(x, crops)
+
+
+def unlift_kernels(products: Lifted, num_lanes: int) -> Array:
+    """The transpose of `lift_kernels`."""
+    grid = [_unstack(row, num_lanes) for row in products]
+    return jnp.stack([jnp.stack(row, 1) for row in _along_both(_g_transposed, grid)], 1)
+
+
+def unlift_outputs(products: Lifted, geometry: Geometry, num_lanes: int) -> Array:
+    """The transpose of `lift_outputs`."""
+    tile = _along_both(_a_transposed, _unstack_rows(products, geometry, num_lanes))
+    y = _interleave([_interleave(row, 3) for row in tile], 2)
+    return y[:, :, : geometry.output_shape[0], : geometry.output_shape[1]]
+
+
+# The three maps of F(2, 3) and their transposes, along one axis.
+
+
+def _b(x: Line) -> list[Array]:
+    return [x[0] - x[2], x[1] + x[2], x[2] - x[1], x[1] - x[3]]
+
+
+def _g(w: Line) -> list[Array]:
+    return [w[0], (w[0] + w[1] + w[2]) * 0.5, (w[0] - w[1] + w[2]) * 0.5, w[2]]
+
+
+def _a(y: Line) -> list[Array]:
+    return [y[0], y[0] + y[1], y[0] - y[1], -y[1]]
+
+
+def _b_transposed(m: Line) -> list[Array]:
+    return [m[0], m[1] - m[2] + m[3], m[1] + m[2] - m[0], -m[3]]
+
+
+def _g_transposed(m: Line) -> list[Array]:
+    return [m[0] + (m[1] + m[2]) * 0.5, (m[1] - m[2]) * 0.5, (m[1] + m[2]) * 0.5 + m[3]]
+
+
+def _a_transposed(m: Line) -> list[Array]:
+    return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
+
+
+def _along_both(one: Callable[[Line], list[Array]], grid: Sequence[Line]) -> list[list[Array]]:
+    """Applies a map to every row of a grid, then to every column."""
+    columns = zip(*[one(row) for row in grid])
+    return [list(row) for row in zip(*[one(column) for column in columns])]
+
+
+def _stack_rows(grid: Sequence[Line]) -> Lifted:
+    return [jnp.concatenate([part.reshape(part.shape[0], -1, part.shape[-1]) for part in row]) for row in grid]
+
+
+def _unstack(row: Array, num_lanes: int) -> list[Array]:
+    return [row[i * num_lanes : (i + 1) * num_lanes] for i in range(4)]
+
+
+def _unstack_rows(products: Lifted, geometry: Geometry, num_lanes: int) -> list[list[Array]]:
+    tiles = [-(-out // 2) for out in geometry.output_shape]
+    shape = (num_lanes, -1, *tiles, products[0].shape[-1])
+    return [[part.reshape(shape) for part in _unstack(row, num_lanes)] for row in products]
+
+
+def _interleave(pair: Line, axis: int) -> Array:
+    both = jnp.stack(pair, axis + 1)
+    return both.reshape(*both.shape[:axis], -1, *both.shape[axis + 2 :])
+
+
+def _overlap_add(parts: Line, axis: int) -> Array:
+    """Windows of four, two apart, along `axis`: the last two of each fall on the first two of the next."""
+
+    def shifted(part: Array, step: int) -> Array:
+        return lax.pad(
+            part, jnp.zeros((), part.dtype), [(0, 0, 0)] * axis + [(step, 1 - step, 0)] + [(0, 0, 0)] * (4 - axis)
+        )
+
+    return _interleave([shifted(parts[i], 0) + shifted(parts[i + 2], 1) for i in range(2)], axis)
+
+
+def _pad(array: Array, spatial: Sequence[tuple[int, int, int]]) -> Array:
+    return lax.pad(array, jnp.zeros((), array.dtype), [(0, 0, 0), (0, 0, 0), *spatial, (0, 0, 0)])
