@@ -28,7 +28,7 @@ setup(
     extras_require={
         "dev": ["hypothesis>=6.100", "pyright>=1.1.400", "pytest>=8", "ruff>=0.9", "scikit-image>=0.24"],
     },
-    entry_points={"console_scripts": ["jaxinvert=jaxinvert.cli:main"]},
+    entry_points={"console_scripts": ["jaxinvert=jaxinvert.cli:run"]},
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3 :: Only",

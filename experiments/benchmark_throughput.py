@@ -11,7 +11,6 @@ Smoke:    python -m experiments.benchmark_throughput --smoke
 Measured: see experiments/README.md
 """
 
-import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -98,8 +97,7 @@ def measure(config: Config, name: str, num_restarts: int, num_targets: int, peak
         "gemm_share": rates[0] * flops / peak if flops else None,
         "seconds_compile": fast.seconds_compile,
         "plain_seconds_compile": programs[-1].seconds_compile if config.plain else None,
-        "temporary_mib": fast.temporary_bytes() / 2**20,
-        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        "peak_mib": fast.peak_bytes() / 2**20,
     }
 
 
@@ -142,9 +140,9 @@ class Program:
         cost = jax.jit(attack.step).lower(jax.random.key(0), state, observation).compile().cost_analysis()
         return float((cost or {})["flops"])
 
-    def temporary_bytes(self) -> int:
-        """Memory that the compiled program needs beside its arguments and results."""
-        return self.search.temporary_bytes(jax.random.key(1), self.observations, {})
+    def peak_bytes(self) -> int:
+        """Memory of the compiled program at its peak, arguments and results included, by XLA's own analysis."""
+        return self.search.peak_bytes(jax.random.key(1), self.observations, {})
 
 
 def gemm_peak(*, size: int, repeats: int = 5) -> float:

@@ -52,7 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if config.smoke:
             settings = replace(settings, targets=2, restarts=1, steps=5)
         folder = config.out / settings.model
-        outcomes[title], _ = cli.invert_and_write(settings, folder, command_line=cli.command_line(settings, folder))
+        command_line = cli.command_line(settings, folder)
+        outcomes[title], interrupted = cli.invert_and_write(settings, folder, command_line=command_line)
+        if interrupted:
+            print("interrupted: what was reconstructed so far is written, the rest is left out")
+            break
     draw(config.out / "overview.png", outcomes)
     print(f"\nLook at {config.out / 'overview.png'}, then at {config.out / 'small-convnet' / 'report.html'}")
 

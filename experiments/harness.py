@@ -1,7 +1,5 @@
 """What all experiments share: a table on the screen, and the same rows as JSON with the device they ran on."""
 
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,23 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxinvert import store
-
-
-def device_name() -> str:
-    """The device in words; for CPUs the processor's name and the number of cores this process may use."""
-    device = jax.devices()[0]
-    if device.platform != "cpu":
-        return f"{device.device_kind} ({jax.default_backend()})"
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [
-            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-        ]
-        processor = names[0] if names else processor
-    return (
-        f"{processor}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
-    )
+from jaxinvert.job import device_name
 
 
 def publish(title: str, rows: Sequence[Mapping[str, Any]], *, json_file: Path | None = None) -> None:

@@ -68,7 +68,7 @@ def measure(config: Config, num_restarts: int) -> dict:
         tv=1e-2,
     )
     task = job.prepare(settings)
-    execution = job.execute(settings, task)
+    execution = job.execute(settings, task.model, task.observations)
     summary = job.measure(settings, task, execution).summary
     psnr = np.array([image["psnr_db"] for image in summary["images"]])
     return {

@@ -1,7 +1,5 @@
 """`python -m jaxinvert` is the `jaxinvert` command."""
 
-import sys
+from jaxinvert.cli import run
 
-from jaxinvert.cli import main
-
-sys.exit(main())
+run()

@@ -2,12 +2,13 @@
 
 import contextlib
 import inspect
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import numpy as np
 import tyro
@@ -54,7 +55,7 @@ class Prepare:
 
 
 class BadInputError(Exception):
-    """What the user asked for is not possible; the message says why. A bug is never wrapped in it."""
+    """What the user asked for is not possible; the message says why."""
 
 
 Command = (
@@ -82,8 +83,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         return _EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted before anything was reconstructed; nothing was written")
+        with job.uninterruptible():
+            Console(stderr=True).print("interrupted before anything was reconstructed; nothing was written")
         return _EXIT_INTERRUPTED
+
+
+def run() -> NoReturn:
+    """Runs the command line as a process.
+
+    An interrupt can leave a compiler thread behind, which the interpreter would not survive shutting down: then the
+    process ends without it.
+    """
+    try:
+        status = main()
+    except KeyboardInterrupt:
+        status = _EXIT_INTERRUPTED
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status == _EXIT_INTERRUPTED:
+        os._exit(status)
+    sys.exit(status)
 
 
 def _invert(command: Invert, command_line: str) -> int:
@@ -108,6 +127,7 @@ def invert_and_write(config: job.JobConfig, folder: Path, *, command_line: str) 
     console = Console()
     with _bad_input():
         task = job.prepare(config)
+    store.check_writable(folder)
     size = "x".join(map(str, task.model.input_shape))
     console.print(
         f"[bold]{config.attack}[/] on {task.model.name}: {config.targets} targets x {config.num_examples} examples, "
@@ -128,18 +148,25 @@ def invert_and_write(config: job.JobConfig, folder: Path, *, command_line: str) 
             )
 
         with _bad_input():  # an attack that does not fit the model says so when it is traced
-            execution = job.execute(config, task, on_progress=show)
+            execution = job.execute(config, task.model, task.observations, on_progress=show)
         if execution.interrupted:
             bar.update(row, description="interrupted")
         elif not execution.history:
             bar.update(row, description="solved", total=1, completed=1)
         else:
             bar.update(row, description="inverted")
-    outcome = job.measure(config, task, execution)
-    outcome.summary["command"] = command_line
-    write_outcome(folder, outcome)
-    console.print(_table(outcome.summary))
-    console.print(f"pictures and page: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    with job.uninterruptible():
+        outcome = job.measure(config, task, execution)
+        outcome.summary["command"] = command_line
+        console.print(_table(outcome.summary))
+        if failed := [t for t, target in enumerate(outcome.summary["targets"]) if target["failed"]]:
+            console.print(
+                f"targets {failed}: no restart had a finite attack loss; their pictures show only a start",
+                style="bold red",
+                markup=False,
+            )
+        write_outcome(folder, outcome)
+    console.print(f"pictures and page: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
     return outcome, execution.interrupted
 
 
@@ -196,7 +223,7 @@ def _prepare(command: Prepare, command_line: str) -> int:
     del command_line
     with _bad_input():
         where = data.prepare(command.name, source=command.source)
-    Console().print(f"{command.name} is ready in {where}", highlight=False, soft_wrap=True)
+    Console().print(f"{command.name} is ready in {where}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
@@ -210,9 +237,7 @@ def _table(summary: dict) -> Table:
     for image in summary["images"]:
         figures = (wording.number(image[name], name) for name in measures)
         loss = summary["targets"][image["target"]]["attack_loss"]
-        table.add_row(
-            str(image["target"]), str(image["example"]), Text(image["class_name"]), *figures, f"{loss:.2e}"
-        )
+        table.add_row(str(image["target"]), str(image["example"]), Text(image["class_name"]), *figures, f"{loss:.2e}")
     table.add_section()
     medians = (wording.number(summary["quality"][name]["median"], name) for name in measures)
     table.add_row("median", "", "", *medians, "")

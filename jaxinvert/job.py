@@ -4,10 +4,13 @@
 observations; `measure` is where truth and reconstruction meet, after the attack has ended.
 """
 
-import math
+import contextlib
+import os
 import platform
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
@@ -20,8 +23,8 @@ import numpy as np
 from jaxinvert import data, metrics, models
 from jaxinvert.attacks import registry
 from jaxinvert.clients import fedsgd
-from jaxinvert.observe import check_batch, check_update, observe
-from jaxinvert.search import Progress, Stepwise, over_targets
+from jaxinvert.observe import check_batch, observe
+from jaxinvert.search import Progress, Stepwise, check_targets, over_targets
 from jaxinvert.types import Attack, Batch, Observation, Reconstruction
 
 
@@ -64,13 +67,16 @@ class JobConfig:
         for field, least in {"num_examples": 1, "targets": 1, "restarts": 1, "steps": 0, "seed": 0}.items():
             if (value := getattr(self, field)) < least:
                 raise ValueError(f"{field} is {value}, expected at least {least}")
+        for field, below in {"steps": 2**31 - 1, "seed": 2**32}.items():
+            if (value := getattr(self, field)) >= below:
+                raise ValueError(f"{field} is {value}, expected less than {below}")
         for field in ("size", "chunk"):
             if (value := getattr(self, field)) is not None and value < 1:
                 raise ValueError(f"{field} is {value}, expected at least 1")
         for field in ("tv", "lr"):
             value = getattr(self, field)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{field} is {value}, expected a finite number of at least 0")
+            if value is not None and not 0 <= value <= float(np.finfo(np.float32).max):
+                raise ValueError(f"{field} is {value}, expected a finite float32 of at least 0")
         if self.attack not in registry.REGISTRY:
             raise ValueError(f"unknown attack {self.attack!r}; known are {', '.join(registry.REGISTRY)}")
         self.hyperparameters()
@@ -145,7 +151,7 @@ def prepare(config: JobConfig) -> Task:
     if min(dataset.images.shape[1:3]) < metrics.SSIM_WINDOW:
         height, width = dataset.images.shape[1:3]
         raise ValueError(
-            f"images of {height}x{width} pixels cannot be measured: SSIM needs at least {metrics.SSIM_WINDOW} on a side"
+            f"images of {height}x{width} pixels cannot be measured: SSIM needs at least {metrics.SSIM_WINDOW}"
         )
     wanted = config.targets * config.num_examples
     if len(dataset.images) < wanted:
@@ -166,34 +172,40 @@ def prepare(config: JobConfig) -> Task:
 
     params = jax.jit(model.init)(jax.random.fold_in(jax.random.key(config.seed), 0))
     client_update = fedsgd(models.cross_entropy(model.apply))
-    observations = jax.jit(jax.vmap(lambda batch: observe(client_update, params, batch)))(truth)
-    observations = observations._replace(params=params, num_examples=config.num_examples)
-    check_update(params, jax.tree.map(lambda leaf: leaf[0], observations.update))
+    labels_known = registry.LABELS in registry.REGISTRY[config.attack].needs
+    seen = jax.vmap(lambda batch: observe(client_update, params, batch, labels_known=labels_known))
+    observations = jax.jit(seen)(truth)._replace(params=params, num_examples=config.num_examples)
+    check_targets(observations)
     return Task(model, observations, truth, dataset.class_names)
 
 
 def execute(
-    config: JobConfig, task: Task, *, on_progress: Callable[[Progress], None] = lambda progress: None
+    config: JobConfig,
+    model: models.Model,
+    observations: Observation,
+    *,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Execution:
-    """Attacks the task's observations; an interrupt ends the search and keeps the best so far.
+    """Attacks the observations; an interrupt ends the search and keeps the best so far.
 
     Args:
       config: the job.
-      task: from `prepare`; only its observations and the model's public facts are read.
+      model: the clients' network.
+      observations: all that the attacker sees; truth is not an argument.
       on_progress: called about once a second.
     """
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     setting = registry.Setting(
-        client_update=fedsgd(models.cross_entropy(task.model.apply)),
-        batch_shape=(config.num_examples, *task.model.input_shape),
-        mean=task.model.mean,
-        std=task.model.std,
+        client_update=fedsgd(models.cross_entropy(model.apply)),
+        batch_shape=(config.num_examples, *model.input_shape),
+        mean=model.mean,
+        std=model.std,
     )
     recipe = registry.REGISTRY[config.attack]
     hyperparameters = config.hyperparameters()
     attack = recipe.build(setting, hyperparameters, config.steps)
     if not isinstance(attack, Attack):
-        return _execute_closed_form(over_targets(attack), key, task.observations)
+        return _execute_closed_form(over_targets(attack), key, observations)
 
     search = Stepwise(
         lambda traced: cast(Attack, recipe.build(setting, traced["hyperparameters"], traced["horizon"])),
@@ -203,7 +215,7 @@ def execute(
     traced = {"hyperparameters": hyperparameters, "horizon": config.steps}
     steps, losses, progress, interrupted = [], [], None, False
     try:
-        for progress in search(key, task.observations, traced, num_steps=config.steps):
+        for progress in search(key, observations, traced, num_steps=config.steps):
             steps.append(progress.step)
             losses.append(progress.best_loss)
             on_progress(progress)
@@ -212,14 +224,29 @@ def execute(
             raise
         interrupted = True
     assert progress is not None
+    with uninterruptible():
+        reconstructions = jax.block_until_ready(progress.reconstruct())
     return Execution(
-        reconstructions=jax.block_until_ready(progress.reconstruct()),
+        reconstructions=reconstructions,
         num_steps=progress.step,
         seconds_compile=search.seconds_compile,
         seconds_run=progress.seconds,
         interrupted=interrupted,
         history={"step": np.array(steps), "best_loss": np.stack(losses)},
     )
+
+
+@contextlib.contextmanager
+def uninterruptible() -> Iterator[None]:
+    """Ignores Ctrl-C while what was computed is brought to safety."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
@@ -248,6 +275,7 @@ def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
     targets = [
         {
             "attack_loss": float(attack_losses[t]),
+            "failed": not np.isfinite(attack_losses[t]),
             **{
                 name: np.asarray(info[name])[t].tolist()
                 for name in ("winner", "restart_losses", "valid", "num_units")
@@ -277,7 +305,7 @@ def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
         },
         "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax", "numpy")}
         | {"jaxinvert": _own_version(), "python": platform.python_version()},
-        "device": f"{jax.devices()[0].device_kind} ({jax.default_backend()})",
+        "device": device_name(),
     }
     flat = (-1, *true_inputs.shape[2:])
     return Outcome(
@@ -296,6 +324,23 @@ def _execute_closed_form(solve: Callable, key: jax.Array, observations: Observat
     reconstructions = jax.block_until_ready(compiled(key, observations))
     seconds_run = time.perf_counter() - begin
     return Execution(reconstructions, 0, seconds_compile, seconds_run, interrupted=False, history={})
+
+
+def device_name() -> str:
+    """The device in words; for CPUs the processor's name and the number of cores this process may use."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return f"{device.device_kind} ({jax.default_backend()})"
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [
+            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        processor = names[0] if names else processor
+    return (
+        f"{processor}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    )
 
 
 def _own_version() -> str:

@@ -3,7 +3,8 @@
     minimize over v:   objective(client_update(params, decode(v)), observed update) + regularizer(decode(v))
 
 One step evaluates this attack loss and its gradient at the current iterate, remembers the iterate if it is the
-best so far, takes an optimizer step and projects back to the feasible set.
+best so far, takes an optimizer step and projects back to the feasible set. The start is projected, too, so that
+every loss belongs to an image that may be returned.
 """
 
 import jax
@@ -65,12 +66,13 @@ def gradient_matching(
     def init(key: Key, observation: Observation) -> AttackState:
         check_update(require(observation, "params", attack=name), observation.update)
         require(observation, "labels", attack=name)
-        variables = parametrization.init(key)
+        variables = parametrization.project(parametrization.init(key))
+        dtype = jnp.promote_types(jax.eval_shape(parametrization.decode, variables).dtype, jnp.float32)
         return AttackState(
             variables,
             optimizer.init(variables),
             best_variables=variables,
-            best_loss=jnp.full((), jnp.inf, jnp.float32),
+            best_loss=jnp.full((), jnp.inf, dtype),
         )
 
     def step(key: Key, state: AttackState, observation: Observation) -> tuple[AttackState, AttackInfo]:
@@ -97,7 +99,7 @@ def gradient_matching(
         return AttackState(moved, opt_state, best_variables, best_loss), info
 
     def decode(state: AttackState, observation: Observation) -> Reconstruction:
-        inputs = parametrization.decode(parametrization.project(state.best_variables))
+        inputs = parametrization.decode(state.best_variables)
         return Reconstruction(inputs, observation.labels, state.best_loss, info={})
 
     return Attack(init, step, decode)

@@ -8,6 +8,7 @@ of the update together unless the name says otherwise.
 | g = c g*, c > 0     | 0               | > 0 unless c=1 |
 | g = 0 or g* = 0     | 1, 1/2          | \|g - g*\|     |
 | g = -g*             | 2, 1            |                |
+| NaN or inf anywhere | NaN             | NaN or inf     |
 """
 
 from collections.abc import Callable
@@ -24,10 +25,10 @@ def tree_sum(tree: ArrayTree) -> Array:
 
 
 def tree_norm(tree: ArrayTree) -> Array:
-    """Euclidean norm over all leaves, with gradient 0 (not NaN) at zero: `[]`."""
+    """Euclidean norm over all leaves, with gradient 0 (not NaN) at zero: `[]`. NaN in any leaf gives NaN."""
     squared = tree_sum(jax.tree.map(jnp.square, tree))
-    positive = squared > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
+    zero = squared == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squared)))
 
 
 def squared_l2(simulated: Update, observed: Update) -> Array:
@@ -46,8 +47,9 @@ def cosine(simulated: Update, observed: Update) -> Array:
     Computed as half the squared distance of the two unit vectors: the same number, but accurate to float32's
     relative precision near zero, where `1 - <., .>` would round to multiples of 6e-8.
     """
-    norm, norm_star = tree_norm(simulated), tree_norm(observed)
-    defined = (norm > 0) & (norm_star > 0)
+    # A norm that overflows would turn its unit vector into 0 and any pair into a perfect match: NaN instead.
+    norm, norm_star = (jnp.where(jnp.isinf(n), jnp.nan, n) for n in (tree_norm(simulated), tree_norm(observed)))
+    defined = (norm != 0) & (norm_star != 0)
     scale = jnp.where(defined, 1 / jnp.where(defined, norm, 1.0), 0.0)
     scale_star = jnp.where(defined, 1 / jnp.where(defined, norm_star, 1.0), 0.0)
     gap = jax.tree.map(lambda g, g_star: jnp.square(g * scale - g_star * scale_star), simulated, observed)
@@ -63,7 +65,7 @@ def angular(simulated: Update, observed: Update) -> Array:
     half_chord_squared = cosine(simulated, observed) / 2
     inside = (half_chord_squared > 0) & (half_chord_squared < 1)
     half_chord = jnp.sqrt(jnp.where(inside, half_chord_squared, 0.5))
-    at_the_ends = jnp.where(half_chord_squared >= 1, jnp.pi, 0.0)
+    at_the_ends = jnp.where(half_chord_squared >= 1, jnp.pi, 0.0 * half_chord_squared)  # NaN stays NaN
     return jnp.where(inside, 2 * jnp.arcsin(half_chord), at_the_ends) / jnp.pi
 
 

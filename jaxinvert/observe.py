@@ -18,6 +18,7 @@ def observe(
     defense: Defense = identity,
     key: Key | None = None,
     labels_known: bool = True,
+    num_classes: int | None = None,
 ) -> Observation:
     """Runs the client on its private batch and returns what the server sees.
 
@@ -28,11 +29,14 @@ def observe(
       defense: what the client does to its update before it sends it.
       key: for a random defense.
       labels_known: whether the attacker is granted the labels.
+      num_classes: `K`; if given, labels outside [0, K) are refused (a loss would silently ignore them).
 
     Raises:
       ValueError: if the client's update is not a finite, non-zero tree like `params` (values are only looked at
         outside of jit).
     """
+    if num_classes is not None:
+        check_batch(batch, input_shape=batch.inputs.shape[1:], num_classes=num_classes)
     observation = Observation(
         params=params,
         update=defense(key, client_update(params, batch)),
@@ -99,6 +103,11 @@ def check_update(params: Params, update: Update) -> None:
     for path, leaf in received.items():
         if jnp.shape(leaf) != jnp.shape(expected[path]):
             raise ValueError(f"update {path!r} has shape {jnp.shape(leaf)}, expected {jnp.shape(expected[path])}")
+    if jax.tree.structure(params) != jax.tree.structure(update):
+        raise ValueError(
+            "the update's containers are not those of the parameters: got "
+            f"{jax.tree.structure(update)}, expected {jax.tree.structure(params)}"
+        )
     if _is_concrete(update):
         for path, leaf in received.items():
             values = np.asarray(leaf, np.float64)

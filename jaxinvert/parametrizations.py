@@ -25,7 +25,7 @@ def pixels(
       ValueError: if `mean` or `std` fits neither a scalar nor the channels.
     """
     batch_shape = tuple(batch_shape)
-    mean_image, std_image = (_per_channel(name, value, batch_shape) for name, value in [("mean", mean), ("std", std)])
+    mean_image, std_image = (per_channel(name, value, batch_shape) for name, value in [("mean", mean), ("std", std)])
     mean_image, std_image = mean_image.astype(dtype), std_image.astype(dtype)
     lowest, highest = -mean_image / std_image, (1 - mean_image) / std_image
 
@@ -42,8 +42,13 @@ def pixels(
     return Parametrization(init, decode, project)
 
 
-def _per_channel(name: str, value: PerChannel, batch_shape: tuple[int, ...]) -> Array:
-    """Spreads a scalar or `[C]` over `[1, ..., C]`, so that no rank is promoted silently."""
+def per_channel(name: str, value: PerChannel, batch_shape: Shape) -> Array:
+    """Spreads a scalar or `[C]` over `[1, ..., C]`, so that no rank is promoted silently.
+
+    Raises:
+      ValueError: naming the constant, if it fits neither a scalar nor the channels of `batch_shape`.
+    """
+    batch_shape = tuple(batch_shape)
     array = jnp.asarray(value, jnp.float32)
     if array.shape not in ((), (1,), batch_shape[-1:]):
         raise ValueError(f"{name} has shape {array.shape}, expected a scalar or the {batch_shape[-1]} channels")

@@ -15,22 +15,21 @@ def total_variation(inputs: Array) -> Array:
     """Anisotropic total variation `mean |dx| + mean |dy|` (Geiping et al. 2020).
 
     Both are means over all differences, so the value does not depend on the image's size: a horizontal ramp
-    from 0 to 1 over `W` pixels has `1 / (W - 1)`.
+    from 0 to 1 over `W` pixels has `1 / (W - 1)`. An axis of length 1 contributes 0.
+
+    Raises:
+      ValueError: if `inputs` is not `[B, H, W, C]`.
 
     >>> ramp = jnp.broadcast_to(jnp.linspace(0.0, 1.0, 5)[None, None, :, None], (1, 4, 5, 3))
     >>> round(float(total_variation(ramp)), 6)
     0.25
     """
-    along_width = jnp.abs(inputs[:, :, 1:, :] - inputs[:, :, :-1, :])
-    along_height = jnp.abs(inputs[:, 1:, :, :] - inputs[:, :-1, :, :])
-    return jnp.mean(along_width) + jnp.mean(along_height)
+    return sum((jnp.mean(jnp.abs(step)) for step in _neighbor_differences(inputs)), start=zero(inputs))
 
 
 def total_variation_l2(inputs: Array) -> Array:
     """Squared total variation `mean dx^2 + mean dy^2`: smooths edges more than noise-like steps."""
-    along_width = jnp.square(inputs[:, :, 1:, :] - inputs[:, :, :-1, :])
-    along_height = jnp.square(inputs[:, 1:, :, :] - inputs[:, :-1, :, :])
-    return jnp.mean(along_width) + jnp.mean(along_height)
+    return sum((jnp.mean(jnp.square(step)) for step in _neighbor_differences(inputs)), start=zero(inputs))
 
 
 def l2_norm(inputs: Array) -> Array:
@@ -54,6 +53,13 @@ def weighted(*terms: tuple[Scalar, Regularizer]) -> Regularizer:
         return sum((weight * term(inputs) for weight, term in terms), start=zero(inputs))
 
     return total
+
+
+def _neighbor_differences(inputs: Array) -> list[Array]:
+    """Differences along height and width, without those of an axis that has none."""
+    if inputs.ndim != 4:
+        raise ValueError(f"total variation needs images [B, H, W, C], got shape {inputs.shape}")
+    return [jnp.diff(inputs, axis=axis) for axis in (1, 2) if inputs.shape[axis] > 1]
 
 
 REGISTRY: dict[str, Regularizer] = {

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxinvert.observe import check_update
 from jaxinvert.types import Array, Attack, AttackState, Key, Observation, Reconstruction, SolveFn, Update
 
 SHARED_FIELDS = ("params", "num_examples")
@@ -70,6 +71,7 @@ def best_of(solve: SolveFn, *, num_restarts: int, chunk_size: int | None = None)
     """
     if num_restarts < 1:
         raise ValueError(f"num_restarts is {num_restarts}, expected at least 1")
+    _check_chunk_size(chunk_size)
 
     def solve_best(key: Key, observation: Observation) -> Reconstruction:
         lanes = chunk_size or lanes_at_once(observation.update, num_restarts)
@@ -90,6 +92,7 @@ def over_targets(solve: SolveFn, *, chunk_size: int = 1) -> SolveFn:
       chunk_size: targets that run side by side under vmap. Restarts usually fill the machine already; raise it
         where there are few of them.
     """
+    _check_chunk_size(chunk_size)
 
     def solve_all(key: Key, observations: Observation) -> Reconstruction:
         shared, per_target = split_shared(observations)
@@ -158,6 +161,7 @@ class Stepwise:
     ) -> None:
         if num_restarts < 1:
             raise ValueError(f"num_restarts is {num_restarts}, expected at least 1")
+        _check_chunk_size(chunk_size)
         self.make_attack = make_attack
         self.num_restarts = num_restarts
         self.chunk_size = chunk_size
@@ -190,10 +194,11 @@ class Stepwise:
         if report_every is not None and report_every < 1:
             raise ValueError(f"report_every is {report_every}, expected at least 1")
         settings = _as_float32(settings)
+        check_targets(observations)
         begin = time.perf_counter()
         lanes = self._start(key, observations, settings)
         lanes = self._advance(lanes, observations, settings, 0, 0)  # no step: compiles
-        jax.block_until_ready(lanes)
+        jax.block_until_ready(self._finish(lanes, observations, settings))
         self.seconds_compile = time.perf_counter() - begin
 
         begin = time.perf_counter()
@@ -218,12 +223,14 @@ class Stepwise:
                 steps_in_a_second = int(done / (time.perf_counter() - begin) * _SECONDS_PER_REPORT)
                 pace = max(1, min(steps_in_a_second, 4 * pace))
 
-    def temporary_bytes(self, key: Key, observations: Observation, settings: Any) -> int:
-        """Memory that the compiled program needs beside its arguments and results, in bytes (compiles anew)."""
+    def peak_bytes(self, key: Key, observations: Observation, settings: Any) -> int:
+        """Memory of the compiled program at its peak, arguments and results included, in bytes (compiles anew)."""
         settings = _as_float32(settings)
         lanes = jax.eval_shape(self._start_lanes, key, observations, settings)
         memory = jax.jit(self._advance_lanes).lower(lanes, observations, settings, 0, 0).compile().memory_analysis()
-        return memory.temp_size_in_bytes if memory else 0
+        if memory is None:
+            return 0
+        return memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
 
     def _start_lanes(self, key: Key, observations: Observation, settings: Any) -> tuple[AttackState, Key]:
         attack = self.make_attack(settings)
@@ -314,6 +321,20 @@ def split_shared(observations: Observation) -> tuple[dict[str, Any], Observation
     return shared, observations._replace(**dict.fromkeys(SHARED_FIELDS))
 
 
+def check_targets(observations: Observation) -> None:
+    """Refuses observations of which any target's update is unusable; values are looked at outside of jit only.
+
+    Raises:
+      ValueError: as `observe.check_update`, naming the target.
+    """
+    for target in range(num_targets(observations)):
+        update = jax.tree.map(lambda leaf, target=target: leaf[target], observations.update)
+        try:
+            check_update(observations.params, update)
+        except ValueError as error:
+            raise ValueError(f"target {target}: {error}") from error
+
+
 def num_targets(observations: Observation) -> int:
     """The leading axis `T` of the per-target fields.
 
@@ -327,6 +348,11 @@ def num_targets(observations: Observation) -> int:
             f"the observations' fields have leading axes {sorted(sizes)}, expected one number of targets"
         )
     return sizes.pop()[0]
+
+
+def _check_chunk_size(chunk_size: int | None) -> None:
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}, expected at least 1")
 
 
 def _start_lane(attack: Attack, key: Key, observation: Observation) -> tuple[AttackState, Key]:

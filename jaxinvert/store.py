@@ -30,11 +30,26 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files
+        os.chmod(temporary, 0o644)  # mkstemp makes private files
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def check_writable(folder: Path) -> None:
+    """Fails before long work rather than after it, if `folder` cannot be written to; makes nothing.
+
+    Raises:
+      OSError: if `folder` or what should become its parent is a file, or not writable.
+    """
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise NotADirectoryError(f"cannot write to {folder}: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"cannot write to {folder}: {existing} is not writable")
 
 
 def save_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -83,9 +98,3 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return _plain(np.asarray(value).tolist())
     raise TypeError(f"cannot write a {type(value).__name__} as JSON: {value!r}")
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

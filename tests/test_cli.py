@@ -1,6 +1,10 @@
 """The command line as a user calls it: files, figures, errors and interrupts."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -66,11 +70,12 @@ def test_same_seed_same_result(finished, tmp_path):
 
 
 def test_truth_does_not_enter_the_attack(finished):
-    """Noise in the place of truth after the clients have run: the reconstructions do not move."""
+    """`execute` is handed the observations alone, and returns what the whole job returned."""
     config = job.JobConfig(model="small-convnet", size=16, targets=2, restarts=2, steps=40, tv=1e-4)
     task = job.prepare(config)
-    poisoned = task._replace(truth=task.truth._replace(inputs=task.truth.inputs * np.nan))
-    found = job.execute(config, poisoned).reconstructions
+    model, observations = task.model, task.observations
+    del task
+    found = job.execute(config, model, observations).reconstructions
     expected = store.load_arrays(finished / "reconstructions.npz")["reconstruction"]
     np.testing.assert_array_equal(np.asarray(found.inputs)[:, 0], expected)
 
@@ -87,14 +92,14 @@ def test_closed_form(tmp_path):
 def test_interrupt_writes_the_best_so_far(tmp_path, monkeypatch):
     reports = []
 
-    def interrupt_at_second(config, task, *, on_progress):
+    def interrupt_at_second(config, model, observations, *, on_progress):
         def on_report(progress):
             on_progress(progress)
             reports.append(progress)
             if len(reports) == 2:
                 raise KeyboardInterrupt
 
-        return execute(config, task, on_progress=on_report)
+        return execute(config, model, observations, on_progress=on_report)
 
     execute = job.execute
     monkeypatch.setattr(job, "execute", interrupt_at_second)
@@ -117,6 +122,8 @@ def test_interrupt_writes_the_best_so_far(tmp_path, monkeypatch):
         (["--steps", "-1"], "steps is -1, expected at least 0"),
         (["--restarts", "0"], "restarts is 0, expected at least 1"),
         (["--tv", "nan"], "tv is nan, expected a finite"),
+        (["--lr", "1e39"], r"lr is 1e\+39, expected a finite float32"),
+        (["--seed", "4294967296"], "seed is 4294967296, expected less than"),
         (["--attack", "dense-layer", "--tv", "1"], "'dense-layer' has no tv"),
         (["--attack", "dense-layer"], "one biased dense layer that reads images"),
         (["--size", "0"], "size is 0"),
@@ -136,6 +143,46 @@ def test_bad_input_is_one_clear_error_and_writes_nothing(arguments, message, tmp
     assert re.search(message, text), text
     assert "Traceback" not in text
     assert not (tmp_path / "out").exists()
+
+
+def test_a_closed_form_without_labels_is_not_handed_any():
+    task = job.prepare(job.JobConfig(attack="dense-layer", model="mlp", size=16, targets=2))
+    assert task.observations.labels is None
+
+
+def test_an_output_folder_that_cannot_be_is_refused_before_the_attack(tmp_path, capsys):
+    occupied = tmp_path / "file"
+    occupied.write_text("mine")
+    assert cli.main([*FAST, "--steps", "5", "--out", str(occupied / "deeper")]) == 2
+    captured = capsys.readouterr()
+    assert "is not a folder" in captured.err
+    assert "compiling" not in captured.out
+    assert occupied.read_text() == "mine"
+
+
+def test_diverged_restarts_are_said_to_have_failed(tmp_path, capsys):
+    status = cli.main([*FAST, "--steps", "3", "--tv", "3e38", "--out", str(tmp_path)])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert status == 0
+    assert all(target["failed"] == (target["attack_loss"] is None) for target in summary["targets"])
+    if any(target["failed"] for target in summary["targets"]):
+        assert "no restart had a finite attack loss" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seconds", [4, 12])
+def test_sigint_ends_the_process_cleanly(tmp_path, seconds):
+    """A real process and a real signal, early and late: exit status 130, no traceback, files whole or absent."""
+    command = [sys.executable, "-m", "jaxinvert", *FAST, "--steps", "10000000", "--out", str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)  # an impatient user
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    written = (tmp_path / "out" / "report.html").exists()
+    assert written != ("nothing was written" in output)
 
 
 def test_list_names_everything(capsys):

@@ -41,6 +41,15 @@ def test_zero_updates_give_finite_values_and_gradients(name, simulated, observed
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.parametrize("name", objectives.REGISTRY)
+@pytest.mark.parametrize("bad", [np.nan, 1e30])
+def test_nan_or_overflow_in_either_update_never_scores(name, bad):
+    broken = G | {"a": jnp.array([bad, 1.0])}
+    for pair in ((broken, G), (G, broken), (broken, broken | {"a": jnp.array([1.0, bad])})):
+        value = float(objectives.REGISTRY[name](*pair))
+        assert not np.isfinite(value) or value > 1e20
+
+
 @pytest.mark.parametrize("objective", [objectives.cosine, objectives.angular])
 def test_scale_free_objectives_ignore_a_positive_factor_and_see_the_sign(objective):
     opposite = jax.tree.map(lambda leaf: -2 * leaf, G)

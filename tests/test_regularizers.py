@@ -41,6 +41,14 @@ def test_total_variation_equals_a_plain_loop():
     assert float(regularizers.total_variation(x)) == pytest.approx(along_height + along_width, rel=1e-5)
 
 
+def test_total_variation_of_lines_and_of_what_is_no_image():
+    line = jnp.linspace(0, 1, 5).reshape(1, 1, 5, 1)
+    assert float(regularizers.total_variation(line)) == pytest.approx(1 / 4)
+    assert float(regularizers.total_variation(jnp.ones((1, 1, 1, 1)))) == 0
+    with pytest.raises(ValueError, match=r"needs images \[B, H, W, C\], got shape \(2, 5\)"):
+        regularizers.total_variation(jnp.ones((2, 5)))
+
+
 def test_box_and_norm_by_hand():
     assert float(regularizers.box(jnp.array([-0.5, 0.5, 3.0]).reshape(1, 1, 3, 1))) == pytest.approx(0.25 + 4)
     assert float(regularizers.l2_norm(jnp.array([3.0, 4.0]).reshape(1, 1, 2, 1))) == pytest.approx(5)

@@ -1,5 +1,7 @@
 """Restarts, targets and the host loop: same keys, same results, one compilation, honest selection."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from jaxinvert import search
 from jaxinvert.attacks import inverting_gradients
-from jaxinvert.types import Reconstruction
+from jaxinvert.types import Attack, AttackInfo, AttackState, Observation, Reconstruction
 from tests.conftest import SHAPE
 
 NUM_STEPS = 40
@@ -110,6 +112,66 @@ def test_stepwise_first_losses_equal_the_pure_program(make_attack, victims):
     solve = search.best_of(search.run(make_attack({"tv": 1e-4}), num_steps=0), num_restarts=2)
     pure = search.over_targets(solve)(jax.random.key(1), victims[1])
     np.testing.assert_allclose(report.best_loss, pure.info["restart_losses"], rtol=1e-5)
+
+
+class Quadratic(NamedTuple):
+    """Smooth descent with noise from the step's key on `|x - update|^2`: every program computes the same numbers."""
+
+    rate: float = 0.2
+    noise: float = 0.1
+
+    def attack(self):
+        def step(key, state, observation):
+            x = state.variables
+            loss = jnp.sum((x - observation.update) ** 2)
+            better = loss < state.best_loss
+            moved = x - self.rate * 2 * (x - observation.update) + self.noise * jax.random.normal(key, x.shape)
+            best = jnp.where(better, x, state.best_variables)
+            state = AttackState(moved, (), best, jnp.minimum(loss, state.best_loss))
+            return state, AttackInfo(loss, loss, loss)
+
+        return Attack(
+            init=lambda key, observation: AttackState(
+                jax.random.normal(key, (2,)), (), jnp.zeros(2), jnp.full((), jnp.inf, jnp.float32)
+            ),
+            step=step,
+            decode=lambda state, observation: Reconstruction(state.best_variables, None, state.best_loss, info={}),
+        )
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 2, 5])
+def test_stepwise_equals_run_with_the_steps_own_keys(num_steps):
+    observations = Observation(params=jnp.zeros(2), update=jnp.array([[1.0, 2.0], [-1.0, 0.5]]))
+    *_, last = search.Stepwise(lambda settings: Quadratic().attack(), num_restarts=3)(
+        jax.random.key(0), observations, {}, num_steps=num_steps, report_every=2
+    )
+    solve = search.over_targets(search.best_of(search.run(Quadratic().attack(), num_steps=num_steps), num_restarts=3))
+    pure = solve(jax.random.key(0), observations)
+    np.testing.assert_allclose(last.best_loss, pure.info["restart_losses"], rtol=1e-5)
+    np.testing.assert_allclose(last.reconstruct().inputs, pure.inputs, rtol=1e-5)
+
+
+def test_every_step_draws_anew_and_the_last_iterate_counts():
+    observation = Observation(params=jnp.zeros(2), update=jnp.zeros(2))
+    walk = Quadratic(rate=0.0, noise=1.0).attack()  # x moves by its noise alone
+    history = np.asarray(search.run(walk, num_steps=3)(jax.random.key(0), observation).info["attack_loss"])
+    init_key, step_key = jax.random.split(jax.random.key(0))
+    x = np.asarray(jax.random.normal(init_key, (2,)))
+    for step in range(4):
+        assert history[step] == pytest.approx(np.sum(x**2), rel=1e-4)
+        x = x + np.asarray(jax.random.normal(jax.random.fold_in(step_key, step), (2,)))
+    descent = Quadratic(rate=0.25, noise=0.0)  # halves the distance: the last of n + 1 iterates is the best
+    for num_steps in (1, 3):
+        found = search.run(descent.attack(), num_steps=num_steps)(jax.random.key(0), observation)
+        start = np.sum(np.asarray(jax.random.normal(init_key, (2,))) ** 2)
+        assert float(found.attack_loss) == pytest.approx(start * 0.25**num_steps, rel=1e-4)
+
+
+def test_a_bad_target_is_named_before_anything_runs(make_attack, victims):
+    _, observations = victims
+    broken = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), observations.update)
+    with pytest.raises(ValueError, match=r"target 1: update 'first/bias' holds 16 non-finite values"):
+        next(search.Stepwise(make_attack)(jax.random.key(0), observations._replace(update=broken), {}, num_steps=1))
 
 
 def test_reports_count_steps_and_never_get_worse(searched):

@@ -6,7 +6,7 @@ For `y = W h + b` and one example, `dL/dW_i = (dL/dy_i) h` and `dL/db_i = dL/dy_
 
 whatever stands behind the layer (Geiping et al. 2020, Proposition 3.1; Phong et al. 2017). In a batch the same
 quotient is the mean of the inputs weighted by `dL/dy_i`: a unit that only one example activated still yields
-exactly that example, and two such units of the same example agree, while mixtures do not.
+exactly that example, and two such units of the same example agree, while mixtures hardly ever do.
 """
 
 import math
@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxinvert.objectives import path_name
+from jaxinvert.objectives import path_name, tree_norm
 from jaxinvert.observe import check_update, require
+from jaxinvert.parametrizations import per_channel
 from jaxinvert.types import Array, Key, Observation, PerChannel, Reconstruction, Shape, SolveFn
 
 _SKETCH_DIMENSIONS = 16
@@ -43,8 +44,9 @@ class Candidates(NamedTuple):
     Attributes:
       inputs: `[num_candidates, features]`.
       valid: `[num_candidates]` bool; false where the units hold fewer distinct inputs.
-      num_units: `[num_candidates]` how many units agree on the input. Two or more mean that it is one example;
-        a single unit may hold a mixture.
+      num_units: `[num_candidates]` how many units agree on the input. A single unit may well hold a mixture;
+        several agree on one only if their gradients are proportional over the batch (as in softmax regression from
+        a zero start), which is rare behind trained or random hidden layers.
     """
 
     inputs: Array
@@ -68,7 +70,10 @@ def unit_inputs(kernel_gradient: Array, bias_gradient: Array, *, tolerance: floa
     | NaN or inf          | no, other units unaffected |
     """
     if tolerance is None:
-        tolerance = 1e3 * float(jnp.finfo(bias_gradient.dtype).eps)
+        tolerance = min(1e3 * float(jnp.finfo(bias_gradient.dtype).eps), 0.1)
+    # Half precision is what was sent, not what to divide in.
+    dtype = jnp.promote_types(bias_gradient.dtype, jnp.float32)
+    kernel_gradient, bias_gradient = kernel_gradient.astype(dtype), bias_gradient.astype(dtype)
     weight = jnp.where(jnp.isfinite(bias_gradient), jnp.abs(bias_gradient), 0.0)
     valid = (weight > tolerance * jnp.max(weight)) & jnp.all(jnp.isfinite(kernel_gradient), axis=0)
     quotient = kernel_gradient.T / jnp.where(valid, bias_gradient, 1.0)[:, None]
@@ -121,26 +126,29 @@ def distinct_inputs(
     return Candidates(jnp.where(valid[:, None], units.inputs[chosen], 0.0), valid, jnp.where(valid, votes[chosen], 0))
 
 
-def unexplained_share(kernel_gradient: Array, bias_gradient: Array, inputs: Array) -> Array:
+def unexplained_share(kernel_gradient: Array, bias_gradient: Array, inputs: Array, valid: Array) -> Array:
     """Share of a dense layer's gradient that no mixture of `inputs` explains: `[]` in [0, 1].
 
-    The rows `(dL/dW_i, dL/db_i)` of a true batch lie in the span of the rows `(h_b, 1)`. Zero is what a complete
-    and correct reconstruction must show; the attacker can compute it.
+    The rows `(dL/dW_i, dL/db_i)` of a true batch lie in the span of the rows `(h_b, 1)`, so a complete and correct
+    reconstruction has 0, and the attacker can compute it. Zero is necessary, not sufficient: mixtures of the true
+    inputs span the same rows.
 
     Args:
       kernel_gradient: `[features, units]`.
       bias_gradient: `[units]`.
       inputs: `[B, features]`.
+      valid: `[B]` bool; the others explain nothing. 1 is returned where none is valid or the gradient is zero.
     """
     rows = jnp.concatenate([kernel_gradient, bias_gradient[None, :]]).T
-    basis, triangle = jnp.linalg.qr(jnp.concatenate([inputs, jnp.ones_like(inputs[:, :1])], axis=1).T)
-    # A zero or repeated input adds an arbitrary direction to the basis: it must not explain anything.
-    diagonal = jnp.abs(jnp.diagonal(triangle))
-    independent = diagonal > 1e3 * jnp.finfo(rows.dtype).eps * jnp.max(diagonal)
-    coordinates = jnp.matmul(rows, jnp.where(independent, basis, 0.0), precision="highest")
-    residual = rows - jnp.matmul(coordinates, jnp.where(independent, basis, 0.0).T, precision="highest")
-    total = jnp.sum(jnp.square(rows))
-    return jnp.sqrt(jnp.sum(jnp.square(residual)) / jnp.where(total > 0, total, 1.0))
+    spanning = jnp.concatenate([inputs, jnp.ones_like(inputs[:, :1])], axis=1) * valid[:, None]
+    directions, sizes, _ = jnp.linalg.svd(spanning.T, full_matrices=False)
+    # Repeated inputs leave singular values that are zero up to rounding, with arbitrary directions.
+    independent = sizes > 1e3 * jnp.finfo(rows.dtype).eps * sizes[0]
+    directions = jnp.where(independent[None, :], directions, 0.0)
+    coordinates = jnp.matmul(rows, directions, precision="highest")
+    residual = rows - jnp.matmul(coordinates, directions.T, precision="highest")
+    share = tree_norm(residual) / jnp.where(tree_norm(rows) > 0, tree_norm(rows), 1.0)
+    return jnp.where((tree_norm(rows) > 0) & jnp.any(valid), share, 1.0)
 
 
 def dense_layer(
@@ -164,12 +172,14 @@ def dense_layer(
       ValueError: at trace time, if the update has no such layer, or it does not read images of this shape.
     """
     batch_size, *image_shape = batch_shape
+    mean_image = per_channel("mean", mean, batch_shape)
+    std_image = per_channel("std", std, batch_shape)
 
     def solve(key: Key, observation: Observation) -> Reconstruction:
         check_update(require(observation, "params", attack="dense_layer"), observation.update)
         kernel_gradient, bias_gradient = _layer_gradient(observation, layer, tuple(image_shape))
         units = unit_inputs(kernel_gradient, bias_gradient)
-        images = (units.inputs.reshape(-1, *image_shape) * _spread(std, image_shape)) + _spread(mean, image_shape)
+        images = units.inputs.reshape(-1, *image_shape) * std_image + mean_image
         if batch_size == 1:  # every unit holds the same input: take the one that rounding hurt least
             unit = jnp.argmax(units.weight)
             best = Candidates(units.inputs[unit][None], units.valid[unit][None], jnp.sum(units.valid)[None])
@@ -178,20 +188,15 @@ def dense_layer(
             in_range = (images >= -slack) & (images <= 1 + slack)
             plausible = jnp.all(in_range.reshape(images.shape[0], -1), axis=1)
             best = distinct_inputs(key, units, num_candidates=batch_size, plausible=plausible)
-        inputs = best.inputs.reshape(batch_shape) * _spread(std, image_shape) + _spread(mean, image_shape)
+        inputs = best.inputs.reshape(batch_shape) * std_image + mean_image
         return Reconstruction(
             inputs=jnp.clip(inputs, 0.0, 1.0),
-            labels=observation.labels,
-            attack_loss=unexplained_share(kernel_gradient, bias_gradient, best.inputs),
+            labels=None,  # candidates come in an order of their own
+            attack_loss=unexplained_share(kernel_gradient, bias_gradient, best.inputs, best.valid),
             info={"valid": best.valid, "num_units": best.num_units},
         )
 
     return solve
-
-
-def _spread(value: PerChannel, image_shape: Shape) -> Array:
-    """Spreads a scalar or `[C]` over `[1, ..., C]`."""
-    return jnp.broadcast_to(jnp.asarray(value, jnp.float32), (1,) * len(image_shape) + (image_shape[-1],))
 
 
 def _layer_gradient(observation: Observation, layer: str | None, image_shape: tuple[int, ...]) -> tuple[Array, Array]:

@@ -28,8 +28,9 @@ def inverting_gradients(
     """Returns the attack with the paper's settings: known labels, any batch size, FedSGD or FedAvg clients.
 
     Everything happens in the model's normalized space, as in the paper: the start is `N(0, 1)`, the step size and
-    the total variation are per unit of `std`. One deviation: a restart's result is its best iterate by attack
-    loss, and restarts compete by attack loss; the paper keeps last iterates and compares them without the prior.
+    the total variation are per unit of `std`. Two deviations: the start is clipped to the box, and a restart's
+    result is its best iterate by attack loss, by which restarts compete, too; the paper keeps last iterates and
+    compares them without the prior.
 
     Args:
       client_update: the attacker's simulation of the client.
@@ -46,7 +47,7 @@ def inverting_gradients(
         optax.scale_by_adam(),
         optax.scale_by_learning_rate(step_decay(learning_rate, horizon)),
     )
-    std_image = jnp.broadcast_to(jnp.asarray(std, jnp.float32), (1, 1, 1, batch_shape[-1]))
+    std_image = parametrizations.per_channel("std", std, batch_shape)
     return gradient_matching(
         client_update,
         objective=objectives.cosine,

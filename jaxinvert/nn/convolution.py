@@ -150,8 +150,8 @@ def conv_general_dilated(
       The convolution, of rank `D + 2`.
 
     Raises:
-      TypeError: as `lax` does, for operands that don't fit each other.
-      ValueError: as `lax` does, for arguments that don't fit the operands.
+      ValueError: as `lax` does, for operands or arguments that don't fit each other.
+      TypeError: as `lax` does, for operands of unequal types.
     """
     plain = functools.partial(
         lax.conv_general_dilated,

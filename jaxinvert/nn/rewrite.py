@@ -58,12 +58,12 @@ def _rewrite(value: Any) -> Any:
 
     What holds none is returned as the very same object, for `jit` finds its compiled functions by identity.
     """
+    if isinstance(value, core.Jaxpr):  # in jax 0.12 the one class, closed or not
+        equations = [_rewrite_equation(equation) for equation in value.eqns]
+        return value if _all_same(equations, value.eqns) else value.replace(eqns=equations)
     if isinstance(value, core.ClosedJaxpr):
         jaxpr = _rewrite(value.jaxpr)
         return value if jaxpr is value.jaxpr else value.replace(jaxpr=jaxpr)
-    if isinstance(value, core.Jaxpr):
-        equations = [_rewrite_equation(equation) for equation in value.eqns]
-        return value if _all_same(equations, value.eqns) else value.replace(eqns=equations)
     if type(value) in (tuple, list):
         items = [_rewrite(item) for item in value]
         return value if _all_same(items, value) else type(value)(items)

@@ -111,13 +111,37 @@ def test_a_batch_whose_examples_activate_own_units_is_recovered():
 
 def test_unexplained_share_separates_the_truth_from_a_guess(inputs):
     kernel, bias = layer_gradient(jax.random.normal(jax.random.key(3), (3, 12)), inputs)
-    assert float(dense.unexplained_share(kernel, bias, inputs)) < 1e-5
+    all_valid = jnp.ones(3, bool)
+    assert float(dense.unexplained_share(kernel, bias, inputs, all_valid)) < 1e-5
     # Two of three inputs leave about a third of the energy; a repeated one adds nothing to the span.
-    partly = float(dense.unexplained_share(kernel, bias, inputs[:2]))
+    partly = float(dense.unexplained_share(kernel, bias, inputs[:2], all_valid[:2]))
     assert 0.05 < partly < 0.9
-    repeated = float(dense.unexplained_share(kernel, bias, inputs[jnp.array([0, 1, 1])]))
-    assert repeated == pytest.approx(partly, rel=1e-3)
-    assert float(dense.unexplained_share(kernel, bias, jnp.zeros((3, 20)))) > partly
+    for repeated in ([0, 1, 1], [0, 0, 1]):
+        share = dense.unexplained_share(kernel, bias, inputs[jnp.array(repeated)], all_valid)
+        assert float(share) == pytest.approx(partly, rel=1e-3)
+    with_repeat = dense.unexplained_share(kernel, bias, inputs[jnp.array([0, 0, 1, 2])], jnp.ones(4, bool))
+    assert float(with_repeat) < 1e-5
+    assert float(dense.unexplained_share(kernel, bias, inputs, ~all_valid)) == 1
+    assert float(dense.unexplained_share(kernel * 0, bias * 0, inputs, all_valid)) == 1
+
+
+def test_units_may_agree_on_a_mixture():
+    """The documented exception: proportional gradients, here softmax regression from a zero start."""
+    model = models.create("mlp", input_shape=(4, 4, 3), features=())
+    params = jax.tree.map(jnp.zeros_like, model.init(jax.random.key(0)))
+    batch = Batch(jax.random.uniform(jax.random.key(1), (2, 4, 4, 3)), jnp.array([0, 1]))
+    observation = observe(clients.fedsgd(models.cross_entropy(model.apply)), params, batch)
+    found = dense.dense_layer(batch_shape=(2, 4, 4, 3))(jax.random.key(0), observation)
+    assert int(found.info["num_units"][0]) == 8  # the units of the eight absent classes
+    np.testing.assert_allclose(found.inputs[0], batch.inputs.mean(axis=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_updates_are_divided_in_float32(inputs, dtype):
+    kernel, bias = layer_gradient(jnp.array([[1.0, 0.5, -2.0]]), inputs[:1])
+    units = dense.unit_inputs(kernel.astype(dtype), bias.astype(dtype))
+    assert units.valid.all()
+    np.testing.assert_allclose(units.inputs, jnp.repeat(inputs[:1], 3, axis=0), rtol=0.01)
 
 
 def test_vmap_over_clients_equals_a_loop():
