@@ -8,11 +8,13 @@ All take operands in the layout of `Geometry`. Three ways:
 * `gemm_*`: one matrix product per lane over *patches*, the `K` shifted copies of the inputs below one another.
 * Winograd's F(2x2, 3x3): fewer multiplications, for wide 3 x 3 kernels at stride 1.
 
-The rule on CPU: Winograd where it applies; else GEMM for kernel gradients and for kernels that differ per lane;
-else one convolution. Other backends get `xla_*`.
+The rule on CPU: Winograd where it applies; else GEMM for kernel gradients, for kernels that differ per lane and
+for input transposes with fewer positions than features; else one convolution. Other backends get `xla_*`.
 """
 
+import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,7 @@ from jaxinvert.types import Array
 # Winograd lifts every kernel to 16 / 9 of its size, and every image to 4 times its own, whatever the rest
 # costs: below these sizes the matrix products are too small to pay for that (measured on two Zen 5 cores).
 _MIN_CHANNELS = 32
-_MIN_TILES = 10
+_MIN_TILES = 32
 
 
 def cpu_convolve(x: Array, w: Array, *, geometry: Geometry) -> Array:
@@ -41,7 +43,12 @@ def cpu_input_transpose(y: Array, w: Array, *, geometry: Geometry) -> Array:
     if _is_winograd(geometry, y, *w.shape[-2:]):
         products = _matmul(winograd.lift_outputs(y, geometry), winograd.lift_kernels(w), (2, 2), geometry)
         return winograd.unlift_inputs(products, geometry, y.shape[0])
-    return (xla_convolve if y.shape[0] == 1 else gemm_convolve)(y, _flipped(w), geometry=geometry.transposed)
+    # A convolution needs the kernels flipped and transposed, which costs more than it gains on few positions.
+    num_positions = y.shape[1] * math.prod(geometry.output_shape)
+    if y.shape[0] > 1 or num_positions < y.shape[-1]:
+        return gemm_input_transpose(y, w, geometry=geometry)
+    flipped = lax.rev(jnp.swapaxes(w, -1, -2), tuple(range(1, w.ndim - 2)))
+    return xla_convolve(y, flipped, geometry=geometry.transposed)
 
 
 def cpu_kernel_gradient(x: Array, y: Array, *, geometry: Geometry) -> Array:
@@ -94,6 +101,15 @@ def gemm_convolve(x: Array, w: Array, *, geometry: Geometry) -> Array:
     return jnp.moveaxis(y.reshape(lanes, features, *patches.shape[2:]), 1, -1)
 
 
+def gemm_input_transpose(y: Array, w: Array, *, geometry: Geometry) -> Array:
+    """As `cpu_input_transpose`, by one matrix product per lane; overlapping patches add up."""
+    lanes, features = y.shape[0], y.shape[-1]
+    patches = _gemm(w.reshape(lanes, -1, features), y.reshape(lanes, -1, features), (2, 2), geometry)
+    x = jax.ShapeDtypeStruct((*y.shape[:2], *geometry.input_shape, w.shape[-2]), y.dtype)
+    gather = functools.partial(_patches, geometry=geometry)
+    return jax.linear_transpose(gather, x)(patches.reshape(lanes, -1, *y.shape[1:-1]))[0]
+
+
 def gemm_kernel_gradient(x: Array, y: Array, *, geometry: Geometry) -> Array:
     """As `cpu_kernel_gradient`, by one matrix product per lane."""
     patches = _patches(x, geometry)
@@ -112,11 +128,6 @@ def _patches(x: Array, geometry: Geometry) -> Array:
         stops = [start + (axis.out - 1) * axis.stride + 1 for start, axis in zip(starts, geometry.axes)]
         shifted.append(lax.slice(x, (0, 0, 0, *starts), (*x.shape[:3], *stops), (1, 1, 1, *geometry.strides)))
     return lax.concatenate(shifted, 1)
-
-
-def _flipped(w: Array) -> Array:
-    """`[G, *kernel_shape, O, C]`: the kernels of the input transpose, a convolution over outputs."""
-    return lax.rev(jnp.swapaxes(w, -1, -2), range(1, w.ndim - 2))
 
 
 def _is_winograd(geometry: Geometry, operand: Array, channels: int, features: int) -> bool:
