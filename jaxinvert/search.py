@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from jaxinvert.observe import check_update
-from jaxinvert.types import Array, Attack, AttackState, Key, Observation, Reconstruction, SolveFn, Update
+from jaxinvert.types import Array, ArrayTree, Attack, AttackState, Key, Observation, Reconstruction, SolveFn, Update
 
 SHARED_FIELDS = ("params", "num_examples")
 """Fields of an observation that all targets have in common; every other field has a leading axis `T`."""
@@ -76,7 +76,7 @@ def best_of(solve: SolveFn, *, num_restarts: int, chunk_size: int | None = None)
     def solve_best(key: Key, observation: Observation) -> Reconstruction:
         lanes = chunk_size or lanes_at_once(observation.update, num_restarts)
         keys = jax.random.split(key, num_restarts)
-        restarts = lax.map(lambda restart_key: solve(restart_key, observation), keys, batch_size=lanes)
+        restarts = map_lanes(lambda restart_key: solve(restart_key, observation), keys, lanes)
         return select_best(restarts)
 
     return solve_best
@@ -102,7 +102,7 @@ def over_targets(solve: SolveFn, *, chunk_size: int = 1) -> SolveFn:
             target_key, observation = target
             return solve(target_key, observation._replace(**shared))
 
-        return lax.map(one, (keys, per_target), batch_size=chunk_size)
+        return map_lanes(one, (keys, per_target), chunk_size)
 
     return solve_all
 
@@ -263,7 +263,7 @@ class Stepwise:
         target_of_lane = self._target_of_lane(observations)
         one_update = jax.tree.map(lambda leaf: leaf[0], observations.update)
         chunk_size = self.chunk_size or lanes_at_once(one_update, target_of_lane.size)
-        return lax.map(self._lane_function(advance, observations), (lanes, target_of_lane), batch_size=chunk_size)
+        return map_lanes(self._lane_function(advance, observations), (lanes, target_of_lane), chunk_size)
 
     def _finish_lanes(
         self, lanes: tuple[AttackState, Key], observations: Observation, settings: Any
@@ -293,12 +293,21 @@ class Stepwise:
         return on_lane
 
 
-def lanes_at_once(update: Update, num_lanes: int) -> int:
-    """How many lanes to run side by side under vmap: the largest divisor of `num_lanes` that fits.
+def map_lanes(function: Callable, lanes: ArrayTree, chunk_size: int) -> ArrayTree:
+    """Maps `function` over the leading axis of `lanes`, `chunk_size` at a time.
 
-    A divisor, so that no smaller remainder program is compiled. On CPU lanes pay while their updates stay in the
-    cache; on accelerators they pay until the memory is full (estimated from the update's size; pass an explicit
-    chunk size where the estimate is off).
+    A chunk of one is not vmapped: even an axis of length 1 changes how operations are compiled.
+    """
+    return lax.map(function, lanes, batch_size=chunk_size if chunk_size > 1 else None)
+
+
+def lanes_at_once(update: Update, num_lanes: int) -> int:
+    """How many lanes to run side by side under vmap.
+
+    On CPU lanes pay while their updates stay in the cache; on accelerators they pay until the memory is full
+    (estimated from the update's size; pass an explicit chunk size where the estimate is off). Among the sizes that
+    fit, a divisor of `num_lanes` is preferred, so that no smaller remainder program is compiled, unless it would
+    leave half of the room unused.
 
     Args:
       update: of one target.
@@ -312,7 +321,9 @@ def lanes_at_once(update: Update, num_lanes: int) -> int:
         memory = (device.memory_stats() or {}).get("bytes_limit", 8 * 2**30)
         fitting = int(memory * _ACCELERATOR_MEMORY_SHARE) // max(update_bytes * _BYTES_PER_UPDATE_BYTE, 1)
     fitting = max(1, min(fitting, num_lanes))
-    return max(divisor for divisor in range(1, fitting + 1) if num_lanes % divisor == 0)
+    divisor = max(size for size in range(1, fitting + 1) if num_lanes % size == 0)
+    even = -(-num_lanes // -(-num_lanes // fitting))
+    return divisor if 2 * divisor > fitting else even
 
 
 def split_shared(observations: Observation) -> tuple[dict[str, Any], Observation]:

@@ -214,10 +214,20 @@ def test_an_earlier_report_can_still_be_reconstructed(searched):
     np.testing.assert_allclose(early, reports[0].best_loss.min(axis=1))
 
 
-def test_lanes_at_once_divides_the_lanes(victim):
-    for num_lanes in (1, 7, 12):
-        assert num_lanes % search.lanes_at_once(victim.observation.update, num_lanes) == 0
+@pytest.mark.parametrize(("num_lanes", "expected"), [(1, 1), (6, 6), (8, 8), (12, 6), (13, 7), (101, 8)])
+def test_lanes_at_once_prefers_divisors_but_does_not_starve(monkeypatch, num_lanes, expected):
+    monkeypatch.setattr(search, "_CPU_LANE_BYTES", 8 * 400)
+    assert search.lanes_at_once(jnp.zeros(100), num_lanes) == expected
+
+
+def test_large_updates_run_one_at_a_time():
     assert search.lanes_at_once(jnp.zeros(2**24), 8) == 1
+
+
+def test_a_remainder_of_lanes_is_not_lost(victim, make_attack):
+    solve = search.best_of(search.run(make_attack({}), num_steps=1), num_restarts=5, chunk_size=2)
+    losses = solve(jax.random.key(0), victim.observation).info["restart_losses"]
+    assert len(np.unique(losses)) == 5
 
 
 def test_disagreeing_targets_are_refused(victims):

@@ -79,6 +79,4 @@ def load(
         return load_npz(path, split=split, size=size)
     if path.exists():
         raise ValueError(f"{path} is neither a folder of images nor an .npz file")
-    raise FileNotFoundError(
-        f"no dataset {name!r}: expected {', '.join(names())}, a folder of images or an .npz file"
-    )
+    raise FileNotFoundError(f"no dataset {name!r}: expected {', '.join(names())}, a folder of images or an .npz file")

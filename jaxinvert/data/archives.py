@@ -79,9 +79,7 @@ def read_cifar(path: pathlib.Path, layout: CifarLayout) -> Cifar:
     Raises:
       ValueError: the archive is damaged, lacks a file, or a file is not a whole number of valid records.
     """
-    wanted = {
-        f"{layout.folder}/{name}" for name in layout.train_files + layout.test_files + layout.label_files
-    }
+    wanted = {f"{layout.folder}/{name}" for name in layout.train_files + layout.test_files + layout.label_files}
     found: dict[str, bytes] = {}
     try:
         with gzip.open(path) as stream:
@@ -112,9 +110,7 @@ def read_cifar(path: pathlib.Path, layout: CifarLayout) -> Cifar:
         labels = {key: records[:, i] for i, key in enumerate(layout.label_keys)}
         for key, values in labels.items():
             if values.max() >= len(class_names[key]):
-                raise ValueError(
-                    f"{path}: a {key} of {values.max()}, but {len(class_names[key])} class names"
-                )
+                raise ValueError(f"{path}: a {key} of {values.max()}, but {len(class_names[key])} class names")
         splits[split] = CifarSplit(images, labels)
     return Cifar(splits, class_names)
 

@@ -80,8 +80,7 @@ def select(spec: str, lengths: Mapping[str, int]) -> tuple[Selection, ...]:
 
     tfds = import_tfds()
     infos = {
-        name: tfds.core.SplitInfo(name=name, shard_lengths=[length], num_bytes=0)
-        for name, length in lengths.items()
+        name: tfds.core.SplitInfo(name=name, shard_lengths=[length], num_bytes=0) for name, length in lengths.items()
     }
     try:
         absolute = tfds.core.ReadInstruction.from_spec(spec).to_absolute(infos)

@@ -99,9 +99,7 @@ def cut_tiles(photos: dict[str, Image.Image]) -> list[Example]:
     for file, short_side in TILED_SHORT_SIDE.items():
         photo = photos[file]
         scale = min(photo.size) / short_side
-        small = photo.resize(
-            (round(photo.width / scale), round(photo.height / scale)), Image.Resampling.LANCZOS
-        )
+        small = photo.resize((round(photo.width / scale), round(photo.height / scale)), Image.Resampling.LANCZOS)
         left, top = small.width % TILE // 2, small.height % TILE // 2
         for y in range(top, small.height - TILE + 1, TILE):
             for x in range(left, small.width - TILE + 1, TILE):

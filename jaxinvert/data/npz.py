@@ -64,9 +64,7 @@ def _read(path: pathlib.Path, arrays: np.lib.npyio.NpzFile, *, split: str, size:
     image_keys = {prefix or "test": key for prefix, key in prefixes.items()}
     if not image_keys:
         raise ValueError(f"it has no array SPLIT_images, only {', '.join(arrays) or 'nothing'}")
-    labels = {
-        name: _labels(arrays, key.removesuffix("images") + "labels") for name, key in image_keys.items()
-    }
+    labels = {name: _labels(arrays, key.removesuffix("images") + "labels") for name, key in image_keys.items()}
     largest = max((int(values.max()) for values in labels.values() if values.size), default=0)
     class_names = (
         tuple(str(name) for name in arrays["class_names"].ravel())
@@ -84,13 +82,9 @@ def _read(path: pathlib.Path, arrays: np.lib.npyio.NpzFile, *, split: str, size:
     return Dataset(
         name=str(path),
         images=to_float(
-            pixels.resize(image, size)
-            for part in selections
-            for image in images[part.split][part.start : part.stop]
+            pixels.resize(image, size) for part in selections for image in images[part.split][part.start : part.stop]
         ),
-        labels=np.concatenate([labels[part.split][part.start : part.stop] for part in selections]).astype(
-            np.int32
-        ),
+        labels=np.concatenate([labels[part.split][part.start : part.stop] for part in selections]).astype(np.int32),
         num_classes=len(class_names),
         class_names=class_names,
         mean=normalization.mean,
@@ -103,9 +97,7 @@ def _images(arrays: np.lib.npyio.NpzFile, key: str, labels: np.ndarray) -> np.nd
     if images.ndim == 3:
         images = images[..., None]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
-        raise ValueError(
-            f"{key} is {images.dtype} {images.shape}, expected uint8 [N, H, W, C] with C = 1 or 3"
-        )
+        raise ValueError(f"{key} is {images.dtype} {images.shape}, expected uint8 [N, H, W, C] with C = 1 or 3")
     if len(images) != len(labels):
         raise ValueError(f"{key} has {len(images)} images for {len(labels)} labels")
     return images

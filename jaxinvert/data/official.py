@@ -116,9 +116,7 @@ def builder_class(name: str) -> Any:
                 "__module__": __name__,
                 "name": name,
                 "url_infos": dict(official.url_infos),
-                "_split_generators": (
-                    split_generators_cifar if name.startswith("cifar") else split_generators_idx
-                ),
+                "_split_generators": (split_generators_cifar if name.startswith("cifar") else split_generators_idx),
             },
         )
 
@@ -171,9 +169,7 @@ def _verified(folder: pathlib.Path, name: str, url_infos: Any, scratch: pathlib.
     folder = folder.expanduser()
     missing = [file for file in expected if not (folder / file).is_file()]
     if missing:
-        raise FileNotFoundError(
-            f"{folder} lacks {', '.join(missing)}; for {name} it must hold {', '.join(expected)}"
-        )
+        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}; for {name} it must hold {', '.join(expected)}")
     restored = {}
     for file, checksum in expected.items():
         with open(folder / file, "rb") as stream:

@@ -18,9 +18,7 @@ MAX_PIXELS = 64_000_000
 def encode_png(image: np.ndarray, *, optimize: bool = False) -> io.BytesIO:
     """Encodes a uint8 `[H, W, C]` image (C is 1 or 3) losslessly, as the in-memory file that TFDS accepts."""
     png = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(
-        png, format="PNG", optimize=optimize
-    )
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(png, format="PNG", optimize=optimize)
     png.seek(0)
     return png
 
@@ -69,9 +67,7 @@ def read_square(path: pathlib.Path, size: int) -> np.ndarray:
             image = Image.open(path, formats=FORMATS)
         with image:
             if image.width * image.height > MAX_PIXELS:
-                raise ValueError(
-                    f"it claims {image.width} x {image.height} pixels, the limit is {MAX_PIXELS:,}"
-                )
+                raise ValueError(f"it claims {image.width} x {image.height} pixels, the limit is {MAX_PIXELS:,}")
             upright = ImageOps.exif_transpose(image)
             side = min(upright.size)
             left, top = (upright.width - side) // 2, (upright.height - side) // 2

@@ -41,9 +41,7 @@ def find_prepared(name: str, data_dir: str | os.PathLike[str] | None) -> pathlib
     return versions[max(versions)] if versions else None
 
 
-def load_official(
-    name: str, *, split: str, size: int | None, data_dir: str | os.PathLike[str] | None
-) -> Dataset:
+def load_official(name: str, *, split: str, size: int | None, data_dir: str | os.PathLike[str] | None) -> Dataset:
     """Loads an official set that was prepared before.
 
     Args:

@@ -36,9 +36,7 @@ def test_flat_folder_makes_every_file_a_class(tmp_path):
     np.testing.assert_array_equal(loaded.labels, [0, 1, 2, 3])
     assert loaded.images.shape == (4, 32, 32, 3)
     assert loaded.mean == (0.5,) * 3
-    np.testing.assert_allclose(
-        loaded.images[1, 5, 5], [1, 0, 0], atol=1e-6
-    )  # lossless formats keep the color
+    np.testing.assert_allclose(loaded.images[1, 5, 5], [1, 0, 0], atol=1e-6)  # lossless formats keep the color
     assert data.load(tmp_path, size=17).images.shape == (4, 17, 17, 3)
 
 

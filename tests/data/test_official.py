@@ -86,9 +86,7 @@ def test_cifar_from_a_folder(name, tmp_path, monkeypatch):
     for split, files in (("train", layout.train_files), ("test", layout.test_files)):
         loaded = data.load(name, split=split, data_dir=tmp_path / "sets")
         images = np.concatenate([truth[file][0] for file in files])
-        labels = np.concatenate([truth[file][1] for file in files])[
-            :, -1
-        ]  # CIFAR-100: the fine label is second
+        labels = np.concatenate([truth[file][1] for file in files])[:, -1]  # CIFAR-100: the fine label is second
         # TFDS shuffles, so compare as sets of (image, label).
         expected = {(image.tobytes(), int(label)) for image, label in zip(images, labels)}
         raw = np.round(loaded.images * 255).astype(np.uint8)

@@ -131,9 +131,7 @@ def test_script_writes_a_prepared_folder(tmp_path, monkeypatch):
 
 
 def test_label_at_prefers_the_smallest_scene():
-    names = [
-        SCENES[make_photos.label_at("astronaut.png", x, y)] for x, y in [(220, 80), (400, 100), (10, 500)]
-    ]
+    names = [SCENES[make_photos.label_at("astronaut.png", x, y)] for x, y in [(220, 80), (400, 100), (10, 500)]]
     assert names == ["face", "shuttle", "astronaut"]
 
 
