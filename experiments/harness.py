@@ -26,14 +26,15 @@ def publish(title: str, rows: Sequence[Mapping[str, Any]], *, json_file: Path | 
     for name in rows[0]:
         table.add_column(name.replace("_", " "), justify="left" if isinstance(rows[0][name], str) else "right")
     for row in rows:
-        table.add_row(*(Text(_format(value)) for value in row.values()))
+        table.add_row(*(Text(format_value(value)) for value in row.values()))
     console.print(table)
     if json_file is not None:
         content = {"title": title, "device": device_name(), "jax": jax.__version__, "rows": list(rows)}
         store.save_json(json_file, content)
 
 
-def _format(value: Any) -> str:
+def format_value(value: Any) -> str:
+    """A figure with three digits, `-` where there is none."""
     if value is None:
         return "-"
     if isinstance(value, float):

@@ -21,7 +21,7 @@ from jax import lax
 from jaxinvert.observe import check_update
 from jaxinvert.types import Array, ArrayTree, Attack, AttackState, Key, Observation, Reconstruction, SolveFn, Update
 
-SHARED_FIELDS = ("params", "num_examples")
+SHARED_FIELDS = ("params", "num_examples", "local_training", "surrogate")
 """Fields of an observation that all targets have in common; every other field has a leading axis `T`."""
 
 _FIRST_REPORT = 5

@@ -19,6 +19,10 @@ Update = ArrayTree
 """What a client sends back: the pseudo-gradient `params - local_params`, same tree as `Params`."""
 
 
+Scalar = float | Array
+"""A hyper-parameter: a Python float or a traced scalar."""
+
+
 class Batch(NamedTuple):
     """A client's private examples.
 
@@ -31,6 +35,18 @@ class Batch(NamedTuple):
     labels: Array
 
 
+class LocalTraining(NamedTuple):
+    """How a client trains, as far as a server that set the task knows it.
+
+    Attributes:
+      learning_rate: of the client's optimizer; 1 for FedSGD, whose update is the gradient itself.
+      num_steps: local optimizer steps `S` behind the update.
+    """
+
+    learning_rate: Scalar
+    num_steps: Scalar
+
+
 class Observation(NamedTuple):
     """Everything the server sees of one client, and all that an attack may read.
 
@@ -38,15 +54,22 @@ class Observation(NamedTuple):
 
     Attributes:
       params: the model's parameters, as sent to the client.
-      update: the pseudo-gradient that came back, same tree as `params`.
+      update: the pseudo-gradient that came back, same tree as `params`; running statistics are not in it (zeros).
       labels: `[B]` integer labels if the attacker knows them.
-      num_examples: the batch size `B`, if the attacker knows it.
+      num_examples: the number of private examples `B`, if the attacker knows it.
+      local_training: the client's hyper-parameters, if the attacker knows them.
+      batch_stats: the running statistics that came back with the update, same tree as `params["batch_stats"]`, if
+        the client sends them.
+      surrogate: `[N, H, W, C]` public images of the kind the clients hold, if the attacker has any.
     """
 
     params: Params | None
     update: Update
     labels: Array | None = None
     num_examples: int | None = None
+    local_training: LocalTraining | None = None
+    batch_stats: ArrayTree | None = None
+    surrogate: Array | None = None
 
 
 class Reconstruction(NamedTuple):
@@ -77,10 +100,10 @@ Regularizer = Callable[[Array], Array]
 """`inputs [B, H, W, C] -> []`: image prior, lower is more plausible."""
 Defense = Callable[[Any, Update], Update]
 """`(key, update) -> update`, what a client does before it sends; the key may be `None` if nothing is random."""
+RecoverLabels = Callable[[Observation], Array]
+"""`observation -> counts [K]`: how many private examples of each class."""
 SolveFn = Callable[[Key, Observation], Reconstruction]
 """Every attack, iterative or closed form."""
-Scalar = float | Array
-"""A hyper-parameter: a Python float or a traced scalar."""
 Shape = Sequence[int]
 PerChannel = float | Sequence[float]
 """A normalization constant: one for all channels, or `[C]`."""

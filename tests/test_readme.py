@@ -1,9 +1,13 @@
-"""The README's attack runs as printed, and its figures are those of the committed results."""
+"""The README's attack runs as printed, and the tables of the READMEs are those of the committed results."""
 
 import contextlib
 import io
 import re
 from pathlib import Path
+
+import pytest
+
+from experiments import tables
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -22,3 +26,20 @@ def test_the_attack_runs_and_leaks():
 def test_linked_files_exist():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (Path(__file__).parents[1] / target).exists(), target
+
+
+@pytest.mark.parametrize("document", tables.DOCUMENTS, ids=lambda document: str(document.relative_to(tables.ROOT)))
+def test_the_tables_are_those_of_the_committed_results(document):
+    text = document.read_text(encoding="utf-8")
+    assert text.count("| ---: |") >= 1
+    assert tables.filled(document) == text
+
+
+def test_a_table_is_made_of_the_named_columns():
+    rows = [{"model": "lenet", "rate": 1234.5, "share": None}]
+    table = tables.markdown(rows, ["rate=steps_per_second", "share", "model"])
+    assert table.splitlines() == [
+        "| steps per second | share | model |",
+        "| ---: | ---: | ---: |",
+        "| 1,234 | - | lenet |",
+    ]
