@@ -3,8 +3,9 @@
 Each row runs `inverting_gradients` twice: with jaxinvert's convolutions and pooling, and with the same network on
 `jax.lax.conv_general_dilated`. Both are timed in turn, several times, on the same client; the ratio is that of the
 medians. `gemm_share` is the achieved share of this machine's float32 matrix-multiplication peak (the best of NumPy's
-and JAX's in this run), counting the floating-point operations that XLA reports for the *plain* program: a fast
-algorithm may exceed what its own multiplications would allow.
+and JAX's, measured before every row), counting the floating-point operations that XLA reports for the *plain*
+program: a fast algorithm may exceed what its own multiplications would allow. `ratio_outside_loop` compares one step
+of one lane as a program of its own.
 
 Command:  python -m experiments.benchmark_throughput --json experiments/results/benchmark_throughput.json
 Smoke:    python -m experiments.benchmark_throughput --smoke
@@ -59,17 +60,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = tyro.cli(Config, description=__doc__, args=arguments)
     if config.smoke:
         config = replace(config, models=("lenet",), lanes=((2, 1),), seconds=0.05, repeats=1)
-    peak = gemm_peak(size=512 if config.smoke else 4096)
-    print(f"float32 GEMM peak: {peak / 1e9:.0f} GFLOP/s", flush=True)
-    rows = []
+    size, peak, rows = (512 if config.smoke else 2048), 0.0, []
     for name in config.models:
         for num_restarts, num_targets in config.lanes:
-            rows.append(measure(config, name, num_restarts, num_targets, peak))
+            peak = max(peak, gemm_peak(size=size))  # again and again: the machine may have been busy
+            rows.append(measure(config, name, num_restarts, num_targets))
             print(f"done: {name}, {num_restarts} restarts, {num_targets} targets", flush=True)
+    for row in rows:
+        flops = row["gflop_per_step"]
+        row["gemm_share"] = row["steps_per_second"] * flops * 1e9 / peak if flops else None
     harness.publish(f"Attack throughput (GEMM peak {peak / 1e9:.0f} GFLOP/s)", rows, json_file=config.json)
 
 
-def measure(config: Config, name: str, num_restarts: int, num_targets: int, peak: float) -> dict:
+def measure(config: Config, name: str, num_restarts: int, num_targets: int) -> dict:
     """Times one network with one number of restarts and targets."""
     lanes = num_restarts * num_targets
     fast = Program(name, num_restarts, num_targets, conv_general_dilated=None)
@@ -83,7 +86,8 @@ def measure(config: Config, name: str, num_restarts: int, num_targets: int, peak
             if num_steps > 0 or repeat == 0:  # one step alone exceeds the budget: once is enough
                 found.append(program.seconds_per_step(num_steps))
     rates = [lanes / statistics.median(found) for found in seconds]
-    flops = programs[-1].flops_per_lane_step() if config.plain else None
+    lone = [program.lone_step(config.seconds) for program in programs]
+    flops = lone[-1][1]
     return {
         "model": name,
         "restarts": num_restarts,
@@ -93,8 +97,8 @@ def measure(config: Config, name: str, num_restarts: int, num_targets: int, peak
         "fastest": lanes / min(seconds[0]),
         "plain_steps_per_second": rates[1] if config.plain else None,
         "ratio": rates[0] / rates[1] if config.plain else None,
-        "gflop_per_step": flops / 1e9 if flops else None,
-        "gemm_share": rates[0] * flops / peak if flops else None,
+        "ratio_outside_loop": lone[1][0] / lone[0][0] if config.plain else None,
+        "gflop_per_step": flops / 1e9 if config.plain else None,
         "seconds_compile": fast.seconds_compile,
         "plain_seconds_compile": programs[-1].seconds_compile if config.plain else None,
         "peak_mib": fast.peak_bytes() / 2**20,
@@ -131,14 +135,22 @@ class Program:
         first = self.seconds_per_step(0)
         return 0 if first > seconds else int(seconds / self.seconds_per_step(1 + int(seconds / first / 10)))
 
-    def flops_per_lane_step(self) -> float:
-        """Floating-point operations of one step of one lane, by XLA's own count."""
+    def lone_step(self, seconds: float) -> tuple[float, float]:
+        """One step of one lane as a program of its own: its median wall time, and its floating-point operations.
+
+        The operations are XLA's own count.
+        """
         observation = jax.tree.map(lambda leaf: leaf[0], self.observations._replace(params=None, num_examples=None))
         observation = observation._replace(params=self.observations.params)
-        attack = self.make_attack({})
-        state = attack.init(jax.random.key(0), observation)
-        cost = jax.jit(attack.step).lower(jax.random.key(0), state, observation).compile().cost_analysis()
-        return float((cost or {})["flops"])
+        attack, key = self.make_attack({}), jax.random.key(0)
+        state = attack.init(key, observation)
+        step = jax.jit(attack.step).lower(key, state, observation).compile()
+        found: list[float] = []
+        while len(found) < 3 or sum(found) < seconds:
+            begin = time.perf_counter()
+            jax.block_until_ready(step(key, state, observation))
+            found.append(time.perf_counter() - begin)
+        return statistics.median(found), float((step.cost_analysis() or {})["flops"])
 
     def peak_bytes(self) -> int:
         """Memory of the compiled program at its peak, arguments and results included, by XLA's own analysis."""
