@@ -27,8 +27,8 @@ from experiments import harness
 from jaxinvert import data, models
 from jaxinvert.attacks import inverting_gradients
 from jaxinvert.clients import fedsgd
-from jaxinvert.observe import observe
-from jaxinvert.search import Stepwise
+from jaxinvert.observe import observe_targets
+from jaxinvert.search import Stepwise, split_shared
 from jaxinvert.types import Batch, ClientUpdateFn, Observation
 
 
@@ -116,8 +116,7 @@ class Program:
         self.client_update: ClientUpdateFn = fedsgd(models.cross_entropy(model.apply))
         params = jax.jit(model.init)(jax.random.key(0))
         batches = Batch(jnp.asarray(victims.images)[:, None], jnp.asarray(victims.labels)[:, None])
-        observations = jax.jit(jax.vmap(lambda batch: observe(self.client_update, params, batch)))(batches)
-        self.observations: Observation = observations._replace(params=params, num_examples=1)
+        self.observations: Observation = observe_targets(self.client_update, params, batches)
         self.make_attack = lambda settings: inverting_gradients(
             self.client_update, batch_shape=(1, 32, 32, 3), mean=model.mean, std=model.std, **settings
         )
@@ -140,8 +139,8 @@ class Program:
 
         The operations are XLA's own count.
         """
-        observation = jax.tree.map(lambda leaf: leaf[0], self.observations._replace(params=None, num_examples=None))
-        observation = observation._replace(params=self.observations.params)
+        shared, per_target = split_shared(self.observations)
+        observation = jax.tree.map(lambda leaf: leaf[0], per_target)._replace(**shared)
         attack, key = self.make_attack({}), jax.random.key(0)
         state = attack.init(key, observation)
         step = jax.jit(attack.step).lower(key, state, observation).compile()

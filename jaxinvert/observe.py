@@ -7,7 +7,23 @@ from jax.core import Tracer
 
 from jaxinvert.defenses import identity
 from jaxinvert.objectives import path_name
-from jaxinvert.types import Array, ArrayTree, Batch, ClientUpdateFn, Defense, Key, Observation, Params, Update
+from jaxinvert.threat_models import ThreatModel
+from jaxinvert.types import (
+    SHARED_FIELDS,
+    Array,
+    ArrayTree,
+    Batch,
+    ClientUpdateFn,
+    Defense,
+    Key,
+    LocalTraining,
+    Observation,
+    Params,
+    Update,
+)
+
+FEDSGD = LocalTraining(learning_rate=1.0, num_steps=1)
+"""The update is the gradient itself: one step with learning rate 1."""
 
 
 def observe(
@@ -15,20 +31,26 @@ def observe(
     params: Params,
     batch: Batch,
     *,
+    threat_model: ThreatModel = ThreatModel(),
     defense: Defense = identity,
     key: Key | None = None,
-    labels_known: bool = True,
+    local_training: LocalTraining = FEDSGD,
+    batch_stats: ArrayTree | None = None,
+    surrogate: Array | None = None,
     num_classes: int | None = None,
 ) -> Observation:
-    """Runs the client on its private batch and returns what the server sees.
+    """Runs the client on its private batch and returns what the server sees: the granted fields, and no other.
 
     Args:
       client_update: the client's `(params, batch) -> update`.
       params: the model's parameters, as sent to the client.
       batch: the private examples; `inputs [B, ...]` in [0, 1], integer `labels [B]`.
+      threat_model: which of the following the attacker is granted.
       defense: what the client does to its update before it sends it.
       key: for a random defense.
-      labels_known: whether the attacker is granted the labels.
+      local_training: how the client trains; by default one step of FedSGD.
+      batch_stats: the running statistics that the client sends beside its update, if it does.
+      surrogate: `[N, H, W, C]` public images in [0, 1].
       num_classes: `K`; if given, labels outside [0, K) are refused (a loss would silently ignore them).
 
     Raises:
@@ -37,14 +59,54 @@ def observe(
     """
     if num_classes is not None:
         check_batch(batch, input_shape=batch.inputs.shape[1:], num_classes=num_classes)
-    observation = Observation(
+    everything = Observation(
         params=params,
         update=defense(key, client_update(params, batch)),
-        labels=batch.labels if labels_known else None,
+        labels=batch.labels,
         num_examples=batch.inputs.shape[0],
+        local_training=local_training,
+        batch_stats=batch_stats,
+        surrogate=surrogate,
     )
-    check_update(observation.params, observation.update)
-    return observation
+    check_update(params, everything.update)
+    return everything._replace(**dict.fromkeys(threat_model.withheld))
+
+
+def observe_targets(
+    client_update: ClientUpdateFn,
+    params: Params,
+    batches: Batch,
+    *,
+    threat_model: ThreatModel = ThreatModel(),
+    local_training: LocalTraining = FEDSGD,
+    surrogate: Array | None = None,
+) -> Observation:
+    """Observes `T` clients of the same model at once, as `search.over_targets` and `search.Stepwise` take them.
+
+    Args:
+      client_update: the clients' `(params, batch) -> update`.
+      params: the model's parameters, the same for all.
+      batches: private batches with a leading axis `T`.
+      threat_model: what the attacker is granted.
+      local_training: how the clients train.
+      surrogate: `[N, H, W, C]` public images in [0, 1].
+
+    Returns:
+      An observation whose fields have a leading axis `T`, but for `SHARED_FIELDS`. Not jitted.
+    """
+
+    def one(batch: Batch) -> Observation:
+        seen = observe(client_update, params, batch, threat_model=threat_model)
+        return seen._replace(**dict.fromkeys(SHARED_FIELDS))
+
+    shared = {
+        "params": params,
+        "num_examples": batches.inputs.shape[1],
+        "local_training": local_training,
+        "surrogate": surrogate,
+    }
+    granted = {field: value for field, value in shared.items() if field in threat_model.granted}
+    return jax.vmap(one)(batches)._replace(**granted)
 
 
 def require(observation: Observation, field: str, *, attack: str) -> ArrayTree:

@@ -19,10 +19,18 @@ import numpy as np
 from jax import lax
 
 from jaxinvert.observe import check_update
-from jaxinvert.types import Array, ArrayTree, Attack, AttackState, Key, Observation, Reconstruction, SolveFn, Update
-
-SHARED_FIELDS = ("params", "num_examples", "local_training", "surrogate")
-"""Fields of an observation that all targets have in common; every other field has a leading axis `T`."""
+from jaxinvert.types import (
+    SHARED_FIELDS,
+    Array,
+    ArrayTree,
+    Attack,
+    AttackState,
+    Key,
+    Observation,
+    Reconstruction,
+    SolveFn,
+    Update,
+)
 
 _FIRST_REPORT = 5
 _SECONDS_PER_REPORT = 1.0

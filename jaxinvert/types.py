@@ -72,6 +72,10 @@ class Observation(NamedTuple):
     surrogate: Array | None = None
 
 
+SHARED_FIELDS = ("params", "num_examples", "local_training", "surrogate")
+"""Fields of an observation that all targets have in common; with many targets every other has a leading axis `T`."""
+
+
 class Reconstruction(NamedTuple):
     """What an attack believes the private batch was.
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxinvert import clients, models
-from jaxinvert.observe import observe
+from jaxinvert.observe import observe, observe_targets
 from jaxinvert.types import Array, Batch, ClientUpdateFn, Observation, Params
 
 SHAPE = (1, 6, 6, 1)
@@ -45,5 +45,4 @@ def victim() -> Victim:
 def victims(victim: Victim) -> tuple[Batch, Observation]:
     """Three clients at once: batches and observations with a leading axis `T`."""
     batches = Batch(jax.random.uniform(jax.random.key(9), (3, *SHAPE)), jnp.array([[0], [1], [2]]))
-    observations = jax.vmap(lambda batch: observe(victim.client_update, victim.params, batch))(batches)
-    return batches, observations._replace(params=victim.params, num_examples=1)
+    return batches, observe_targets(victim.client_update, victim.params, batches)

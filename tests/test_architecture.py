@@ -10,6 +10,7 @@ PACKAGE = ROOT / "jaxinvert"
 
 ROOMS = [
     "types",
+    "threat_models",
     "nn",
     "models",
     "data",

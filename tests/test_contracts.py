@@ -71,8 +71,8 @@ def test_attack(name, victim, victims):
         built = recipe.build(setting, hyperparameters, 10.0)
         return (search.run(built, num_steps=2) if isinstance(built, Attack) else built)(key, observation)
 
-    axes = observations._replace(params=None, num_examples=None)
-    axes = jax.tree.map(lambda leaf: 0, axes)
+    shared, per_target = search.split_shared(observations)
+    axes = jax.tree.map(lambda leaf: 0, per_target)
     compiled = jax.jit(jax.vmap(solve, in_axes=(0, axes, None)))
     keys = jax.random.split(jax.random.key(0), 3)
     hyperparameters = {key: jnp.float32(value) for key, value in recipe.hyperparameters.items()}
@@ -87,6 +87,6 @@ def test_attack(name, victim, victims):
     assert together.attack_loss.shape == (3,)
     assert bool(jnp.all(jnp.isfinite(together.attack_loss)))
     for t in range(3):
-        one = jax.tree.map(lambda leaf, t=t: leaf[t], observations._replace(params=None, num_examples=None))
-        alone = solve(keys[t], one._replace(params=observations.params, num_examples=1), hyperparameters)
+        one = jax.tree.map(lambda leaf, t=t: leaf[t], per_target)._replace(**shared)
+        alone = solve(keys[t], one, hyperparameters)
         np.testing.assert_allclose(alone.attack_loss, together.attack_loss[t], rtol=1e-3, atol=1e-6)

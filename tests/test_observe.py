@@ -7,6 +7,7 @@ import pytest
 
 from jaxinvert import clients
 from jaxinvert.observe import check_batch, check_update, observe, require
+from jaxinvert.threat_models import LADDER
 from jaxinvert.types import Batch, Observation
 
 PARAMS = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}
@@ -18,7 +19,7 @@ def test_an_observation_holds_the_update_and_what_is_granted(victim):
     jax.tree.map(np.testing.assert_array_equal, victim.observation.update, expected)
     assert victim.observation.num_examples == 1
     np.testing.assert_array_equal(victim.observation.labels, victim.batch.labels)
-    assert observe(victim.client_update, victim.params, victim.batch, labels_known=False).labels is None
+    assert observe(victim.client_update, victim.params, victim.batch, threat_model=LADDER["C"]).labels is None
 
 
 def test_fedsgd_is_the_gradient(victim):

@@ -8,6 +8,7 @@ import pytest
 from jaxinvert import clients, models
 from jaxinvert.analytic import dense
 from jaxinvert.observe import observe
+from jaxinvert.threat_models import LADDER
 from jaxinvert.types import Batch, Observation
 
 MLP = models.create("mlp", input_shape=(4, 4, 3), features=(32,), mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
@@ -27,7 +28,7 @@ def test_one_example_is_recovered_to_1e_5_in_float64():
     with jax.enable_x64(True):
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), MLP.init(jax.random.key(0)))
         batch = Batch(jax.random.uniform(jax.random.key(1), (1, 4, 4, 3), jnp.float64), jnp.array([3]))
-        observation = observe(clients.fedsgd(models.cross_entropy(MLP.apply)), params, batch, labels_known=False)
+        observation = observe(clients.fedsgd(models.cross_entropy(MLP.apply)), params, batch, threat_model=LADDER["C"])
         solve = dense.dense_layer(batch_shape=(1, 4, 4, 3), mean=MLP.mean, std=MLP.std)
         found = jax.jit(solve)(jax.random.key(2), observation)
         np.testing.assert_allclose(found.inputs, batch.inputs, atol=1e-5)

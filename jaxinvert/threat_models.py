@@ -1,0 +1,91 @@
+"""What the server is assumed to know. An attack result means nothing without it.
+
+A threat model says, field by field, what an `Observation` may hold beside the update. `observe` grants exactly that;
+an attack that reads more fails before it starts, with the list of what is missing. Five presets, each with all that
+the one before it grants:
+
+| preset | who                                               | also grants                              |
+|--------|---------------------------------------------------|------------------------------------------|
+| A      | an eavesdropper                                   | the update alone                         |
+| B      | one who knows the task                            | the model and its parameters             |
+| C      | a server that set the training, honest but curious| batch size, learning rate, local steps   |
+| D      | a server with public data of the same kind        | surrogate images                         |
+| E      | a server that knows of the client's own data      | labels; running statistics if sent       |
+
+Most published attacks assume C plus known labels, which is what `ThreatModel()` grants.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+MEANINGS = {
+    "params": "the model and the parameters that the client trained on",
+    "update": "the client's update",
+    "num_examples": "the number of the client's examples",
+    "local_training": "the client's learning rate and number of local steps",
+    "surrogate": "public images of the same kind",
+    "labels": "the label of every example",
+    "batch_stats": "the running statistics after local training",
+}
+"""What each field of an observation means, for people."""
+
+
+class ThreatModel(NamedTuple):
+    """Which fields of an `Observation` the attacker is granted; the update always is.
+
+    Attributes:
+      params: the model and its parameters, as sent to the client.
+      num_examples: the number of the client's examples.
+      local_training: the client's learning rate and number of local steps.
+      labels: the label of every example.
+      surrogate: public images of the kind the clients hold.
+      batch_stats: the client's running statistics, where it sends any.
+    """
+
+    params: bool = True
+    num_examples: bool = True
+    local_training: bool = True
+    labels: bool = True
+    surrogate: bool = False
+    batch_stats: bool = False
+
+    @property
+    def granted(self) -> tuple[str, ...]:
+        """Names of the fields an attack may read."""
+        return ("update", *(field for field, is_granted in self._asdict().items() if is_granted))
+
+    @property
+    def withheld(self) -> tuple[str, ...]:
+        """Names of the fields that are `None`."""
+        return tuple(field for field, is_granted in self._asdict().items() if not is_granted)
+
+
+_C = ThreatModel(labels=False)
+LADDER: dict[str, ThreatModel] = {
+    "A": ThreatModel(params=False, num_examples=False, local_training=False, labels=False),
+    "B": _C._replace(num_examples=False, local_training=False),
+    "C": _C,
+    "D": _C._replace(surrogate=True),
+    "E": ThreatModel(surrogate=True, batch_stats=True),
+}
+
+
+def check_needs(threat_model: ThreatModel, needs: Iterable[str], *, attack: str) -> None:
+    """Refuses an attack that reads what the threat model withholds.
+
+    Args:
+      threat_model: what the attacker is granted.
+      needs: names of `Observation` fields.
+      attack: for the message.
+
+    Raises:
+      ValueError: naming the attack and every missing field.
+
+    >>> check_needs(LADDER["C"], ["update", "labels"], attack="inverting-gradients")
+    Traceback (most recent call last):
+    ...
+    ValueError: inverting-gradients needs what the threat model withholds: labels (the label of every example)
+    """
+    if missing := [field for field in needs if field in threat_model.withheld]:
+        named = ", ".join(f"{field} ({MEANINGS[field]})" for field in missing)
+        raise ValueError(f"{attack} needs what the threat model withholds: {named}")
