@@ -18,6 +18,7 @@ ROOMS = [
     "regularizers",
     "parametrizations",
     "metrics",
+    "running_statistics",
     "clients",
     "defenses",
     "observe",
