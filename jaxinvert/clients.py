@@ -59,9 +59,8 @@ def fedavg(
 
     The order of the mini-batches is the client's secret unless the attacker is granted it. An attacker that does
     not know it simulates another one: build the client with its `order_key` and hand the attack a `fedavg` with a
-    different key, or with none. An order without a key loses no generality when the attacker may permute its
-    reconstruction, but only if every epoch repeats it. The key may be traced, so clients under `vmap` can each
-    have their own: `jax.vmap(lambda key, batch: fedavg(..., order_key=key)(params, batch))(keys, batches)`.
+    different key, or with none. The key may be traced, so clients under `vmap` can each have their own:
+    `jax.vmap(lambda key, batch: fedavg(..., order_key=key)(params, batch))(keys, batches)`.
 
     Args:
       loss_fn: `(params, batch) -> []`.
