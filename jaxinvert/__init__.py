@@ -19,6 +19,7 @@ from jaxinvert import (
     observe,
     parametrizations,
     regularizers,
+    running_statistics,
     search,
 )
 from jaxinvert.types import Attack, Batch, Observation, Reconstruction
@@ -42,5 +43,6 @@ __all__ = [
     "observe",
     "parametrizations",
     "regularizers",
+    "running_statistics",
     "search",
 ]

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 
 import jax
+from flax import linen
 from jax import lax
 
+from jaxinvert.models.batch_norm import refuse_train_mode
 from jaxinvert.types import ArrayTree, Batch, ClientUpdateFn, LossFn, Params
 
 
@@ -20,13 +22,17 @@ def mean_gradient(loss_fn: LossFn) -> ClientUpdateFn:
 def per_example_gradients(loss_fn: LossFn, *, chunk_size: int | None = None) -> Callable[[Params, Batch], ArrayTree]:
     """Returns `(params, batch) -> gradients [B, ...]`, one gradient per example.
 
-    Every example is shown to `loss_fn` as a batch of one, so the loss must not couple examples (no batch
-    normalization in train mode).
+    Every example is shown to `loss_fn` as a batch of one, so the loss must not couple examples. Flax's BatchNorm in
+    train mode does and is refused (unless a `jit` inside of `loss_fn` traced it before); other losses are taken on
+    trust.
 
     Args:
       loss_fn: `(params, batch) -> []`.
       chunk_size: examples whose gradients are computed at once; `None` for all of them. Bounds the memory of
         the backward pass, not of the result.
+
+    Raises:
+      ValueError: when traced, naming the first BatchNorm layer that is in train mode.
 
     >>> import jax.numpy as jnp
     >>> loss_fn = lambda params, batch: jnp.mean((batch.inputs @ params - batch.labels) ** 2)
@@ -39,8 +45,9 @@ def per_example_gradients(loss_fn: LossFn, *, chunk_size: int | None = None) -> 
         def one(example: Batch) -> ArrayTree:
             return jax.grad(loss_fn)(params, jax.tree.map(lambda leaf: leaf[None], example))
 
-        if chunk_size is None:
-            return jax.vmap(one)(batch)
-        return lax.map(one, batch, batch_size=chunk_size)
+        with linen.intercept_methods(refuse_train_mode):
+            if chunk_size is None:
+                return jax.vmap(one)(batch)
+            return lax.map(one, batch, batch_size=chunk_size)
 
     return gradients

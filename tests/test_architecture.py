@@ -19,6 +19,7 @@ ROOMS = [
     "regularizers",
     "parametrizations",
     "metrics",
+    "running_statistics",
     "clients",
     "defenses",
     "observe",

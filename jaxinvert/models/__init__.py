@@ -1,13 +1,13 @@
 """The networks that gradient inversion is published on, and the door for any other.
 
 An attack needs only `apply(params, inputs) -> logits` or a loss function `(params, batch) -> []`; `create`
-makes the published ones by name, `from_linen` wraps a Flax module, and `cross_entropy(apply)` turns either,
-or any other pure function, into a client's loss.
+makes the published ones by name, `from_linen` wraps a Flax module, and `cross_entropy(apply)`, or for several
+labels per example `binary_cross_entropy(apply)`, turns either, or any other pure function, into a client's loss.
 """
 
 from jaxinvert.models.convnet import convnet
 from jaxinvert.models.lenet import lenet
-from jaxinvert.models.losses import cross_entropy
+from jaxinvert.models.losses import binary_cross_entropy, cross_entropy
 from jaxinvert.models.mlp import mlp
 from jaxinvert.models.model import Model, from_linen
 from jaxinvert.models.registry import REGISTRY, create, names
@@ -17,6 +17,7 @@ from jaxinvert.models.small_convnet import small_convnet
 __all__ = [
     "REGISTRY",
     "Model",
+    "binary_cross_entropy",
     "convnet",
     "create",
     "cross_entropy",

@@ -27,6 +27,33 @@ def cross_entropy(apply: ApplyFn) -> LossFn:
     return loss_fn
 
 
+def binary_cross_entropy(apply: ApplyFn) -> LossFn:
+    """Mean sigmoid cross-entropy over batch and classes, for examples that may have several labels at once.
+
+    `-1/(B K) sum_bk y_bk log sigmoid(z_bk) + (1 - y_bk) log sigmoid(-z_bk)` with logits `z = apply(params, x)`,
+    stable for logits of any size.
+
+    Args:
+      apply: `(params, inputs [B, ...]) -> logits [B, K]`; a `Model.apply` or anybody's.
+
+    Returns:
+      `(params, batch) -> []`, differentiable in `params`, `batch.inputs` and `batch.labels`. Labels are `[B, K]`
+      floats in [0, 1]: 1 where the example has the label, 0 where not. Raises ValueError when traced with labels of
+      another shape or kind.
+    """
+
+    def loss_fn(params: Params, batch: Batch) -> Array:
+        logits, labels = apply(params, batch.inputs), jnp.asarray(batch.labels)
+        if labels.shape != logits.shape or not jnp.issubdtype(labels.dtype, jnp.floating):
+            raise ValueError(
+                f"labels must be [B, K] floats to go with logits [B, K] = {logits.shape}, "
+                f"got {labels.dtype} {labels.shape}"
+            )
+        return -jnp.mean(labels * jax.nn.log_sigmoid(logits) + (1 - labels) * jax.nn.log_sigmoid(-logits))
+
+    return loss_fn
+
+
 def _soft_labels(labels: Array, logits: Array) -> Array:
     """Labels `[B]` or `[B, K]` as `[B, K]` floats."""
     labels = jnp.asarray(labels)

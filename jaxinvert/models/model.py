@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen
 
-from jaxinvert.types import ApplyFn, Array, Key, Params
+from jaxinvert.models.batch_norm import sow_batch_statistics
+from jaxinvert.types import ApplyFn, Array, ArrayTree, Key, Params
 
 
 class Model(NamedTuple):
@@ -35,6 +36,9 @@ class Model(NamedTuple):
       apply: `(params, inputs [B, H, W, C] in [0, 1]) -> logits [B, K]`; normalizes its inputs itself.
       mean: per-channel mean that `apply` subtracts; zeros = no normalization.
       std: per-channel standard deviation that `apply` divides by; ones = no normalization.
+      batch_statistics: `(params, inputs [B, H, W, C] in [0, 1]) -> statistics`, the tree of
+        `params["batch_stats"]`: mean and biased variance, over batch and pixels, of what enters each BatchNorm layer
+        in `apply`; `{}` without such layers. Differentiable in `inputs`.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Model(NamedTuple):
     apply: ApplyFn
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    batch_statistics: Callable[[Params, Array], ArrayTree]
 
 
 def from_linen(
@@ -60,9 +65,10 @@ def from_linen(
     """Makes a `Model` of a Flax linen module whose `__call__` takes normalized inputs to logits.
 
     Running statistics that the module would update are dropped: in BatchNorm train mode the logits use the
-    batch's own statistics, and a client's update never carries new running ones.
+    batch's own statistics, and a client's update never carries new running ones. `Model.batch_statistics` has the
+    batch's, in train mode and in eval mode (where earlier layers normalize by their running ones).
 
-    Neither function of the result is jitted.
+    No function of the result is jitted.
 
     Args:
       module: maps `[B, H, W, C]` to logits `[B, K]`; needs no random numbers when applied.
@@ -93,7 +99,7 @@ def from_linen(
         # lazy_init traces the forward pass for its shapes only; nothing but the initializers runs.
         return module.lazy_init(key, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
 
-    def apply(params: Params, inputs: Array) -> Array:
+    def prepare(params: Params, inputs: Array) -> tuple[Params, Array]:
         if inputs.ndim != 4 or inputs.shape[1:] != shape:
             raise ValueError(f"{name} expects inputs [B, {height}, {width}, {channels}], got {inputs.shape}")
         per_channel = (1, 1, 1, channels)
@@ -102,11 +108,19 @@ def from_linen(
         variables = dict(params)
         if "batch_stats" in variables:
             variables["batch_stats"] = jax.lax.stop_gradient(variables["batch_stats"])
+        return variables, normalized
+
+    def apply(params: Params, inputs: Array) -> Array:
         # "mutable" lets BatchNorm in train mode write its running statistics, which are then dropped.
-        logits, _ = module.apply(variables, normalized, mutable=["batch_stats"])
+        logits, _ = module.apply(*prepare(params, inputs), mutable=["batch_stats"])
         return logits
 
-    return Model(name, shape, num_classes, head, init, apply, mean, std)
+    def batch_statistics(params: Params, inputs: Array) -> ArrayTree:
+        with linen.intercept_methods(sow_batch_statistics):
+            _, written = module.apply(*prepare(params, inputs), mutable=["batch_stats", "batch_statistics"])
+        return written.get("batch_statistics", {})
+
+    return Model(name, shape, num_classes, head, init, apply, mean, std, batch_statistics)
 
 
 def _three_positive(input_shape: Sequence[int]) -> tuple[int, int, int]:

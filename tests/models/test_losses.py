@@ -1,11 +1,11 @@
-"""Cross-entropy against numbers by hand, with both kinds of labels and any `apply`."""
+"""Cross-entropies against numbers by hand, with both kinds of labels and any `apply`."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert.models import cross_entropy
+from jaxinvert.models import binary_cross_entropy, cross_entropy
 from jaxinvert.types import Batch
 
 
@@ -62,3 +62,43 @@ def test_huge_logits_stay_finite():
 def test_other_labels_are_refused(labels):
     with pytest.raises(ValueError, match="labels must be"):
         loss_fn(PARAMS, Batch(INPUTS, labels))
+
+
+MULTI_LABELS = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0.25, 1, 0]], np.float32)
+multi_label_loss = binary_cross_entropy(linear)
+
+
+def test_binary_value_and_gradient_by_hand():
+    """-mean (y log p + (1 - y) log (1 - p)), whose derivative in the logits is (p - y) / (B K)."""
+    logits = np.asarray(INPUTS, np.float64) @ np.asarray(PARAMS, np.float64)
+    p, y = 1 / (1 + np.exp(-logits)), np.asarray(MULTI_LABELS, np.float64)
+    value, update = jax.value_and_grad(multi_label_loss)(PARAMS, Batch(INPUTS, MULTI_LABELS))
+    np.testing.assert_allclose(value, -np.mean(y * np.log(p) + (1 - y) * np.log(1 - p)), rtol=1e-5)
+    np.testing.assert_allclose(update, INPUTS.T @ (p - y) / 12, rtol=1e-5, atol=1e-6)
+    # Zero logits: log 2, whatever the labels.
+    np.testing.assert_allclose(multi_label_loss(0 * PARAMS, Batch(INPUTS, MULTI_LABELS)), np.log(2), rtol=1e-6)
+
+
+def test_binary_is_differentiable_in_labels():
+    """The loss is linear in the labels: log p - log (1 - p) is the logit, so the derivative is -logit / (B K)."""
+    d_batch = jax.grad(multi_label_loss, argnums=1)(PARAMS, Batch(INPUTS, jnp.asarray(MULTI_LABELS)))
+    np.testing.assert_allclose(d_batch.labels, -(INPUTS @ PARAMS) / 12, rtol=1e-4, atol=1e-6)
+
+
+def test_binary_is_stable_for_huge_logits():
+    """Logits of +-1e4 on the right side cost nothing, on the wrong side their size; no gradient overflows."""
+    inputs, labels = jnp.array([[1e4, -1e4]]), jnp.array([[1.0, 0.0]])
+    identity = jnp.eye(2)
+    value, update = jax.value_and_grad(multi_label_loss)(identity, Batch(inputs, labels))
+    assert (value, np.any(update)) == (0, False)
+    value, update = jax.value_and_grad(multi_label_loss)(identity, Batch(inputs, 1 - labels))
+    np.testing.assert_allclose(value, 1e4, rtol=1e-6)
+    assert np.isfinite(update).all()
+    second = jax.grad(lambda x: jnp.sum(jax.grad(multi_label_loss)(identity, Batch(x, labels)) ** 2))(0 * inputs)
+    assert np.isfinite(second).all()
+
+
+@pytest.mark.parametrize("labels", [LABELS, jnp.zeros((4, 3), jnp.int32), jnp.zeros((4, 1)), jnp.zeros(3)])
+def test_other_labels_are_refused_by_the_binary_loss(labels):
+    with pytest.raises(ValueError, match=r"labels must be \[B, K\] floats"):
+        multi_label_loss(PARAMS, Batch(INPUTS, labels))

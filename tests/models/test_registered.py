@@ -147,6 +147,61 @@ def test_train_mode_update_leaves_running_statistics_alone():
     assert np.any(update["params"]["conv_0"]["kernel"] != 0)
 
 
+@pytest.mark.parametrize("name", WITH_BATCH_NORM)
+def test_batch_statistics_have_the_tree_of_the_running_ones(name):
+    (eval_model, params, _), inputs = prepared(name), examples().inputs
+    train_model = small(name, batch_norm="train")
+    found = [jax.eval_shape(model.batch_statistics, params, inputs) for model in (eval_model, train_model)]
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params["batch_stats"])
+    for statistics in found:
+        assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), statistics) == shapes
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_batch_statistics_are_those_of_what_enters_each_layer(mode):
+    """Of the normalized inputs' first convolution by hand; behind it differently in eval and train mode."""
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+    model, (_, params, _), inputs = (
+        small("convnet64", mean=mean, std=std, batch_norm=mode),
+        prepared("convnet64"),
+        examples().inputs,
+    )
+    found = jax.jit(model.batch_statistics)(params, inputs)
+    layers = params["params"]
+    x = (inputs - jnp.array(mean).reshape(1, 1, 1, 3)) / jnp.array(std).reshape(1, 1, 1, 3)
+    for i in range(2):
+        x = jax.lax.conv_general_dilated(
+            x, layers[f"conv_{i}"]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        x = np.asarray(x + layers[f"conv_{i}"]["bias"].reshape(1, 1, 1, -1), np.float64)
+        own = {"mean": x.mean((0, 1, 2)), "var": x.var((0, 1, 2))}
+        np.testing.assert_allclose(found[f"norm_{i}"]["mean"], own["mean"], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found[f"norm_{i}"]["var"], own["var"], rtol=1e-4)
+        used = own if mode == "train" else params["batch_stats"][f"norm_{i}"]
+        x = (x - used["mean"].reshape(1, 1, 1, -1)) / np.sqrt(used["var"].reshape(1, 1, 1, -1) + 1e-5)
+        norm = layers[f"norm_{i}"]
+        x = jax.nn.relu(
+            jnp.asarray(x, jnp.float32) * norm["scale"].reshape(1, 1, 1, -1) + norm["bias"].reshape(1, 1, 1, -1)
+        )
+
+
+def test_batch_statistics_are_differentiable_in_the_inputs():
+    (model, params, _), inputs = prepared("convnet64"), examples().inputs
+
+    def total(inputs):
+        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(model.batch_statistics(params, inputs)))
+
+    d_inputs = jax.jit(jax.grad(total))(inputs)
+    assert np.isfinite(d_inputs).all()
+    assert np.any(d_inputs != 0)
+
+
+@pytest.mark.parametrize("name", ["lenet", "mlp"])
+def test_no_batch_statistics_without_batch_norm(name):
+    (model, params, _), inputs = prepared(name), examples().inputs
+    assert jax.eval_shape(model.batch_statistics, params, inputs) == {}
+
+
 @pytest.mark.parametrize("name", ["lenet", "convnet64", "mlp", "resnet18"])
 def test_normalization_is_part_of_apply(name):
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

@@ -1,0 +1,114 @@
+"""BatchNorm's running statistics: what a client in train mode sends, and the batch statistics that they betray.
+
+Every local step moves the running mean and variance of each BatchNorm layer toward those of its mini-batch,
+
+    r_s = m r_(s-1) + (1 - m) b_s,    so    r_S = m^S r_0 + (1 - m^S) b,
+
+where `b` is a weighted mean of the steps' batch statistics, the last one heaviest. A server that knows `r_0` (it
+sent it) reads `b` off `r_S`: exactly the private batch's own mean and variance for `S = 1`.
+
+Conventions differ by framework, and none is guessed here:
+
+|                              | Flax, and this package      | PyTorch                       |
+|------------------------------|-----------------------------|-------------------------------|
+| momentum is the share of the | old value (0.9)             | new value (0.1)               |
+| running variance             | biased, `sum (x - mean)^2 / n` | unbiased, `.../ (n - 1)`   |
+
+Statistics are trees like `params["batch_stats"]`, as `Model.batch_statistics` returns them.
+
+References:
+  Hatamizadeh, Yin, Molchanov, Myronenko, Li, Dogra, Feng, Flores, Kautz, Xu, Roth: Do gradient inversion attacks
+  make federated learning unsafe? IEEE Transactions on Medical Imaging 2023, arXiv:2202.06924.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.core import Tracer
+
+from jaxinvert.types import Array, ArrayTree, Scalar
+
+
+def advance(running: ArrayTree, batch_statistics: ArrayTree, *, momentum: Scalar) -> ArrayTree:
+    """Running statistics after local steps: `r_s = m r_(s-1) + (1 - m) b_s` for `s = 1 ... S`.
+
+    Args:
+      running: `r_0`, leaves `[C]`.
+      batch_statistics: `b_1 ... b_S`, the same tree with leaves `[S, C]`: `clients.local_batch_statistics`.
+      momentum: `m` in [0, 1), the share of the *old* value (Flax's convention); 0.9 in this package's models.
+
+    Returns:
+      `r_S`, the tree and shapes of `running`.
+
+    Raises:
+      ValueError: for a momentum outside [0, 1) (if it is not traced).
+    """
+    _check_momentum(momentum)
+
+    def step(running: ArrayTree, new: ArrayTree) -> tuple[ArrayTree, None]:
+        moved = jax.tree.map(lambda r, b: (momentum * r + (1 - momentum) * b).astype(r.dtype), running, new)
+        return moved, None
+
+    return lax.scan(step, jax.tree.map(jnp.asarray, running), batch_statistics)[0]
+
+
+def recover(sent: ArrayTree, initial: ArrayTree, *, momentum: Scalar, num_steps: Scalar = 1) -> ArrayTree:
+    """The batch statistics behind the running ones: `(r_S - m^S r_0) / (1 - m^S)` (Hatamizadeh et al. 2022).
+
+    | steps                                | result                                                             |
+    |--------------------------------------|--------------------------------------------------------------------|
+    | S = 1                                | the private batch's own statistics                                 |
+    | S > 1, the same statistics each step | these statistics                                                   |
+    | S > 1                                | their mean with weights proportional to `m^(S - s)`                |
+    | m near 1                             | rounding of `r` grows by `1 / (1 - m^S)`: tenfold at m = 0.9, S = 1 |
+
+    Args:
+      sent: `r_S`, the running statistics that came back, leaves `[C]`.
+      initial: `r_0`, those the server sent, same tree.
+      momentum: `m` in [0, 1), the share of the *old* value; see `convert_momentum`.
+      num_steps: `S`, at least 1.
+
+    Returns:
+      Batch statistics, the tree and shapes of `sent`; variances are biased or unbiased as the sent ones are.
+
+    Raises:
+      ValueError: for a momentum outside [0, 1) or fewer than one step (if they are not traced).
+    """
+    _check_momentum(momentum)
+    if not isinstance(num_steps, Tracer) and num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    old = momentum**num_steps
+    return jax.tree.map(lambda r, r_0: ((r - old * r_0) / (1 - old)).astype(r.dtype), sent, initial)
+
+
+def convert_momentum(momentum: Scalar) -> Scalar:
+    """`1 - momentum`: Flax's share of the old value from PyTorch's share of the new one, and back."""
+    return 1 - momentum
+
+
+def unbiased_variance(variance: Array, count: Scalar) -> Array:
+    """`variance n / (n - 1)`: what PyTorch keeps as running variance, from the biased batch variance.
+
+    Args:
+      variance: `[C]` biased variances.
+      count: `n > 1` values behind each: `B h w` for features `[B, h, w, C]`, so it differs between layers.
+    """
+    return variance * (count / (count - 1))
+
+
+def biased_variance(variance: Array, count: Scalar) -> Array:
+    """`variance (n - 1) / n`, the inverse of `unbiased_variance`.
+
+    For statistics of a PyTorch client: `recover` first (the server's `r_0` is no variance of these `n` values),
+    then convert the result.
+
+    Args:
+      variance: `[C]` unbiased variances.
+      count: `n > 1` values behind each: `B h w` for features `[B, h, w, C]`, so it differs between layers.
+    """
+    return variance * ((count - 1) / count)
+
+
+def _check_momentum(momentum: Scalar) -> None:
+    if not isinstance(momentum, Tracer) and not 0 <= momentum < 1:
+        raise ValueError(f"momentum must be in [0, 1), the share of the old value, got {momentum}")
