@@ -7,7 +7,7 @@ from jax.core import Tracer
 
 from jaxinvert.defenses import identity
 from jaxinvert.objectives import path_name
-from jaxinvert.threat_models import ThreatModel
+from jaxinvert.threat_models import KNOWN_LABELS, ThreatModel
 from jaxinvert.types import (
     SHARED_FIELDS,
     Array,
@@ -31,7 +31,7 @@ def observe(
     params: Params,
     batch: Batch,
     *,
-    threat_model: ThreatModel = ThreatModel(),
+    threat_model: ThreatModel = KNOWN_LABELS,
     defense: Defense = identity,
     key: Key | None = None,
     local_training: LocalTraining = FEDSGD,
@@ -77,7 +77,7 @@ def observe_targets(
     params: Params,
     batches: Batch,
     *,
-    threat_model: ThreatModel = ThreatModel(),
+    threat_model: ThreatModel = KNOWN_LABELS,
     local_training: LocalTraining = FEDSGD,
     surrogate: Array | None = None,
 ) -> Observation:

@@ -12,7 +12,7 @@ the one before it grants:
 | D      | a server with public data of the same kind        | surrogate images                         |
 | E      | a server that knows of the client's own data      | labels; running statistics if sent       |
 
-Most published attacks assume C plus known labels, which is what `ThreatModel()` grants.
+Most published attacks assume C plus known labels: `KNOWN_LABELS`, the default of `observe`.
 """
 
 from collections.abc import Iterable
@@ -60,6 +60,7 @@ class ThreatModel(NamedTuple):
         return tuple(field for field, is_granted in self._asdict().items() if not is_granted)
 
 
+KNOWN_LABELS = ThreatModel()
 _C = ThreatModel(labels=False)
 LADDER: dict[str, ThreatModel] = {
     "A": ThreatModel(params=False, num_examples=False, local_training=False, labels=False),

@@ -86,7 +86,24 @@ def test_closed_form(tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["quality"]["psnr_db"]["min"] > 80
     assert summary["selected_by"] == "closed form"
-    assert summary["assumptions"]["unknown"] == ["the images", "the labels"]
+    assert {"the images", "the label of every example"} <= set(summary["assumptions"]["unknown"])
+
+
+def test_local_training(tmp_path):
+    arguments = ["invert", "--model", "mlp", "--size", "12", "--targets", "1", "--restarts", "1", "--steps", "3"]
+    local = ["--client", "fedavg", "--num-examples", "2", "--local-batch-size", "1", "--local-epochs", "2"]
+    assert cli.main([*arguments, *local, "--out", str(tmp_path)]) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["assumptions"]["client"].startswith("FedAvg: 4 local steps of 1 examples, learning rate 0.01")
+    assert "the client's learning rate and number of local steps" in summary["assumptions"]["known"]
+
+
+def test_an_attack_that_reads_what_is_withheld_is_refused(tmp_path, capsys):
+    assert cli.main(["invert", "--threat-model", "A", "--out", str(tmp_path / "run")]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "inverting-gradients needs what the threat model withholds: params (" in message
+    assert "num_examples (" in message
+    assert not (tmp_path / "run").exists()
 
 
 def test_interrupt_writes_the_best_so_far(tmp_path, monkeypatch):

@@ -7,11 +7,6 @@ from jaxinvert.analytic.dense import dense_layer
 from jaxinvert.attacks.inverting_gradients import inverting_gradients
 from jaxinvert.types import Attack, ClientUpdateFn, PerChannel, Scalar, Shape, SolveFn
 
-_PARAMETERS = "the model and the parameters that the client trained on"
-_UPDATE = "the client's update, undefended"
-_BATCH_SIZE = "the number of examples in the batch"
-LABELS = "the label of every example"
-
 
 class Setting(NamedTuple):
     """What an attack is built for: the attacker's client, and the shape and normalization of the images."""
@@ -28,7 +23,7 @@ class Recipe(NamedTuple):
     Attributes:
       summary: one line for people.
       hyperparameters: names and defaults of what a user may set; all may be traced.
-      needs: what the attacker must see.
+      needs: the fields of an observation that it reads.
       build: `(setting, hyperparameters, horizon) -> Attack` for an iterative attack, or a closed-form `SolveFn`.
     """
 
@@ -54,13 +49,13 @@ REGISTRY: dict[str, Recipe] = {
     "dense-layer": Recipe(
         summary="closed form behind a biased dense layer that reads the images (exact for one example)",
         hyperparameters={},
-        needs=(_PARAMETERS, _UPDATE, _BATCH_SIZE),
+        needs=("params", "update", "num_examples"),
         build=_dense_layer,
     ),
     "inverting-gradients": Recipe(
         summary="cosine matching, signed Adam, total variation (Geiping et al. 2020)",
         hyperparameters={"tv": 1e-2, "learning_rate": 0.1},
-        needs=(_PARAMETERS, _UPDATE, _BATCH_SIZE, LABELS),
+        needs=("params", "update", "num_examples", "labels"),
         build=_inverting_gradients,
     ),
 }

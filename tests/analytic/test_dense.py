@@ -28,7 +28,9 @@ def test_one_example_is_recovered_to_1e_5_in_float64():
     with jax.enable_x64(True):
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), MLP.init(jax.random.key(0)))
         batch = Batch(jax.random.uniform(jax.random.key(1), (1, 4, 4, 3), jnp.float64), jnp.array([3]))
-        observation = observe(clients.fedsgd(models.cross_entropy(MLP.apply)), params, batch, threat_model=LADDER["C"])
+        observation = observe(
+            clients.fedsgd(models.cross_entropy(MLP.apply)), params, batch, threat_model=LADDER["C"]
+        )
         solve = dense.dense_layer(batch_shape=(1, 4, 4, 3), mean=MLP.mean, std=MLP.std)
         found = jax.jit(solve)(jax.random.key(2), observation)
         np.testing.assert_allclose(found.inputs, batch.inputs, atol=1e-5)

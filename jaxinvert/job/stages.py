@@ -1,101 +1,25 @@
-"""One job: from names and numbers to measured reconstructions. The edge where configuration becomes functions.
+"""The three stages of a job, and what passes between them.
 
 `prepare` draws a model and simulates the clients; `execute` attacks what they sent, looking only at the
 observations; `measure` is where truth and reconstruction meet, after the attack has ended.
 """
 
-import contextlib
-import os
-import platform
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
-from importlib import metadata
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinvert import data, metrics, models
+from jaxinvert import data, metrics, models, threat_models
 from jaxinvert.attacks import registry
-from jaxinvert.clients import fedsgd
-from jaxinvert.observe import check_batch, observe
+from jaxinvert.job import environment
+from jaxinvert.job.config import JobConfig, assumptions, client_update
+from jaxinvert.observe import check_batch, observe_targets
 from jaxinvert.search import Progress, Stepwise, check_targets, over_targets
 from jaxinvert.types import Attack, Batch, Observation, Reconstruction
-
-
-@dataclass(frozen=True)
-class JobConfig:
-    """What to attack, how, and for how long.
-
-    Attributes:
-      attack: name of the attack, see `jaxinvert list`.
-      model: name of the client's network, freshly initialized.
-      data: name of a data set, a folder of images, or an npz file.
-      split: part of the data set that holds the victims, such as `test` or `test[100:]`.
-      size: side of the images in pixels; by default the data set's own.
-      num_examples: examples in each client's batch.
-      targets: clients to attack; consecutive examples of the split are their private batches.
-      restarts: random starts per target; the lowest attack loss wins.
-      steps: optimizer steps of an iterative attack.
-      seed: determines the model, the starts and all else that is random.
-      tv: weight of the total variation, if the attack has one.
-      lr: learning rate of the attack's optimizer, if it has one.
-      chunk: restarts x targets that run side by side; by default chosen by device and model size.
-    """
-
-    attack: str = "inverting-gradients"
-    model: str = "lenet"
-    data: str = "photos"
-    split: str = "test"
-    size: int | None = None
-    num_examples: int = 1
-    targets: int = 4
-    restarts: int = 8
-    steps: int = 2000
-    seed: int = 0
-    tv: float | None = None
-    lr: float | None = None
-    chunk: int | None = None
-
-    def __post_init__(self) -> None:
-        """Refuses what no job can mean."""
-        for field, least in {"num_examples": 1, "targets": 1, "restarts": 1, "steps": 0, "seed": 0}.items():
-            if (value := getattr(self, field)) < least:
-                raise ValueError(f"{field} is {value}, expected at least {least}")
-        for field, below in {"steps": 2**31 - 1, "seed": 2**32}.items():
-            if (value := getattr(self, field)) >= below:
-                raise ValueError(f"{field} is {value}, expected less than {below}")
-        for field in ("size", "chunk"):
-            if (value := getattr(self, field)) is not None and value < 1:
-                raise ValueError(f"{field} is {value}, expected at least 1")
-        for field in ("tv", "lr"):
-            value = getattr(self, field)
-            if value is not None and not 0 <= value <= float(np.finfo(np.float32).max):
-                raise ValueError(f"{field} is {value}, expected a finite float32 of at least 0")
-        if self.attack not in registry.REGISTRY:
-            raise ValueError(f"unknown attack {self.attack!r}; known are {', '.join(registry.REGISTRY)}")
-        self.hyperparameters()
-
-    def hyperparameters(self) -> dict[str, float]:
-        """The attack's hyper-parameters: its defaults, replaced by what was given.
-
-        Raises:
-          ValueError: if one was given that the attack does not have.
-        """
-        known = registry.REGISTRY[self.attack].hyperparameters
-        given = {
-            name: value for name, value in {"tv": self.tv, "learning_rate": self.lr}.items() if value is not None
-        }
-        if unknown := sorted(given.keys() - known.keys()):
-            raise ValueError(
-                f"attack {self.attack!r} has no {' and no '.join(unknown)}; it has {sorted(known) or 'none'}"
-            )
-        return {**known, **given}
 
 
 class Task(NamedTuple):
@@ -147,6 +71,9 @@ def prepare(config: JobConfig) -> Task:
     Raises:
       ValueError: for unknown names, too few examples, or examples that do not fit the model.
     """
+    recipe = registry.REGISTRY[config.attack]
+    needs = [*recipe.needs, *(["local_training"] if config.client == "fedavg" else [])]
+    threat_models.check_needs(config.granted, needs, attack=config.attack)
     dataset = data.load(config.data, split=config.split, size=config.size)
     if min(dataset.images.shape[1:3]) < metrics.SSIM_WINDOW:
         height, width = dataset.images.shape[1:3]
@@ -171,10 +98,17 @@ def prepare(config: JobConfig) -> Task:
     truth = jax.tree.map(lambda leaf: leaf.reshape(config.targets, config.num_examples, *leaf.shape[1:]), flat)
 
     params = jax.jit(model.init)(jax.random.fold_in(jax.random.key(config.seed), 0))
-    client_update = fedsgd(models.cross_entropy(model.apply))
-    labels_known = registry.LABELS in registry.REGISTRY[config.attack].needs
-    seen = jax.vmap(lambda batch: observe(client_update, params, batch, labels_known=labels_known))
-    observations = jax.jit(seen)(truth)._replace(params=params, num_examples=config.num_examples)
+    surrogate = None
+    if config.granted.surrogate:
+        surrogate = jnp.asarray(data.load(config.data, split="train", size=config.size).images)
+    observations = observe_targets(
+        jax.jit(client_update(config, model)),
+        params,
+        truth,
+        threat_model=config.granted,
+        local_training=config.local_training,
+        surrogate=surrogate,
+    )
     check_targets(observations)
     return Task(model, observations, truth, dataset.class_names)
 
@@ -196,7 +130,7 @@ def execute(
     """
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     setting = registry.Setting(
-        client_update=fedsgd(models.cross_entropy(model.apply)),
+        client_update=client_update(config, model),
         batch_shape=(config.num_examples, *model.input_shape),
         mean=model.mean,
         std=model.std,
@@ -224,7 +158,7 @@ def execute(
             raise
         interrupted = True
     assert progress is not None
-    with uninterruptible():
+    with environment.uninterruptible():
         reconstructions = jax.block_until_ready(progress.reconstruct())
     return Execution(
         reconstructions=reconstructions,
@@ -236,22 +170,8 @@ def execute(
     )
 
 
-@contextlib.contextmanager
-def uninterruptible() -> Iterator[None]:
-    """Ignores Ctrl-C while what was computed is brought to safety."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
 def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
     """Compares the reconstructions with the truth, one-to-one within every batch."""
-    recipe = registry.REGISTRY[config.attack]
     found = np.asarray(execution.reconstructions.inputs)
     true_inputs, true_labels = np.asarray(task.truth.inputs), np.asarray(task.truth.labels)
     quality = jax.tree.map(lambda *leaves: np.stack(leaves), *map(metrics.evaluate, found, true_inputs))
@@ -298,14 +218,9 @@ def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
         "seconds_compile": execution.seconds_compile,
         "seconds_run": seconds,
         "steps_per_second": execution.num_steps * lanes / seconds if execution.history and seconds else None,
-        "assumptions": {
-            "known": list(recipe.needs),
-            "unknown": ["the images"] + ([] if registry.LABELS in recipe.needs else ["the labels"]),
-            "client": "FedSGD: one gradient of the mean loss over the batch; BatchNorm, if any, in eval mode",
-        },
-        "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax", "numpy")}
-        | {"jaxinvert": _own_version(), "python": platform.python_version()},
-        "device": device_name(),
+        "assumptions": assumptions(config),
+        "versions": environment.versions(),
+        "device": environment.device_name(),
     }
     flat = (-1, *true_inputs.shape[2:])
     return Outcome(
@@ -324,27 +239,3 @@ def _execute_closed_form(solve: Callable, key: jax.Array, observations: Observat
     reconstructions = jax.block_until_ready(compiled(key, observations))
     seconds_run = time.perf_counter() - begin
     return Execution(reconstructions, 0, seconds_compile, seconds_run, interrupted=False, history={})
-
-
-def device_name() -> str:
-    """The device in words; for CPUs the processor's name and the number of cores this process may use."""
-    device = jax.devices()[0]
-    if device.platform != "cpu":
-        return f"{device.device_kind} ({jax.default_backend()})"
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [
-            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-        ]
-        processor = names[0] if names else processor
-    return (
-        f"{processor}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
-    )
-
-
-def _own_version() -> str:
-    try:
-        return metadata.version("jaxinvert")
-    except metadata.PackageNotFoundError:  # run from a source tree
-        return f"source at {Path(__file__).parent.name}"

@@ -1,0 +1,58 @@
+"""The machine and the process that a job runs in."""
+
+import contextlib
+import os
+import platform
+import signal
+import threading
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import jax
+
+
+def versions() -> dict[str, str]:
+    """Versions of what determines the result."""
+    return {
+        **{name: metadata.version(name) for name in ("jax", "flax", "optax", "numpy")},
+        "jaxinvert": _own_version(),
+        "python": platform.python_version(),
+    }
+
+
+def device_name() -> str:
+    """The device in words; for CPUs the processor's name and the number of cores this process may use."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return f"{device.device_kind} ({jax.default_backend()})"
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [
+            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        processor = names[0] if names else processor
+    return (
+        f"{processor}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    )
+
+
+@contextlib.contextmanager
+def uninterruptible() -> Iterator[None]:
+    """Ignores Ctrl-C while what was computed is brought to safety."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _own_version() -> str:
+    try:
+        return metadata.version("jaxinvert")
+    except metadata.PackageNotFoundError:  # run from a source tree
+        return f"source at {Path(__file__).parents[1].name}"
