@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from jaxinvert import data, job, models, objectives, regularizers, report, search, store
+from jaxinvert import data, job, models, objectives, regularizers, report, search, store, threat_models
 from jaxinvert.attacks import registry
 from jaxinvert.report import wording
 
@@ -38,7 +38,7 @@ class Invert(job.JobConfig):
 
 @dataclass(frozen=True)
 class List:
-    """Show attacks, models, data sets, objectives and regularizers by name."""
+    """Show attacks, threat models, models, data sets, objectives and regularizers by name."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +204,7 @@ def _list(command: List, command_line: str) -> int:
     console = Console()
     rows = {
         "attacks": {name: recipe.summary for name, recipe in registry.REGISTRY.items()},
+        "threat models": {name: "grants " + ", ".join(model.granted) for name, model in threat_models.LADDER.items()},
         "models": {name: _first_line(factory) for name, factory in models.REGISTRY.items()},
         "data sets": dict.fromkeys(data.names(), "") | {"FOLDER": "any folder of images", "FILE.npz": "arrays"},
         "objectives": {name: _first_line(objective) for name, objective in objectives.REGISTRY.items()},
