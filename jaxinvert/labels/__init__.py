@@ -11,9 +11,9 @@
 | `zero_shot` | expected softmax of dummy inputs | `B = 1`, softmax free of the input |
 | `moments` | the same, corrected by the kernel's gradient | `B = 1`, softmax free of the input |
 
-A factory returns a pure `RecoverLabels`, `observation -> counts [K]` (int32, sum exactly `num_examples`), to be jitted and
-vmapped at will; `labels_from_counts` turns counts into the labels that an attack on the images takes. All rules
-assume mean softmax cross-entropy and find the last dense layer by its declared path.
+A factory returns a pure `RecoverLabels`, `observation -> counts [K]` (int32, sum exactly `num_examples`), to be
+jitted and vmapped at will; `labels_from_counts` turns counts into the labels that an attack on the images takes.
+All rules assume mean softmax cross-entropy and find the last dense layer by its declared path.
 """
 
 from collections.abc import Callable

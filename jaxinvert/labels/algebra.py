@@ -84,7 +84,7 @@ def _separation(columns: Array, n: Array, num_steps: int) -> Array:
 
 
 def ilrg(*, head: str = "params/head") -> RecoverLabels:
-    r"""iLRG (Ma et al. 2023): `e_c = dW_c / db_c`, `p^(c) = softmax(e_c W + b)`, counts by least squares.
+    r"""Least squares over class embeddings, iLRG (Ma et al. 2023): `e_c = dW_c / db_c`, `p^(c) = softmax(e_c W + b)`.
 
     Examples of one class are taken to share their softmax output, and `e_c`, a mean of all features that weighs
     class c most, to be their features. The counts n solve `sum_j n_j = B` and, for every class i,

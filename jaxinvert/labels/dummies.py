@@ -61,7 +61,7 @@ def natural_noise(key: Key, *, input_shape: Shape, num_families: int = 32, num_i
 
 
 def surrogate_images(*, max_inputs: int = 2048) -> Dummies:
-    """The attacker's public images themselves, one family: `observation.surrogate`, at most the first `max_inputs`."""
+    """The attacker's public images themselves, one family: at most the first `max_inputs` of them."""
 
     def dummies(observation: Observation) -> Array:
         return require(observation, "surrogate", attack="a rule with surrogate dummies")[None, :max_inputs]

@@ -1,7 +1,7 @@
 r"""Counts by the moments of the last layer's gradient: zero-shot counts, corrected by what the kernel reveals.
 
-The zero-shot estimate `y_0 = B p_hat - B db` misses the counts by `sum_i (p_i - p_hat)`, the luck of the private batch. The
-kernel's gradient saw the same batch: along directions `u = E^T (W^T h - m)` of the features
+The zero-shot estimate `y_0 = B p_hat - B db` misses the counts by `sum_i (p_i - p_hat)`, the luck of the private
+batch. The kernel's gradient saw the same batch: along directions `u = E^T (W^T h - m)` of the features
 
     B E^T (W^T dW - m db^T) = sum_i u_i (p_i - e_{y_i})^T,
 
@@ -10,13 +10,16 @@ luck. All of it is a sum over examples, hence close to Gaussian with a covarianc
 
     Omega(n) = B Cov(u p^T) - (cross terms) + sum_c n_c Cov(u) e_c e_c^T + Cov over families,
 
-`u` here with a leading 1. Generalized least squares is then `n = y_0 - Omega_01 Omega_11^{-1} y_1`, repeated a few times
-because `Omega` depends on the counts (label-aware). Where the dummies' *style* is uncertain its share grows as `B^2`: the
-covariance over families of dummies, a random effect. From no paper; the zero-shot rule it corrects is that of Geng et
-al. (2021, arXiv:2110.09074).
+`u` here with a leading 1. Generalized least squares is then `n = y_0 - Omega_01 Omega_11^{-1} y_1`, repeated a few
+times because `Omega` depends on the counts (label-aware). Where the dummies' *style* is uncertain its share grows
+as `B^2`: the covariance over families of dummies, a random effect. From no paper; the zero-shot rule it corrects is
+that of Geng et al. (2021, arXiv:2110.09074).
 """
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
+from jax.scipy.sparse.linalg import cg
 
 from jaxinvert.labels.dummies import Dummies
 from jaxinvert.labels.head import Response, biased_head, respond, step_scale
@@ -64,7 +67,7 @@ def moments(
         answers = respond(observation, inputs, apply=apply, head=head, probe=lambda kernel: kernel, rule="moments")
 
         center = jnp.mean(answers.projections, axis=(0, 1))
-        directions = _whitening(answers.projections - center, num_directions)
+        directions = _whitening(answers.projections - center[None, None], num_directions)
         law = _law(answers, center, directions)
         # The same moments of the private batch, [1 + directions, K].
         logits = jnp.matmul(sent.kernel.T, update.kernel, precision="highest") - jnp.outer(center, update.bias)
@@ -73,53 +76,63 @@ def moments(
 
         counts = surprise[0]
         for _ in range(num_sweeps):
-            covariance = law.covariance(project_counts(counts, num_examples), num_examples)
+            covariance = _covariance(law, project_counts(counts, num_examples), num_examples)
             counts = surprise[0] - _predicted(covariance, surprise)
         return round_counts(counts, num_examples)
 
     return recover
 
 
-class _Law:
-    """Mean and covariance of the moments of a batch, as the dummies have them; axes a (1, directions) and c (classes)."""
+class _Law(NamedTuple):
+    """The moments of a batch as the dummies have them; axes a (1, directions), c (classes), f (families).
 
-    def __init__(self, mean: Array, products: Array, features: Array, family_products: Array, family_features: Array):
-        self.mean = mean
-        self._families = (family_products, family_features)
-        num_dummies = products.shape[0]
-        self._product_products = jnp.einsum("iac,ibd->acbd", products, products) / num_dummies
-        self._product_features = jnp.einsum("iac,ib->acb", products, features) / num_dummies
-        self._feature_features = features.T @ features / num_dummies
+    Attributes:
+      mean: `[a, c]` mean of the products `u_a p_c`.
+      product_products: `[a, c, b, d]` covariance of the products within families.
+      product_features: `[a, c, b]` their covariance with the features `u_b`.
+      feature_features: `[a, b]` covariance of the features.
+      family_products: `[f, a, c]` deviations of the families' means from the mean of the products.
+      family_features: `[f, a]` the same of the features.
+    """
 
-    def covariance(self, counts: Array, num_examples: int | Array) -> Array:
-        """`Omega(n)`, `[1 + directions, K, 1 + directions, K]`."""
-        cross = self._product_features[..., None] * counts
-        same_class = self._feature_features[:, None, :, None] * jnp.diag(counts)[None, :, None, :]
-        within = num_examples * self._product_products - cross - cross.transpose(2, 3, 0, 1) + same_class
-        products, features = self._families
-        deviations = num_examples * products - features[..., None] * counts
-        return within + jnp.einsum("fac,fbd->acbd", deviations, deviations) / products.shape[0]
+    mean: Array
+    product_products: Array
+    product_features: Array
+    feature_features: Array
+    family_products: Array
+    family_features: Array
+
+
+def _covariance(law: _Law, counts: Array, num_examples: int | Array) -> Array:
+    """`Omega(n)`, `[1 + directions, K, 1 + directions, K]`."""
+    cross = jnp.einsum("acb,d->acbd", law.product_features, counts)
+    same_class = jnp.einsum("ab,cd->acbd", law.feature_features, jnp.diag(counts))
+    within = num_examples * law.product_products - cross - cross.transpose(2, 3, 0, 1) + same_class
+    deviations = num_examples * law.family_products - jnp.einsum("fa,c->fac", law.family_features, counts)
+    return within + jnp.einsum("fac,fbd->acbd", deviations, deviations) / deviations.shape[0]
 
 
 def _law(answers: Response, center: Array, directions: Array) -> _Law:
-    """Collects the dummies' moments, `[F, N, K]` and `[F, N, K, K]`, into means, deviations within and between families."""
+    """The dummies' moments as means, and deviations within and between families."""
     probabilities = answers.probabilities
-    features = (answers.projections - center) @ directions
-    centered = answers.products - center[:, None] * probabilities[..., None, :]
+    features = (answers.projections - center[None, None]) @ directions
+    centered = answers.products - jnp.einsum("k,fnc->fnkc", center, probabilities)
     products = jnp.concatenate(
         [probabilities[..., None, :], jnp.einsum("fnkc,kr->fnrc", centered, directions)], axis=2
     )
     features = jnp.concatenate([jnp.ones_like(features[..., :1]), features], axis=2)
     family_products, family_features = jnp.mean(products, axis=1), jnp.mean(features, axis=1)
     mean = jnp.mean(family_products, axis=0)
-    within_products = products - family_products[:, None]
-    within_features = features - family_features[:, None]
+    within_products = (products - family_products[:, None]).reshape(-1, *mean.shape)
+    within_features = (features - family_features[:, None]).reshape(-1, mean.shape[0])
+    num_dummies = within_features.shape[0]
     return _Law(
         mean,
-        within_products.reshape(-1, *mean.shape),
-        within_features.reshape(-1, mean.shape[0]),
-        family_products - mean,
-        family_features - jnp.mean(family_features, axis=0),
+        jnp.einsum("iac,ibd->acbd", within_products, within_products) / num_dummies,
+        jnp.einsum("iac,ib->acb", within_products, within_features) / num_dummies,
+        within_features.T @ within_features / num_dummies,
+        family_products - mean[None],
+        family_features - jnp.mean(family_features, axis=0, keepdims=True),
     )
 
 
@@ -129,7 +142,7 @@ def _whitening(projections: Array, num_directions: int) -> Array:
     values, vectors = jnp.linalg.eigh(flat.T @ flat / flat.shape[0])
     values, vectors = values[::-1][:num_directions], vectors[:, ::-1][:, :num_directions]
     usable = values > 1e-6 * values[0]
-    return jnp.where(usable, vectors / jnp.sqrt(jnp.where(usable, values, 1.0)), 0.0)
+    return vectors * jnp.where(usable, 1 / jnp.sqrt(jnp.where(usable, values, 1.0)), 0.0)[None]
 
 
 def _predicted(covariance: Array, surprise: Array) -> Array:
@@ -138,6 +151,8 @@ def _predicted(covariance: Array, surprise: Array) -> Array:
     flat = covariance.reshape(surprise.size, surprise.size)
     inner, across = flat[num_classes:, num_classes:], flat[:num_classes, num_classes:]
     scale = jnp.sqrt(jnp.maximum(jnp.diag(inner), 1e-30))
-    correlation = inner / scale[:, None] / scale + _RIDGE * jnp.eye(scale.size)
-    solved = jnp.linalg.solve(correlation, surprise[1:].reshape(-1) / scale)
-    return (across / scale) @ solved
+    correlation = inner / jnp.outer(scale, scale) + _RIDGE * jnp.eye(scale.size)
+    # Conjugate gradients rather than a factorization: the ridge bounds the condition number, and lanes of a vmap
+    # become one matrix product.
+    solved, _ = cg(correlation, surprise[1:].reshape(-1) / scale, tol=1e-4, maxiter=200)
+    return (across / scale[None]) @ solved

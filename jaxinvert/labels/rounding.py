@@ -53,7 +53,7 @@ def round_counts(estimate: Array, num_examples: int | Array) -> Array:
 
 
 def lowest(values: Array, num_examples: int | Array) -> Array:
-    """`[K]` int32 counts of `B` labels spread over the classes with the lowest `values [K]`, each once if `B <= K`."""
+    """Counts `[K]` of `B` labels spread over the classes with the lowest `values [K]`, each once if `B <= K`."""
     return (num_examples // values.size + (_rank(values) < num_examples % values.size)).astype(jnp.int32)
 
 

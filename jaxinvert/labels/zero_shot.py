@@ -19,9 +19,9 @@ from jaxinvert.types import ApplyFn, Array, Observation, RecoverLabels
 def zero_shot(apply: ApplyFn, *, dummies: Dummies, head: str = "params/head", use_bias: bool = True) -> RecoverLabels:
     r"""Zero-shot counts (Geng et al. 2021): `count_n = B p_hat_n - B db_n`.
 
-    Without a bias `count_n = B p_hat_n - B (sum_m dW_mn) / O_hat` with `O_hat` the mean of the summed features. `p_hat`
-    and `O_hat` are means over the dummies, interpolated between the server's and the client's model, and the update is
-    divided by learning rate x local steps. Reads `params`, `update`, `num_examples`, `local_training`, and
+    Without a bias `count_n = B p_hat_n - B (sum_m dW_mn) / O_hat` with `O_hat` the mean of the summed features.
+    `p_hat` and `O_hat` are means over the dummies, interpolated between the server's and the client's model, and the
+    update is divided by learning rate x local steps. Reads `params`, `update`, `num_examples`, `local_training`, and
     `surrogate` if the dummies do. Exact where softmax outputs do not depend on the input, and for `B = 1`.
 
     Args:
