@@ -266,7 +266,7 @@ def test_contract(rules, name):
     np.testing.assert_array_equal(rule(observations[0]), loop[0])
 
     updates = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(seen.update for seen in observations))
-    mapped = jax.vmap(lambda update: rule(observations[0]._replace(update=update)))(updates)
+    mapped = jax.jit(jax.vmap(lambda update: rule(observations[0]._replace(update=update))))(updates)
     np.testing.assert_array_equal(mapped, loop)
 
     needs = labels.REGISTRY[name].needs

@@ -47,9 +47,9 @@ def moments(
 
     Args:
       apply: the model, inputs in [0, 1] to logits.
-      dummies: inputs like the client's, `F N > max_moments` of them.
+      dummies: inputs like the client's, best at least `4 max_moments`; with fewer, fewer moments are used.
       head: path of the last dense layer.
-      max_moments: static; about the number of second moments used, `K` for each direction of the features.
+      max_moments: static; about the largest number of second moments used, `K` for each direction of the features.
       num_sweeps: static; how often the covariance is made anew from the counts.
 
     Raises:
@@ -62,8 +62,10 @@ def moments(
         update = biased_head(observation.update, head, rule="moments")
         scale = step_scale(observation, rule="moments")
         num_classes = sent.bias.size
-        num_directions = min(num_classes - 1, max(1, max_moments // num_classes))
         inputs = dummies(observation)
+        # A covariance wants several samples for each of its rows: few dummies, few moments.
+        num_moments = min(max_moments, inputs.shape[0] * inputs.shape[1] // 4)
+        num_directions = min(num_classes - 1, max(1, num_moments // num_classes))
         answers = respond(observation, inputs, apply=apply, head=head, probe=lambda kernel: kernel, rule="moments")
 
         center = jnp.mean(answers.projections, axis=(0, 1))
