@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from jaxinvert import data, job, models, objectives, regularizers, report, search, store, threat_models
+from jaxinvert import data, job, labels, models, objectives, regularizers, report, search, store, threat_models
 from jaxinvert.attacks import registry
 from jaxinvert.report import wording
 
@@ -130,7 +130,7 @@ def invert_and_write(config: job.JobConfig, folder: Path, *, command_line: str) 
     store.check_writable(folder)
     size = "x".join(map(str, task.model.input_shape))
     console.print(
-        f"[bold]{config.attack}[/] on {task.model.name}: {config.targets} targets x {config.num_examples} examples, "
+        f"[bold]{config.attack}[/] on {task.model.name}: {config.targets} targets x {config.num_private} examples, "
         f"{size} pixels",
         highlight=False,
     )
@@ -159,6 +159,12 @@ def invert_and_write(config: job.JobConfig, folder: Path, *, command_line: str) 
         outcome = job.measure(config, task, execution)
         outcome.summary["command"] = command_line
         console.print(_table(outcome.summary))
+        if found := outcome.summary["labels"]:
+            console.print(
+                f"labels {config.labels}: exact for {np.sum(found['exact'])} of {config.targets} targets, "
+                f"{found['recall']:.0%} of the examples",
+                highlight=False,
+            )
         if failed := [t for t, target in enumerate(outcome.summary["targets"]) if target["failed"]]:
             console.print(
                 f"targets {failed}: no restart had a finite attack loss; their pictures show only a start",
@@ -205,6 +211,7 @@ def _list(command: List, command_line: str) -> int:
     rows = {
         "attacks": {name: recipe.summary for name, recipe in registry.REGISTRY.items()},
         "threat models": {name: "grants " + ", ".join(model.granted) for name, model in threat_models.LADDER.items()},
+        "label rules": {name: rule.summary for name, rule in labels.REGISTRY.items()},
         "models": {name: _first_line(factory) for name, factory in models.REGISTRY.items()},
         "data sets": dict.fromkeys(data.names(), "") | {"FOLDER": "any folder of images", "FILE.npz": "arrays"},
         "objectives": {name: _first_line(objective) for name, objective in objectives.REGISTRY.items()},

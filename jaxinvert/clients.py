@@ -24,22 +24,32 @@ from jax import lax
 from jaxinvert.gradients import mean_gradient
 from jaxinvert.types import Array, ArrayTree, Batch, ClientUpdateFn, Key, LossFn, Params, Update
 
+RandomLossFn = Callable[[Params, Batch, Key], Array]
+"""A loss that draws random numbers, such as those of dropout."""
 
-def fedsgd(loss_fn: LossFn) -> ClientUpdateFn:
+
+def fedsgd(loss_fn: LossFn | RandomLossFn, *, dropout_key: Key | None = None) -> ClientUpdateFn:
     """One full-batch gradient: the update is `d loss_fn / d params` (McMahan et al. 2017, FedSGD).
 
     In pseudo-gradient sign the update of a client that takes one step with learning rate 1 is the gradient itself.
+
+    Args:
+      loss_fn: `(params, batch) -> []`, or `(params, batch, key) -> []` with `dropout_key`.
+      dropout_key: handed to `loss_fn`; the client's secret unless the attacker's client is built with the same.
     """
-    return mean_gradient(loss_fn)
+    if dropout_key is None:
+        return mean_gradient(loss_fn)
+    return mean_gradient(lambda params, batch: loss_fn(params, batch, dropout_key))
 
 
 def fedavg(
-    loss_fn: LossFn,
+    loss_fn: LossFn | RandomLossFn,
     *,
     optimizer: optax.GradientTransformation,
     batch_size: int | None = None,
     num_epochs: int = 1,
     order_key: Key | None = None,
+    dropout_key: Key | None = None,
 ) -> ClientUpdateFn:
     """Local training over `num_epochs` passes: the update is `params - local_params` (McMahan et al. 2017, FedAvg).
 
@@ -63,12 +73,13 @@ def fedavg(
     `jax.vmap(lambda key, batch: fedavg(..., order_key=key)(params, batch))(keys, batches)`.
 
     Args:
-      loss_fn: `(params, batch) -> []`.
+      loss_fn: `(params, batch) -> []`, or `(params, batch, key) -> []` with `dropout_key`.
       optimizer: the client's, fresh at the start of every round: SGD, momentum, Adam, weight decay, schedules, or
         chains. It is called as `update(grad, state, params)`; line searches, which need more, do not fit.
       batch_size: examples per step; `None` = all of them.
       num_epochs: passes over the client's examples.
       order_key: draws a new order for every pass; `None` = as they stand in the batch, every pass alike.
+      dropout_key: gives `loss_fn` a key of its own at every step; as secret as the order.
 
     Returns:
       `(params, batch) -> update`, differentiable in `batch.inputs` and soft labels. Raises ValueError when traced
@@ -82,7 +93,7 @@ def fedavg(
     >>> fedavg(loss_fn, optimizer=optax.sgd(0.25), batch_size=1)(jnp.ones(2), batch).tolist()
     [0.5, 0.0]
     """
-    train = _local_training(loss_fn, _nothing, optimizer, batch_size, num_epochs, order_key)
+    train = _local_training(loss_fn, _nothing, optimizer, batch_size, num_epochs, order_key, dropout_key)
 
     def client_update(params: Params, batch: Batch) -> Update:
         update, _ = train(params, batch)
@@ -162,13 +173,46 @@ def aggregate(updates: Update, weights: Array) -> Update:
     return jax.tree.map(mean, updates)
 
 
+def securely_aggregated(client_update: ClientUpdateFn, *, num_clients: int) -> ClientUpdateFn:
+    """One update for `N` clients that train apart: the mean of theirs, as secure aggregation shows it.
+
+    Args:
+      client_update: what each client computes.
+      num_clients: `N`.
+
+    Returns:
+      `(params, batch) -> update` of a batch that holds the clients' examples one client after the other. Raises
+      ValueError when traced with a batch that `num_clients` does not divide.
+
+    Raises:
+      ValueError: for fewer than one client.
+    """
+    if num_clients < 1:
+        raise ValueError(f"num_clients must be at least 1, got {num_clients}")
+
+    def update_of_all(params: Params, batch: Batch) -> Update:
+        num_examples = batch.inputs.shape[0]
+        if num_examples % num_clients:
+            raise ValueError(f"num_clients must divide the {num_examples} examples of all clients, got {num_clients}")
+        apart = jax.tree.map(lambda leaf: jnp.asarray(leaf).reshape(num_clients, -1, *leaf.shape[1:]), batch)
+        updates = jax.vmap(client_update, in_axes=(None, 0))(params, apart)
+        return aggregate(updates, jnp.ones(num_clients))
+
+    return update_of_all
+
+
+_Carry = tuple[Update, ArrayTree]
+"""The pseudo-gradient so far, and the state of the client's optimizer."""
+
+
 def _local_training(
-    loss_fn: LossFn,
+    loss_fn: LossFn | RandomLossFn,
     measure: Callable[[Params, Batch], ArrayTree],
     optimizer: optax.GradientTransformation,
     batch_size: int | None,
     num_epochs: int,
     order_key: Key | None,
+    dropout_key: Key | None = None,
 ) -> Callable[[Params, Batch], tuple[Update, ArrayTree]]:
     """`(params, batch) -> (update, measured [S, ...])`: the unrolled training, `measure` taken before each step."""
     if batch_size is not None and batch_size < 1:
@@ -184,10 +228,10 @@ def _local_training(
             raise ValueError(f"batch_size must divide the client's {num_examples} examples, got {size}")
         order = _example_order(num_examples, num_epochs, order_key).reshape(-1, size)
 
-        def step(carry: tuple[Update, ArrayTree], minibatch: Batch) -> tuple[tuple[Update, ArrayTree], ArrayTree]:
-            update, state = carry
+        def step(carry: _Carry, step_input: tuple[Batch, tuple[Key, ...]]) -> tuple[_Carry, ArrayTree]:
+            (update, state), (minibatch, key_of_loss) = carry, step_input
             local_params = jax.tree.map(jnp.subtract, params, update)
-            grad = jax.grad(loss_fn)(local_params, minibatch)
+            grad = jax.grad(loss_fn)(local_params, minibatch, *key_of_loss)
             change, state = optimizer.update(grad, state, local_params)
             update = jax.tree.map(lambda u, c: (u - c).astype(u.dtype), update, change)
             return (update, state), measure(local_params, minibatch)
@@ -196,8 +240,9 @@ def _local_training(
             # Keep only each step's parameters for the reverse pass and recompute its activations there.
             step = jax.checkpoint(step, prevent_cse=False)
         minibatches = jax.tree.map(lambda leaf: jnp.asarray(leaf)[order], batch)
+        keys = () if dropout_key is None else (jax.random.split(dropout_key, len(order)),)
         start = (jax.tree.map(jnp.zeros_like, params), optimizer.init(params))
-        (update, _), measured = lax.scan(step, start, minibatches)
+        (update, _), measured = lax.scan(step, start, (minibatches, keys))
         return update, measured
 
     return train

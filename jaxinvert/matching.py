@@ -45,29 +45,34 @@ def gradient_matching(
       client_update: the attacker's simulation of the client.
       objective: distance between simulated and observed update.
       optimizer: any optax transformation; it is also handed `value`, `grad`, `value_fn` and `key`.
-      parametrization: what is optimized, and how it becomes `inputs`.
+      parametrization: what is optimized, and how it becomes `inputs`, or inputs and labels.
       regularizer: image prior on the decoded inputs.
       name: of the attack, for error messages.
 
-    Reads `observation.params`, `.update`, `.labels`. Hyper-parameters inside the parts may be traced arrays.
+    Reads `observation.params`, `.update`, and `.labels` unless the parametrization has its own.
+    Hyper-parameters inside the parts may be traced arrays.
 
     Raises:
       ValueError: at trace time, if the observation lacks a field or its update does not fit its parameters.
     """
     optimizer = optax.with_extra_args_support(optimizer)
 
+    def candidate(variables: ArrayTree, observation: Observation) -> Batch:
+        decoded = parametrization.decode(variables)
+        if isinstance(decoded, Batch):
+            return decoded
+        return Batch(decoded, require(observation, "labels", attack=name))
+
     def attack_loss(variables: ArrayTree, observation: Observation) -> tuple[Array, Array]:
-        inputs = parametrization.decode(variables)
-        labels = require(observation, "labels", attack=name)
-        simulated = client_update(observation.params, Batch(inputs, labels))
-        distance = objective(simulated, observation.update)
-        return distance + regularizer(inputs), distance
+        batch = candidate(variables, observation)
+        distance = objective(client_update(observation.params, batch), observation.update)
+        return distance + regularizer(batch.inputs), distance
 
     def init(key: Key, observation: Observation) -> AttackState:
         check_update(require(observation, "params", attack=name), observation.update)
-        require(observation, "labels", attack=name)
         variables = parametrization.project(parametrization.init(key))
-        dtype = jnp.promote_types(jax.eval_shape(parametrization.decode, variables).dtype, jnp.float32)
+        inputs = jax.eval_shape(candidate, variables, observation).inputs
+        dtype = jnp.promote_types(inputs.dtype, jnp.float32)
         return AttackState(
             variables,
             optimizer.init(variables),
@@ -99,7 +104,7 @@ def gradient_matching(
         return AttackState(moved, opt_state, best_variables, best_loss), info
 
     def decode(state: AttackState, observation: Observation) -> Reconstruction:
-        inputs = parametrization.decode(state.best_variables)
-        return Reconstruction(inputs, observation.labels, state.best_loss, info={})
+        inputs, labels = candidate(state.best_variables, observation)
+        return Reconstruction(inputs, labels, state.best_loss, info={})
 
     return Attack(init, step, decode)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxinvert.types import Array, ArrayTree, Objective, Update
+from jaxinvert.types import Array, ArrayTree, Objective, Update, path_name
 
 
 def tree_sum(tree: ArrayTree) -> Array:
@@ -117,11 +117,6 @@ def masked(objective: Objective, mask: ArrayTree) -> Objective:
         )
 
     return restricted
-
-
-def path_name(path: tuple) -> str:
-    """The name of a leaf as users write it: `"params/head/kernel"`."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 REGISTRY: dict[str, Objective] = {

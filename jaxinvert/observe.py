@@ -1,12 +1,13 @@
 """From a client's truth to what the server sees: the only function that reads truth, and the checks at the door."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
 from jaxinvert.defenses import identity
-from jaxinvert.objectives import path_name
 from jaxinvert.threat_models import KNOWN_LABELS, ThreatModel
 from jaxinvert.types import (
     SHARED_FIELDS,
@@ -20,6 +21,7 @@ from jaxinvert.types import (
     Observation,
     Params,
     Update,
+    path_name,
 )
 
 FEDSGD = LocalTraining(learning_rate=1.0, num_steps=1)
@@ -79,6 +81,7 @@ def observe_targets(
     *,
     threat_model: ThreatModel = KNOWN_LABELS,
     local_training: LocalTraining = FEDSGD,
+    running_statistics: Callable[[Params, Batch], ArrayTree] | None = None,
     surrogate: Array | None = None,
 ) -> Observation:
     """Observes `T` clients of the same model at once, as `search.over_targets` and `search.Stepwise` take them.
@@ -89,6 +92,7 @@ def observe_targets(
       batches: private batches with a leading axis `T`.
       threat_model: what the attacker is granted.
       local_training: how the clients train.
+      running_statistics: what the clients send beside their updates, `(params, batch) -> statistics`, if they do.
       surrogate: `[N, H, W, C]` public images in [0, 1].
 
     Returns:
@@ -96,7 +100,8 @@ def observe_targets(
     """
 
     def one(batch: Batch) -> Observation:
-        seen = observe(client_update, params, batch, threat_model=threat_model)
+        sent = None if running_statistics is None else running_statistics(params, batch)
+        seen = observe(client_update, params, batch, threat_model=threat_model, batch_stats=sent)
         return seen._replace(**dict.fromkeys(SHARED_FIELDS))
 
     shared = {

@@ -1,10 +1,10 @@
-"""What the optimizer moves, and how it becomes images: `init`, `decode`, `project`."""
+"""What the optimizer moves, and how it becomes images and labels: `init`, `decode`, `project`."""
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from jaxinvert.types import Array, Key, Parametrization, PerChannel, Shape
+from jaxinvert.types import Array, ArrayTree, Batch, Key, Parametrization, PerChannel, Shape
 
 
 def pixels(
@@ -38,6 +38,35 @@ def pixels(
 
     def project(variables: Array) -> Array:
         return jnp.clip(variables, lowest, highest)
+
+    return Parametrization(init, decode, project)
+
+
+def with_soft_labels(images: Parametrization, *, batch_size: int, num_classes: int) -> Parametrization:
+    """Images and labels at once, as DLG does (Zhu et al. 2019): `decode` gives a `Batch` with labels `[B, K]`.
+
+    The variables are those of `images` and the labels' logits, `N(0, 1)` at the start; the labels are their softmax.
+
+    Args:
+      images: decodes to `[B, H, W, C]`.
+      batch_size: `B`.
+      num_classes: `K`.
+    """
+
+    def init(key: Key) -> tuple[ArrayTree, Array]:
+        image_key, label_key = jax.random.split(key)
+        return images.init(image_key), jax.random.normal(label_key, (batch_size, num_classes))
+
+    def decode(variables: tuple[ArrayTree, Array]) -> Batch:
+        image_variables, logits = variables
+        inputs = images.decode(image_variables)
+        if isinstance(inputs, Batch):
+            raise ValueError("these images have labels already")
+        return Batch(inputs, jax.nn.softmax(logits))
+
+    def project(variables: tuple[ArrayTree, Array]) -> tuple[ArrayTree, Array]:
+        image_variables, logits = variables
+        return images.project(image_variables), logits
 
     return Parametrization(init, decode, project)
 

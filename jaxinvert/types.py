@@ -81,7 +81,7 @@ class Reconstruction(NamedTuple):
 
     Attributes:
       inputs: `[B, H, W, C]` in [0, 1]; the best iterate by attack loss, never by truth.
-      labels: `[B]` labels the attack used or found, or `None`.
+      labels: labels the attack used or found, `[B]` or soft `[B, K]`, or `None`.
       attack_loss: `[]` the attacker-visible loss of `inputs`; lower is better.
       info: further attacker-visible quantities, such as the loss history `[num_steps]`.
     """
@@ -118,12 +118,13 @@ class Parametrization(NamedTuple):
 
     Attributes:
       init: `key -> variables`, a random start.
-      decode: `variables -> inputs [B, H, W, C]` in [0, 1] on the feasible set.
+      decode: `variables -> inputs [B, H, W, C]` in [0, 1] on the feasible set; or a `Batch` of inputs and soft labels
+        `[B, K]`, where the labels are variables, too.
       project: `variables -> variables`, onto the feasible set.
     """
 
     init: Callable[[Key], ArrayTree]
-    decode: Callable[[ArrayTree], Array]
+    decode: Callable[[ArrayTree], Array | Batch]
     project: Callable[[ArrayTree], ArrayTree]
 
 
@@ -163,3 +164,8 @@ class Attack(NamedTuple):
     init: Callable[[Key, Observation], AttackState]
     step: Callable[[Key, AttackState, Observation], tuple[AttackState, AttackInfo]]
     decode: Callable[[AttackState, Observation], Reconstruction]
+
+
+def path_name(path: tuple) -> str:
+    """The name of a leaf as users write it: `"params/head/kernel"`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -6,10 +6,12 @@ import subprocess
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert import cli, job, store
+from jaxinvert import cli, job, models, store
 
 FAST = ["invert", "--model", "small-convnet", "--size", "16", "--targets", "2", "--restarts", "2"]
 
@@ -98,6 +100,72 @@ def test_local_training(tmp_path):
     assert "the client's learning rate and number of local steps" in summary["assumptions"]["known"]
 
 
+def run_mlp(folder, *flags, steps="3"):
+    """A run of a second; its summary."""
+    arguments = ["invert", "--model", "mlp", "--size", "12", "--targets", "2", "--restarts", "1", "--steps", steps]
+    assert cli.main([*arguments, *flags, "--out", str(folder)]) == 0
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_restored_labels(tmp_path, capsys):
+    """One example per client: every rule is exact, so the attack is that with known labels."""
+    known = run_mlp(tmp_path / "known")
+    restored = run_mlp(tmp_path / "restored", "--labels", "restored", "--label-rule", "bias-sign")
+    assert known["labels"] is None
+    assert restored["labels"]["exact"] == [True, True]
+    assert restored["labels"]["recall"] == 1
+    assert [image["label"] for image in restored["images"]] == [row[0] for row in restored["labels"]["found"]]
+    for one, other in zip(known["targets"], restored["targets"]):
+        assert one["attack_loss"] == pytest.approx(other["attack_loss"], rel=1e-5)
+    assert "the label of every example" in restored["assumptions"]["unknown"]
+    assert restored["assumptions"]["labels"] == "restored from the update by the rule bias-sign"
+    assert "labels restored: exact for 2 of 2 targets, 100% of the examples" in capsys.readouterr().out
+    assert (
+        "restored from the update by the rule bias-sign: exact for 2 of"
+        in (tmp_path / "restored" / "report.html").read_text()
+    )
+
+
+def test_surrogate_images_restore_labels_under_threat_model_d(tmp_path):
+    summary = run_mlp(tmp_path, "--labels", "restored", "--threat-model", "D", "--num-examples", "2")
+    assert summary["assumptions"]["labels"].endswith("moments-surrogate")
+    assert "public images of the same kind" in summary["assumptions"]["known"]
+    assert np.shape(summary["labels"]["found"]) == (2, 2)
+
+
+def test_joint_labels(tmp_path):
+    summary = run_mlp(tmp_path, "--labels", "joint", steps="30")
+    assert summary["assumptions"]["labels"] == "optimized together with the images"
+    assert np.shape(summary["labels"]["found"]) == (2, 1)
+
+
+def test_trained_parameters_bring_their_normalization(tmp_path):
+    model = models.create("mlp", input_shape=(12, 12, 3), mean=(0.1,) * 3, std=(0.9,) * 3)
+    file = tmp_path / "net.safetensors"
+    params = model.init(jax.random.key(77))
+    models.save_checkpoint(file, params, {"model": "mlp", "num_classes": 10, "mean": model.mean, "std": model.std})
+    task = job.prepare(job.JobConfig(model="mlp", size=12, targets=1, checkpoint=file))
+    assert task.model.mean == model.mean
+    jax.tree.map(np.testing.assert_array_equal, task.observations.params, params)
+    fresh, trained = run_mlp(tmp_path / "fresh"), run_mlp(tmp_path / "trained", "--checkpoint", str(file))
+    assert fresh["targets"] != trained["targets"]
+
+
+def test_train_mode_sends_running_statistics_to_threat_model_e_only():
+    config = {"model": "resnet20-4", "size": 12, "targets": 1, "num_examples": 2, "batch_norm": "train"}
+    seen = job.prepare(job.JobConfig(**config, threat_model="E")).observations
+    assert jax.tree.structure(seen.batch_stats) == jax.tree.structure(seen.params["batch_stats"])
+    moved = jax.tree.map(lambda sent, own: jnp.abs(sent[0] - own).max(), seen.batch_stats, seen.params["batch_stats"])
+    assert min(jax.tree.leaves(moved)) > 0
+    assert job.prepare(job.JobConfig(**config)).observations.batch_stats is None
+
+
+def test_secure_aggregation_attacks_all_examples_at_once(tmp_path):
+    summary = run_mlp(tmp_path, "--aggregate", "2", "--num-examples", "2")
+    assert len(summary["images"]) == 2 * 2 * 2
+    assert "the server sees the mean of 2 clients' updates" in summary["assumptions"]["client"]
+
+
 def test_an_attack_that_reads_what_is_withheld_is_refused(tmp_path, capsys):
     assert cli.main(["invert", "--threat-model", "A", "--out", str(tmp_path / "run")]) == 2
     message = " ".join(capsys.readouterr().err.split())
@@ -144,6 +212,13 @@ def test_interrupt_writes_the_best_so_far(tmp_path, monkeypatch):
         (["--attack", "dense-layer", "--tv", "1"], "'dense-layer' has no tv"),
         (["--attack", "dense-layer"], "one biased dense layer that reads images"),
         (["--size", "0"], "size is 0"),
+        (["--attack", "dense-layer", "--labels", "restored"], "'dense-layer' reads no labels"),
+        (["--label-rule", "llg"], "label_rule is 'llg', which only labels='restored' uses"),
+        (["--labels", "restored", "--label-rule", "oracle"], "unknown label rule 'oracle'; known are idlg"),
+        (["--labels", "restored", "--threat-model", "B"], "withholds: num_examples .*, local_training"),
+        (["--checkpoint", "nowhere.safetensors"], "no checkpoint at nowhere.safetensors"),
+        (["--batch-norm", "train"], "'lenet'.*batch_norm"),
+        (["--aggregate", "0"], "aggregate is 0, expected at least 1"),
         (["--size", "8"], "images of 8x8 pixels cannot be measured"),
     ],
 )

@@ -291,3 +291,62 @@ def test_statistics_of_local_training_end_where_flax_ends():
         update["params"], jax.tree.map(jnp.subtract, params["params"], local["params"]), rtol=1e-3, atol=1e-6
     )
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(update["batch_stats"]))
+
+
+def test_dropout_draws_a_new_mask_at_every_step(double):
+    """The loss scales by one random number: the update is the sum of the plain steps, each scaled by its own."""
+    _, batch = double
+
+    def loss_fn(params, batch, key):
+        return jax.random.uniform(key) * jnp.sum(params["w"] * jnp.mean(batch.inputs, axis=0))
+
+    weights = {"w": jnp.zeros(FEATURES)}
+    key = jax.random.key(3)
+    found = clients.fedavg(loss_fn, optimizer=optax.sgd(0.5), num_epochs=2, dropout_key=key)(weights, batch)
+    masks = [float(jax.random.uniform(k)) for k in jax.random.split(key, 2)]
+    assert masks[0] != masks[1]
+    np.testing.assert_allclose(found["w"], 0.5 * sum(masks) * jnp.mean(batch.inputs, axis=0), rtol=1e-12)
+    once = clients.fedsgd(loss_fn, dropout_key=key)(weights, batch)
+    np.testing.assert_allclose(once["w"], jax.random.uniform(key) * jnp.mean(batch.inputs, axis=0), rtol=1e-12)
+
+
+def test_dropout_of_a_flax_module():
+    class Dropping(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            return linen.Dense(NUM_CLASSES)(linen.Dropout(0.5, deterministic=False)(x))
+
+    module, batch = Dropping(), single()[1]
+    params = module.init({"params": jax.random.key(0), "dropout": jax.random.key(0)}, batch.inputs)
+
+    def loss_fn(params, batch, key):
+        return models.cross_entropy(lambda p, x: module.apply(p, x, rngs={"dropout": key}))(params, batch)
+
+    first, again, other = (
+        clients.fedsgd(loss_fn, dropout_key=jax.random.key(seed))(params, batch) for seed in (0, 0, 1)
+    )
+    assert_trees_close(first, again, rtol=0)
+    assert not np.allclose(first["params"]["Dense_0"]["kernel"], other["params"]["Dense_0"]["kernel"])
+
+
+def test_secure_aggregation_shows_the_mean_of_clients_that_train_apart(double):
+    params, batch = double
+    client = clients.fedavg(LOSS, optimizer=optax.sgd(0.3), num_epochs=3)
+    found = clients.securely_aggregated(client, num_clients=2)(params, batch)
+    first, second = (
+        client(params, Batch(batch.inputs[half], batch.labels[half])) for half in (slice(3), slice(3, 6))
+    )
+    assert_trees_close(found, jax.tree.map(lambda a, b: (a + b) / 2, first, second), rtol=1e-12, atol=1e-15)
+
+
+def test_secure_aggregation_of_fedsgd_is_the_gradient_of_all_examples(double):
+    params, batch = double
+    found = clients.securely_aggregated(clients.fedsgd(LOSS), num_clients=3)(params, batch)
+    assert_trees_close(found, GRADIENT(params, batch), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize(("num_clients", "message"), [(4, "must divide the 6 examples"), (0, "at least 1, got 0")])
+def test_secure_aggregation_refuses_clients_of_unequal_size(num_clients, message):
+    params, batch = single()
+    with pytest.raises(ValueError, match=message):
+        clients.securely_aggregated(clients.fedsgd(LOSS), num_clients=num_clients)(params, batch)

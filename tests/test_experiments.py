@@ -1,5 +1,6 @@
 """Every experiment runs in seconds with `--smoke`, from its own command line."""
 
+import dataclasses
 import importlib
 import json
 import pkgutil
@@ -9,6 +10,37 @@ import pytest
 import experiments
 
 NAMES = sorted({module.name for module in pkgutil.iter_modules(experiments.__path__)} - {"harness", "tables"})
+
+
+def test_an_interrupted_training_ends_with_the_same_parameters(tmp_path, monkeypatch):
+    """Three epochs at once, and three of which the first attempt only sees two."""
+    from experiments import train
+
+    config = train.Config(model="mlp", epochs=3, keep=(0,), batch_size=64, out=tmp_path / "whole")
+    whole = train.train(config)
+    calls = []
+
+    def interrupted(dataset, config, epoch):
+        calls.append(epoch)
+        if epoch == 3 and calls.count(3) == 1:
+            raise KeyboardInterrupt
+        return minibatches(dataset, config, epoch)
+
+    minibatches = train.minibatches
+    monkeypatch.setattr(train, "minibatches", interrupted)
+    config = dataclasses.replace(config, out=tmp_path / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config)
+    assert train.train(config) == whole
+    assert calls == [1, 2, 3, 3]
+    files = {path.name for path in config.out.iterdir()}
+    assert files == {"epoch-0.safetensors", "epoch-3.safetensors", "state.safetensors"}
+    assert (tmp_path / "whole" / "epoch-3.safetensors").read_bytes() == (
+        config.out / "epoch-3.safetensors"
+    ).read_bytes()
+    assert whole[-1]["training_loss"] < whole[1]["training_loss"]
+    with pytest.raises(SystemExit, match="another setting"):
+        train.train(dataclasses.replace(config, batch_size=32))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -40,3 +40,15 @@ def test_float64_starts_at_the_same_point():
 def test_refuses_a_normalization_that_does_not_fit_the_channels():
     with pytest.raises(ValueError, match=r"std has shape \(2,\), expected a scalar or the 3 channels"):
         parametrizations.pixels((1, 4, 4, 3), std=(1.0, 2.0))
+
+
+def test_soft_labels_are_a_softmax_beside_the_images():
+    both = parametrizations.with_soft_labels(parametrizations.pixels((2, 3, 3, 3)), batch_size=2, num_classes=4)
+    images, logits = both.init(jax.random.key(0))
+    assert logits.shape == (2, 4)
+    batch = both.decode((images * 10, jnp.log(jnp.array([[1.0, 2, 3, 4], [1, 1, 1, 1]]))))
+    np.testing.assert_allclose(batch.labels, [[0.1, 0.2, 0.3, 0.4], [0.25] * 4], rtol=1e-6)
+    np.testing.assert_array_equal(batch.inputs, images * 10)
+    projected, same_logits = both.project((images * 10, logits))
+    assert float(projected.max()) <= 1
+    np.testing.assert_array_equal(same_logits, logits)

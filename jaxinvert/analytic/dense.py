@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxinvert.objectives import path_name, tree_norm
+from jaxinvert.objectives import tree_norm
 from jaxinvert.observe import check_update, require
 from jaxinvert.parametrizations import per_channel
-from jaxinvert.types import Array, Key, Observation, PerChannel, Reconstruction, Shape, SolveFn
+from jaxinvert.types import Array, Key, Observation, PerChannel, Reconstruction, Shape, SolveFn, path_name
 
 _SKETCH_DIMENSIONS = 16
 

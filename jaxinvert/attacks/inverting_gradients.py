@@ -24,6 +24,7 @@ def inverting_gradients(
     tv: Scalar = 1e-2,
     learning_rate: Scalar = 0.1,
     horizon: Scalar = 4800,
+    joint_labels: int | None = None,
 ) -> Attack:
     """Returns the attack with the paper's settings: known labels, any batch size, FedSGD or FedAvg clients.
 
@@ -40,8 +41,14 @@ def inverting_gradients(
       tv: weight of the total variation; the paper uses 1e-4 ... 1e-1.
       learning_rate: of Adam, in units of `std`.
       horizon: the number of steps that the learning-rate decay is laid out for.
+      joint_labels: the number of classes, to optimize soft labels along with the images instead of reading
+        `observation.labels`; the paper argues for known labels.
     """
     parametrization = parametrizations.pixels(batch_shape, mean=mean, std=std)
+    if joint_labels is not None:
+        parametrization = parametrizations.with_soft_labels(
+            parametrization, batch_size=batch_shape[0], num_classes=joint_labels
+        )
     optimizer = optax.chain(
         optax.scale_by_sign(),
         optax.scale_by_adam(),

@@ -9,12 +9,21 @@ from jaxinvert.types import Attack, ClientUpdateFn, PerChannel, Scalar, Shape, S
 
 
 class Setting(NamedTuple):
-    """What an attack is built for: the attacker's client, and the shape and normalization of the images."""
+    """What an attack is built for.
+
+    Attributes:
+      client_update: the attacker's simulation of the client.
+      batch_shape: `(B, H, W, C)`.
+      mean: scalar or `[C]`, the normalization that the model applies.
+      std: scalar or `[C]`.
+      joint_labels: the number of classes, if labels are to be optimized along with the images.
+    """
 
     client_update: ClientUpdateFn
     batch_shape: Shape
     mean: PerChannel
     std: PerChannel
+    joint_labels: int | None = None
 
 
 class Recipe(NamedTuple):
@@ -34,9 +43,14 @@ class Recipe(NamedTuple):
 
 
 def _inverting_gradients(setting: Setting, hyperparameters: Mapping[str, Scalar], horizon: Scalar) -> Attack:
-    client_update, batch_shape, mean, std = setting
     return inverting_gradients(
-        client_update, batch_shape=batch_shape, mean=mean, std=std, horizon=horizon, **hyperparameters
+        setting.client_update,
+        batch_shape=setting.batch_shape,
+        mean=setting.mean,
+        std=setting.std,
+        joint_labels=setting.joint_labels,
+        horizon=horizon,
+        **hyperparameters,
     )
 
 

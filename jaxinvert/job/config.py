@@ -1,17 +1,19 @@
 """What a job is: names and numbers, checked, and what they mean as functions."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import optax
 
-from jaxinvert import models, threat_models
+from jaxinvert import labels, models, running_statistics, threat_models
 from jaxinvert.attacks import registry
-from jaxinvert.clients import fedavg, fedsgd
+from jaxinvert.clients import fedavg, fedsgd, local_batch_statistics, securely_aggregated
 from jaxinvert.observe import FEDSGD
 from jaxinvert.threat_models import ThreatModel
-from jaxinvert.types import ClientUpdateFn, LocalTraining
+from jaxinvert.types import ArrayTree, Batch, ClientUpdateFn, LocalTraining, Params
 
 
 @dataclass(frozen=True)
@@ -20,21 +22,26 @@ class JobConfig:
 
     Attributes:
       attack: name of the attack, see `jaxinvert list`.
-      model: name of the client's network, freshly initialized.
+      model: name of the clients' network.
+      checkpoint: safetensors file with the network's parameters; by default they are fresh.
       data: name of a data set, a folder of images, or an npz file.
       split: part of the data set that holds the victims, such as `test` or `test[100:]`.
       size: side of the images in pixels; by default the data set's own.
       num_examples: examples in each client's batch.
-      targets: clients to attack; consecutive examples of the split are their private batches.
+      targets: updates to attack; consecutive examples of the split are the private batches behind them.
       restarts: random starts per target; the lowest attack loss wins.
       steps: optimizer steps of an iterative attack.
       seed: determines the model, the starts and all else that is random.
       threat_model: what the attacker is granted: A (the update alone) to E, see `jaxinvert list`.
-      labels: "known" grants the labels to an attack that needs them, whatever the threat model.
+      labels: "known" grants the labels to an attack that needs them, whatever the threat model; "restored" recovers
+        them from the update first; "joint" makes them variables of the attack.
+      label_rule: recovers the labels, see `jaxinvert list`; by default "moments", with surrogate images if granted.
       client: "fedsgd" sends one gradient, "fedavg" what local training changed.
       local_lr: learning rate of a fedavg client's gradient descent.
       local_epochs: passes of a fedavg client over its examples.
       local_batch_size: examples per local step of a fedavg client; by default all.
+      batch_norm: whether the clients' BatchNorm layers use the running statistics ("eval") or the batch's ("train").
+      aggregate: clients whose mean is all that the server sees of them, as under secure aggregation.
       tv: weight of the total variation, if the attack has one.
       lr: learning rate of the attack's optimizer, if it has one.
       chunk: restarts x targets that run side by side; by default chosen by device and model size.
@@ -42,6 +49,7 @@ class JobConfig:
 
     attack: str = "inverting-gradients"
     model: str = "lenet"
+    checkpoint: Path | None = None
     data: str = "photos"
     split: str = "test"
     size: int | None = None
@@ -51,11 +59,14 @@ class JobConfig:
     steps: int = 2000
     seed: int = 0
     threat_model: Literal["A", "B", "C", "D", "E"] = "C"
-    labels: Literal["known"] = "known"
+    labels: Literal["known", "restored", "joint"] = "known"
+    label_rule: str | None = None
     client: Literal["fedsgd", "fedavg"] = "fedsgd"
     local_lr: float = 0.01
     local_epochs: int = 1
     local_batch_size: int | None = None
+    batch_norm: Literal["eval", "train"] = "eval"
+    aggregate: int = 1
     tv: float | None = None
     lr: float | None = None
     chunk: int | None = None
@@ -63,6 +74,7 @@ class JobConfig:
     def __post_init__(self) -> None:
         """Refuses what no job can mean."""
         at_least = {"num_examples": 1, "targets": 1, "restarts": 1, "steps": 0, "seed": 0, "local_epochs": 1}
+        at_least["aggregate"] = 1
         for field, least in at_least.items():
             if (value := getattr(self, field)) < least:
                 raise ValueError(f"{field} is {value}, expected at least {least}")
@@ -85,6 +97,28 @@ class JobConfig:
         if self.attack not in registry.REGISTRY:
             raise ValueError(f"unknown attack {self.attack!r}; known are {', '.join(registry.REGISTRY)}")
         self.hyperparameters()
+        if self.labels != "known" and "labels" not in self.recipe.needs:
+            raise ValueError(f"labels is {self.labels!r}, but attack {self.attack!r} reads no labels")
+        if self.label_rule is not None and self.labels != "restored":
+            raise ValueError(f"label_rule is {self.label_rule!r}, which only labels='restored' uses")
+        if self.label_rule is not None and self.label_rule not in labels.REGISTRY:
+            raise ValueError(f"unknown label rule {self.label_rule!r}; known are {', '.join(labels.REGISTRY)}")
+
+    @property
+    def recipe(self) -> registry.Recipe:
+        """The attack under its name."""
+        return registry.REGISTRY[self.attack]
+
+    @property
+    def chosen_label_rule(self) -> str:
+        """The rule that restores labels."""
+        surrogate = threat_models.LADDER[self.threat_model].surrogate
+        return self.label_rule or ("moments-surrogate" if surrogate else "moments")
+
+    @property
+    def num_private(self) -> int:
+        """Examples behind each update that the server sees."""
+        return self.num_examples * self.aggregate
 
     @property
     def num_examples_per_step(self) -> int:
@@ -99,10 +133,25 @@ class JobConfig:
         return LocalTraining(self.local_lr, self.local_epochs * self.num_examples // self.num_examples_per_step)
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """The fields of the observation that the attack and the label rule read."""
+        needs = dict.fromkeys(self.recipe.needs)
+        if self.labels != "known":
+            del needs["labels"]
+        if self.labels == "restored":
+            needs |= dict.fromkeys(labels.REGISTRY[self.chosen_label_rule].needs)
+        if self.client == "fedavg":
+            needs["local_training"] = None
+        return tuple(needs)
+
+    @property
     def granted(self) -> ThreatModel:
-        """The threat model, with the labels where they are needed; these clients send no running statistics."""
+        """The threat model, with the labels where they are known and needed."""
         threat_model = threat_models.LADDER[self.threat_model]
-        return threat_model._replace(labels="labels" in registry.REGISTRY[self.attack].needs, batch_stats=False)
+        sends_statistics = self.batch_norm == "train"
+        return threat_model._replace(
+            labels="labels" in self.needs, batch_stats=threat_model.batch_stats and sends_statistics
+        )
 
     def hyperparameters(self) -> dict[str, float]:
         """The attack's hyper-parameters: its defaults, replaced by what was given.
@@ -122,16 +171,31 @@ class JobConfig:
 
 
 def client_update(config: JobConfig, model: models.Model) -> ClientUpdateFn:
-    """What the client computes, and the attacker simulates."""
+    """What the clients behind an update compute, and the attacker simulates."""
     loss_fn = models.cross_entropy(model.apply)
-    if config.client == "fedsgd":
-        return fedsgd(loss_fn)
-    return fedavg(
-        loss_fn,
-        optimizer=optax.sgd(config.local_lr),
-        batch_size=config.num_examples_per_step,
-        num_epochs=config.local_epochs,
-    )
+    one_client = fedsgd(loss_fn) if config.client == "fedsgd" else fedavg(loss_fn, **_local(config))
+    return one_client if config.aggregate == 1 else securely_aggregated(one_client, num_clients=config.aggregate)
+
+
+def sent_statistics(config: JobConfig, model: models.Model) -> Callable[[Params, Batch], ArrayTree]:
+    """The running statistics that a client in train mode sends beside its update."""
+    measure = local_batch_statistics(models.cross_entropy(model.apply), model.batch_statistics, **_local(config))
+
+    def sent(params: Params, batch: Batch) -> ArrayTree:
+        return running_statistics.advance(
+            params["batch_stats"], measure(params, batch), momentum=models.BATCH_NORM_MOMENTUM
+        )
+
+    return sent
+
+
+def _local(config: JobConfig) -> dict[str, Any]:
+    """The local training; of FedSGD clients, one step over all examples."""
+    return {
+        "optimizer": optax.sgd(config.local_lr),
+        "batch_size": config.num_examples_per_step,
+        "num_epochs": config.local_epochs if config.client == "fedavg" else 1,
+    }
 
 
 def assumptions(config: JobConfig) -> dict[str, Any]:
@@ -142,9 +206,21 @@ def assumptions(config: JobConfig) -> dict[str, Any]:
         "fedsgd": "FedSGD: one gradient of the mean loss over the batch",
         "fedavg": f"FedAvg: {num_steps} local steps of {size} examples, learning rate {rate:g}",
     }
+    sentences = [
+        clients[config.client],
+        *([f"the server sees the mean of {config.aggregate} clients' updates"] if config.aggregate > 1 else []),
+        "no defense",
+        f"BatchNorm, if any, in {config.batch_norm} mode",
+    ]
+    how_labels = {
+        "known": "granted" if config.granted.labels else "not used",
+        "restored": f"restored from the update by the rule {config.chosen_label_rule}",
+        "joint": "optimized together with the images",
+    }
     return {
         "threat_model": config.threat_model,
         "known": [threat_models.MEANINGS[field] for field in config.granted.granted],
         "unknown": ["the images", *(threat_models.MEANINGS[field] for field in config.granted.withheld)],
-        "client": f"{clients[config.client]}; no defense; BatchNorm, if any, in eval mode",
+        "client": "; ".join(sentences),
+        "labels": how_labels[config.labels],
     }

@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinvert import data, metrics, models, threat_models
+from jaxinvert import data, labels, metrics, models, threat_models
 from jaxinvert.attacks import registry
 from jaxinvert.job import environment
-from jaxinvert.job.config import JobConfig, assumptions, client_update
+from jaxinvert.job.config import JobConfig, assumptions, client_update, sent_statistics
 from jaxinvert.observe import check_batch, observe_targets
-from jaxinvert.search import Progress, Stepwise, check_targets, over_targets
-from jaxinvert.types import Attack, Batch, Observation, Reconstruction
+from jaxinvert.search import Progress, Stepwise, check_targets, over_targets, split_shared
+from jaxinvert.types import Attack, Batch, Observation, Params, Reconstruction
 
 
 class Task(NamedTuple):
@@ -71,33 +71,23 @@ def prepare(config: JobConfig) -> Task:
     Raises:
       ValueError: for unknown names, too few examples, or examples that do not fit the model.
     """
-    recipe = registry.REGISTRY[config.attack]
-    needs = [*recipe.needs, *(["local_training"] if config.client == "fedavg" else [])]
-    threat_models.check_needs(config.granted, needs, attack=config.attack)
+    threat_models.check_needs(config.granted, config.needs, attack=config.attack)
     dataset = data.load(config.data, split=config.split, size=config.size)
     if min(dataset.images.shape[1:3]) < metrics.SSIM_WINDOW:
         height, width = dataset.images.shape[1:3]
         raise ValueError(
             f"images of {height}x{width} pixels cannot be measured: SSIM needs at least {metrics.SSIM_WINDOW}"
         )
-    wanted = config.targets * config.num_examples
+    wanted = config.targets * config.num_private
     if len(dataset.images) < wanted:
         raise ValueError(
-            f"{config.targets} targets of {config.num_examples} examples need {wanted} images, but {config.data!r} "
+            f"{config.targets} targets of {config.num_private} examples need {wanted} images, but {config.data!r} "
             f"split {config.split!r} has {len(dataset.images)}"
         )
-    model = models.create(
-        config.model,
-        input_shape=dataset.images.shape[1:],
-        num_classes=dataset.num_classes,
-        mean=dataset.mean,
-        std=dataset.std,
-    )
+    model, params = _network(config, dataset)
     flat = Batch(jnp.asarray(dataset.images[:wanted]), jnp.asarray(dataset.labels[:wanted]))
     check_batch(flat, input_shape=model.input_shape, num_classes=model.num_classes)
-    truth = jax.tree.map(lambda leaf: leaf.reshape(config.targets, config.num_examples, *leaf.shape[1:]), flat)
-
-    params = jax.jit(model.init)(jax.random.fold_in(jax.random.key(config.seed), 0))
+    truth = jax.tree.map(lambda leaf: leaf.reshape(config.targets, config.num_private, *leaf.shape[1:]), flat)
     surrogate = None
     if config.granted.surrogate:
         surrogate = jnp.asarray(data.load(config.data, split="train", size=config.size).images)
@@ -107,10 +97,30 @@ def prepare(config: JobConfig) -> Task:
         truth,
         threat_model=config.granted,
         local_training=config.local_training,
+        running_statistics=sent_statistics(config, model) if config.granted.batch_stats else None,
         surrogate=surrogate,
     )
     check_targets(observations)
     return Task(model, observations, truth, dataset.class_names)
+
+
+def _network(config: JobConfig, dataset: data.Dataset) -> tuple[models.Model, Params]:
+    """The clients' network with fresh or trained parameters; trained ones bring their normalization."""
+    facts = {} if config.checkpoint is None else models.read_facts(config.checkpoint)
+    if (trained := facts.get("model", config.model)) != config.model:
+        raise ValueError(f"{config.checkpoint} holds a {trained}, not a {config.model}: name it as the model")
+    model = models.create(
+        config.model,
+        input_shape=dataset.images.shape[1:],
+        num_classes=facts.get("num_classes", dataset.num_classes),
+        mean=facts.get("mean", dataset.mean),
+        std=facts.get("std", dataset.std),
+        **({"batch_norm": config.batch_norm} if config.batch_norm != "eval" else {}),
+    )
+    key = jax.random.fold_in(jax.random.key(config.seed), 0)
+    if config.checkpoint is None:
+        return model, jax.jit(model.init)(key)
+    return model, models.load_checkpoint(config.checkpoint, jax.eval_shape(model.init, key))
 
 
 def execute(
@@ -120,7 +130,9 @@ def execute(
     *,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Execution:
-    """Attacks the observations; an interrupt ends the search and keeps the best so far.
+    """Attacks the observations, after restoring labels if that was asked for.
+
+    An interrupt ends the search and keeps the best so far.
 
     Args:
       config: the job.
@@ -131,11 +143,14 @@ def execute(
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     setting = registry.Setting(
         client_update=client_update(config, model),
-        batch_shape=(config.num_examples, *model.input_shape),
+        batch_shape=(config.num_private, *model.input_shape),
         mean=model.mean,
         std=model.std,
+        joint_labels=model.num_classes if config.labels == "joint" else None,
     )
-    recipe = registry.REGISTRY[config.attack]
+    if config.labels == "restored":
+        observations = restore_labels(config, model, observations)
+    recipe = config.recipe
     hyperparameters = config.hyperparameters()
     attack = recipe.build(setting, hyperparameters, config.steps)
     if not isinstance(attack, Attack):
@@ -170,6 +185,19 @@ def execute(
     )
 
 
+def restore_labels(config: JobConfig, model: models.Model, observations: Observation) -> Observation:
+    """Puts labels that are read off the updates in place of the withheld ones; ascending in every batch."""
+    key = jax.random.fold_in(jax.random.key(config.seed), 2)
+    rule_setting = labels.Setting(model.apply, model.head, model.input_shape, key)
+    rule = labels.REGISTRY[config.chosen_label_rule].factory(rule_setting)
+    shared, per_target = split_shared(observations)
+
+    def restore(target: Observation) -> jax.Array:
+        return labels.labels_from_counts(rule(target._replace(**shared)), config.num_private)
+
+    return observations._replace(labels=jax.jit(lambda targets: jax.lax.map(restore, targets))(per_target))
+
+
 def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
     """Compares the reconstructions with the truth, one-to-one within every batch."""
     found = np.asarray(execution.reconstructions.inputs)
@@ -188,7 +216,7 @@ def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
             "mse": float(quality.mse[t, b]),
         }
         for t in range(config.targets)
-        for b in range(config.num_examples)
+        for b in range(config.num_private)
     ]
     info = execution.reconstructions.info
     attack_losses = np.asarray(execution.reconstructions.attack_loss)
@@ -219,6 +247,7 @@ def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
         "seconds_run": seconds,
         "steps_per_second": execution.num_steps * lanes / seconds if execution.history and seconds else None,
         "assumptions": assumptions(config),
+        "labels": _label_quality(config, execution.reconstructions.labels, true_labels),
         "versions": environment.versions(),
         "device": environment.device_name(),
     }
@@ -229,6 +258,25 @@ def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
         reconstruction=matched.reshape(flat).astype(np.float32),
         history=execution.history,
     )
+
+
+def _label_quality(config: JobConfig, used: jax.Array | None, truth: np.ndarray) -> dict[str, Any] | None:
+    """How well the labels were found, if they were not granted: `exact [T]`, and the share of examples `recall`."""
+    if config.labels == "known" or used is None:
+        return None
+    found = np.asarray(used)
+    if found.ndim > truth.ndim:  # soft labels
+        found = found.argmax(axis=-1)
+    num_classes = max(found.max(), truth.max()) + 1
+    counts, true_counts = (
+        np.stack([np.bincount(row, minlength=num_classes) for row in rows]) for rows in (found, truth)
+    )
+    hits = np.minimum(counts, true_counts).sum(axis=1)
+    return {
+        "found": found,
+        "exact": hits == truth.shape[1],
+        "recall": float(hits.mean() / truth.shape[1]),
+    }
 
 
 def _execute_closed_form(solve: Callable, key: jax.Array, observations: Observation) -> Execution:

@@ -1,11 +1,14 @@
 """The networks that gradient inversion is published on, and the door for any other.
 
-An attack needs only `apply(params, inputs) -> logits` or a loss function `(params, batch) -> []`; `create`
-makes the published ones by name, `from_linen` wraps a Flax module, and `cross_entropy(apply)`, or for several
-labels per example `binary_cross_entropy(apply)`, turns either, or any other pure function, into a client's loss.
+An attack needs only `apply(params, inputs) -> logits` or a loss function `(params, batch) -> []`; `create` makes the
+published ones by name, `load_checkpoint` reads trained parameters for them, `from_linen` wraps a Flax module, and
+`cross_entropy(apply)`, or for several labels per example `binary_cross_entropy(apply)`, turns either, or any other
+pure function, into a client's loss.
 """
 
+from jaxinvert.models.checkpoints import load_checkpoint, read_facts, save_checkpoint
 from jaxinvert.models.convnet import convnet
+from jaxinvert.models.layers import BATCH_NORM_MOMENTUM
 from jaxinvert.models.lenet import lenet
 from jaxinvert.models.losses import binary_cross_entropy, cross_entropy
 from jaxinvert.models.mlp import mlp
@@ -15,6 +18,7 @@ from jaxinvert.models.resnet import resnet_cifar, resnet_imagenet
 from jaxinvert.models.small_convnet import small_convnet
 
 __all__ = [
+    "BATCH_NORM_MOMENTUM",
     "REGISTRY",
     "Model",
     "binary_cross_entropy",
@@ -23,9 +27,12 @@ __all__ = [
     "cross_entropy",
     "from_linen",
     "lenet",
+    "load_checkpoint",
     "mlp",
     "names",
+    "read_facts",
     "resnet_cifar",
     "resnet_imagenet",
+    "save_checkpoint",
     "small_convnet",
 ]

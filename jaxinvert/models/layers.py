@@ -47,6 +47,10 @@ def dense_like_torch(features: int, in_features: int, *, name: str) -> linen.Den
     return linen.Dense(features, kernel_init=init, bias_init=init, name=name)
 
 
+BATCH_NORM_MOMENTUM = 0.9
+"""Share of the old value in running statistics; PyTorch calls this 0.1."""
+
+
 def batch_norm_layer(mode: str) -> LayerFn:
     """BatchNorm in one of two modes; PyTorch's momentum and epsilon.
 
@@ -67,7 +71,7 @@ def batch_norm_layer(mode: str) -> LayerFn:
     return functools.partial(
         linen.BatchNorm,
         use_running_average=mode == "eval",
-        momentum=0.9,
+        momentum=BATCH_NORM_MOMENTUM,
         epsilon=1e-5,
         # E[x^2] - E[x]^2 cancels in float32 and is clipped at zero, where derivatives stop; attacks need two.
         use_fast_variance=False,

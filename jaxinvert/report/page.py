@@ -11,7 +11,8 @@ The summary is the JSON object that `jaxinvert invert` writes. Every key is opti
      "quality": {"psnr_db": {"mean", "median", "q25", "q75", "min", "max"}, "ssim": {...}},
      "targets": [{"attack_loss", "winner", "restart_losses": [...]}, ...],
      "selected_by": "attack_loss" | "closed form", "interrupted", "command",
-     "assumptions": {"known": [...], "unknown": [...], "client": "..."},
+     "assumptions": {"known": [...], "unknown": [...], "client": "...", "labels": "..."},
+     "labels": {"exact": [...], "recall"},
      "seconds_compile", "seconds_run", "steps_per_second", "device", "versions": {...}}
 """
 

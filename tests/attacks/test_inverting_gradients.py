@@ -51,3 +51,13 @@ def test_recovers_the_example_far_better_than_from_another_clients_gradient(vict
     leaked, null = error(victim.observation), error(victim.observation._replace(update=other))
     assert leaked < 1e-3
     assert null > 0.05
+
+
+def test_joint_labels_are_found_without_being_read(victim):
+    """One example: the class and the image come out although the observation holds no labels."""
+    attack = inverting_gradients(victim.client_update, batch_shape=SHAPE, tv=0.0, horizon=400, joint_labels=3)
+    solve = jax.jit(search.best_of(search.run(attack, num_steps=400), num_restarts=2))
+    found = solve(jax.random.key(1), victim.observation._replace(labels=None))
+    assert found.labels.shape == (1, 3)
+    assert int(jnp.argmax(found.labels)) == int(victim.batch.labels[0])
+    assert float(jnp.mean((found.inputs - victim.batch.inputs) ** 2)) < 1e-2

@@ -1,0 +1,115 @@
+"""Which labels the private batch had: rules that read the counts of all classes off the last layer's gradient.
+
+| rule | idea | exact |
+| --- | --- | --- |
+| `idlg` | most negative column sum | `B = 1`, one class |
+| `bias_sign` | a negative bias gradient proves presence | `B = 1`, one class |
+| `yin` | lowest entry of each column | `B = 1` |
+| `llg`, `llg_star` | column sums, one impact at a time | `B = 1`, one class (`llg`) |
+| `rlg` | separable singular vectors | the set, where `rank dW = B < K - 1` |
+| `ilrg` | least squares over class embeddings | `B = 1`, equal features |
+| `zero_shot` | expected softmax of dummy inputs | `B = 1`, softmax free of the input |
+| `moments` | the same, corrected by the kernel's gradient | `B = 1`, softmax free of the input |
+
+A factory returns a pure `RecoverLabels`, `observation -> counts [K]` (int32, sum exactly `num_examples`), to be
+jitted and vmapped at will; `labels_from_counts` turns counts into the labels that an attack on the images takes.
+All rules assume mean softmax cross-entropy and find the last dense layer by its declared path.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jaxinvert.labels.algebra import ilrg, rlg
+from jaxinvert.labels.dummies import natural_noise, surrogate_gaussian, surrogate_images, white_noise
+from jaxinvert.labels.moments import moments
+from jaxinvert.labels.rounding import labels_from_counts, round_counts
+from jaxinvert.labels.signs import bias_sign, idlg, llg, yin
+from jaxinvert.labels.zero_shot import llg_star, zero_shot
+from jaxinvert.types import ApplyFn, Key, RecoverLabels, Shape
+
+__all__ = [
+    "REGISTRY",
+    "Rule",
+    "Setting",
+    "bias_sign",
+    "idlg",
+    "ilrg",
+    "labels_from_counts",
+    "llg",
+    "llg_star",
+    "moments",
+    "natural_noise",
+    "rlg",
+    "round_counts",
+    "surrogate_gaussian",
+    "surrogate_images",
+    "white_noise",
+    "yin",
+    "zero_shot",
+]
+
+
+class Setting(NamedTuple):
+    """What a rule is built for: the model, the path of its last layer, its inputs' shape, a key for dummies."""
+
+    apply: ApplyFn
+    head: str
+    input_shape: Shape
+    key: Key
+
+
+class Rule(NamedTuple):
+    """A label rule under its name.
+
+    Attributes:
+      factory: `Setting -> RecoverLabels`.
+      needs: the fields of the observation that it reads; all others may be `None`.
+      summary: one line for people.
+    """
+
+    factory: Callable[[Setting], RecoverLabels]
+    needs: tuple[str, ...]
+    summary: str
+
+
+_SIGNS = ("update", "num_examples")
+_MODEL = ("params", "update", "num_examples", "local_training")
+_PUBLIC = (*_MODEL, "surrogate")
+
+
+def _zero_shot(setting: Setting) -> RecoverLabels:
+    dummies = natural_noise(setting.key, input_shape=setting.input_shape)
+    return zero_shot(setting.apply, dummies=dummies, head=setting.head)
+
+
+def _llg_star(setting: Setting) -> RecoverLabels:
+    dummies = white_noise(setting.key, input_shape=setting.input_shape)
+    return llg_star(setting.apply, dummies=dummies, head=setting.head)
+
+
+def _moments(setting: Setting) -> RecoverLabels:
+    dummies = natural_noise(setting.key, input_shape=setting.input_shape)
+    return moments(setting.apply, dummies=dummies, head=setting.head)
+
+
+REGISTRY: dict[str, Rule] = {
+    "idlg": Rule(lambda s: idlg(head=s.head), _SIGNS, "most negative column (Zhao et al. 2020); one example"),
+    "bias-sign": Rule(lambda s: bias_sign(head=s.head), _SIGNS, "negative bias gradients"),
+    "yin": Rule(lambda s: yin(head=s.head), _SIGNS, "lowest column entries (Yin et al. 2021); distinct labels"),
+    "llg": Rule(lambda s: llg(head=s.head), _SIGNS, "repeated argmin of column sums (Wainakh et al. 2022)"),
+    "llg-star": Rule(_llg_star, _MODEL, "the same, calibrated on random inputs (Wainakh et al. 2022)"),
+    "rlg": Rule(lambda s: rlg(head=s.head), _SIGNS, "separable singular vectors (Dang et al. 2021); B < K - 1"),
+    "ilrg": Rule(lambda s: ilrg(head=s.head), _MODEL, "least squares over class embeddings (Ma et al. 2023)"),
+    "zero-shot": Rule(_zero_shot, _MODEL, "expected softmax of dummy inputs (Geng et al. 2021)"),
+    "zero-shot-surrogate": Rule(
+        lambda s: zero_shot(s.apply, dummies=surrogate_images(), head=s.head),
+        _PUBLIC,
+        "the same with public images as dummies",
+    ),
+    "moments": Rule(_moments, _MODEL, "zero-shot counts corrected by the kernel's gradient"),
+    "moments-surrogate": Rule(
+        lambda s: moments(s.apply, dummies=surrogate_images(), head=s.head),
+        _PUBLIC,
+        "the same with public images as dummies",
+    ),
+}

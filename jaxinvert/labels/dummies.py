@@ -1,0 +1,91 @@
+"""Inputs that stand in for the client's: noise where the attacker has nothing, public images where it has.
+
+A label rule that must guess how the model answers the private images looks at how it answers dummies. They come
+in `F` families of `N`: the images of a family share a style (brightness, contrast, smoothness, color), so that
+the spread between families says how far the style of the private images may be off.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxinvert.observe import require
+from jaxinvert.types import Array, Key, Observation, Shape
+
+Dummies = Callable[[Observation], Array]
+"""`observation -> [F, N, H, W, C]` in [0, 1]."""
+
+
+def white_noise(key: Key, *, input_shape: Shape, num_inputs: int = 512) -> Dummies:
+    """Independent pixels `N(1/2, 1/4)`, clipped to [0, 1]: the standard normal inputs of the published rules.
+
+    Args:
+      key: drawn from once, when the factory is called: the rule stays a pure function.
+      input_shape: `(H, W, C)`.
+      num_inputs: `N`; one family.
+    """
+    images = jnp.clip(0.5 + 0.25 * jax.random.normal(key, (1, num_inputs, *input_shape)), 0.0, 1.0)
+    return lambda observation: images
+
+
+def natural_noise(key: Key, *, input_shape: Shape, num_families: int = 32, num_inputs: int = 32) -> Dummies:
+    """Noise with the second-order statistics of photographs: amplitude 1/f^a, correlated colors, random styles.
+
+    Natural images have amplitude spectra near 1/f (Field 1987); exponent, brightness, contrast and tint differ by
+    family, brightness and contrast also by image. No image went into it.
+
+    Args:
+      key: drawn from once, when the factory is called.
+      input_shape: `(H, W, C)`.
+      num_families: `F`.
+      num_inputs: `N` of each family.
+    """
+    height, width, channels = input_shape
+    noise_key, slope_key, level_key, tint_key, contrast_key, own_key = jax.random.split(key, 6)
+    styles = (num_families, 1, 1, 1, 1)
+    frequency = jnp.sqrt(jnp.fft.fftfreq(height)[:, None] ** 2 + jnp.fft.fftfreq(width)[None, :] ** 2)
+    frequency = jnp.maximum(frequency, 1 / max(height, width))[None, None, :, :, None]
+    slope = jax.random.uniform(slope_key, styles, minval=0.8, maxval=1.6)
+    # One luminance plane and one plane for each color channel.
+    white = jax.random.normal(noise_key, (num_families, num_inputs, height, width, 1 + channels))
+    smooth = jnp.real(jnp.fft.ifft2(jnp.fft.fft2(white, axes=(2, 3)) / frequency**slope, axes=(2, 3)))
+    smooth = smooth / jnp.std(smooth, axis=(1, 2, 3, 4), keepdims=True)
+    texture = jnp.sqrt(0.9) * smooth[..., :1] + jnp.sqrt(0.1) * smooth[..., 1:]
+    level = 0.47 + 0.05 * jax.random.normal(level_key, styles)
+    tint = 0.03 * jax.random.normal(tint_key, (num_families, 1, 1, 1, channels))
+    own = jnp.exp(0.3 * jax.random.normal(own_key, (num_families, num_inputs, 1, 1, 1)))
+    contrast = jax.random.uniform(contrast_key, styles, minval=0.18, maxval=0.3) * own
+    images = jnp.clip(level + tint + contrast * texture, 0.0, 1.0)
+    return lambda observation: images
+
+
+def surrogate_images(*, max_inputs: int = 2048) -> Dummies:
+    """The attacker's public images themselves, one family: at most the first `max_inputs` of them."""
+
+    def dummies(observation: Observation) -> Array:
+        return require(observation, "surrogate", attack="a rule with surrogate dummies")[None, :max_inputs]
+
+    return dummies
+
+
+def surrogate_gaussian(key: Key, *, num_inputs: int = 1024, max_components: int = 256) -> Dummies:
+    """Gaussian images with the mean and the leading covariance of the surrogate images, clipped to [0, 1].
+
+    Args:
+      key: drawn from on every call, with the same result.
+      num_inputs: `N`; one family.
+      max_components: principal components kept, at most the number of surrogate images.
+    """
+
+    def dummies(observation: Observation) -> Array:
+        images = require(observation, "surrogate", attack="a rule with surrogate dummies")
+        flat = images.reshape(images.shape[0], -1)
+        mean = jnp.mean(flat, axis=0, keepdims=True)
+        _, sizes, directions = jnp.linalg.svd(flat - mean, full_matrices=False)
+        scales = sizes[:max_components, None] / jnp.sqrt(images.shape[0])
+        weights = jax.random.normal(key, (num_inputs, scales.shape[0]))
+        samples = mean + weights @ (scales * directions[:max_components])
+        return jnp.clip(samples, 0.0, 1.0).reshape(1, num_inputs, *images.shape[1:])
+
+    return dummies

@@ -1,0 +1,128 @@
+"""The last dense layer of a client's update, found by its declared path, in units of a mean gradient."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxinvert.observe import require
+from jaxinvert.types import ApplyFn, Array, ArrayTree, LocalTraining, Observation, Params, path_name
+
+
+class Head(NamedTuple):
+    """The last dense layer, or its gradient: `kernel [M, K]` and `bias [K]`, `None` where it has none."""
+
+    kernel: Array
+    bias: Array | None
+
+
+class BiasedHead(NamedTuple):
+    """The same where a rule cannot do without the bias."""
+
+    kernel: Array
+    bias: Array
+
+
+def find_head(tree: ArrayTree, head: str) -> Head:
+    """Reads the layer at `head`, such as `"params/head"`, from parameters or an update.
+
+    Raises:
+      ValueError: if there is no two-dimensional kernel at that path, with the paths that exist.
+    """
+    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    kernel = leaves.get(f"{head}/kernel")
+    if kernel is None or kernel.ndim != 2:
+        dense = sorted(
+            p.removesuffix("/kernel") for p, leaf in leaves.items() if p.endswith("/kernel") and leaf.ndim == 2
+        )
+        raise ValueError(
+            f"no dense layer at {head!r}: expected {head}/kernel [features, K]; dense layers are {dense}"
+        )
+    return Head(kernel, leaves.get(f"{head}/bias"))
+
+
+def biased_head(tree: ArrayTree, head: str, *, rule: str) -> BiasedHead:
+    """`find_head` for a rule that needs the bias.
+
+    Raises:
+      ValueError: if the layer or its bias is missing.
+    """
+    kernel, bias = find_head(tree, head)
+    if bias is None:
+        raise ValueError(f"{rule} needs a bias at {head}/bias, which this model's last layer does not have")
+    return BiasedHead(kernel, bias)
+
+
+def step_scale(observation: Observation, *, rule: str) -> Array:
+    """`1 / (learning rate * local steps)`: what makes the pseudo-gradient a mean gradient.
+
+    FedSGD is `LocalTraining(1.0, 1)`.
+
+    Raises:
+      ValueError: if the threat model withholds `local_training`.
+    """
+    training: LocalTraining = require(observation, "local_training", attack=rule)
+    return 1 / (jnp.asarray(training.learning_rate, jnp.float32) * training.num_steps)
+
+
+class Response(NamedTuple):
+    """How the model answers dummy inputs, averaged over the client's local steps.
+
+    Attributes:
+      probabilities: `[F, N, K]` softmax outputs `p`.
+      projections: `[F, N, K]` `h W`, the features `h` projected by the probe kernel.
+      products: `[F, N, K, K]` `(h W)_a p_c`.
+    """
+
+    probabilities: Array
+    projections: Array
+    products: Array
+
+
+def respond(
+    observation: Observation, dummies: Array, *, apply: ApplyFn, head: str, probe: Callable[[Array], Array], rule: str
+) -> Response:
+    """Runs the dummies through the server's and the client's model and averages over the path between them.
+
+    Local step j of T sees parameters near `params - (j / T) update`, so that any quantity q that changes
+    little is on average `(1 - w) q(server) + w q(client)` with `w = (T - 1) / (2 T)` (Geng et al. 2021).
+    Where `num_steps` is the Python number 1 the client's model is not run.
+
+    Args:
+      observation: reads `params`, `update`, `local_training`.
+      dummies: `[F, N, H, W, C]` in [0, 1].
+      apply: the model.
+      head: path of its last layer.
+      probe: the server's kernel `[M, K]` -> the kernel to project features with, `[M, K]`.
+      rule: for error messages.
+    """
+    params = require(observation, "params", attack=rule)
+    training: LocalTraining = require(observation, "local_training", attack=rule)
+    probe_kernel = probe(find_head(params, head).kernel)
+
+    def outputs(at: Params) -> Response:
+        # Logits are linear in the kernel: another kernel and no bias reads projections of the features. The
+        # body of the network is the same expression in both calls, and compiled once.
+        swapped = _with_head(at, head, probe_kernel)
+
+        def one_family(inputs: Array) -> tuple[Array, Array]:
+            return jax.nn.softmax(apply(at, inputs)), apply(swapped, inputs)
+
+        probabilities, projections = jax.lax.map(one_family, dummies)
+        return Response(probabilities, projections, projections[..., :, None] * probabilities[..., None, :])
+
+    server = outputs(params)
+    if isinstance(training.num_steps, int) and training.num_steps == 1:
+        return server
+    weight = (training.num_steps - 1) / (2 * jnp.asarray(training.num_steps, jnp.float32))
+    client = outputs(jax.tree.map(jnp.subtract, params, observation.update))
+    return jax.tree.map(lambda q, r: (1 - weight) * q + weight * r, server, client)
+
+
+def _with_head(params: Params, head: str, kernel: Array) -> Params:
+    def swap(path: tuple, leaf: Array) -> Array:
+        name = path_name(path)
+        return kernel if name == f"{head}/kernel" else jnp.zeros_like(leaf) if name == f"{head}/bias" else leaf
+
+    return jax.tree_util.tree_map_with_path(swap, params)

@@ -1,0 +1,100 @@
+"""From real-valued class counts to integers that sum to the number of examples, and to a list of labels."""
+
+import jax.numpy as jnp
+from jax import lax
+
+from jaxinvert.types import Array
+
+
+def project_counts(estimate: Array, num_examples: int | Array) -> Array:
+    """The closest real counts: the Euclidean projection of `estimate` onto `{n >= 0, sum n = B}`.
+
+    An estimate that sums to `B` with negative entries needs its excess taken back; the projection takes it
+    evenly from all positive entries (Held, Wolfe, Crowder 1974).
+
+    Args:
+      estimate: `[K]` floats; entries that are not finite count as 0.
+      num_examples: `B >= 0`, may be traced.
+    """
+    estimate = jnp.where(jnp.isfinite(estimate), estimate, 0.0)
+    descending = -jnp.sort(-estimate)
+    excess = jnp.cumsum(descending) - num_examples
+    rank = jnp.arange(1, estimate.size + 1)
+    last = jnp.max(jnp.where(descending - excess / rank > 0, rank, 1))
+    return jnp.maximum(estimate - excess[last - 1] / last, 0.0)
+
+
+def round_counts(estimate: Array, num_examples: int | Array) -> Array:
+    """Integer counts near `estimate`: clip at 0, floor, the remainder to the largest fractions (Geng et al. 2021).
+
+    | estimate                 | B | counts       |
+    |--------------------------|---|--------------|
+    | 1.2, 0.7, 0.1            | 2 | 1, 1, 0      |
+    | 2.4, -0.4, 1.0           | 3 | 2, 0, 1      |
+    | 0, 0, 0 (says nothing)   | 2 | 1, 1, 0      |
+    | NaN, 1, 1                | 2 | 0, 1, 1      |
+
+    Args:
+      estimate: `[K]` floats.
+      num_examples: `B >= 0`, may be traced.
+
+    Returns:
+      `[K]` int32, non-negative, sum exactly `B`.
+    """
+    projected = project_counts(estimate, num_examples)
+    # Rounding must not turn an exact 2 that arrives as 1.9999998 into a candidate for the remainder.
+    whole = jnp.floor(projected + 1e-4)
+    missing = num_examples - jnp.sum(whole).astype(jnp.int32)
+    fraction_rank = _rank(-(projected - whole))
+    whole = whole.astype(jnp.int32)
+    size = estimate.size
+    # Usually 0 <= missing < K; the general form keeps the sum exact where float32 cannot hold the counts.
+    return whole + missing // size + (fraction_rank < missing % size)
+
+
+def lowest(values: Array, num_examples: int | Array) -> Array:
+    """Counts `[K]` of `B` labels spread over the classes with the lowest `values [K]`, each once if `B <= K`."""
+    return (num_examples // values.size + (_rank(values) < num_examples % values.size)).astype(jnp.int32)
+
+
+def repeated_argmin(values: Array, impact: Array, counts: Array, num_examples: int | Array) -> Array:
+    """Emits the class with the lowest value and takes `impact` from it, until `B` labels are out (LLG's loop).
+
+    Args:
+      values: `[K]`, what is left of each class's signal.
+      impact: `[]`, the (negative) share of one example.
+      counts: `[K]` int32, the labels that were emitted before.
+      num_examples: `B`, may be traced.
+
+    Returns:
+      `[K]` int32, sum `B` if `counts` held no more.
+    """
+
+    def emit(_: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        left, emitted = state
+        chosen = jnp.argmin(left)
+        return left.at[chosen].add(-impact), emitted.at[chosen].add(1)
+
+    start = jnp.sum(counts)
+    return lax.fori_loop(start, jnp.maximum(num_examples, start), emit, (values, counts))[1]
+
+
+def labels_from_counts(counts: Array, num_examples: int) -> Array:
+    """Counts as a sorted list of labels, which is what an attack on the images takes.
+
+    Args:
+      counts: `[K]` non-negative integers that sum to `num_examples`.
+      num_examples: `B`, static: the length of the result.
+
+    Returns:
+      `[B]` int32, ascending.
+
+    >>> labels_from_counts(jnp.array([2, 0, 1]), 3).tolist()
+    [0, 0, 2]
+    """
+    return jnp.repeat(jnp.arange(counts.size, dtype=jnp.int32), counts, total_repeat_length=num_examples)
+
+
+def _rank(values: Array) -> Array:
+    """`[K]` position of every entry in ascending order; equal entries keep their order."""
+    return jnp.argsort(jnp.argsort(values))

@@ -1,0 +1,118 @@
+r"""Label rules that read signs and sizes of the last layer's gradient alone; they need no model and no dummies.
+
+With `p_i` the softmax output and `h_i` the last features of example i, mean cross-entropy gives
+
+    db_n = 1/B sum_i (p_in - [y_i = n]),     dW_mn = 1/B sum_i (p_in - [y_i = n]) h_im:
+
+where `h >= 0` only examples of class n push column n below zero. All rules are invariant to the scale of the
+update, and hence the same for a gradient and for the weight difference of a single step.
+
+References:
+  Zhao, Mopuri, Bilen: iDLG: Improved Deep Leakage from Gradients. 2020, arXiv:2001.02610.
+  Yin et al.: See through Gradients: Image Batch Recovery via GradInversion. CVPR 2021, arXiv:2104.07586.
+  Wainakh et al.: User-Level Label Leakage from Gradients in Federated Learning. PoPETs 2022, arXiv:2105.09369.
+"""
+
+import jax.numpy as jnp
+
+from jaxinvert.labels.head import biased_head, find_head
+from jaxinvert.labels.rounding import lowest, repeated_argmin, round_counts
+from jaxinvert.observe import require
+from jaxinvert.types import Array, Observation, RecoverLabels
+
+
+def idlg(*, head: str = "params/head") -> RecoverLabels:
+    """`y = argmin_n sum_m dW_mn` (Zhao et al. 2020): all examples to one class.
+
+    Reads `update`, `num_examples`. Exact for `B = 1` and for batches of a single class, behind non-negative
+    features that are not all zero. No bias needed.
+
+    Args:
+      head: path of the last dense layer.
+
+    Raises:
+      ValueError: at trace time, if the layer or a field is missing.
+    """
+
+    def recover(observation: Observation) -> Array:
+        num_examples = require(observation, "num_examples", attack="idlg")
+        column_sums = jnp.sum(find_head(observation.update, head).kernel, axis=0)
+        return jnp.zeros(column_sums.size, jnp.int32).at[jnp.argmin(column_sums)].set(num_examples)
+
+    return recover
+
+
+def bias_sign(*, head: str = "params/head") -> RecoverLabels:
+    """Class n is present where `db_n < 0`; each such class once, the rest in proportion to `-db_n`.
+
+    The bias gradient is a mean of `p - y`, so that a negative entry proves presence, whatever the features
+    (Phong et al. 2018 and Wainakh et al. 2022 use the same fact). Reads `update`, `num_examples`. Exact for
+    `B = 1` and for a single class; a class with fewer examples than the model expects (`B p_n`) goes unseen.
+
+    Args:
+      head: path of the last dense layer.
+
+    Raises:
+      ValueError: at trace time, if the layer, its bias or a field is missing.
+    """
+
+    def recover(observation: Observation) -> Array:
+        num_examples = require(observation, "num_examples", attack="bias_sign")
+        gradient = biased_head(observation.update, head, rule="bias_sign").bias
+        surplus = jnp.maximum(-gradient, 0.0)
+        once = _at_most((surplus > 0).astype(jnp.int32), gradient, num_examples)
+        rest = num_examples - jnp.sum(once)
+        total = jnp.sum(surplus)
+        return once + round_counts(rest * surplus / jnp.where(total > 0, total, 1.0), rest)
+
+    return recover
+
+
+def yin(*, head: str = "params/head") -> RecoverLabels:
+    """The `B` classes with the lowest `min_m dW_mn`, each once (Yin et al. 2021, equation 7).
+
+    Assumes that no label repeats and `B <= K`; of more examples than classes every class gets its share. Reads
+    `update`, `num_examples`. Exact for `B = 1` behind non-negative features. No bias needed.
+
+    Args:
+      head: path of the last dense layer.
+
+    Raises:
+      ValueError: at trace time, if the layer or a field is missing.
+    """
+
+    def recover(observation: Observation) -> Array:
+        num_examples = require(observation, "num_examples", attack="yin")
+        return lowest(jnp.min(find_head(observation.update, head).kernel, axis=0), num_examples)
+
+    return recover
+
+
+def llg(*, head: str = "params/head") -> RecoverLabels:
+    """LLG (Wainakh et al. 2022, algorithm 1): one label per negative `g_n = sum_m dW_mn`, then by repeated argmin.
+
+    One example is worth the impact `1/B sum_{g_n < 0} g_n (1 + 1/K)`, which is taken from a class whenever
+    it is emitted. Reads `update`, `num_examples`. Exact for `B = 1` and for a single class, behind
+    non-negative features; otherwise an estimate for nearly uniform softmax outputs. No bias needed.
+
+    Args:
+      head: path of the last dense layer.
+
+    Raises:
+      ValueError: at trace time, if the layer or a field is missing.
+    """
+
+    def recover(observation: Observation) -> Array:
+        num_examples = require(observation, "num_examples", attack="llg")
+        signal = jnp.sum(find_head(observation.update, head).kernel, axis=0)
+        impact = jnp.sum(jnp.minimum(signal, 0.0)) / num_examples * (1 + 1 / signal.size)
+        once = _at_most((signal < 0).astype(jnp.int32), signal, num_examples)
+        return repeated_argmin(signal - once * impact, impact, once, num_examples)
+
+    return recover
+
+
+def _at_most(present: Array, signal: Array, num_examples: int | Array) -> Array:
+    """Of the present classes (0/1) those `B` with the lowest signal: rounding may leave more."""
+    order = jnp.argsort(jnp.argsort(signal))
+    return present * (order < num_examples)

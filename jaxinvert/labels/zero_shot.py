@@ -1,0 +1,80 @@
+r"""Label rules that ask the model how it answers dummy inputs, and read the counts off the difference.
+
+From `B db_n = sum_i p_in - count_n` only the sum of the softmax outputs is unknown; dummies supply it.
+
+References:
+  Geng et al.: Towards General Deep Leakage in Federated Learning. 2021, arXiv:2110.09074.
+  Wainakh et al.: User-Level Label Leakage from Gradients in Federated Learning. PoPETs 2022, arXiv:2105.09369.
+"""
+
+import jax.numpy as jnp
+
+from jaxinvert.labels.dummies import Dummies
+from jaxinvert.labels.head import biased_head, find_head, respond, step_scale
+from jaxinvert.labels.rounding import repeated_argmin, round_counts
+from jaxinvert.observe import require
+from jaxinvert.types import ApplyFn, Array, Observation, RecoverLabels
+
+
+def zero_shot(apply: ApplyFn, *, dummies: Dummies, head: str = "params/head", use_bias: bool = True) -> RecoverLabels:
+    r"""Zero-shot counts (Geng et al. 2021): `count_n = B p_hat_n - B db_n`.
+
+    Without a bias `count_n = B p_hat_n - B (sum_m dW_mn) / O_hat` with `O_hat` the mean of the summed features.
+    `p_hat` and `O_hat` are means over the dummies, interpolated between the server's and the client's model, and the
+    update is divided by learning rate x local steps. Reads `params`, `update`, `num_examples`, `local_training`, and
+    `surrogate` if the dummies do. Exact where softmax outputs do not depend on the input, and for `B = 1`.
+
+    Args:
+      apply: the model, inputs in [0, 1] to logits.
+      dummies: the inputs to average over.
+      head: path of the last dense layer.
+      use_bias: static; whether to read the bias gradient, the better choice wherever there is one.
+
+    Raises:
+      ValueError: at trace time, if the layer, a bias that is to be used, or a field is missing.
+    """
+
+    def recover(observation: Observation) -> Array:
+        num_examples = require(observation, "num_examples", attack="zero_shot")
+        scale = step_scale(observation, rule="zero_shot")
+        inputs = dummies(observation)
+        answers = respond(observation, inputs, apply=apply, head=head, probe=jnp.ones_like, rule="zero_shot")
+        if use_bias:
+            shift = biased_head(observation.update, head, rule="zero_shot").bias * scale
+        else:
+            column_sums = jnp.sum(find_head(observation.update, head).kernel, axis=0)
+            shift = column_sums * scale / jnp.mean(answers.projections)
+        return round_counts(num_examples * (jnp.mean(answers.probabilities, axis=(0, 1)) - shift), num_examples)
+
+    return recover
+
+
+def llg_star(apply: ApplyFn, *, dummies: Dummies, head: str = "params/head") -> RecoverLabels:
+    r"""LLG* (Wainakh et al. 2022): LLG with the impact and a per-class offset measured on random inputs.
+
+    With `O` an example's summed features, the dummies' gradients under every label give the impact
+    `m = (1 + 1/K) mean_n E[O (p_n - 1)] / B` and the offset `s_n = E[O p_n]` that class n collects from the
+    examples of other classes; then `argmin (g - s)` is emitted and relieved of m, `B` times. Reads `params`,
+    `update`, `num_examples`, `local_training`. No bias needed.
+
+    Args:
+      apply: the model, inputs in [0, 1] to logits.
+      dummies: the inputs to measure with.
+      head: path of the last dense layer.
+
+    Raises:
+      ValueError: at trace time, if the layer or a field is missing.
+    """
+
+    def recover(observation: Observation) -> Array:
+        num_examples = require(observation, "num_examples", attack="llg_star")
+        scale = step_scale(observation, rule="llg_star")
+        inputs = dummies(observation)
+        answers = respond(observation, inputs, apply=apply, head=head, probe=jnp.ones_like, rule="llg_star")
+        offset = jnp.mean(answers.products[..., 0, :], axis=(0, 1))
+        size = offset.size
+        impact = (1 + 1 / size) * (jnp.mean(offset) - jnp.mean(answers.projections)) / num_examples
+        signal = jnp.sum(find_head(observation.update, head).kernel, axis=0) * scale - offset
+        return repeated_argmin(signal, impact, jnp.zeros(size, jnp.int32), num_examples)
+
+    return recover

@@ -1,0 +1,107 @@
+"""Parameters in a safetensors file: what a training run leaves, and what an attack on a trained model starts from.
+
+Tensors are named by their path, `params/head/kernel`. Beside them stand facts in words, such as the model's name and
+the normalization it was trained with. A file from outside is checked before a tensor is read: names, shapes and
+types against the model's own, then every value for finiteness.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from safetensors import numpy as safetensors_numpy
+
+from jaxinvert.store import write_atomically
+from jaxinvert.types import ArrayTree, path_name
+
+_FACTS = "jaxinvert"
+
+
+def save_checkpoint(path: Path, tree: ArrayTree, facts: Mapping[str, Any]) -> None:
+    """Writes `tree` and `facts`; the file is either whole or absent.
+
+    Args:
+      path: such as `lenet.safetensors`.
+      tree: nested dictionaries of arrays, such as a model's parameters.
+      facts: what JSON can hold.
+    """
+    tensors = {name: np.ascontiguousarray(leaf) for name, leaf in _named(tree).items()}
+    content = safetensors_numpy.save(tensors, metadata={_FACTS: json.dumps(dict(facts))})
+    write_atomically(path, lambda file: file.write(content))
+
+
+def load_checkpoint(path: Path, like: ArrayTree) -> ArrayTree:
+    """Reads a checkpoint into the tree, shapes and types of `like`.
+
+    Args:
+      path: the file.
+      like: arrays or `jax.ShapeDtypeStruct`, such as `jax.eval_shape(model.init, key)`.
+
+    Raises:
+      ValueError: if it is no whole safetensors file, holds other tensors than `like`, another shape, integers for
+        floats, or a value that is not finite; the message names the tensor.
+      FileNotFoundError: if there is none.
+    """
+    expected = _named(like)
+    with _open(path) as file:
+        found = set(file.keys())
+        if missing := sorted(expected.keys() - found):
+            raise ValueError(f"{path} does not hold this model: it lacks {_some(missing)}")
+        if unknown := sorted(found - expected.keys()):
+            raise ValueError(f"{path} does not hold this model: it has {_some(unknown)} beside its parameters")
+        for name, leaf in expected.items():
+            if (shape := tuple(file.get_slice(name).get_shape())) != leaf.shape:
+                raise ValueError(f"{path} does not hold this model: {name} has shape {shape}, expected {leaf.shape}")
+        tensors = {name: _checked(path, name, file.get_tensor(name), leaf.dtype) for name, leaf in expected.items()}
+    leaves = jax.tree_util.tree_map_with_path(lambda key_path, leaf: tensors[path_name(key_path)], like)
+    return jax.tree.map(jnp.asarray, leaves)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The facts that `save_checkpoint` wrote; `{}` for a file from elsewhere.
+
+    Raises:
+      ValueError: if it is no whole safetensors file.
+      FileNotFoundError: if there is none.
+    """
+    with _open(path) as file:
+        text = (file.metadata() or {}).get(_FACTS, "{}")
+    try:
+        facts = json.loads(text)
+    except json.JSONDecodeError:
+        facts = None
+    if not isinstance(facts, dict):
+        raise ValueError(f"{path} is damaged: its facts are no JSON object")
+    return facts
+
+
+def _open(path: Path) -> Any:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        return safetensors.safe_open(path, framework="numpy")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def _checked(path: Path, name: str, tensor: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    kinds = "fV" if jnp.issubdtype(dtype, jnp.floating) else "iu"  # numpy files bfloat16 under V
+    if tensor.dtype.kind not in kinds:
+        raise ValueError(f"{path}: {name} is {tensor.dtype}, expected {dtype}")
+    tensor = tensor.astype(dtype)
+    if not np.all(np.isfinite(tensor)):
+        raise ValueError(f"{path}: {name} holds values that are not finite")
+    return tensor
+
+
+def _named(tree: ArrayTree) -> dict[str, Any]:
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
