@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(config: Config, network: str | Path) -> list[dict]:
     """All rows of one network: two draws of an untrained one, or a checkpoint."""
     dataset = data.load(config.data, split=config.split)
-    facts = models.read_facts(network) if isinstance(network, Path) else {"model": network}
+    facts: dict[str, Any] = models.read_facts(network) if isinstance(network, Path) else {"model": network}
     num_classes = facts.get("num_classes") or config.num_classes or dataset.num_classes
     model = models.create(
         facts["model"],

@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -171,7 +171,7 @@ def make_step(
             batch = batch._replace(inputs=mirrored_and_shifted(key, batch.inputs))
         loss, grad = jax.value_and_grad(loss_fn)(params, batch)
         updates, opt_state = optimizer.update(grad, opt_state, params)
-        moved = optax.apply_updates(params, updates)
+        moved = cast(dict[str, ArrayTree], optax.apply_updates(params, updates))
         if "batch_stats" in params:
             measured = jax.tree.map(lambda leaf: leaf[None], model.batch_statistics(params, batch.inputs))
             running = running_statistics.advance(params["batch_stats"], measured, momentum=models.BATCH_NORM_MOMENTUM)

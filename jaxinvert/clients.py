@@ -24,11 +24,11 @@ from jax import lax
 from jaxinvert.gradients import mean_gradient
 from jaxinvert.types import Array, ArrayTree, Batch, ClientUpdateFn, Key, LossFn, Params, Update
 
-RandomLossFn = Callable[[Params, Batch, Key], Array]
-"""A loss that draws random numbers, such as those of dropout."""
+AnyLossFn = Callable[..., Array]
+"""A `LossFn`, or `(params, batch, key) -> []` for a loss that draws random numbers, such as those of dropout."""
 
 
-def fedsgd(loss_fn: LossFn | RandomLossFn, *, dropout_key: Key | None = None) -> ClientUpdateFn:
+def fedsgd(loss_fn: AnyLossFn, *, dropout_key: Key | None = None) -> ClientUpdateFn:
     """One full-batch gradient: the update is `d loss_fn / d params` (McMahan et al. 2017, FedSGD).
 
     In pseudo-gradient sign the update of a client that takes one step with learning rate 1 is the gradient itself.
@@ -43,7 +43,7 @@ def fedsgd(loss_fn: LossFn | RandomLossFn, *, dropout_key: Key | None = None) ->
 
 
 def fedavg(
-    loss_fn: LossFn | RandomLossFn,
+    loss_fn: AnyLossFn,
     *,
     optimizer: optax.GradientTransformation,
     batch_size: int | None = None,
@@ -206,7 +206,7 @@ _Carry = tuple[Update, ArrayTree]
 
 
 def _local_training(
-    loss_fn: LossFn | RandomLossFn,
+    loss_fn: AnyLossFn,
     measure: Callable[[Params, Batch], ArrayTree],
     optimizer: optax.GradientTransformation,
     batch_size: int | None,

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen
 
-from jaxinvert import job, threat_models
+from jaxinvert import clients, job, models, running_statistics, threat_models
+from jaxinvert.job.config import sent_statistics
 from jaxinvert.observe import observe, observe_targets
 from jaxinvert.threat_models import LADDER, check_needs
 from jaxinvert.types import Batch, LocalTraining, Observation
@@ -84,3 +86,34 @@ def test_every_missing_field_is_named():
     check_needs(LADDER["C"], ["update", "params"], attack="any")
     with pytest.raises(ValueError, match=r"my-attack needs what .*: params .*, labels "):
         check_needs(LADDER["A"], ["update", "params", "labels"], attack="my-attack")
+
+
+def test_a_job_in_train_mode_sends_the_statistics_of_its_own_batch():
+    """One FedSGD step: what the server reads off the running statistics is the private batch's mean and variance."""
+
+    class Normalized(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            x = linen.BatchNorm(use_running_average=False, name="norm")(x)
+            return linen.Dense(3, name="head")(x.reshape(x.shape[0], -1))
+
+    model = models.from_linen(Normalized(), name="normalized", input_shape=(4, 4, 2), num_classes=3)
+    params = model.init(jax.random.key(0))
+    batches = Batch(jax.random.uniform(jax.random.key(1), (2, 5, 4, 4, 2)), jnp.zeros((2, 5), jnp.int32))
+    config = job.JobConfig(batch_norm="train", threat_model="E", num_examples=5)
+    assert config.granted.batch_stats
+    assert not job.JobConfig(threat_model="E").granted.batch_stats
+    assert not job.JobConfig(batch_norm="train", threat_model="D").granted.batch_stats
+    seen = observe_targets(
+        clients.fedsgd(models.cross_entropy(model.apply)),
+        params,
+        batches,
+        threat_model=config.granted,
+        running_statistics=sent_statistics(config, model),
+    )
+    found = jax.vmap(
+        lambda sent: running_statistics.recover(sent, params["batch_stats"], momentum=models.BATCH_NORM_MOMENTUM)
+    )(seen.batch_stats)
+    expected = batches.inputs.mean(axis=(1, 2, 3)), batches.inputs.var(axis=(1, 2, 3))
+    np.testing.assert_allclose(found["norm"]["mean"], expected[0], atol=1e-5)
+    np.testing.assert_allclose(found["norm"]["var"], expected[1], atol=1e-5)

@@ -88,20 +88,25 @@ def prepare(config: JobConfig) -> Task:
     flat = Batch(jnp.asarray(dataset.images[:wanted]), jnp.asarray(dataset.labels[:wanted]))
     check_batch(flat, input_shape=model.input_shape, num_classes=model.num_classes)
     truth = jax.tree.map(lambda leaf: leaf.reshape(config.targets, config.num_private, *leaf.shape[1:]), flat)
-    surrogate = None
-    if config.granted.surrogate:
-        surrogate = jnp.asarray(data.load(config.data, split="train", size=config.size).images)
     observations = observe_targets(
         jax.jit(client_update(config, model)),
         params,
         truth,
         threat_model=config.granted,
         local_training=config.local_training,
-        running_statistics=sent_statistics(config, model) if config.granted.batch_stats else None,
-        surrogate=surrogate,
+        running_statistics=jax.jit(sent_statistics(config, model)) if config.granted.batch_stats else None,
+        surrogate=_surrogate(config) if config.granted.surrogate else None,
     )
     check_targets(observations)
     return Task(model, observations, truth, dataset.class_names)
+
+
+def _surrogate(config: JobConfig) -> jax.Array:
+    """The attacker's public images: the split "train" of the victims' data set."""
+    try:
+        return jnp.asarray(data.load(config.data, split="train", size=config.size).images)
+    except ValueError as error:
+        raise ValueError(f"threat model {config.threat_model} grants surrogate images: {error}") from error
 
 
 def _network(config: JobConfig, dataset: data.Dataset) -> tuple[models.Model, Params]:
@@ -109,13 +114,14 @@ def _network(config: JobConfig, dataset: data.Dataset) -> tuple[models.Model, Pa
     facts = {} if config.checkpoint is None else models.read_facts(config.checkpoint)
     if (trained := facts.get("model", config.model)) != config.model:
         raise ValueError(f"{config.checkpoint} holds a {trained}, not a {config.model}: name it as the model")
+    architecture: dict[str, Any] = {} if config.batch_norm == "eval" else {"batch_norm": config.batch_norm}
     model = models.create(
         config.model,
         input_shape=dataset.images.shape[1:],
         num_classes=facts.get("num_classes", dataset.num_classes),
         mean=facts.get("mean", dataset.mean),
         std=facts.get("std", dataset.std),
-        **({"batch_norm": config.batch_norm} if config.batch_norm != "eval" else {}),
+        **architecture,
     )
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
     if config.checkpoint is None:

@@ -30,7 +30,7 @@ def save_checkpoint(path: Path, tree: ArrayTree, facts: Mapping[str, Any]) -> No
       tree: nested dictionaries of arrays, such as a model's parameters.
       facts: what JSON can hold.
     """
-    tensors = {name: np.ascontiguousarray(leaf) for name, leaf in _named(tree).items()}
+    tensors = {name: np.array(leaf, order="C") for name, leaf in _named(tree).items()}
     content = safetensors_numpy.save(tensors, metadata={_FACTS: json.dumps(dict(facts))})
     write_atomically(path, lambda file: file.write(content))
 
@@ -93,7 +93,8 @@ def _checked(path: Path, name: str, tensor: np.ndarray, dtype: np.dtype) -> np.n
     kinds = "fV" if jnp.issubdtype(dtype, jnp.floating) else "iu"  # numpy files bfloat16 under V
     if tensor.dtype.kind not in kinds:
         raise ValueError(f"{path}: {name} is {tensor.dtype}, expected {dtype}")
-    tensor = tensor.astype(dtype)
+    with np.errstate(over="ignore"):
+        tensor = tensor.astype(dtype)
     if not np.all(np.isfinite(tensor)):
         raise ValueError(f"{path}: {name} holds values that are not finite")
     return tensor
