@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from matplotlib.figure import Figure
 
 from experiments import harness
 from jaxinvert import clients, data, labels, models
@@ -58,6 +59,7 @@ class Config:
       seed: of the networks, the batches and the dummies.
       smoke: a run of seconds on the embedded photos that only shows that everything works.
       json: file for the rows.
+      png: file for a plot of the FedSGD rows.
     """
 
     data: str = "photos"
@@ -75,6 +77,7 @@ class Config:
     seed: int = 0
     smoke: bool = False
     json: Path | None = None
+    png: Path | None = None
 
 
 class Pool(NamedTuple):
@@ -111,6 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     networks: list[str | Path] = [*(config.checkpoints or config.models)]
     rows = [row for network in networks for row in measure(config, network)]
     harness.publish(f"Label recovery, {Path(config.data).stem}", rows, json_file=config.json)
+    if config.png is not None:
+        plot(rows, config.png)
 
 
 def measure(config: Config, network: str | Path) -> list[dict]:
@@ -306,6 +311,42 @@ def summarize(cell: Cell, *, model: str, epochs: int, local_steps: int, law: str
             }
         )
     return rows
+
+
+def plot(rows: list[dict], file: Path) -> None:
+    """Exact rates against batch size: a panel for each network and label law, a line for each rule."""
+    fedsgd = [row for row in rows if row["local_steps"] == 1]
+    networks = list(dict.fromkeys((row["model"], row["epochs"]) for row in fedsgd))
+    laws = list(dict.fromkeys(row["law"] for row in fedsgd))
+    figure = Figure(figsize=(3.2 * len(laws) + 1.8, 2.6 * len(networks)), layout="constrained")
+    panels = figure.subplots(len(networks), len(laws), sharex=True, sharey=True, squeeze=False)
+    for (model, epochs), row_of_panels in zip(networks, panels):
+        for law, panel in zip(laws, row_of_panels):
+            here = [row for row in fedsgd if (row["model"], row["epochs"], row["law"]) == (model, epochs, law)]
+            for rule in labels.REGISTRY:
+                points = sorted((row["batch"], row["exact"]) for row in here if row["rule"] == rule)
+                style = PLOT_STYLES.get(rule, {"color": "0.75", "linewidth": 0.9})
+                panel.plot(*zip(*points), label=rule, marker="o", markersize=2.5, **style)
+            panel.set_xscale("log", base=2)
+            panel.set_title(f"{model}, {f'{epochs} epochs' if epochs else 'untrained'}, {law} labels", fontsize=8)
+            panel.grid(alpha=0.2)
+            panel.tick_params(labelsize=7)
+    figure.supxlabel("examples in the batch", fontsize=8)
+    figure.supylabel("share of batches with exact labels", fontsize=8)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize=7, frameon=False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=150)
+
+
+PLOT_STYLES: dict[str, dict[str, Any]] = {
+    "moments-surrogate": {"color": "#0072B2", "linewidth": 2.2},
+    "moments": {"color": "#0072B2", "linewidth": 1.6, "linestyle": "--"},
+    "zero-shot-surrogate": {"color": "#E69F00", "linewidth": 1.8},
+    "zero-shot": {"color": "#E69F00", "linewidth": 1.4, "linestyle": "--"},
+    "ilrg": {"color": "#009E73", "linewidth": 1.6},
+    "llg": {"color": "#CC79A7", "linewidth": 1.4},
+}
+"""The rules that are worth following through the panels; the others are thin and grey."""
 
 
 def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:

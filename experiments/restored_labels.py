@@ -1,8 +1,9 @@
 """What unknown labels cost: the same attack with labels known, restored from the update, and optimized jointly.
 
-Setting: untrained networks; clients of FedSGD, and of FedAvg with five local steps over all their examples; server of
-threat model C. Every row attacks the same updates from the same starts. Exact: targets whose multiset of labels was
-found; PSNR is the mean over all images, and the loss against known labels is given for targets with exact labels.
+Setting: an untrained network, or a trained one at several epochs; clients of FedSGD, and of FedAvg with five local
+steps over all their examples; server of threat model C. Every row attacks the same updates from the same starts.
+Exact: targets whose multiset of labels was found; PSNR is the mean over all images, and the loss against known labels
+is given for targets with exact labels.
 
 Command:  python -m experiments.restored_labels --data FILE.npz --json FILE.json
 Smoke:    python -m experiments.restored_labels --smoke
@@ -17,7 +18,9 @@ import numpy as np
 import tyro
 
 from experiments import harness
-from jaxinvert import job
+from jaxinvert import job, models
+
+CLIENTS: tuple[Literal["fedsgd"], Literal["fedavg"]] = ("fedsgd", "fedavg")
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Config:
     Attributes:
       data: data set by name, folder or npz.
       model: network by name.
-      checkpoint: trained parameters of it.
+      checkpoints: trained parameters of it, from `experiments.train`; by default fresh ones.
       targets: clients.
       num_examples: of each client.
       local_epochs: of the FedAvg clients.
@@ -42,7 +45,7 @@ class Config:
 
     data: str = "photos"
     model: str = "small-convnet"
-    checkpoint: Path | None = None
+    checkpoints: tuple[Path, ...] = ()
     targets: int = 5
     num_examples: int = 2
     local_epochs: int = 5
@@ -60,17 +63,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = tyro.cli(Config, description=__doc__, args=arguments)
     if config.smoke:
         config = replace(config, data="photos", model="lenet", targets=1, restarts=1, steps=5, local_epochs=2)
-    rows = [row for client in ("fedsgd", "fedavg") for row in compare(config, client)]
+    rows = [
+        row
+        for checkpoint in config.checkpoints or [None]
+        for client in CLIENTS
+        for row in compare(config, checkpoint, client)
+    ]
     harness.publish(f"Restored labels, {config.model}, {Path(config.data).stem}", rows, json_file=config.json)
 
 
-def compare(config: Config, client: Literal["fedsgd", "fedavg"]) -> list[dict]:
-    """One client, three ways to its labels."""
+def compare(config: Config, checkpoint: Path | None, client: Literal["fedsgd", "fedavg"]) -> list[dict]:
+    """One kind of client, three ways to its labels."""
     rows, known_psnr = [], np.array([])
+    epochs = 0 if checkpoint is None else models.read_facts(checkpoint)["epochs"]
     for labels in ("known", "restored", "joint"):
         settings = job.JobConfig(
             model=config.model,
-            checkpoint=config.checkpoint,
+            checkpoint=checkpoint,
             data=config.data,
             targets=config.targets,
             num_examples=config.num_examples,
@@ -92,6 +101,7 @@ def compare(config: Config, client: Literal["fedsgd", "fedavg"]) -> list[dict]:
             known_psnr = psnr
         rows.append(
             {
+                "epochs": epochs,
                 "client": client,
                 "local_steps": settings.local_training.num_steps,
                 "labels": labels,

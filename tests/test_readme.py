@@ -43,3 +43,21 @@ def test_a_table_is_made_of_the_named_columns():
         "| ---: | ---: | ---: |",
         "| 1,234 | - | lenet |",
     ]
+
+
+def test_a_table_can_select_and_spread():
+    rows = [
+        {"law": law, "batch": batch, "rule": rule, "exact": exact}
+        for law, batch, rule, exact in [
+            ("uniform", 1, "llg", 1.0),
+            ("uniform", 1, "rlg", 0.5),
+            ("uniform", 8, "llg", 0.25),
+            ("single", 1, "llg", 0.125),
+        ]
+    ]
+    assert tables.markdown(rows, ["law==uniform", "batch=B", "rule/exact"]).splitlines() == [
+        "| B | llg | rlg |",
+        "| ---: | ---: | ---: |",
+        "| 1 | 1 | 0.5 |",
+        "| 8 | 0.25 | - |",
+    ]
