@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import numpy as np
 import tyro
@@ -160,11 +160,9 @@ def invert_and_write(config: job.JobConfig, folder: Path, *, command_line: str) 
         outcome.summary["command"] = command_line
         console.print(_table(outcome.summary))
         if found := outcome.summary["labels"]:
-            console.print(
-                f"labels {config.labels}: exact for {np.sum(found['exact'])} of {config.targets} targets, "
-                f"{found['recall']:.0%} of the examples",
-                highlight=False,
-            )
+            how = "restored" if config.labels == "restored" else "found"
+            exact = f"exact for {np.sum(found['exact'])} of {config.targets} targets"
+            console.print(f"labels {how}: {exact}, {found['recall']:.0%} of the examples", highlight=False)
         if failed := [t for t, target in enumerate(outcome.summary["targets"]) if target["failed"]]:
             console.print(
                 f"targets {failed}: no restart had a finite attack loss; their pictures show only a start",
@@ -180,8 +178,17 @@ def command_line(config: job.JobConfig, folder: Path) -> str:
     """The command that runs `config` and writes to `folder`."""
     defaults = asdict(job.JobConfig())
     changed = {name: value for name, value in asdict(config).items() if value != defaults[name]}
-    flags = [part for name, value in changed.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    flags = [word for name, value in changed.items() for word in _words(name.replace("_", "-"), value)]
     return shlex.join(["jaxinvert", "invert", *flags, "--out", str(folder)])
+
+
+def _words(flag: str, value: Any) -> list[str]:
+    """A flag and its value as the command line takes them."""
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    if isinstance(value, dict):
+        return [f"--{flag}", *(str(part) for item in value.items() for part in item)]
+    return [f"--{flag}", str(value)]
 
 
 def write_outcome(folder: Path, outcome: job.Outcome) -> None:
@@ -209,7 +216,7 @@ def _list(command: List, command_line: str) -> int:
     del command, command_line
     console = Console()
     rows = {
-        "attacks": {name: recipe.summary for name, recipe in registry.REGISTRY.items()},
+        "attacks": {name: _described(recipe) for name, recipe in registry.REGISTRY.items()},
         "threat models": {name: "grants " + ", ".join(model.granted) for name, model in threat_models.LADDER.items()},
         "label rules": {name: rule.summary for name, rule in labels.REGISTRY.items()},
         "models": {name: _first_line(factory) for name, factory in models.REGISTRY.items()},
@@ -225,6 +232,11 @@ def _list(command: List, command_line: str) -> int:
             table.add_row(name, Text(summary))
         console.print(table)
     return 0
+
+
+def _described(recipe: registry.Recipe) -> str:
+    settings = ", ".join(f"{name} {value:g}" for name, value in recipe.hyperparameters.items())
+    return f"{recipe.summary}; settings: {settings}" if settings else recipe.summary
 
 
 def _prepare(command: Prepare, command_line: str) -> int:

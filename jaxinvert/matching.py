@@ -7,11 +7,16 @@ best so far, takes an optimizer step and projects back to the feasible set. The 
 every loss belongs to an image that may be returned.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxinvert.labels import labels_from_counts
 from jaxinvert.observe import check_update, require
+from jaxinvert.parametrizations import stay
 from jaxinvert.regularizers import zero
 from jaxinvert.types import (
     Array,
@@ -26,6 +31,7 @@ from jaxinvert.types import (
     Observation,
     Parametrization,
     Reconstruction,
+    RecoverLabels,
     Regularizer,
 )
 
@@ -44,45 +50,86 @@ def gradient_matching(
     Args:
       client_update: the attacker's simulation of the client.
       objective: distance between simulated and observed update.
-      optimizer: any optax transformation; it is also handed `value`, `grad`, `value_fn` and `key`.
+      optimizer: as in `search_inputs`, and so are the other arguments.
       parametrization: what is optimized, and how it becomes `inputs`, or inputs and labels.
       regularizer: image prior on the decoded inputs.
       name: of the attack, for error messages.
 
     Reads `observation.params`, `.update`, and `.labels` unless the parametrization has its own.
-    Hyper-parameters inside the parts may be traced arrays.
+    """
+
+    def distance(observation: Observation, batch: Batch) -> Array:
+        return objective(client_update(observation.params, batch), observation.update)
+
+    return search_inputs(
+        distance, optimizer=optimizer, parametrization=parametrization, regularizer=regularizer, name=name
+    )
+
+
+def search_inputs(
+    distance: Callable[[Observation, Any], Array],
+    *,
+    optimizer: optax.GradientTransformation,
+    parametrization: Parametrization,
+    regularizer: Regularizer = zero,
+    name: str,
+) -> Attack:
+    """Returns the attack that minimizes `distance(observation, batch) + regularizer(inputs)`.
+
+    Args:
+      distance: how badly a batch explains what was observed, `[]`.
+      optimizer: any optax transformation; it is also handed `value`, `grad`, `value_fn` and `key`. After a line
+      search
+        on free variables its loss and gradient serve the next step.
+      parametrization: what is optimized, and how it becomes `inputs`; or a `Batch` with labels of its own, or a
+        NamedTuple that begins like one and whose further fields end in the reconstruction's `info`.
+      regularizer: image prior on the decoded inputs.
+      name: of the attack, for error messages.
+
+    Reads `observation.params` and `.update` for checks, `.labels` unless the parametrization has its own, and what
+    `distance` reads. Hyper-parameters inside the parts may be traced arrays. The result is clipped to [0, 1].
 
     Raises:
       ValueError: at trace time, if the observation lacks a field or its update does not fit its parameters.
     """
     optimizer = optax.with_extra_args_support(optimizer)
 
-    def candidate(variables: ArrayTree, observation: Observation) -> Batch:
+    def candidate(variables: ArrayTree, observation: Observation) -> Any:
         decoded = parametrization.decode(variables)
-        if isinstance(decoded, Batch):
+        if isinstance(decoded, tuple):
             return decoded
         return Batch(decoded, require(observation, "labels", attack=name))
 
     def attack_loss(variables: ArrayTree, observation: Observation) -> tuple[Array, Array]:
         batch = candidate(variables, observation)
-        distance = objective(client_update(observation.params, batch), observation.update)
-        return distance + regularizer(batch.inputs), distance
+        unexplained = distance(observation, batch)
+        return unexplained + regularizer(batch.inputs), unexplained
+
+    # A line search ends where it has evaluated loss and gradient; if nothing moves, the next step need not do so.
+    stays = parametrization.project is stay
+
+    def evaluate(variables: ArrayTree, observation: Observation) -> tuple[Array, Array, ArrayTree]:
+        (loss, unexplained), grad = jax.value_and_grad(attack_loss, has_aux=True)(variables, observation)
+        return loss, unexplained, grad
 
     def init(key: Key, observation: Observation) -> AttackState:
         check_update(require(observation, "params", attack=name), observation.update)
         variables = parametrization.project(parametrization.init(key))
         inputs = jax.eval_shape(candidate, variables, observation).inputs
         dtype = jnp.promote_types(inputs.dtype, jnp.float32)
-        return AttackState(
-            variables,
-            optimizer.init(variables),
-            best_variables=variables,
-            best_loss=jnp.full((), jnp.inf, dtype),
-        )
+        opt_state = optimizer.init(variables)
+        if stays and _line_search_result(opt_state) is not None:
+            loss, _, grad = evaluate(variables, observation)
+            opt_state = optax.tree.set(opt_state, value=loss, grad=grad)
+        return AttackState(variables, opt_state, best_variables=variables, best_loss=jnp.full((), jnp.inf, dtype))
 
     def step(key: Key, state: AttackState, observation: Observation) -> tuple[AttackState, AttackInfo]:
         variables = state.variables
-        (loss, distance), grad = jax.value_and_grad(attack_loss, has_aux=True)(variables, observation)
+        if stays and (known := _line_search_result(state.opt_state)) is not None:
+            loss, grad = known
+            unexplained = loss - regularizer(candidate(variables, observation).inputs)
+        else:
+            loss, unexplained, grad = evaluate(variables, observation)
 
         # The loss belongs to the iterate it was evaluated at, not to the one after the optimizer's step.
         finite_loss = jnp.where(jnp.isfinite(loss), loss, jnp.inf).astype(state.best_loss.dtype)
@@ -95,16 +142,49 @@ def gradient_matching(
             variables,
             value=loss,
             grad=grad,
-            value_fn=lambda v: attack_loss(v, observation)[0],
+            value_fn=lambda v, key=None: attack_loss(v, observation)[0],  # optax hands a line search's key on to it
             key=key,
         )
         moved = parametrization.project(optax.apply_updates(variables, updates))
         best_loss = jnp.minimum(finite_loss, state.best_loss)
-        info = AttackInfo(attack_loss=loss, objective=distance, grad_norm=optax.tree.norm(grad))
+        info = AttackInfo(attack_loss=loss, objective=unexplained, grad_norm=optax.tree.norm(grad))
         return AttackState(moved, opt_state, best_variables, best_loss), info
 
     def decode(state: AttackState, observation: Observation) -> Reconstruction:
-        inputs, labels = candidate(state.best_variables, observation)
-        return Reconstruction(inputs, labels, state.best_loss, info={})
+        found = candidate(state.best_variables, observation)._asdict()
+        inputs = jnp.clip(found.pop("inputs"), 0.0, 1.0)
+        return Reconstruction(inputs, found.pop("labels"), state.best_loss, info=found)
 
     return Attack(init, step, decode)
+
+
+def with_restored_labels(attack: Attack, rule: RecoverLabels, *, batch_size: int) -> Attack:
+    """The attack with labels that a rule reads off the update at the start; those of the observation are not read.
+
+    Args:
+      attack: reads `observation.labels`.
+      rule: `observation -> counts [K]`, from `jaxinvert.labels`.
+      batch_size: `B`; the restored labels are ascending.
+    """
+
+    def init(key: Key, observation: Observation) -> AttackState:
+        labels = labels_from_counts(rule(observation), batch_size)
+        state = attack.init(key, observation._replace(labels=labels))
+        return state._replace(opt_state=(state.opt_state, labels))
+
+    def step(key: Key, state: AttackState, observation: Observation) -> tuple[AttackState, AttackInfo]:
+        opt_state, labels = state.opt_state
+        state, info = attack.step(key, state._replace(opt_state=opt_state), observation._replace(labels=labels))
+        return state._replace(opt_state=(state.opt_state, labels)), info
+
+    def decode(state: AttackState, observation: Observation) -> Reconstruction:
+        opt_state, labels = state.opt_state
+        return attack.decode(state._replace(opt_state=opt_state), observation._replace(labels=labels))
+
+    return Attack(init, step, decode)
+
+
+def _line_search_result(opt_state: ArrayTree) -> tuple[Array, ArrayTree] | None:
+    """Loss and gradient where a line search ended, if the optimizer has one."""
+    found = [optax.tree.get(opt_state, name) for name in ("value", "grad")]
+    return None if None in found else (found[0], found[1])

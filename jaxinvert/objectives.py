@@ -16,12 +16,22 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxinvert.types import Array, ArrayTree, Objective, Update, path_name
+from jaxinvert.types import Array, ArrayTree, Objective, Scalar, Update, path_name
 
 
 def tree_sum(tree: ArrayTree) -> Array:
     """Sums all elements of all leaves: `[]`."""
     return sum((jnp.sum(leaf) for leaf in jax.tree.leaves(tree)), start=jnp.zeros(()))
+
+
+def tree_inner(left: ArrayTree, right: ArrayTree) -> Array:
+    """Inner product over all leaves: `[]`."""
+    return tree_sum(jax.tree.map(jnp.vdot, left, right))
+
+
+def scaled(tree: ArrayTree, factor: Scalar) -> ArrayTree:
+    """Every leaf times `factor`."""
+    return jax.tree.map(lambda leaf: leaf * factor, tree)
 
 
 def tree_squared_norm(tree: ArrayTree) -> Array:
@@ -88,6 +98,25 @@ def layerwise_cosine(simulated: Update, observed: Update) -> Array:
     return sum(s * d for s, d in zip(sent, distances)) / jnp.maximum(sum(sent), 1.0)
 
 
+def mean_scaled_l2(simulated: Update, observed: Update) -> Array:
+    """`sum_l |g_l / mean|g_l| - g*_l / mean|g*_l||^2`: blind to the scale of every tensor (Zhao et al. 2022, DLM+).
+
+    A tensor that is zero stays zero.
+    """
+
+    def unit(leaf: Array) -> Array:
+        size = jnp.mean(jnp.abs(leaf))
+        return leaf / jnp.where(size > 0, size, 1.0)
+
+    return squared_l2(jax.tree.map(unit, simulated), jax.tree.map(unit, observed))
+
+
+def tensor_norms(simulated: Update, observed: Update) -> Array:
+    """`sum_l |g_l - g*_l|`, Euclidean norms of the single tensors, not squared (Yin et al. 2021)."""
+    gaps = jax.tree.map(jnp.subtract, simulated, observed)
+    return sum((tree_norm(gap) for gap in jax.tree.leaves(gaps)), start=jnp.zeros(()))
+
+
 def layer_subset(objective: Objective, keep: Callable[[str], bool]) -> Objective:
     """Restricts an objective to the tensors whose path (such as `"params/head/kernel"`) `keep` accepts.
 
@@ -124,5 +153,7 @@ REGISTRY: dict[str, Objective] = {
     "cosine": cosine,
     "l1": l1,
     "layerwise-cosine": layerwise_cosine,
+    "mean-scaled-l2": mean_scaled_l2,
     "squared-l2": squared_l2,
+    "tensor-norms": tensor_norms,
 }

@@ -1,5 +1,7 @@
 """What the optimizer moves, and how it becomes images and labels: `init`, `decode`, `project`."""
 
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -42,15 +44,52 @@ def pixels(
     return Parametrization(init, decode, project)
 
 
-def with_soft_labels(images: Parametrization, *, batch_size: int, num_classes: int) -> Parametrization:
+def stay(variables: ArrayTree) -> ArrayTree:
+    """The projection onto everything."""
+    return variables
+
+
+def unconstrained(images: Parametrization) -> Parametrization:
+    """The same without a box: only the final result is clipped to [0, 1], by `gradient_matching`."""
+    return images._replace(project=stay)
+
+
+def start_at(
+    images: Parametrization, picture: Array, *, batch_shape: Shape, mean: PerChannel = 0.0, std: PerChannel = 1.0
+) -> Parametrization:
+    """`pixels` that start at a public picture, with a little noise that tells restarts and examples apart.
+
+    Args:
+      images: from `pixels` with the same `batch_shape`, `mean` and `std`.
+      picture: `[H, W, C]` in [0, 1], for every example of the batch.
+      batch_shape: `(B, H, W, C)`.
+      mean: scalar or `[C]`.
+      std: scalar or `[C]`.
+    """
+    normalized = (picture[None] - per_channel("mean", mean, batch_shape)) / per_channel("std", std, batch_shape)
+    return images._replace(init=lambda key: normalized + START_NOISE * images.init(key))
+
+
+START_NOISE = 0.1
+"""Standard deviation of the noise on a start at a picture, in units of `std`."""
+
+
+def with_soft_labels(
+    images: Parametrization,
+    *,
+    batch_size: int,
+    num_classes: int,
+    squash: Callable[[Array], Array] = jax.nn.softmax,
+) -> Parametrization:
     """Images and labels at once, as DLG does (Zhu et al. 2019): `decode` gives a `Batch` with labels `[B, K]`.
 
-    The variables are those of `images` and the labels' logits, `N(0, 1)` at the start; the labels are their softmax.
+    The variables are those of `images` and the labels' logits, `N(0, 1)` at the start.
 
     Args:
       images: decodes to `[B, H, W, C]`.
       batch_size: `B`.
       num_classes: `K`.
+      squash: logits to labels: softmax, or `jax.nn.sigmoid` where an example may have several labels.
     """
 
     def init(key: Key) -> tuple[ArrayTree, Array]:
@@ -59,16 +98,13 @@ def with_soft_labels(images: Parametrization, *, batch_size: int, num_classes: i
 
     def decode(variables: tuple[ArrayTree, Array]) -> Batch:
         image_variables, logits = variables
-        inputs = images.decode(image_variables)
-        if isinstance(inputs, Batch):
-            raise ValueError("these images have labels already")
-        return Batch(inputs, jax.nn.softmax(logits))
+        return Batch(images.decode(image_variables), squash(logits))
 
     def project(variables: tuple[ArrayTree, Array]) -> tuple[ArrayTree, Array]:
         image_variables, logits = variables
         return images.project(image_variables), logits
 
-    return Parametrization(init, decode, project)
+    return Parametrization(init, decode, stay if images.project is stay else project)
 
 
 def per_channel(name: str, value: PerChannel, batch_shape: Shape) -> Array:

@@ -37,6 +37,13 @@ def l2_norm(inputs: Array) -> Array:
     return tree_norm(inputs)
 
 
+def mean_norm(inputs: Array) -> Array:
+    """Mean of the images' Euclidean norms (Hatamizadeh et al. 2022), with gradient 0 at zero."""
+    squared = jnp.sum(jnp.square(inputs), axis=tuple(range(1, inputs.ndim)))
+    zero_image = squared == 0
+    return jnp.mean(jnp.where(zero_image, 0.0, jnp.sqrt(jnp.where(zero_image, 1.0, squared))))
+
+
 def box(inputs: Array) -> Array:
     """Clip term `|x - clip(x, 0, 1)|^2`: keeps pixels in [0, 1] softly (Geng et al. 2021)."""
     return jnp.sum(jnp.square(inputs - jnp.clip(inputs, 0.0, 1.0)))
@@ -65,6 +72,7 @@ def _neighbor_differences(inputs: Array) -> list[Array]:
 REGISTRY: dict[str, Regularizer] = {
     "box": box,
     "l2-norm": l2_norm,
+    "mean-norm": mean_norm,
     "total-variation": total_variation,
     "total-variation-l2": total_variation_l2,
     "zero": zero,

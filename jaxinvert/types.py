@@ -119,12 +119,12 @@ class Parametrization(NamedTuple):
     Attributes:
       init: `key -> variables`, a random start.
       decode: `variables -> inputs [B, H, W, C]` in [0, 1] on the feasible set; or a `Batch` of inputs and soft labels
-        `[B, K]`, where the labels are variables, too.
+        `[B, K]`, or another NamedTuple that begins like it, where more than the images is variable.
       project: `variables -> variables`, onto the feasible set.
     """
 
     init: Callable[[Key], ArrayTree]
-    decode: Callable[[ArrayTree], Array | Batch]
+    decode: Callable[[ArrayTree], Any]
     project: Callable[[ArrayTree], ArrayTree]
 
 

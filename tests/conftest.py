@@ -8,7 +8,7 @@ import pytest
 
 from jaxinvert import clients, models
 from jaxinvert.observe import observe, observe_targets
-from jaxinvert.types import Array, Batch, ClientUpdateFn, Observation, Params
+from jaxinvert.types import Array, Batch, ClientUpdateFn, Key, Observation, Params
 
 SHAPE = (1, 6, 6, 1)
 NUM_CLASSES = 3
@@ -17,6 +17,7 @@ NUM_CLASSES = 3
 class Victim(NamedTuple):
     """A client with one private example, and what the server sees of it."""
 
+    model: models.Model
     client_update: ClientUpdateFn
     params: Params
     batch: Batch
@@ -29,16 +30,32 @@ def apply(params: Params, inputs: Array) -> Array:
     return hidden @ params["head"]["kernel"] + params["head"]["bias"][None]
 
 
-@pytest.fixture(scope="session")
-def victim() -> Victim:
-    keys = jax.random.split(jax.random.key(0), 4)
-    params = {
+def init(key: Key) -> Params:
+    keys = jax.random.split(key)
+    return {
+        "batch_stats": {},
         "first": {"kernel": jax.random.normal(keys[0], (36, 16)) / 6, "bias": jnp.zeros(16)},
         "head": {"kernel": jax.random.normal(keys[1], (16, NUM_CLASSES)) / 4, "bias": jnp.zeros(NUM_CLASSES)},
     }
+
+
+@pytest.fixture(scope="session")
+def victim() -> Victim:
+    model = models.Model(
+        name="tiny",
+        input_shape=SHAPE[1:],
+        num_classes=NUM_CLASSES,
+        head="head",
+        init=init,
+        apply=apply,
+        mean=(0.0,),
+        std=(1.0,),
+        batch_statistics=lambda params, inputs: {},
+    )
+    params = init(jax.random.key(0))
     client_update = clients.fedsgd(models.cross_entropy(apply))
-    batch = Batch(jax.random.uniform(keys[2], SHAPE), jnp.array([1]))
-    return Victim(client_update, params, batch, observe(client_update, params, batch))
+    batch = Batch(jax.random.uniform(jax.random.key(2), SHAPE), jnp.array([1]))
+    return Victim(model, client_update, params, batch, observe(client_update, params, batch))
 
 
 @pytest.fixture(scope="session")

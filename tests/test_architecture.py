@@ -26,6 +26,7 @@ ROOMS = [
     "observe",
     "labels",
     "matching",
+    "groups",
     "search",
     "analytic",
     "attacks",

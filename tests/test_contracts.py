@@ -62,8 +62,10 @@ def test_parametrization():
 def test_attack(name, victim, victims):
     """Traced once, vmap equals a loop, different keys start differently, and the result has its promised form."""
     _, observations = victims
-    setting = registry.Setting(victim.client_update, SHAPE, (0.0,), (1.0,))
+    setting = registry.Setting(victim.client_update, victim.model, 1)
     recipe = registry.REGISTRY[name]
+    if "batch_stats" in recipe.needs:
+        observations = observations._replace(batch_stats={})
     traces = []
 
     def solve(key, observation, hyperparameters):

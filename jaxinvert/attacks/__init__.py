@@ -1,5 +1,20 @@
 """One file per published attack, composed from the shared rooms; `registry` knows them by name."""
 
+from jaxinvert.attacks.batch_norm_leakage import batch_norm_leakage
+from jaxinvert.attacks.deep_leakage_from_model import dlm, dlm_plus, dlm_with_best_scale
+from jaxinvert.attacks.dlg import dlg, idlg
+from jaxinvert.attacks.general_deep_leakage import general_deep_leakage
 from jaxinvert.attacks.inverting_gradients import inverting_gradients
+from jaxinvert.attacks.see_through_gradients import see_through_gradients
 
-__all__ = ["inverting_gradients"]
+__all__ = [
+    "batch_norm_leakage",
+    "dlg",
+    "dlm",
+    "dlm_plus",
+    "dlm_with_best_scale",
+    "general_deep_leakage",
+    "idlg",
+    "inverting_gradients",
+    "see_through_gradients",
+]

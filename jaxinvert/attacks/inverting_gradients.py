@@ -6,13 +6,12 @@ Jonas Geiping, Hartmut Bauermeister, Hannah Dröge, Michael Moeller: "Inverting 
 break privacy in federated learning?", NeurIPS 2020, arXiv:2003.14053.
 """
 
-import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 
 from jaxinvert import objectives, parametrizations, regularizers
+from jaxinvert.attacks.schedules import step_decay
 from jaxinvert.matching import gradient_matching
-from jaxinvert.types import Array, Attack, ClientUpdateFn, PerChannel, Scalar, Shape
+from jaxinvert.types import Attack, ClientUpdateFn, PerChannel, Scalar, Shape
 
 
 def inverting_gradients(
@@ -63,18 +62,3 @@ def inverting_gradients(
         parametrization=parametrization,
         name="inverting_gradients",
     )
-
-
-def step_decay(learning_rate: Scalar, horizon: Scalar) -> optax.Schedule:
-    """Divides the rate by ten at 3/8, 5/8 and 7/8 of the horizon; both arguments may be traced.
-
-    >>> schedule = step_decay(1.0, 8)
-    >>> [round(float(schedule(step)), 6) for step in (0, 2, 3, 5, 7)]
-    [1.0, 1.0, 0.1, 0.01, 0.001]
-    """
-
-    def schedule(count: ArrayLike) -> Array:
-        milestones = jnp.floor(jnp.array([3 / 8, 5 / 8, 7 / 8]) * horizon)
-        return learning_rate * 0.1 ** jnp.sum(jnp.asarray(count) >= milestones)
-
-    return schedule

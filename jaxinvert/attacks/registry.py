@@ -1,11 +1,22 @@
 """Attacks by name, for command lines, sweeps and experiments; library code calls their functions."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
+import jax
+
+from jaxinvert import labels
 from jaxinvert.analytic.dense import dense_layer
+from jaxinvert.attacks.batch_norm_leakage import batch_norm_leakage
+from jaxinvert.attacks.deep_leakage_from_model import dlm, dlm_plus, dlm_with_best_scale
+from jaxinvert.attacks.dlg import dlg, idlg
+from jaxinvert.attacks.general_deep_leakage import general_deep_leakage
 from jaxinvert.attacks.inverting_gradients import inverting_gradients
-from jaxinvert.types import Attack, ClientUpdateFn, PerChannel, Scalar, Shape, SolveFn
+from jaxinvert.attacks.see_through_gradients import see_through_gradients
+from jaxinvert.clients import fedsgd
+from jaxinvert.models import BATCH_NORM_MOMENTUM, Model, cross_entropy
+from jaxinvert.types import Attack, ClientUpdateFn, Scalar, Shape, SolveFn
 
 
 class Setting(NamedTuple):
@@ -13,17 +24,26 @@ class Setting(NamedTuple):
 
     Attributes:
       client_update: the attacker's simulation of the client.
-      batch_shape: `(B, H, W, C)`.
-      mean: scalar or `[C]`, the normalization that the model applies.
-      std: scalar or `[C]`.
-      joint_labels: the number of classes, if labels are to be optimized along with the images.
+      model: the client's network.
+      num_examples: `B`.
+      joint_labels: whether an attack that reads labels shall optimize them along with the images instead.
     """
 
     client_update: ClientUpdateFn
-    batch_shape: Shape
-    mean: PerChannel
-    std: PerChannel
-    joint_labels: int | None = None
+    model: Model
+    num_examples: int
+    joint_labels: bool = False
+
+    @property
+    def images(self) -> dict[str, Any]:
+        """Shape and normalization, as all attacks take them."""
+        shape: Shape = (self.num_examples, *self.model.input_shape)
+        return {"batch_shape": shape, "mean": self.model.mean, "std": self.model.std}
+
+    @property
+    def joint_classes(self) -> int | None:
+        """`K` if labels are variables."""
+        return self.model.num_classes if self.joint_labels else None
 
 
 class Recipe(NamedTuple):
@@ -34,42 +54,160 @@ class Recipe(NamedTuple):
       hyperparameters: names and defaults of what a user may set; all may be traced.
       needs: the fields of an observation that it reads.
       build: `(setting, hyperparameters, horizon) -> Attack` for an iterative attack, or a closed-form `SolveFn`.
+      joint: whether labels may be variables instead of read.
     """
 
     summary: str
     hyperparameters: Mapping[str, float]
     needs: tuple[str, ...]
-    build: Callable[[Setting, Mapping[str, Scalar], Scalar], Attack | SolveFn]
+    build: Callable[[Setting, Mapping[str, Any], Scalar], Attack | SolveFn]
+    joint: bool = False
 
 
-def _inverting_gradients(setting: Setting, hyperparameters: Mapping[str, Scalar], horizon: Scalar) -> Attack:
-    return inverting_gradients(
+_UPDATE = ("params", "update", "num_examples")
+
+
+def _batch_norm_leakage(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> Attack:
+    return batch_norm_leakage(
         setting.client_update,
-        batch_shape=setting.batch_shape,
-        mean=setting.mean,
-        std=setting.std,
-        joint_labels=setting.joint_labels,
+        setting.model.batch_statistics,
+        momentum=BATCH_NORM_MOMENTUM,
+        joint_labels=setting.joint_classes,
         horizon=horizon,
+        **setting.images,
         **hyperparameters,
     )
 
 
-def _dense_layer(setting: Setting, hyperparameters: Mapping[str, Scalar], horizon: Scalar) -> SolveFn:
+def _dense_layer(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> SolveFn:
     del hyperparameters, horizon  # a closed form has neither
-    return dense_layer(batch_shape=setting.batch_shape, mean=setting.mean, std=setting.std)
+    return dense_layer(**setting.images)
+
+
+def _dlg(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> Attack:
+    del hyperparameters, horizon  # its line search needs neither
+    return dlg(setting.client_update, num_classes=setting.model.num_classes, **setting.images)
+
+
+def _idlg(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> Attack:
+    del hyperparameters, horizon
+    return idlg(setting.client_update, head=setting.model.head, **setting.images)
+
+
+def _from_model(
+    make: Callable[..., Attack], setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar
+) -> Attack:
+    del horizon  # their rate is constant
+    gradient = fedsgd(cross_entropy(setting.model.apply))  # the attacker does not know how the client trains
+    return make(gradient, num_classes=setting.model.num_classes, **setting.images, **hyperparameters)
+
+
+def _dlm_with_best_scale(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> Attack:
+    del horizon
+    gradient, rule = fedsgd(cross_entropy(setting.model.apply)), labels.bias_sign(head=setting.model.head)
+    return dlm_with_best_scale(gradient, rule, **setting.images, **hyperparameters)
+
+
+def _general_deep_leakage(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> Attack:
+    model = setting.model
+    dummies = labels.natural_noise(jax.random.key(0), input_shape=model.input_shape)
+    rule = labels.zero_shot(model.apply, dummies=dummies, head=model.head)
+    return general_deep_leakage(setting.client_update, rule, horizon=horizon, **setting.images, **hyperparameters)
+
+
+def _inverting_gradients(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> Attack:
+    return inverting_gradients(
+        setting.client_update,
+        joint_labels=setting.joint_classes,
+        horizon=horizon,
+        **setting.images,
+        **hyperparameters,
+    )
+
+
+def _see_through_gradients(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> Attack:
+    return see_through_gradients(
+        setting.client_update, setting.model.batch_statistics, horizon=horizon, **setting.images, **hyperparameters
+    )
 
 
 REGISTRY: dict[str, Recipe] = {
+    "batch-norm-leakage": Recipe(
+        summary="matching of update and batch statistics (Hatamizadeh et al. 2022); BatchNorm in train mode",
+        hyperparameters={
+            "matching": 1e-3,
+            "batch_norm": 0.1,
+            "tv": 1e-4,
+            "norm": 1e-5,
+            "learning_rate": 0.1,
+            "warmup": 100,
+        },
+        needs=(*_UPDATE, "labels", "local_training", "batch_stats"),
+        build=_batch_norm_leakage,
+        joint=True,
+    ),
     "dense-layer": Recipe(
         summary="closed form behind a biased dense layer that reads the images (exact for one example)",
         hyperparameters={},
-        needs=("params", "update", "num_examples"),
+        needs=_UPDATE,
         build=_dense_layer,
+    ),
+    "dlg": Recipe(
+        summary="squared distance by L-BFGS, labels as variables (Zhu et al. 2019)",
+        hyperparameters={},
+        needs=_UPDATE,
+        build=_dlg,
+    ),
+    "dlm": Recipe(
+        summary="without the learning rate: scale as a variable (Zhao et al. 2022)",
+        hyperparameters={"initial_scale": 100.0, "learning_rate": 0.1},
+        needs=_UPDATE,
+        build=partial(_from_model, dlm),
+    ),
+    "dlm-best-scale": Recipe(
+        summary="the same with labels from the bias's signs and the scale in closed form",
+        hyperparameters={"learning_rate": 0.1},
+        needs=_UPDATE,
+        build=_dlm_with_best_scale,
+    ),
+    "dlm-plus": Recipe(
+        summary="the same with every tensor in units of its mean (Zhao et al. 2022)",
+        hyperparameters={"learning_rate": 0.1},
+        needs=_UPDATE,
+        build=partial(_from_model, dlm_plus),
+    ),
+    "general-deep-leakage": Recipe(
+        summary="zero-shot label counts, then cosine matching with soft bounds (Geng et al. 2021)",
+        hyperparameters={"tv": 1e-2, "clip": 1e-2, "learning_rate": 0.1},
+        needs=(*_UPDATE, "local_training"),
+        build=_general_deep_leakage,
+    ),
+    "idlg": Recipe(
+        summary="label from the last layer's signs, then DLG on the image (Zhao et al. 2020); one example",
+        hyperparameters={},
+        needs=_UPDATE,
+        build=_idlg,
     ),
     "inverting-gradients": Recipe(
         summary="cosine matching, signed Adam, total variation (Geiping et al. 2020)",
         hyperparameters={"tv": 1e-2, "learning_rate": 0.1},
-        needs=("params", "update", "num_examples", "labels"),
+        needs=(*_UPDATE, "labels"),
         build=_inverting_gradients,
+        joint=True,
+    ),
+    "see-through-gradients": Recipe(
+        summary="a group of seeds, BatchNorm statistics, Langevin noise (Yin et al. 2021, GradInversion)",
+        hyperparameters={
+            "matching": 1e-3,
+            "batch_norm": 0.1,
+            "tv": 1e-4,
+            "l2": 1e-6,
+            "group": 1e-2,
+            "noise": 0.2,
+            "learning_rate": 0.1,
+            "warmup": 50,
+        },
+        needs=(*_UPDATE, "labels"),
+        build=_see_through_gradients,
     ),
 }

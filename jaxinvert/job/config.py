@@ -1,7 +1,7 @@
 """What a job is: names and numbers, checked, and what they mean as functions."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ class JobConfig:
     Attributes:
       attack: name of the attack, see `jaxinvert list`.
       model: name of the clients' network.
+      normalized: whether the network subtracts the data set's mean from its inputs and divides by its deviation.
       checkpoint: safetensors file with the network's parameters; by default they are fresh.
       data: name of a data set, a folder of images, or an npz file.
       split: part of the data set that holds the victims, such as `test` or `test[100:]`.
@@ -44,11 +45,13 @@ class JobConfig:
       aggregate: clients whose mean is all that the server sees of them, as under secure aggregation.
       tv: weight of the total variation, if the attack has one.
       lr: learning rate of the attack's optimizer, if it has one.
+      settings: the attack's other settings, such as `group 0 noise 0.1`; see `jaxinvert list`.
       chunk: restarts x targets that run side by side; by default chosen by device and model size.
     """
 
     attack: str = "inverting-gradients"
     model: str = "lenet"
+    normalized: bool = True
     checkpoint: Path | None = None
     data: str = "photos"
     split: str = "test"
@@ -69,25 +72,25 @@ class JobConfig:
     aggregate: int = 1
     tv: float | None = None
     lr: float | None = None
+    settings: dict[str, float] = field(default_factory=dict)
     chunk: int | None = None
 
     def __post_init__(self) -> None:
         """Refuses what no job can mean."""
-        at_least = {"num_examples": 1, "targets": 1, "restarts": 1, "steps": 0, "seed": 0, "local_epochs": 1}
-        at_least["aggregate"] = 1
-        for field, least in at_least.items():
-            if (value := getattr(self, field)) < least:
-                raise ValueError(f"{field} is {value}, expected at least {least}")
-        for field, below in {"steps": 2**31 - 1, "seed": 2**32}.items():
-            if (value := getattr(self, field)) >= below:
-                raise ValueError(f"{field} is {value}, expected less than {below}")
-        for field in ("size", "chunk", "local_batch_size"):
-            if (value := getattr(self, field)) is not None and value < 1:
-                raise ValueError(f"{field} is {value}, expected at least 1")
-        for field in ("tv", "lr"):
-            value = getattr(self, field)
+        at_least = dict.fromkeys(("num_examples", "targets", "restarts", "local_epochs", "aggregate"), 1)
+        at_least |= {"steps": 0, "seed": 0}
+        for name, least in at_least.items():
+            if (value := getattr(self, name)) < least:
+                raise ValueError(f"{name} is {value}, expected at least {least}")
+        for name, below in {"steps": 2**31 - 1, "seed": 2**32}.items():
+            if (value := getattr(self, name)) >= below:
+                raise ValueError(f"{name} is {value}, expected less than {below}")
+        for name in ("size", "chunk", "local_batch_size"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1")
+        for name, value in {"tv": self.tv, "lr": self.lr, **self.settings}.items():
             if value is not None and not 0 <= value <= float(np.finfo(np.float32).max):
-                raise ValueError(f"{field} is {value}, expected a finite float32 of at least 0")
+                raise ValueError(f"{name} is {value}, expected a finite float32 of at least 0")
         if not 0 < self.local_lr < np.inf:
             raise ValueError(f"local_lr is {self.local_lr}, expected a positive number")
         if self.num_examples % self.num_examples_per_step:
@@ -97,6 +100,9 @@ class JobConfig:
         if self.attack not in registry.REGISTRY:
             raise ValueError(f"unknown attack {self.attack!r}; known are {', '.join(registry.REGISTRY)}")
         self.hyperparameters()
+        if self.labels == "joint" and not self.recipe.joint:
+            able = [name for name, recipe in registry.REGISTRY.items() if recipe.joint]
+            raise ValueError(f"attack {self.attack!r} cannot take labels as variables; {', '.join(able)} can")
         if self.labels != "known" and "labels" not in self.recipe.needs:
             raise ValueError(f"labels is {self.labels!r}, but attack {self.attack!r} reads no labels")
         if self.label_rule is not None and self.labels != "restored":
@@ -160,9 +166,8 @@ class JobConfig:
           ValueError: if one was given that the attack does not have.
         """
         known = registry.REGISTRY[self.attack].hyperparameters
-        given = {
-            name: value for name, value in {"tv": self.tv, "learning_rate": self.lr}.items() if value is not None
-        }
+        named = {"tv": self.tv, "learning_rate": self.lr}
+        given = {**{name: value for name, value in named.items() if value is not None}, **self.settings}
         if unknown := sorted(given.keys() - known.keys()):
             raise ValueError(
                 f"attack {self.attack!r} has no {' and no '.join(unknown)}; it has {sorted(known) or 'none'}"
@@ -213,7 +218,7 @@ def assumptions(config: JobConfig) -> dict[str, Any]:
         f"BatchNorm, if any, in {config.batch_norm} mode",
     ]
     how_labels = {
-        "known": "granted" if config.granted.labels else "not used",
+        "known": "granted" if config.granted.labels else "not granted, and not asked for",
         "restored": f"restored from the update by the rule {config.chosen_label_rule}",
         "joint": "optimized together with the images",
     }

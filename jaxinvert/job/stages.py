@@ -119,8 +119,8 @@ def _network(config: JobConfig, dataset: data.Dataset) -> tuple[models.Model, Pa
         config.model,
         input_shape=dataset.images.shape[1:],
         num_classes=facts.get("num_classes", dataset.num_classes),
-        mean=facts.get("mean", dataset.mean),
-        std=facts.get("std", dataset.std),
+        mean=facts.get("mean", dataset.mean if config.normalized else None),
+        std=facts.get("std", dataset.std if config.normalized else None),
         **architecture,
     )
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
@@ -148,11 +148,7 @@ def execute(
     """
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     setting = registry.Setting(
-        client_update=client_update(config, model),
-        batch_shape=(config.num_private, *model.input_shape),
-        mean=model.mean,
-        std=model.std,
-        joint_labels=model.num_classes if config.labels == "joint" else None,
+        client_update(config, model), model, config.num_private, joint_labels=config.labels == "joint"
     )
     if config.labels == "restored":
         observations = restore_labels(config, model, observations)
@@ -268,7 +264,7 @@ def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
 
 def _label_quality(config: JobConfig, used: jax.Array | None, truth: np.ndarray) -> dict[str, Any] | None:
     """How well the labels were found, if they were not granted: `exact [T]`, and the share of examples `recall`."""
-    if config.labels == "known" or used is None:
+    if config.granted.labels or used is None:
         return None
     found = np.asarray(used)
     if found.ndim > truth.ndim:  # soft labels

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxinvert import objectives, regularizers, search
 from jaxinvert.attacks import inverting_gradients
-from jaxinvert.attacks.inverting_gradients import step_decay
+from jaxinvert.attacks.schedules import step_decay
 from jaxinvert.types import Batch
 from tests.conftest import SHAPE
 

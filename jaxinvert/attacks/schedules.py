@@ -1,0 +1,38 @@
+"""Learning rates over the `horizon` of an attack; every argument may be traced."""
+
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from jaxinvert.types import Array, Scalar
+
+
+def step_decay(learning_rate: Scalar, horizon: Scalar) -> optax.Schedule:
+    """Divides the rate by ten at 3/8, 5/8 and 7/8 of the horizon (Geiping et al. 2020).
+
+    >>> schedule = step_decay(1.0, 8)
+    >>> [round(float(schedule(step)), 6) for step in (0, 2, 3, 5, 7)]
+    [1.0, 1.0, 0.1, 0.01, 0.001]
+    """
+
+    def schedule(count: ArrayLike) -> Array:
+        milestones = jnp.floor(jnp.array([3 / 8, 5 / 8, 7 / 8]) * horizon)
+        return learning_rate * 0.1 ** jnp.sum(jnp.asarray(count) >= milestones)
+
+    return schedule
+
+
+def warmup_cosine(learning_rate: Scalar, horizon: Scalar, *, warmup: Scalar) -> optax.Schedule:
+    """Rises linearly over `warmup` steps, then falls to zero along half a cosine (Yin et al. 2021).
+
+    >>> schedule = warmup_cosine(1.0, 12, warmup=4)
+    >>> [round(float(schedule(step)), 6) for step in (0, 1, 3, 4, 8, 12)]
+    [0.25, 0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+
+    def schedule(count: ArrayLike) -> Array:
+        rising = (jnp.asarray(count) + 1) / jnp.maximum(warmup, 1)
+        share = jnp.clip((jnp.asarray(count) - warmup) / jnp.maximum(horizon - warmup, 1), 0.0, 1.0)
+        return learning_rate * jnp.minimum(rising, 1.0) * 0.5 * (1 + jnp.cos(jnp.pi * share))
+
+    return schedule

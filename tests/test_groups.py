@@ -1,0 +1,77 @@
+"""A group of seeds: registration undoes shifts, agreement begins when it should, and the best seed is returned."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxinvert import objectives, parametrizations
+from jaxinvert.groups import consistent_group, registered_mean
+from jaxinvert.matching import search_inputs
+from jaxinvert.regularizers import weighted
+from tests.conftest import SHAPE
+
+
+def test_registration_undoes_shifts():
+    image = jax.random.uniform(jax.random.key(0), (1, 12, 10, 3))
+    # Most seeds agree, so that the plain mean is dominated by them; one is shifted.
+    seeds = jnp.stack([image, image, image, jnp.roll(image, (2, -3), axis=(1, 2))])
+    np.testing.assert_allclose(registered_mean(seeds), image, atol=1e-6)
+    assert float(jnp.abs(jnp.mean(seeds, axis=0) - image).max()) > 0.05
+
+
+def make_group(weight, start):
+    def one_seed(group_term):
+        return search_inputs(
+            lambda observation, batch: 0.0 * jnp.sum(batch.inputs),
+            regularizer=weighted((weight, group_term)),
+            optimizer=optax.sgd(0.1),
+            parametrization=parametrizations.pixels(SHAPE),
+            name="nothing but the group",
+        )
+
+    return consistent_group(one_seed, num_seeds=4, start=start)
+
+
+def spread(state):
+    return float(jnp.std(state.variables, axis=0).mean())
+
+
+def test_seeds_stay_apart_until_the_group_comes_together(victim):
+    attack = make_group(weight=1.0, start=3)
+    state = attack.init(jax.random.key(0), victim.observation)
+    spreads = [spread(state)]
+    for count in range(6):
+        state, info = attack.step(jax.random.key(count), state, victim.observation)
+        spreads.append(spread(state))
+        assert (float(info.attack_loss) > 0) == (count >= 3)
+    assert spreads[0] == spreads[3] > spreads[4] > spreads[6]
+
+
+def test_losses_from_before_do_not_compete(victim):
+    """Without the group term the loss is 0, which nothing afterwards could beat."""
+    attack = make_group(weight=1.0, start=2)
+    state = attack.init(jax.random.key(0), victim.observation)
+    for count in range(4):
+        state, _ = attack.step(jax.random.key(count), state, victim.observation)
+        assert (float(state.best_loss) == 0) == (count < 2)
+
+
+def test_returns_the_seed_with_the_lowest_loss(victim):
+    def one_seed(group_term):
+        del group_term
+        return search_inputs(
+            lambda observation, batch: objectives.tree_norm(batch.inputs - 0.5),
+            optimizer=optax.sgd(0.0),
+            parametrization=parametrizations.pixels(SHAPE),
+            name="distance from gray",
+        )
+
+    attack = consistent_group(one_seed, num_seeds=5, start=100)
+    state = attack.init(jax.random.key(0), victim.observation)
+    starts = state.variables
+    state, _ = attack.step(jax.random.key(0), state, victim.observation)
+    found = attack.decode(state, victim.observation)
+    distances = jnp.linalg.norm((starts - 0.5).reshape(5, -1), axis=1)
+    np.testing.assert_array_equal(found.inputs, starts[jnp.argmin(distances)])
+    np.testing.assert_allclose(found.attack_loss, distances.min(), rtol=1e-6)
