@@ -3,9 +3,9 @@
     minimize over x, y:   a sum_l |g_l - g*_l|  +  b sum_BN (|mu - mu*| + |var - var*|)  +  tv TV_2(x)  +  norm |x| /
     B
 
-`g` is the client's update, simulated from the server's model in train mode; `mu, var` are the statistics of x in the
-client's updated model; `mu*, var*` are inferred from the running statistics that came back
-(`running_statistics.recover`, exact after one step). The start is a public image of the same kind.
+`g` is the client's update, simulated from the server's model in train mode; `mu, var` are the statistics of x, and
+`mu*, var*` are inferred from the running statistics that came back (`running_statistics.recover`, exact after one
+step). The start is a public image of the same kind.
 
 Ali Hatamizadeh, Hongxu Yin, Pavlo Molchanov, Andriy Myronenko, Wenqi Li, Prerna Dogra, Andrew Feng, Mona G. Flores,
 Jan Kautz, Daguang Xu, Holger R. Roth: "Do Gradient Inversion Attacks Make Federated Learning Unsafe?", IEEE
@@ -15,7 +15,6 @@ Transactions on Medical Imaging 2023, arXiv:2202.06924.
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from jaxinvert import objectives, parametrizations, regularizers, running_statistics
@@ -56,8 +55,9 @@ def batch_norm_leakage(
 ) -> Attack:
     """Returns the attack with the constants of the authors' program.
 
-    One deviation, on purpose: that program detaches the simulated gradient, which leaves its matching term without
-    effect; here the whole local training is differentiated.
+    Two deviations, on purpose. That program detaches the simulated gradient, which leaves its matching term without
+    effect; here the whole local training is differentiated. It measures `mu, var` in the client's updated model; here
+    that is the model before the client's last step, as far as it is known: exact after one step.
 
     Args:
       client_update: the attacker's simulation of the client, BatchNorm in train mode.
@@ -90,9 +90,11 @@ def batch_norm_leakage(
         sent_back = require(observation, "batch_stats", attack="batch_norm_leakage")
         num_steps = require(observation, "local_training", attack="batch_norm_leakage").num_steps
         private = running_statistics.recover(sent_back, params["batch_stats"], momentum=momentum, num_steps=num_steps)
-        updated = {**jax.tree.map(jnp.subtract, params, observation.update), "batch_stats": sent_back}
+        # The last step, which counts most, measured its statistics with what S - 1 steps had made of the parameters.
+        way = (num_steps - 1) / num_steps
+        measuring = jax.tree.map(lambda sent, change: sent - way * change, params, observation.update)
         update_gap = objectives.tensor_norms(client_update(params, batch), observation.update)
-        statistics_gap = objectives.tensor_norms(batch_statistics(updated, batch.inputs), private)
+        statistics_gap = objectives.tensor_norms(batch_statistics(measuring, batch.inputs), private)
         return matching * update_gap + batch_norm * statistics_gap
 
     return search_inputs(

@@ -1,0 +1,110 @@
+"""Attacks that match BatchNorm statistics: the truth is their minimum, and the statistics help."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen
+
+from jaxinvert import attacks, clients, models, running_statistics, search
+from jaxinvert.attacks.see_through_gradients import langevin_noise
+from jaxinvert.observe import observe
+from jaxinvert.threat_models import LADDER
+from jaxinvert.types import Batch
+
+SHAPE, MOMENTUM = (4, 6, 6, 1), models.BATCH_NORM_MOMENTUM
+
+
+class Network(linen.Module):
+    """Statistics per pixel and of hidden units, in train mode."""
+
+    @linen.compact
+    def __call__(self, x):
+        x = linen.BatchNorm(use_running_average=False, momentum=MOMENTUM, name="norm_0")(x.reshape(x.shape[0], -1))
+        x = jnp.tanh(linen.Dense(12, name="first")(x))
+        x = linen.BatchNorm(use_running_average=False, momentum=MOMENTUM, name="norm_1")(x)
+        return linen.Dense(3, name="head")(x)
+
+
+@pytest.fixture(scope="module")
+def client():
+    model = models.from_linen(Network(), name="network", input_shape=SHAPE[1:], num_classes=3)
+    params = model.init(jax.random.key(0))
+    batch = Batch(jax.random.uniform(jax.random.key(1), SHAPE), jnp.array([0, 1, 2, 1]))
+    update = clients.fedsgd(models.cross_entropy(model.apply))
+    measured = jax.tree.map(lambda leaf: leaf[None], model.batch_statistics(params, batch.inputs))
+    sent = running_statistics.advance(params["batch_stats"], measured, momentum=MOMENTUM)
+    observation = observe(update, params, batch, threat_model=LADDER["E"], batch_stats=sent)
+    return SimpleNamespace(model=model, update=update, batch=batch, observation=observation)
+
+
+def make(client, **settings):
+    return attacks.batch_norm_leakage(
+        client.update, client.model.batch_statistics, batch_shape=SHAPE, momentum=MOMENTUM, warmup=5, horizon=300,
+        **settings,
+    )  # fmt: skip
+
+
+def loss_at(attack, variables, observation):
+    state = attack.init(jax.random.key(0), observation)._replace(variables=variables)
+    return float(attack.step(jax.random.key(0), state, observation)[1].objective)
+
+
+def test_truth_explains_update_and_inferred_statistics(client):
+    attack = make(client)
+    assert loss_at(attack, client.batch.inputs, client.observation) < 1e-5
+    assert loss_at(attack, 1 - client.batch.inputs, client.observation) > 1e-2
+
+
+def test_the_statistics_help(client):
+    def error(batch_norm):
+        attack = make(client, batch_norm=batch_norm, tv=0.0, norm=0.0, learning_rate=0.05)
+        found = jax.jit(search.run(attack, num_steps=300))(jax.random.key(0), client.observation)
+        return float(jnp.abs(found.inputs.mean(axis=0) - client.batch.inputs.mean(axis=0)).mean())
+
+    assert error(0.1) < 0.5 * error(0.0)
+
+
+def test_starts_at_the_public_picture(client):
+    prior = jnp.full(SHAPE[1:], 0.25)
+    start = make(client, prior=prior).init(jax.random.key(0), client.observation).variables
+    assert abs(float(start.mean()) - 0.25) < 0.05
+    assert not jnp.array_equal(start[0], start[1])
+
+
+def test_labels_through_a_sigmoid(client):
+    attack = make(client, joint_labels=3)
+    found = jax.jit(search.run(attack, num_steps=2))(jax.random.key(0), client.observation._replace(labels=None))
+    assert found.labels.shape == (4, 3)
+    assert not np.allclose(found.labels.sum(axis=1), 1)
+
+
+@pytest.mark.parametrize("field", ["batch_stats", "local_training"])
+def test_a_withheld_field_is_named(field, client):
+    attack = make(client)
+    observation = client.observation._replace(**{field: None})
+    with pytest.raises(ValueError, match=rf"batch_norm_leakage needs observation\.{field}"):
+        attack.step(jax.random.key(0), attack.init(jax.random.key(0), observation), observation)
+
+
+def test_see_through_gradients_uses_sent_statistics_where_there_are_any(client):
+    attack = attacks.see_through_gradients(
+        client.update, client.model.batch_statistics, batch_shape=SHAPE, num_seeds=2, horizon=300, warmup=5
+    )
+    found = jax.jit(search.run(attack, num_steps=300))(jax.random.key(0), client.observation)
+    blind = jax.jit(search.run(attack, num_steps=300))(
+        jax.random.key(0), client.observation._replace(batch_stats=None)
+    )
+    true_mean = client.batch.inputs.mean(axis=0)
+    errors = [float(jnp.abs(result.inputs.mean(axis=0) - true_mean).mean()) for result in (found, blind)]
+    assert errors[0] < 0.5 * errors[1]
+
+
+def test_langevin_noise_has_its_scale_and_differs_by_tensor():
+    steps = {"a": jnp.zeros((50, 50)), "b": jnp.zeros((50, 50))}
+    noisy, _ = langevin_noise(0.2).update(steps, (), key=jax.random.key(0))
+    # 2,500 draws: the standard error of the deviation is 0.003.
+    assert abs(float(noisy["a"].std()) - 0.2) < 0.012
+    assert not jnp.array_equal(noisy["a"], noisy["b"])
