@@ -95,7 +95,9 @@ def test_local_training(tmp_path):
     local = ["--client", "fedavg", "--num-examples", "2", "--local-batch-size", "1", "--local-epochs", "2"]
     assert cli.main([*arguments, *local, "--out", str(tmp_path)]) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["assumptions"]["client"].startswith("FedAvg: 4 local steps of 1 examples, learning rate 0.01")
+    assert summary["assumptions"]["client"].startswith(
+        "FedAvg: 4 local steps of 1 examples, sgd with rate 0.01, order known"
+    )
     assert "the client's learning rate and number of local steps" in summary["assumptions"]["known"]
 
 
@@ -156,6 +158,23 @@ def test_secure_aggregation_attacks_all_examples_at_once(tmp_path):
     assert "the server sees the mean of 2 clients' updates" in summary["assumptions"]["client"]
 
 
+def test_local_optimizer_and_secret_order_change_what_the_client_sends():
+    def update(**settings):
+        config = job.JobConfig(
+            model="mlp", size=12, targets=1, num_examples=2, client="fedavg", local_batch_size=1, local_epochs=3,
+            **settings,
+        )  # fmt: skip
+        return np.asarray(job.prepare(config).observations.update["params"]["head"]["bias"])
+
+    plain = update()
+    assert not np.allclose(plain, update(local_optimizer="momentum"))
+    assert not np.allclose(plain, update(local_optimizer="adam"))
+    assert not np.allclose(plain, update(local_weight_decay=0.5), atol=1e-9)
+    orders = [update(local_order="unknown", seed=seed) for seed in range(3)]
+    same_seeds = [update(seed=seed) for seed in range(3)]
+    assert any(not np.array_equal(secret, known) for secret, known in zip(orders, same_seeds))
+
+
 def test_an_attack_that_reads_what_is_withheld_is_refused(tmp_path, capsys):
     assert cli.main(["invert", "--threat-model", "A", "--out", str(tmp_path / "run")]) == 2
     message = " ".join(capsys.readouterr().err.split())
@@ -210,6 +229,9 @@ def test_interrupt_writes_the_best_so_far(tmp_path, monkeypatch):
             ["--threat-model", "D", "--size", "16"],
             "threat model D grants surrogate images: .* split 'train' at 32 px",
         ),
+        (["--client", "fedavg", "--threat-model", "B"], "inverting-gradients needs .* withholds: .*local_training"),
+        (["--labels", "joint", "--attack", "dlg"], "'dlg' cannot take labels as variables; batch-norm-leakage, inv"),
+        (["--settings", "sigma", "1"], "'inverting-gradients' has no sigma"),
         (["--checkpoint", "nowhere.safetensors"], "no checkpoint at nowhere.safetensors"),
         (["--batch-norm", "train"], "'lenet'.*batch_norm"),
         (["--aggregate", "0"], "aggregate is 0, expected at least 1"),

@@ -86,12 +86,14 @@ def _dense_layer(setting: Setting, hyperparameters: Mapping[str, Any], horizon: 
 
 def _dlg(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> Attack:
     del hyperparameters, horizon  # its line search needs neither
-    return dlg(setting.client_update, num_classes=setting.model.num_classes, **setting.images)
+    return dlg(
+        setting.client_update, batch_shape=setting.images["batch_shape"], num_classes=setting.model.num_classes
+    )
 
 
 def _idlg(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> Attack:
     del hyperparameters, horizon
-    return idlg(setting.client_update, head=setting.model.head, **setting.images)
+    return idlg(setting.client_update, batch_shape=setting.images["batch_shape"], head=setting.model.head)
 
 
 def _from_model(

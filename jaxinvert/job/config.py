@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 import optax
 
@@ -13,7 +15,7 @@ from jaxinvert.attacks import registry
 from jaxinvert.clients import fedavg, fedsgd, local_batch_statistics, securely_aggregated
 from jaxinvert.observe import FEDSGD
 from jaxinvert.threat_models import ThreatModel
-from jaxinvert.types import ArrayTree, Batch, ClientUpdateFn, LocalTraining, Params
+from jaxinvert.types import ArrayTree, Batch, ClientUpdateFn, Key, LocalTraining, Params
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,12 @@ class JobConfig:
         them from the update first; "joint" makes them variables of the attack.
       label_rule: recovers the labels, see `jaxinvert list`; by default "moments", with surrogate images if granted.
       client: "fedsgd" sends one gradient, "fedavg" what local training changed.
-      local_lr: learning rate of a fedavg client's gradient descent.
+      local_optimizer: of a fedavg client: plain gradient descent, momentum 0.9, or Adam.
+      local_lr: its learning rate.
+      local_weight_decay: decoupled, times the learning rate.
       local_epochs: passes of a fedavg client over its examples.
       local_batch_size: examples per local step of a fedavg client; by default all.
+      local_order: whether the attacker knows the order in which a fedavg client visits its examples.
       batch_norm: whether the clients' BatchNorm layers use the running statistics ("eval") or the batch's ("train").
       aggregate: clients whose mean is all that the server sees of them, as under secure aggregation.
       tv: weight of the total variation, if the attack has one.
@@ -65,9 +70,12 @@ class JobConfig:
     labels: Literal["known", "restored", "joint"] = "known"
     label_rule: str | None = None
     client: Literal["fedsgd", "fedavg"] = "fedsgd"
+    local_optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
     local_lr: float = 0.01
+    local_weight_decay: float = 0.0
     local_epochs: int = 1
     local_batch_size: int | None = None
+    local_order: Literal["known", "unknown"] = "known"
     batch_norm: Literal["eval", "train"] = "eval"
     aggregate: int = 1
     tv: float | None = None
@@ -91,6 +99,10 @@ class JobConfig:
         for name, value in {"tv": self.tv, "lr": self.lr, **self.settings}.items():
             if value is not None and not 0 <= value <= float(np.finfo(np.float32).max):
                 raise ValueError(f"{name} is {value}, expected a finite float32 of at least 0")
+        if not 0 <= self.local_weight_decay < np.inf:
+            raise ValueError(
+                f"local_weight_decay is {self.local_weight_decay}, expected a finite number of at least 0"
+            )
         if not 0 < self.local_lr < np.inf:
             raise ValueError(f"local_lr is {self.local_lr}, expected a positive number")
         if self.num_examples % self.num_examples_per_step:
@@ -175,16 +187,29 @@ class JobConfig:
         return {**known, **given}
 
 
-def client_update(config: JobConfig, model: models.Model) -> ClientUpdateFn:
-    """What the clients behind an update compute, and the attacker simulates."""
+def client_update(config: JobConfig, model: models.Model, *, order_key: Key | None = None) -> ClientUpdateFn:
+    """What the clients behind an update compute, and the attacker simulates; without `order_key` in plain order."""
     loss_fn = models.cross_entropy(model.apply)
-    one_client = fedsgd(loss_fn) if config.client == "fedsgd" else fedavg(loss_fn, **_local(config))
+    if config.client == "fedsgd":
+        one_client = fedsgd(loss_fn)
+    else:
+        one_client = fedavg(loss_fn, order_key=order_key, **_local_training(config))
     return one_client if config.aggregate == 1 else securely_aggregated(one_client, num_clients=config.aggregate)
+
+
+def secret_order(config: JobConfig) -> Key | None:
+    """What the clients draw the order of their examples from, if it is a secret."""
+    return jax.random.fold_in(jax.random.key(config.seed), 3) if config.local_order == "unknown" else None
 
 
 def sent_statistics(config: JobConfig, model: models.Model) -> Callable[[Params, Batch], ArrayTree]:
     """The running statistics that a client in train mode sends beside its update."""
-    measure = local_batch_statistics(models.cross_entropy(model.apply), model.batch_statistics, **_local(config))
+    measure = local_batch_statistics(
+        models.cross_entropy(model.apply),
+        model.batch_statistics,
+        order_key=secret_order(config),
+        **_local_training(config),
+    )
 
     def sent(params: Params, batch: Batch) -> ArrayTree:
         return running_statistics.advance(
@@ -194,10 +219,20 @@ def sent_statistics(config: JobConfig, model: models.Model) -> Callable[[Params,
     return sent
 
 
-def _local(config: JobConfig) -> dict[str, Any]:
+def _local_training(config: JobConfig) -> dict[str, Any]:
     """The local training; of FedSGD clients, one step over all examples."""
+    make = {
+        "sgd": optax.sgd,
+        "momentum": partial(optax.sgd, momentum=0.9),
+        # The attacker differentiates through the square root, which eps_root keeps from zero.
+        "adam": partial(optax.adam, eps_root=1e-12),
+    }[config.local_optimizer]
+    optimizer = make(config.local_lr)
+    if config.local_weight_decay:
+        decay = optax.add_decayed_weights(-config.local_lr * config.local_weight_decay)
+        optimizer = optax.chain(optimizer, decay)
     return {
-        "optimizer": optax.sgd(config.local_lr),
+        "optimizer": optimizer,
         "batch_size": config.num_examples_per_step,
         "num_epochs": config.local_epochs if config.client == "fedavg" else 1,
     }
@@ -209,7 +244,8 @@ def assumptions(config: JobConfig) -> dict[str, Any]:
     size = config.num_examples_per_step
     clients = {
         "fedsgd": "FedSGD: one gradient of the mean loss over the batch",
-        "fedavg": f"FedAvg: {num_steps} local steps of {size} examples, learning rate {rate:g}",
+        "fedavg": f"FedAvg: {num_steps} local steps of {size} examples, {config.local_optimizer} with rate {rate:g}, "
+        f"order {config.local_order}",
     }
     sentences = [
         clients[config.client],

@@ -16,7 +16,7 @@ import numpy as np
 from jaxinvert import data, labels, metrics, models, threat_models
 from jaxinvert.attacks import registry
 from jaxinvert.job import environment
-from jaxinvert.job.config import JobConfig, assumptions, client_update, sent_statistics
+from jaxinvert.job.config import JobConfig, assumptions, client_update, secret_order, sent_statistics
 from jaxinvert.observe import check_batch, observe_targets
 from jaxinvert.search import Progress, Stepwise, check_targets, over_targets, split_shared
 from jaxinvert.types import Attack, Batch, Observation, Params, Reconstruction
@@ -89,7 +89,7 @@ def prepare(config: JobConfig) -> Task:
     check_batch(flat, input_shape=model.input_shape, num_classes=model.num_classes)
     truth = jax.tree.map(lambda leaf: leaf.reshape(config.targets, config.num_private, *leaf.shape[1:]), flat)
     observations = observe_targets(
-        jax.jit(client_update(config, model)),
+        jax.jit(client_update(config, model, order_key=secret_order(config))),
         params,
         truth,
         threat_model=config.granted,
