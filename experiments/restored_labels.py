@@ -50,8 +50,8 @@ class Config:
     num_examples: int = 2
     local_epochs: int = 5
     local_lr: float = 0.01
-    restarts: int = 2
-    steps: int = 600
+    restarts: int = 1
+    steps: int = 300
     tv: float = 1e-3
     seed: int = 0
     smoke: bool = False

@@ -9,6 +9,7 @@ import pytest
 
 from jaxinvert import clients, models, objectives, search
 from jaxinvert.attacks import dlg, idlg
+from jaxinvert.attacks.dlg import START_MEAN, START_STD
 from jaxinvert.observe import observe
 from jaxinvert.types import Batch
 from tests.conftest import NUM_CLASSES, SHAPE
@@ -62,8 +63,9 @@ def test_does_not_find_it_in_another_clients_update(attacks, victim):
 def test_what_the_line_search_left_is_loss_and_gradient_of_the_next_iterate(attacks, victim):
     attack, observation = attacks["idlg"], victim.observation
 
-    def loss(x):
-        simulated = victim.client_update(victim.params, Batch(x, victim.batch.labels))
+    def loss(variables):
+        images = START_MEAN + START_STD * variables
+        simulated = victim.client_update(victim.params, Batch(images, victim.batch.labels))
         return objectives.squared_l2(simulated, observation.update)
 
     step = jax.jit(attack.step)
