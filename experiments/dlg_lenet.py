@@ -40,7 +40,7 @@ class Config:
     data: str = "cifar10"
     num_images: int = 20
     steps: int = 4000
-    restarts: tuple[int, ...] = (1, 4)
+    restarts: tuple[int, ...] = (1,)
     attacks: tuple[str, ...] = ("dlg", "idlg")
     seed: int = 0
     smoke: bool = False

@@ -314,7 +314,7 @@ def summarize(cell: Cell, *, model: str, epochs: int, local_steps: int, law: str
 
 
 def plot(rows: list[dict], file: Path) -> None:
-    """Exact rates against batch size: a panel for each network and label law, a line for each rule."""
+    """Exact rates with 95 % intervals against batch size: a panel for each network and law, a line for each rule."""
     fedsgd = [row for row in rows if row["local_steps"] == 1]
     networks = list(dict.fromkeys((row["model"], row["epochs"]) for row in fedsgd))
     laws = list(dict.fromkeys(row["law"] for row in fedsgd))
@@ -324,10 +324,15 @@ def plot(rows: list[dict], file: Path) -> None:
         for law, panel in zip(laws, row_of_panels):
             here = [row for row in fedsgd if (row["model"], row["epochs"], row["law"]) == (model, epochs, law)]
             for rule in labels.REGISTRY:
-                points = sorted((row["batch"], row["exact"]) for row in here if row["rule"] == rule)
+                rates = sorted((row["batch"], row["exact"], row["exact_low"], row["exact_high"]) for row in here
+                               if row["rule"] == rule)  # fmt: skip
+                sizes, exact, low, high = zip(*rates)
                 style = PLOT_STYLES.get(rule, {"color": "0.75", "linewidth": 0.9})
-                panel.plot(*zip(*points), label=rule, marker="o", markersize=2.5, **style)
+                panel.plot(sizes, exact, label=rule, marker="o", markersize=2.5, **style)
+                if rule in PLOT_STYLES:
+                    panel.fill_between(sizes, low, high, color=style["color"], alpha=0.1, linewidth=0)
             panel.set_xscale("log", base=2)
+            panel.set_xticks(sizes, [str(size) for size in sizes])
             panel.set_title(f"{model}, {f'{epochs} epochs' if epochs else 'untrained'}, {law} labels", fontsize=8)
             panel.grid(alpha=0.2)
             panel.tick_params(labelsize=7)
