@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxinvert import clients, labels, models
-from jaxinvert.labels.rounding import project_counts
+from jaxinvert.labels.rounding import project_counts, proven_counts, round_counts_above
 from jaxinvert.types import Batch, LocalTraining, Observation, path_name
 
 NUM_CLASSES, IMAGE = 5, (6, 6, 1)
@@ -336,3 +336,28 @@ def test_surrogate_dummies_have_the_mean_and_covariance_of_the_images():
     np.testing.assert_allclose(jnp.std(along), 1 / 20, rtol=0.05)
     np.testing.assert_allclose(deviation, along[:, None, None, None] * pattern, atol=1e-4)
     np.testing.assert_array_equal(labels.surrogate_images(max_inputs=7)(seen), seen.surrogate[None, :7])
+
+
+def test_proven_counts_by_hand():
+    """Two examples: db = mean(p - y). One class holds what its gradient cannot explain otherwise."""
+    found = proven_counts(jnp.array([0.3, -0.0001, -1.0001, -1.15]) / 1.0, 2)
+    assert found.tolist() == [0, 1, 2, 3]
+    assert proven_counts(jnp.array([0.0, 0.0]), 5).tolist() == [0, 0]
+
+
+def test_bounds_that_fit_are_kept_and_others_are_not():
+    estimate = jnp.array([3.0, 0.0, 0.0])
+    assert round_counts_above(estimate, jnp.array([0, 1, 0]), 3).tolist() == [2, 1, 0]
+    assert round_counts_above(estimate, jnp.array([2, 2, 0]), 3).tolist() == [3, 0, 0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_batch_has_fewer_than_what_is_proven(seed):
+    """Confident outputs, as of a trained network."""
+    params = make_params(seed, head_scale=20.0)
+    keys = jax.random.split(jax.random.key(seed))
+    chosen = jax.random.randint(keys[0], (6,), 0, NUM_CLASSES)
+    update = gradient(params, Batch(jax.random.uniform(keys[1], (6, *IMAGE)), chosen))
+    proven = proven_counts(update["params"]["head"]["bias"], 6)
+    assert bool(jnp.all(proven <= jnp.bincount(chosen, length=NUM_CLASSES)))
+    assert float(proven.sum()) > 0

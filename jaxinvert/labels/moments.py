@@ -11,7 +11,8 @@ luck. All of it is a sum over examples, hence close to Gaussian with a covarianc
     Omega(n) = B Cov(u p^T) - (cross terms) + sum_c n_c Cov(u) e_c e_c^T + Cov over families,
 
 `u` here with a leading 1. Generalized least squares is then `n = y_0 - Omega_01 Omega_11^{-1} y_1`, repeated a few
-times because `Omega` depends on the counts (label-aware). Where the dummies' *style* is uncertain its share grows
+times because `Omega` depends on the counts (label-aware), and rounded among the counts that the bias gradient's signs
+and sizes do not exclude. Where the dummies' *style* is uncertain its share grows
 as `B^2`: the covariance over families of dummies, a random effect. From no paper; the zero-shot rule it corrects is
 that of Geng et al. (2021, arXiv:2110.09074).
 """
@@ -23,7 +24,7 @@ from jax.scipy.sparse.linalg import cg
 
 from jaxinvert.labels.dummies import Dummies
 from jaxinvert.labels.head import Response, biased_head, respond, step_scale
-from jaxinvert.labels.rounding import project_counts, round_counts
+from jaxinvert.labels.rounding import project_counts, proven_counts, round_counts_above
 from jaxinvert.observe import require
 from jaxinvert.types import ApplyFn, Array, Observation, RecoverLabels
 
@@ -80,7 +81,7 @@ def moments(
         for _ in range(num_sweeps):
             covariance = _covariance(law, project_counts(counts, num_examples), num_examples)
             counts = surprise[0] - _predicted(covariance, surprise)
-        return round_counts(counts, num_examples)
+        return round_counts_above(counts, proven_counts(update.bias * scale, num_examples), num_examples)
 
     return recover
 

@@ -52,6 +52,32 @@ def round_counts(estimate: Array, num_examples: int | Array) -> Array:
     return whole + missing // size + (fraction_rank < missing % size)
 
 
+def round_counts_above(estimate: Array, at_least: Array, num_examples: int | Array) -> Array:
+    """`round_counts` among the counts that are at least `at_least [K]` (whole, non-negative) everywhere.
+
+    Bounds that do not fit into `num_examples` (a defense's noise makes such) are not used.
+    """
+    at_least = jnp.where(jnp.sum(at_least) <= num_examples, at_least, 0).astype(jnp.int32)
+    return at_least + round_counts(estimate - at_least, num_examples - jnp.sum(at_least))
+
+
+def proven_counts(bias_gradient: Array, num_examples: int | Array) -> Array:
+    """Counts `[K]` that a bias gradient proves: `B db_n = sum_i p_in - count_n >= -count_n`, whatever the model says.
+
+    A negative entry proves presence; beyond that a thousandth of an example is left to rounding errors. Local steps
+    on all examples average such gradients, so that the bound holds for them, too.
+
+    | B db    | proven |
+    |---------|--------|
+    | 0.3     | 0      |
+    | -0.0002 | 1      |
+    | -2.0002 | 2      |
+    | -2.3    | 3      |
+    """
+    excess = -num_examples * bias_gradient
+    return jnp.where(excess > 0, jnp.maximum(jnp.ceil(excess - 1e-3), 1.0), 0.0)
+
+
 def lowest(values: Array, num_examples: int | Array) -> Array:
     """Counts `[K]` of `B` labels spread over the classes with the lowest `values [K]`, each once if `B <= K`."""
     return (num_examples // values.size + (_rank(values) < num_examples % values.size)).astype(jnp.int32)

@@ -6,7 +6,7 @@ types against the model's own, then every value for finiteness.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,11 @@ def load_checkpoint(path: Path, like: ArrayTree) -> ArrayTree:
 def read_facts(path: Path) -> dict[str, Any]:
     """The facts that `save_checkpoint` wrote; `{}` for a file from elsewhere.
 
+    Some have a fixed kind wherever they stand: `model` is a name, `num_classes` a whole number, `mean` and `std` are
+    lists of numbers.
+
     Raises:
-      ValueError: if it is no whole safetensors file.
+      ValueError: if it is no whole safetensors file, or a fact is of the wrong kind.
       FileNotFoundError: if there is none.
     """
     with _open(path) as file:
@@ -77,7 +80,22 @@ def read_facts(path: Path) -> dict[str, Any]:
         facts = None
     if not isinstance(facts, dict):
         raise ValueError(f"{path} is damaged: its facts are no JSON object")
+    for name, is_right in _KINDS.items():
+        if name in facts and not is_right(facts[name]):
+            raise ValueError(f"{path} is damaged: its fact {name} is {facts[name]!r}")
     return facts
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "model": lambda value: isinstance(value, str),
+    "num_classes": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "mean": lambda value: isinstance(value, list) and all(map(_is_number, value)),
+    "std": lambda value: isinstance(value, list) and all(map(_is_number, value)),
+}
 
 
 def _open(path: Path) -> Any:

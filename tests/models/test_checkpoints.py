@@ -85,6 +85,15 @@ def test_damaged_facts_are_one_clear_error(facts, tmp_path):
         models.read_facts(tmp_path / "file")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("model", 3), ("num_classes", "10"), ("num_classes", 1.5), ("mean", 0.5), ("std", ["a"])]
+)
+def test_facts_of_the_wrong_kind_are_named(name, value, tmp_path):
+    save_file({"w": np.ones(3)}, tmp_path / "file", metadata={"jaxinvert": json.dumps({name: value})})
+    with pytest.raises(ValueError, match=f"its fact {name} is"):
+        models.read_facts(tmp_path / "file")
+
+
 def test_facts_are_plain_json(stored):
     header = stored.read_bytes()
     length = int.from_bytes(header[:8], "little")
