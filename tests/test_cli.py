@@ -247,7 +247,7 @@ def test_interrupt_writes_the_best_so_far(tmp_path, monkeypatch):
             "holds for plain sgd only; sign rules",
         ),
         (
-            ["--threat-model", "D", "--size", "16"],
+            ["--labels", "restored", "--threat-model", "D", "--size", "16"],
             "threat model D grants surrogate images: .* split 'train' at 32 px",
         ),
         (["--client", "fedavg", "--threat-model", "B"], "inverting-gradients needs .* withholds: .*local_training"),
