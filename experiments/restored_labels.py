@@ -1,9 +1,9 @@
 """What unknown labels cost: the same attack with labels known, restored from the update, and optimized jointly.
 
 Setting: an untrained network, or a trained one at several epochs; clients of FedSGD, and of FedAvg with five local
-steps over all their examples; server of threat model C. Every row attacks the same updates from the same starts.
-Exact: targets whose multiset of labels was found; PSNR is the mean over all images, and the loss against known labels
-is given for targets with exact labels.
+steps over all their examples; server of threat model C. Every row attacks the same updates from the same starts;
+restored labels are ascending, as those of every client are here. Exact: targets whose multiset of labels was found;
+PSNR is the mean over all images, and the loss against known labels is given for targets with exact labels.
 
 Command:  python -m experiments.restored_labels --data FILE.npz --json FILE.json
 Smoke:    python -m experiments.restored_labels --smoke
@@ -84,8 +84,7 @@ def compare(config: Config, checkpoint: Path | None, client: Literal["fedsgd", "
             targets=config.targets,
             num_examples=config.num_examples,
             client=client,
-            local_epochs=config.local_epochs,
-            local_lr=config.local_lr,
+            **({"local_epochs": config.local_epochs, "local_lr": config.local_lr} if client == "fedavg" else {}),
             labels=labels,
             restarts=config.restarts,
             steps=config.steps,

@@ -59,7 +59,10 @@ def spread_out(rows: list[dict], group_by: list[str], key: str, value: str) -> t
     groups: dict[tuple, dict] = {}
     for row in rows:
         group = {name: row[name] for name in group_by}
-        groups.setdefault(tuple(group.values()), group)[str(row[key])] = row[value]
+        cells = groups.setdefault(tuple(group.values()), group)
+        if str(row[key]) in cells:
+            raise ValueError(f"{group} has several rows for {key} {row[key]!r}: name more columns")
+        cells[str(row[key])] = row[value]
     return list(groups.values()), list(dict.fromkeys(str(row[key]) for row in rows))
 
 

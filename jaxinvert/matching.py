@@ -4,7 +4,7 @@
 
 One step evaluates this attack loss and its gradient at the current iterate, remembers the iterate if it is the
 best so far, takes an optimizer step and projects back to the feasible set. The start is projected, too, so that
-every loss belongs to an image that may be returned.
+with a projection to [0, 1] every loss belongs to an image that may be returned; free images are clipped at the end.
 """
 
 from collections.abc import Callable
@@ -120,7 +120,7 @@ def search_inputs(
         opt_state = optimizer.init(variables)
         if stays and _line_search_result(opt_state) is not None:
             loss, _, grad = evaluate(variables, observation)
-            opt_state = optax.tree.set(opt_state, value=loss, grad=grad)
+            opt_state = _with_line_search_result(opt_state, loss, grad)
         return AttackState(variables, opt_state, best_variables=variables, best_loss=jnp.full((), jnp.inf, dtype))
 
     def step(key: Key, state: AttackState, observation: Observation) -> tuple[AttackState, AttackInfo]:
@@ -186,5 +186,20 @@ def with_restored_labels(attack: Attack, rule: RecoverLabels, *, batch_size: int
 
 def _line_search_result(opt_state: ArrayTree) -> tuple[Array, ArrayTree] | None:
     """Loss and gradient where a line search ended, if the optimizer has one."""
-    found = [optax.tree.get(opt_state, name) for name in ("value", "grad")]
-    return None if None in found else (found[0], found[1])
+    for part in jax.tree.leaves(opt_state, is_leaf=_is_line_search):
+        if _is_line_search(part):
+            return part.value, part.grad
+    return None
+
+
+def _with_line_search_result(opt_state: ArrayTree, value: Array, grad: ArrayTree) -> ArrayTree:
+    """The state of an optimizer whose line search seems to have ended with this loss and gradient."""
+
+    def replace(part: Any) -> Any:
+        return part._replace(value=value.astype(part.value.dtype), grad=grad) if _is_line_search(part) else part
+
+    return jax.tree.map(replace, opt_state, is_leaf=_is_line_search)
+
+
+def _is_line_search(part: Any) -> bool:
+    return isinstance(part, optax.ScaleByZoomLinesearchState)

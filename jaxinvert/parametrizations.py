@@ -93,8 +93,8 @@ def with_soft_labels(
     """
 
     def init(key: Key) -> tuple[ArrayTree, Array]:
-        image_key, label_key = jax.random.split(key)
-        return images.init(image_key), jax.random.normal(label_key, (batch_size, num_classes))
+        logits = jax.random.normal(jax.random.fold_in(key, 1), (batch_size, num_classes), jnp.float32)
+        return images.init(key), logits  # the images start where they would without labels
 
     def decode(variables: tuple[ArrayTree, Array]) -> Batch:
         image_variables, logits = variables

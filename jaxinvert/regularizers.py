@@ -32,6 +32,11 @@ def total_variation_l2(inputs: Array) -> Array:
     return sum((jnp.mean(jnp.square(step)) for step in _neighbor_differences(inputs)), start=zero(inputs))
 
 
+def total_variation_norm(inputs: Array) -> Array:
+    """`|dx| + |dy|`, Euclidean norms over the whole batch (Hatamizadeh et al. 2022), with gradient 0 at zero."""
+    return sum((tree_norm(step) for step in _neighbor_differences(inputs)), start=zero(inputs))
+
+
 def l2_norm(inputs: Array) -> Array:
     """Euclidean norm of the whole batch (Yin et al. 2021), with gradient 0 at zero."""
     return tree_norm(inputs)
@@ -75,5 +80,6 @@ REGISTRY: dict[str, Regularizer] = {
     "mean-norm": mean_norm,
     "total-variation": total_variation,
     "total-variation-l2": total_variation_l2,
+    "total-variation-norm": total_variation_norm,
     "zero": zero,
 }

@@ -82,8 +82,9 @@ class Reconstruction(NamedTuple):
     Attributes:
       inputs: `[B, H, W, C]` in [0, 1]; the best iterate by attack loss, never by truth.
       labels: labels the attack used or found, `[B]` or soft `[B, K]`, or `None`.
-      attack_loss: `[]` the attacker-visible loss of `inputs`; lower is better.
-      info: further attacker-visible quantities, such as the loss history `[num_steps]`.
+      attack_loss: `[]` the attacker-visible loss of `inputs` (before clipping, if the attack may leave [0, 1]); lower
+        is better.
+      info: further attacker-visible quantities, such as the loss history `[num_steps + 1]`.
     """
 
     inputs: Array

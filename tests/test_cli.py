@@ -130,7 +130,7 @@ def test_restored_labels(tmp_path, capsys):
 def test_surrogate_images_restore_labels_under_threat_model_d(tmp_path):
     summary = run_mlp(tmp_path, "--labels", "restored", "--threat-model", "D", "--num-examples", "2", size="32")
     assert summary["assumptions"]["labels"].endswith("moments-surrogate")
-    assert "public images of the same kind" in summary["assumptions"]["known"]
+    assert "public images of the same kind (tiles of the same scenes)" in summary["assumptions"]["known"]
     assert np.shape(summary["labels"]["found"]) == (2, 2)
 
 
@@ -156,6 +156,12 @@ def test_secure_aggregation_attacks_all_examples_at_once(tmp_path):
     summary = run_mlp(tmp_path, "--aggregate", "2", "--num-examples", "2")
     assert len(summary["images"]) == 2 * 2 * 2
     assert "the server sees the mean of 2 clients' updates" in summary["assumptions"]["client"]
+
+
+def test_what_an_attack_found_beside_images_is_in_the_summary(tmp_path):
+    summary = run_mlp(tmp_path, "--attack", "dlm-best-scale")
+    assert all(target["scale"] > 0 for target in summary["targets"])
+    assert summary["labels"]["exact"] == [True, True]
 
 
 def test_local_optimizer_and_secret_order_change_what_the_client_sends():
@@ -224,9 +230,24 @@ def test_interrupt_writes_the_best_so_far(tmp_path, monkeypatch):
         (["--attack", "dense-layer", "--labels", "restored"], "'dense-layer' reads no labels"),
         (["--label-rule", "llg"], "label_rule is 'llg', which only labels='restored' uses"),
         (["--labels", "restored", "--label-rule", "oracle"], "unknown label rule 'oracle'; known are idlg"),
-        (["--labels", "restored", "--threat-model", "B"], "withholds: num_examples .*, local_training"),
+        (["--labels", "restored", "--threat-model", "D", "--split", "train"], "may hold the surrogate images"),
         (
-            ["--threat-model", "D", "--size", "16"],
+            ["--labels", "restored", "--label-rule", "zero-shot-surrogate"],
+            "label rule zero-shot-surrogate .*surrogate",
+        ),
+        (
+            ["--attack", "batch-norm-leakage", "--threat-model", "E"],
+            "needs clients in train mode: batch_norm='train'",
+        ),
+        (["--attack", "idlg", "--num-examples", "2"], "idlg finds the label of one example"),
+        (["--local-epochs", "2"], "local_epochs is 2, which only client='fedavg' uses"),
+        (["--tv", "1", "--settings", "tv", "2"], "tv is given twice, as 1.0 and as 2.0"),
+        (
+            ["--client", "fedavg", "--local-optimizer", "adam", "--labels", "restored"],
+            "holds for plain sgd only; sign rules",
+        ),
+        (
+            ["--labels", "restored", "--threat-model", "D", "--size", "16"],
             "threat model D grants surrogate images: .* split 'train' at 32 px",
         ),
         (["--client", "fedavg", "--threat-model", "B"], "inverting-gradients needs .* withholds: .*local_training"),

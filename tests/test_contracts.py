@@ -62,7 +62,7 @@ def test_parametrization():
 def test_attack(name, victim, victims):
     """Traced once, vmap equals a loop, different keys start differently, and the result has its promised form."""
     _, observations = victims
-    setting = registry.Setting(victim.client_update, victim.model, 1)
+    setting = registry.Setting(victim.client_update, victim.model, 1, sent_statistics=lambda params, batch: {})
     recipe = registry.REGISTRY[name]
     if "batch_stats" in recipe.needs:
         observations = observations._replace(batch_stats={})

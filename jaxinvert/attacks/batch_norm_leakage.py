@@ -1,11 +1,11 @@
 """BatchNorm leakage: the running statistics that a client sends hold the mean and variance of its private features.
 
-    minimize over x, y:   a sum_l |g_l - g*_l|  +  b sum_BN (|mu - mu*| + |var - var*|)  +  tv TV_2(x)  +  norm |x| /
-    B
+    minimize over x, y:   a sum_l |g_l - g*_l|  +  b sum_BN (|mu - mu*| + |var - var*|)
+                          +  tv (|dx| + |dy|)  +  norm mean_i |x_i|
 
-`g` is the client's update, simulated from the server's model in train mode; `mu, var` are the statistics of x, and
-`mu*, var*` are inferred from the running statistics that came back (`running_statistics.recover`, exact after one
-step). The start is a public image of the same kind.
+`g` is the client's update, simulated from the server's model in train mode; `mu, var` are the batch statistics behind
+the running ones that the simulated client sends, and `mu*, var*` those behind the ones that came back
+(`running_statistics.recover`).
 
 Ali Hatamizadeh, Hongxu Yin, Pavlo Molchanov, Andriy Myronenko, Wenqi Li, Prerna Dogra, Andrew Feng, Mona G. Flores,
 Jan Kautz, Daguang Xu, Holger R. Roth: "Do Gradient Inversion Attacks Make Federated Learning Unsafe?", IEEE
@@ -37,7 +37,7 @@ from jaxinvert.types import (
 
 def batch_norm_leakage(
     client_update: ClientUpdateFn,
-    batch_statistics: Callable[[Params, Array], ArrayTree],
+    sent_statistics: Callable[[Params, Batch], ArrayTree],
     *,
     batch_shape: Shape,
     momentum: Scalar,
@@ -55,13 +55,14 @@ def batch_norm_leakage(
 ) -> Attack:
     """Returns the attack with the constants of the authors' program.
 
-    Two deviations, on purpose. That program detaches the simulated gradient, which leaves its matching term without
+    Three deviations, on purpose. That program detaches the simulated gradient, which leaves its matching term without
     effect; here the whole local training is differentiated. It measures `mu, var` in the client's updated model; here
-    that is the model before the client's last step, as far as it is known: exact after one step.
+    the client is simulated in this, too, which is exact for any local training. The total variation leaves out
+    diagonals. As in the paper priors see the images as the model does, normalized.
 
     Args:
       client_update: the attacker's simulation of the client, BatchNorm in train mode.
-      batch_statistics: `(params, inputs) -> statistics`, as in `Model`.
+      sent_statistics: the running statistics that the simulated client sends, `(params, batch) -> statistics`.
       batch_shape: `(B, H, W, C)`.
       momentum: of the running statistics, the share of the old value (Flax's convention).
       joint_labels: `K`, to optimize soft labels along with the images, through a sigmoid as in the paper; by default
@@ -71,7 +72,7 @@ def batch_norm_leakage(
       std: scalar or `[C]`.
       matching: weight of the update.
       batch_norm: weight of the statistics.
-      tv: weight of the squared total variation.
+      tv: weight of the total variation.
       norm: weight of the mean Euclidean norm of an image.
       learning_rate: of Adam, in units of `std`.
       warmup: steps until the full learning rate.
@@ -89,17 +90,21 @@ def batch_norm_leakage(
         params = require(observation, "params", attack="batch_norm_leakage")
         sent_back = require(observation, "batch_stats", attack="batch_norm_leakage")
         num_steps = require(observation, "local_training", attack="batch_norm_leakage").num_steps
-        private = running_statistics.recover(sent_back, params["batch_stats"], momentum=momentum, num_steps=num_steps)
-        # The last step, which counts most, measured its statistics with what S - 1 steps had made of the parameters.
-        way = (num_steps - 1) / num_steps
-        measuring = jax.tree.map(lambda sent, change: sent - way * change, params, observation.update)
+
+        def behind(running: ArrayTree) -> ArrayTree:
+            return running_statistics.recover(running, params["batch_stats"], momentum=momentum, num_steps=num_steps)
+
         update_gap = objectives.tensor_norms(client_update(params, batch), observation.update)
-        statistics_gap = objectives.tensor_norms(batch_statistics(measuring, batch.inputs), private)
+        statistics_gap = objectives.tensor_norms(behind(sent_statistics(params, batch)), behind(sent_back))
         return matching * update_gap + batch_norm * statistics_gap
 
+    mean_image, std_image = (
+        parametrizations.per_channel(name, value, batch_shape) for name, value in (("mean", mean), ("std", std))
+    )
+    priors = regularizers.weighted((tv, regularizers.total_variation_norm), (norm, regularizers.mean_norm))
     return search_inputs(
         distance,
-        regularizer=regularizers.weighted((tv, regularizers.total_variation_l2), (norm, regularizers.mean_norm)),
+        regularizer=lambda inputs: priors((inputs - mean_image) / std_image),
         optimizer=optax.adam(warmup_cosine(learning_rate, horizon, warmup=warmup), b1=0.9, b2=0.9),
         parametrization=images,
         name="batch_norm_leakage",

@@ -16,7 +16,7 @@ from jaxinvert.attacks.inverting_gradients import inverting_gradients
 from jaxinvert.attacks.see_through_gradients import see_through_gradients
 from jaxinvert.clients import fedsgd
 from jaxinvert.models import BATCH_NORM_MOMENTUM, Model, cross_entropy
-from jaxinvert.types import Attack, ClientUpdateFn, Scalar, Shape, SolveFn
+from jaxinvert.types import ArrayTree, Attack, Batch, ClientUpdateFn, Params, Scalar, Shape, SolveFn
 
 
 class Setting(NamedTuple):
@@ -27,12 +27,14 @@ class Setting(NamedTuple):
       model: the client's network.
       num_examples: `B`.
       joint_labels: whether an attack that reads labels shall optimize them along with the images instead.
+      sent_statistics: the attacker's simulation of the running statistics that the client sends, if it does.
     """
 
     client_update: ClientUpdateFn
     model: Model
     num_examples: int
     joint_labels: bool = False
+    sent_statistics: Callable[[Params, Batch], ArrayTree] | None = None
 
     @property
     def images(self) -> dict[str, Any]:
@@ -55,6 +57,7 @@ class Recipe(NamedTuple):
       needs: the fields of an observation that it reads.
       build: `(setting, hyperparameters, horizon) -> Attack` for an iterative attack, or a closed-form `SolveFn`.
       joint: whether labels may be variables instead of read.
+      simulates: whether it simulates the client's whole training, and must know it where there are several steps.
     """
 
     summary: str
@@ -62,15 +65,18 @@ class Recipe(NamedTuple):
     needs: tuple[str, ...]
     build: Callable[[Setting, Mapping[str, Any], Scalar], Attack | SolveFn]
     joint: bool = False
+    simulates: bool = True
 
 
 _UPDATE = ("params", "update", "num_examples")
 
 
 def _batch_norm_leakage(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> Attack:
+    if setting.sent_statistics is None:
+        raise ValueError("batch-norm-leakage needs clients that send running statistics")
     return batch_norm_leakage(
         setting.client_update,
-        setting.model.batch_statistics,
+        setting.sent_statistics,
         momentum=BATCH_NORM_MOMENTUM,
         joint_labels=setting.joint_classes,
         horizon=horizon,
@@ -93,6 +99,8 @@ def _dlg(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) 
 
 def _idlg(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> Attack:
     del hyperparameters, horizon
+    if setting.num_examples != 1:
+        raise ValueError(f"idlg finds the label of one example; here an update holds {setting.num_examples}")
     return idlg(setting.client_update, batch_shape=setting.images["batch_shape"], head=setting.model.head)
 
 
@@ -153,6 +161,7 @@ REGISTRY: dict[str, Recipe] = {
         hyperparameters={},
         needs=_UPDATE,
         build=_dense_layer,
+        simulates=False,
     ),
     "dlg": Recipe(
         summary="squared distance by L-BFGS, labels as variables (Zhu et al. 2019)",
@@ -165,18 +174,21 @@ REGISTRY: dict[str, Recipe] = {
         hyperparameters={"initial_scale": 100.0, "learning_rate": 0.1},
         needs=_UPDATE,
         build=partial(_from_model, dlm),
+        simulates=False,
     ),
     "dlm-best-scale": Recipe(
         summary="the same with labels from the bias's signs and the scale in closed form",
         hyperparameters={"learning_rate": 0.1},
         needs=_UPDATE,
         build=_dlm_with_best_scale,
+        simulates=False,
     ),
     "dlm-plus": Recipe(
         summary="the same with every tensor in units of its mean (Zhao et al. 2022)",
         hyperparameters={"learning_rate": 0.1},
         needs=_UPDATE,
         build=partial(_from_model, dlm_plus),
+        simulates=False,
     ),
     "general-deep-leakage": Recipe(
         summary="zero-shot label counts, then cosine matching with soft bounds (Geng et al. 2021)",

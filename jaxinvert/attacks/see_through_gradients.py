@@ -1,10 +1,11 @@
 """GradInversion: seeds that search together, each drawn to what all of them agree on.
 
-    minimize over x:   a sum_l |g_l - g*_l|  +  tv TV(x) + l2 |x|  +  bn BN(x)  +  group |x - mean of registered
-    seeds|
+    minimize over x:   a sum_l |g_l - g*_l|  +  tv TV(x) + l2 |x|  +  bn BN(x)
+                       +  group |x - mean of registered seeds|
 
-BN is the distance of the batch's statistics from the running ones, or from the client's own where it sends them.
-Labels are those that `labels.yin` restores. Steps are Adam's with warm-up, cosine decay and Langevin noise.
+BN is the distance of the batch's statistics from the running ones, or from the client's own where it sends them
+(exact after one step on all examples). Labels are read from the observation; the paper restores them by `labels.yin`.
+Steps are Adam's with warm-up, cosine decay and Langevin noise.
 
 Hongxu Yin, Arun Mallya, Arash Vahdat, Jose M. Alvarez, Jan Kautz, Pavlo Molchanov: "See Through Gradients: Image
 Batch Recovery via GradInversion", CVPR 2021, arXiv:2104.07586.
@@ -62,7 +63,7 @@ def see_through_gradients(
 ) -> Attack:
     """Returns the attack with the paper's constants; one restart of it is a whole group of seeds.
 
-    Deviations: registration is by translation (phase correlation) instead of optical flow; a result is its seed's
+    Deviations: registration is by translation (cross-correlation) instead of optical flow; a result is its seed's
     best iterate by attack loss since the group came together, at a quarter of the horizon as in the paper.
 
     Args:
@@ -83,6 +84,10 @@ def see_through_gradients(
       warmup: steps until the full learning rate.
       horizon: the number of steps that the learning-rate decay is laid out for.
     """
+    mean_image, std_image = (
+        parametrizations.per_channel(name, value, batch_shape) for name, value in (("mean", mean), ("std", std))
+    )
+    priors = regularizers.weighted((tv, regularizers.total_variation), (l2, regularizers.l2_norm))
 
     def distance(observation: Observation, batch: Batch) -> Array:
         params = require(observation, "params", attack="see_through_gradients")
@@ -101,8 +106,8 @@ def see_through_gradients(
     def one_seed(group_term: Regularizer) -> Attack:
         return search_inputs(
             distance,
-            regularizer=regularizers.weighted(
-                (tv, regularizers.total_variation), (l2, regularizers.l2_norm), (group, group_term)
+            regularizer=lambda inputs: (
+                priors((inputs - mean_image) / std_image) + group * group_term((inputs - mean_image) / std_image)
             ),
             optimizer=optax.chain(
                 optax.scale_by_adam(),

@@ -1,7 +1,7 @@
 """What a job is: names and numbers, checked, and what they mean as functions."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -35,9 +35,10 @@ class JobConfig:
       restarts: random starts per target; the lowest attack loss wins.
       steps: optimizer steps of an iterative attack.
       seed: determines the model, the starts and all else that is random.
-      threat_model: what the attacker is granted: A (the update alone) to E, see `jaxinvert list`.
+      threat_model: what the attacker is granted: A (the update alone) to E, see `jaxinvert list`; surrogate images
+        are the split `train` of the same data.
       labels: "known" grants the labels to an attack that needs them, whatever the threat model; "restored" recovers
-        them from the update first; "joint" makes them variables of the attack.
+        them from the update first, in ascending order; "joint" makes them variables of the attack.
       label_rule: recovers the labels, see `jaxinvert list`; by default "moments", with surrogate images if granted.
       client: "fedsgd" sends one gradient, "fedavg" what local training changed.
       local_optimizer: of a fedavg client: plain gradient descent, momentum 0.9, or Adam.
@@ -112,6 +113,9 @@ class JobConfig:
         if self.attack not in registry.REGISTRY:
             raise ValueError(f"unknown attack {self.attack!r}; known are {', '.join(registry.REGISTRY)}")
         self.hyperparameters()
+        self._refuse_what_has_no_effect()
+        if "batch_stats" in self.recipe.needs and self.batch_norm == "eval":
+            raise ValueError(f"attack {self.attack!r} needs clients in train mode: batch_norm='train'")
         if self.labels == "joint" and not self.recipe.joint:
             able = [name for name, recipe in registry.REGISTRY.items() if recipe.joint]
             raise ValueError(f"attack {self.attack!r} cannot take labels as variables; {', '.join(able)} can")
@@ -121,6 +125,23 @@ class JobConfig:
             raise ValueError(f"label_rule is {self.label_rule!r}, which only labels='restored' uses")
         if self.label_rule is not None and self.label_rule not in labels.REGISTRY:
             raise ValueError(f"unknown label rule {self.label_rule!r}; known are {', '.join(labels.REGISTRY)}")
+
+        plain = self.local_optimizer == "sgd" and self.local_weight_decay == 0
+        if not plain and ("local_training" in self.rule_needs or self.attack == "general-deep-leakage"):
+            raise ValueError(
+                "labels are restored from what rate times steps makes of gradients, which holds for plain sgd "
+                "only; sign rules (bias-sign, idlg, llg, yin) need no such thing"
+            )
+
+    def _refuse_what_has_no_effect(self) -> None:
+        """Raises ValueError for a setting that nothing would read."""
+        if self.client == "fedsgd":
+            for item in fields(self):
+                if item.name.startswith("local_") and getattr(self, item.name) != item.default:
+                    raise ValueError(f"{item.name} is {getattr(self, item.name)}, which only client='fedavg' uses")
+        for name, shortcut in {"tv": self.tv, "learning_rate": self.lr}.items():
+            if shortcut is not None and name in self.settings:
+                raise ValueError(f"{name} is given twice, as {shortcut} and as {self.settings[name]}")
 
     @property
     def recipe(self) -> registry.Recipe:
@@ -152,15 +173,18 @@ class JobConfig:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The fields of the observation that the attack and the label rule read."""
+        """The fields of the observation that the attack reads."""
         needs = dict.fromkeys(self.recipe.needs)
         if self.labels != "known":
             del needs["labels"]
-        if self.labels == "restored":
-            needs |= dict.fromkeys(labels.REGISTRY[self.chosen_label_rule].needs)
-        if self.client == "fedavg":
+        if self.client == "fedavg" and self.recipe.simulates:
             needs["local_training"] = None
         return tuple(needs)
+
+    @property
+    def rule_needs(self) -> tuple[str, ...]:
+        """The fields of the observation that the label rule reads, if there is one."""
+        return labels.REGISTRY[self.chosen_label_rule].needs if self.labels == "restored" else ()
 
     @property
     def granted(self) -> ThreatModel:
@@ -202,12 +226,14 @@ def secret_order(config: JobConfig) -> Key | None:
     return jax.random.fold_in(jax.random.key(config.seed), 3) if config.local_order == "unknown" else None
 
 
-def sent_statistics(config: JobConfig, model: models.Model) -> Callable[[Params, Batch], ArrayTree]:
-    """The running statistics that a client in train mode sends beside its update."""
+def sent_statistics(
+    config: JobConfig, model: models.Model, *, order_key: Key | None = None
+) -> Callable[[Params, Batch], ArrayTree]:
+    """The running statistics that clients in train mode send beside their updates."""
     measure = local_batch_statistics(
         models.cross_entropy(model.apply),
         model.batch_statistics,
-        order_key=secret_order(config),
+        order_key=order_key,
         **_local_training(config),
     )
 
@@ -216,7 +242,7 @@ def sent_statistics(config: JobConfig, model: models.Model) -> Callable[[Params,
             params["batch_stats"], measure(params, batch), momentum=models.BATCH_NORM_MOMENTUM
         )
 
-    return sent
+    return sent if config.aggregate == 1 else securely_aggregated(sent, num_clients=config.aggregate)
 
 
 def _local_training(config: JobConfig) -> dict[str, Any]:
@@ -244,8 +270,9 @@ def assumptions(config: JobConfig) -> dict[str, Any]:
     size = config.num_examples_per_step
     clients = {
         "fedsgd": "FedSGD: one gradient of the mean loss over the batch",
-        "fedavg": f"FedAvg: {num_steps} local steps of {size} examples, {config.local_optimizer} with rate {rate:g}, "
-        f"order {config.local_order}",
+        "fedavg": f"FedAvg: {num_steps} local steps of {size} examples, {config.local_optimizer} with rate {rate:g}"
+        f"{f' and weight decay {config.local_weight_decay:g}' if config.local_weight_decay else ''}, order "
+        f"{config.local_order}",
     }
     sentences = [
         clients[config.client],
@@ -255,13 +282,17 @@ def assumptions(config: JobConfig) -> dict[str, Any]:
     ]
     how_labels = {
         "known": "granted" if config.granted.labels else "not granted, and not asked for",
-        "restored": f"restored from the update by the rule {config.chosen_label_rule}",
+        "restored": f"restored from the update by the rule {config.chosen_label_rule}"
+        + (", their order among local steps guessed" if config.num_examples_per_step < config.num_examples else ""),
         "joint": "optimized together with the images",
     }
+    meanings = dict(threat_models.MEANINGS)
+    if config.data == "photos":
+        meanings["surrogate"] += " (tiles of the same scenes)"
     return {
         "threat_model": config.threat_model,
-        "known": [threat_models.MEANINGS[field] for field in config.granted.granted],
-        "unknown": ["the images", *(threat_models.MEANINGS[field] for field in config.granted.withheld)],
+        "known": [meanings[field] for field in config.granted.granted],
+        "unknown": ["the images", *(meanings[field] for field in config.granted.withheld)],
         "client": "; ".join(sentences),
         "labels": how_labels[config.labels],
     }

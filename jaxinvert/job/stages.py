@@ -72,6 +72,7 @@ def prepare(config: JobConfig) -> Task:
       ValueError: for unknown names, too few examples, or examples that do not fit the model.
     """
     threat_models.check_needs(config.granted, config.needs, attack=config.attack)
+    threat_models.check_needs(config.granted, config.rule_needs, attack=f"label rule {config.chosen_label_rule}")
     dataset = data.load(config.data, split=config.split, size=config.size)
     if min(dataset.images.shape[1:3]) < metrics.SSIM_WINDOW:
         height, width = dataset.images.shape[1:3]
@@ -94,17 +95,24 @@ def prepare(config: JobConfig) -> Task:
         truth,
         threat_model=config.granted,
         local_training=config.local_training,
-        running_statistics=jax.jit(sent_statistics(config, model)) if config.granted.batch_stats else None,
-        surrogate=_surrogate(config) if config.granted.surrogate else None,
+        running_statistics=jax.jit(sent_statistics(config, model, order_key=secret_order(config)))
+        if config.granted.batch_stats
+        else None,
+        surrogate=_surrogate(config) if "surrogate" in (*config.needs, *config.rule_needs) else None,
     )
     check_targets(observations)
     return Task(model, observations, truth, dataset.class_names)
 
 
+_MAX_SURROGATES = 2048
+
+
 def _surrogate(config: JobConfig) -> jax.Array:
-    """The attacker's public images: the split "train" of the victims' data set."""
+    """The attacker's public images: the beginning of the split "train" of the victims' data set."""
+    if "train" in config.split or config.split == "all":
+        raise ValueError(f"split {config.split!r} may hold the surrogate images, which come from 'train'")
     try:
-        return jnp.asarray(data.load(config.data, split="train", size=config.size).images)
+        return jnp.asarray(data.load(config.data, split="train", size=config.size).images[:_MAX_SURROGATES])
     except ValueError as error:
         raise ValueError(f"threat model {config.threat_model} grants surrogate images: {error}") from error
 
@@ -148,7 +156,11 @@ def execute(
     """
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     setting = registry.Setting(
-        client_update(config, model), model, config.num_private, joint_labels=config.labels == "joint"
+        client_update(config, model),
+        model,
+        config.num_private,
+        joint_labels=config.labels == "joint",
+        sent_statistics=sent_statistics(config, model) if config.granted.batch_stats else None,
     )
     if config.labels == "restored":
         observations = restore_labels(config, model, observations)
@@ -228,7 +240,7 @@ def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
             "failed": not np.isfinite(attack_losses[t]),
             **{
                 name: np.asarray(info[name])[t].tolist()
-                for name in ("winner", "restart_losses", "valid", "num_units")
+                for name in ("winner", "restart_losses", "valid", "num_units", "scale")
                 if name in info
             },
         }

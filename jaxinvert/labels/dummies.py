@@ -17,6 +17,9 @@ Dummies = Callable[[Observation], Array]
 """`observation -> [F, N, H, W, C]` in [0, 1]."""
 
 
+_MAX_PIXELS = 2**22
+
+
 def white_noise(key: Key, *, input_shape: Shape, num_inputs: int = 512) -> Dummies:
     """Independent pixels `N(1/2, 1/4)`, clipped to [0, 1]: the standard normal inputs of the published rules.
 
@@ -29,7 +32,7 @@ def white_noise(key: Key, *, input_shape: Shape, num_inputs: int = 512) -> Dummi
     return lambda observation: images
 
 
-def natural_noise(key: Key, *, input_shape: Shape, num_families: int = 32, num_inputs: int = 32) -> Dummies:
+def natural_noise(key: Key, *, input_shape: Shape, num_families: int = 32, num_inputs: int | None = None) -> Dummies:
     """Noise with the second-order statistics of photographs: amplitude 1/f^a, correlated colors, random styles.
 
     Natural images have amplitude spectra near 1/f (Field 1987); exponent, brightness, contrast and tint differ by
@@ -39,9 +42,11 @@ def natural_noise(key: Key, *, input_shape: Shape, num_families: int = 32, num_i
       key: drawn from once, when the factory is called.
       input_shape: `(H, W, C)`.
       num_families: `F`.
-      num_inputs: `N` of each family.
+      num_inputs: `N` of each family; by default 32, and fewer, down to 4, of large images.
     """
     height, width, channels = input_shape
+    if num_inputs is None:
+        num_inputs = max(4, min(32, _MAX_PIXELS // (num_families * height * width)))
     noise_key, slope_key, level_key, tint_key, contrast_key, own_key = jax.random.split(key, 6)
     styles = (num_families, 1, 1, 1, 1)
     frequency = jnp.sqrt(jnp.fft.fftfreq(height)[:, None] ** 2 + jnp.fft.fftfreq(width)[None, :] ** 2)

@@ -117,7 +117,8 @@ def respond(
         return server
     weight = (training.num_steps - 1) / (2 * jnp.asarray(training.num_steps, jnp.float32))
     client = outputs(jax.tree.map(jnp.subtract, params, observation.update))
-    return jax.tree.map(lambda q, r: (1 - weight) * q + weight * r, server, client)
+    # One step is all the server's, whatever a whole step of a large gradient would have made of the client's model.
+    return jax.tree.map(lambda q, r: jnp.where(weight > 0, (1 - weight) * q + weight * r, q), server, client)
 
 
 def _with_head(params: Params, head: str, kernel: Array) -> Params:

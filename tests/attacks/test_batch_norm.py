@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import linen
 
-from jaxinvert import attacks, clients, models, running_statistics, search
+from jaxinvert import attacks, clients, job, models, running_statistics, search
 from jaxinvert.attacks.see_through_gradients import langevin_noise
+from jaxinvert.job.config import client_update, sent_statistics
 from jaxinvert.observe import observe
 from jaxinvert.threat_models import LADDER
 from jaxinvert.types import Batch
@@ -34,15 +35,18 @@ def client():
     params = model.init(jax.random.key(0))
     batch = Batch(jax.random.uniform(jax.random.key(1), SHAPE), jnp.array([0, 1, 2, 1]))
     update = clients.fedsgd(models.cross_entropy(model.apply))
-    measured = jax.tree.map(lambda leaf: leaf[None], model.batch_statistics(params, batch.inputs))
-    sent = running_statistics.advance(params["batch_stats"], measured, momentum=MOMENTUM)
-    observation = observe(update, params, batch, threat_model=LADDER["E"], batch_stats=sent)
-    return SimpleNamespace(model=model, update=update, batch=batch, observation=observation)
+
+    def sent(params, batch):
+        measured = jax.tree.map(lambda leaf: leaf[None], model.batch_statistics(params, batch.inputs))
+        return running_statistics.advance(params["batch_stats"], measured, momentum=MOMENTUM)
+
+    observation = observe(update, params, batch, threat_model=LADDER["E"], batch_stats=sent(params, batch))
+    return SimpleNamespace(model=model, update=update, sent=sent, batch=batch, observation=observation)
 
 
 def make(client, **settings):
     return attacks.batch_norm_leakage(
-        client.update, client.model.batch_statistics, batch_shape=SHAPE, momentum=MOMENTUM, warmup=5, horizon=300,
+        client.update, client.sent, batch_shape=SHAPE, momentum=MOMENTUM, warmup=5, horizon=300,
         **settings,
     )  # fmt: skip
 
@@ -108,3 +112,24 @@ def test_langevin_noise_has_its_scale_and_differs_by_tensor():
     # 2,500 draws: the standard error of the deviation is 0.003.
     assert abs(float(noisy["a"].std()) - 0.2) < 0.012
     assert not jnp.array_equal(noisy["a"], noisy["b"])
+
+
+def test_mini_batches_of_local_training_are_simulated():
+    """Two steps on halves of the batch: still zero at the truth, which whole-batch statistics would not be."""
+    model = models.from_linen(Network(), name="network", input_shape=SHAPE[1:], num_classes=3)
+    config = job.JobConfig(
+        client="fedavg", num_examples=4, local_batch_size=2, local_lr=0.1, batch_norm="train", threat_model="E"
+    )
+    params, update, sent = model.init(jax.random.key(0)), client_update(config, model), sent_statistics(config, model)
+    batch = Batch(jax.random.uniform(jax.random.key(1), SHAPE), jnp.array([0, 1, 2, 1]))
+    seen = observe(
+        update,
+        params,
+        batch,
+        threat_model=LADDER["E"],
+        local_training=config.local_training,
+        batch_stats=sent(params, batch),
+    )
+    attack = attacks.batch_norm_leakage(update, sent, batch_shape=SHAPE, momentum=MOMENTUM, horizon=10)
+    assert loss_at(attack, batch.inputs, seen) < 1e-4
+    assert loss_at(attack, batch.inputs[::-1], seen) > 1e-3

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from jaxinvert import attacks, labels, objectives, search
-from jaxinvert.types import Batch
 from tests.conftest import NUM_CLASSES, SHAPE
 
 RATE = 0.01
@@ -59,8 +58,13 @@ def test_mean_scaled_distance_is_blind_to_the_scale_of_each_tensor():
     assert float(objectives.mean_scaled_l2(g, {"a": jnp.ones(2), "b": jnp.zeros(2)})) == pytest.approx(6.5)
 
 
-def test_batches_keep_their_scale_in_the_result(victim, seen):
-    attack = attacks.dlm(victim.client_update, batch_shape=SHAPE, num_classes=NUM_CLASSES, initial_scale=60.0)
-    found = jax.jit(search.run(attack, num_steps=3))(jax.random.key(0), seen)
-    assert found.info["scale"].shape == ()
-    assert isinstance(victim.batch, Batch)
+def test_dlm_moves_the_scale_toward_what_the_images_want(victim, seen):
+    """At the true image the loss is a parabola in k around 1 / rate: k rises from below and falls from above."""
+    labels = jnp.where(jax.nn.one_hot(victim.batch.labels, NUM_CLASSES) > 0, 100.0, 0.0)
+    for start, sign in ((60.0, 1), (140.0, -1)):
+        attack = attacks.dlm(victim.client_update, batch_shape=SHAPE, num_classes=NUM_CLASSES, initial_scale=start)
+        state = attack.init(jax.random.key(0), seen)
+        state = state._replace(variables=((victim.batch.inputs, labels), state.variables[1]))
+        state, _ = attack.step(jax.random.key(0), state, seen)
+        assert sign * (float(state.variables[1]) - start) > 0.05
+    assert attack.decode(state, seen).info["scale"].shape == ()
