@@ -68,6 +68,7 @@ def measure(config: Config, attack: str, num_restarts: int) -> dict:
         restarts=num_restarts,
         steps=config.steps,
         seed=config.seed,
+        chunk=1,  # lanes side by side would wait for the slowest line search at every step
     )
     task = job.prepare(settings)
     summary = job.measure(settings, task, job.execute(settings, task.model, task.observations)).summary
