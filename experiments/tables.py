@@ -42,7 +42,7 @@ def markdown(rows: list[dict], columns: list[str]) -> str:
     conditions = [column.split("==") for column in columns if "==" in column]
     rows = [row for row in rows if all(str(row[name]) == value for name, value in conditions)]
     columns = [column for column in columns if "==" not in column]
-    if spreads := [column for column in columns if "/" in column]:
+    if spreads := [column for column in columns if "/" in column.split("=")[0]]:
         (spread,) = spreads
         columns.remove(spread)
         rows, values = spread_out(rows, [column.split("=")[0] for column in columns], *spread.split("/"))
