@@ -302,12 +302,21 @@ def test_diverged_restarts_are_said_to_have_failed(tmp_path, capsys):
 def test_sigint_ends_the_process_cleanly(tmp_path, seconds):
     """A real process and a real signal, early and late: exit status 130, no traceback, files whole or absent."""
     command = [sys.executable, "-m", "jaxinvert", *FAST, "--steps", "10000000", "--out", str(tmp_path / "out")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+
+    def listen() -> None:  # what a background shell started has its interrupts ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=listen
+    ) as process:
         time.sleep(seconds)
         process.send_signal(signal.SIGINT)
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)  # an impatient user
-        output, _ = process.communicate(timeout=60)
+        try:
+            output, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130, output
     assert "Traceback" not in output
     written = (tmp_path / "out" / "report.html").exists()
