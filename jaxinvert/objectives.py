@@ -101,12 +101,12 @@ def layerwise_cosine(simulated: Update, observed: Update) -> Array:
 def mean_scaled_l2(simulated: Update, observed: Update) -> Array:
     """`sum_l |g_l / mean|g_l| - g*_l / mean|g*_l||^2`: blind to the scale of every tensor (Zhao et al. 2022, DLM+).
 
-    A tensor that is zero stays zero.
+    A tensor that is zero stays zero; one whose norm overflows gives NaN.
     """
 
     def unit(leaf: Array) -> Array:
-        size = jnp.mean(jnp.abs(leaf))
-        return leaf / jnp.where(size > 0, size, 1.0)
+        size = jnp.where(jnp.isinf(tree_norm(leaf)), jnp.nan, jnp.mean(jnp.abs(leaf)))
+        return leaf / jnp.where(size == 0, 1.0, size)
 
     return squared_l2(jax.tree.map(unit, simulated), jax.tree.map(unit, observed))
 

@@ -301,14 +301,12 @@ def test_diverged_restarts_are_said_to_have_failed(tmp_path, capsys):
 @pytest.mark.parametrize("seconds", [4, 12])
 def test_sigint_ends_the_process_cleanly(tmp_path, seconds):
     """A real process and a real signal, early and late: exit status 130, no traceback, files whole or absent."""
-    command = [sys.executable, "-m", "jaxinvert", *FAST, "--steps", "10000000", "--out", str(tmp_path / "out")]
-
-    def listen() -> None:  # what a background shell started has its interrupts ignored
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=listen
-    ) as process:
+    # What a background shell starts has its interrupts ignored: listen again.
+    listening = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import jaxinvert.cli as c; c.run()"
+    )
+    command = [sys.executable, "-c", listening, *FAST, "--steps", "10000000", "--out", str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         time.sleep(seconds)
         process.send_signal(signal.SIGINT)
         time.sleep(0.2)
