@@ -88,7 +88,6 @@ def test_attack(name, victim, victims):
     assert float(together.inputs.max()) <= 1
     assert together.attack_loss.shape == (3,)
     assert bool(jnp.all(jnp.isfinite(together.attack_loss)))
-    for t in range(3):
-        one = jax.tree.map(lambda leaf, t=t: leaf[t], per_target)._replace(**shared)
-        alone = solve(keys[t], one, hyperparameters)
-        np.testing.assert_allclose(alone.attack_loss, together.attack_loss[t], rtol=1e-3, atol=1e-6)
+    one = jax.tree.map(lambda leaf: leaf[1], per_target)._replace(**shared)
+    alone = jax.jit(solve)(keys[1], one, hyperparameters)
+    np.testing.assert_allclose(alone.attack_loss, together.attack_loss[1], rtol=1e-3, atol=1e-6)
