@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs every client with every way to the labels and prints a row each."""
     config = tyro.cli(Config, description=__doc__, args=arguments)
     if config.smoke:
-        config = replace(config, data="photos", model="lenet", targets=1, restarts=1, steps=5, local_epochs=2)
+        config = replace(config, data="photos", model="mlp", targets=1, restarts=1, steps=5, local_epochs=2)
     rows = [
         row
         for checkpoint in config.checkpoints or [None]
