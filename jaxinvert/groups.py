@@ -34,7 +34,9 @@ class _Seeds(NamedTuple):
     count: Array
 
 
-def consistent_group(one_seed: Callable[[Regularizer], Attack], *, num_seeds: int, start: Scalar) -> Attack:
+def consistent_group(
+    one_seed: Callable[[Regularizer], Attack], *, num_seeds: int, start: Scalar, unit: Array | float = 1.0
+) -> Attack:
     """One attack that is a group of `num_seeds`: from step `start` on, `one_seed` gets the distance to the group.
 
     The result is that of the seed with the lowest attack loss. Losses before `start` have no group term and do not
@@ -44,6 +46,7 @@ def consistent_group(one_seed: Callable[[Regularizer], Attack], *, num_seeds: in
       one_seed: `group_term -> Attack`; the group term is `inputs [B, H, W, C] -> []`.
       num_seeds: static.
       start: may be traced.
+      unit: what one unit of distance is, in pixels: a scalar, or `[1, 1, 1, C]` such as a model's `std`.
     """
 
     def init(key: Key, observation: Observation) -> AttackState:
@@ -62,7 +65,7 @@ def consistent_group(one_seed: Callable[[Regularizer], Attack], *, num_seeds: in
         forget = count == jnp.ceil(start).astype(count.dtype)
         seeds = seeds._replace(best_loss=jnp.where(forget, jnp.inf, seeds.best_loss))
 
-        attack = one_seed(lambda inputs: jnp.where(together, tree_norm(inputs - consensus), 0.0))
+        attack = one_seed(lambda inputs: jnp.where(together, tree_norm((inputs - consensus) / unit), 0.0))
         keys = jax.random.split(key, num_seeds)
         seeds, info = jax.vmap(lambda k, seed: attack.step(k, seed, observation))(keys, seeds)
         best = jnp.argmin(jnp.where(jnp.isfinite(info.attack_loss), info.attack_loss, jnp.inf))

@@ -151,7 +151,7 @@ def dlm_plus(
         objective=objectives.mean_scaled_l2,
         optimizer=optax.adam(learning_rate),
         parametrization=_free_images(batch_shape, num_classes, mean, std),
-        name="dlm-plus",
+        name="dlm_plus",
     )
 
 

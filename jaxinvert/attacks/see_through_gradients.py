@@ -106,9 +106,7 @@ def see_through_gradients(
     def one_seed(group_term: Regularizer) -> Attack:
         return search_inputs(
             distance,
-            regularizer=lambda inputs: (
-                priors((inputs - mean_image) / std_image) + group * group_term((inputs - mean_image) / std_image)
-            ),
+            regularizer=lambda inputs: priors((inputs - mean_image) / std_image) + group * group_term(inputs),
             optimizer=optax.chain(
                 optax.scale_by_adam(),
                 langevin_noise(noise),
@@ -118,7 +116,7 @@ def see_through_gradients(
             name="see_through_gradients",
         )
 
-    return consistent_group(one_seed, num_seeds=num_seeds, start=0.25 * horizon)
+    return consistent_group(one_seed, num_seeds=num_seeds, start=0.25 * horizon, unit=std_image)
 
 
 def first_layer_heavy(statistics: ArrayTree, target: ArrayTree) -> Array:

@@ -133,3 +133,17 @@ def test_mini_batches_of_local_training_are_simulated():
     attack = attacks.batch_norm_leakage(update, sent, batch_shape=SHAPE, momentum=MOMENTUM, horizon=10)
     assert loss_at(attack, batch.inputs, seen) < 1e-4
     assert loss_at(attack, batch.inputs[::-1], seen) > 1e-3
+
+
+def test_the_group_agrees_on_a_mean_of_its_own_images(client):
+    """Nothing but the group term, in a model that normalizes: seeds meet where they were on average."""
+    attack = attacks.see_through_gradients(
+        client.update, client.model.batch_statistics, batch_shape=SHAPE, mean=0.5, std=0.25, num_seeds=4, horizon=80,
+        matching=0.0, batch_norm=0.0, tv=0.0, l2=0.0, noise=0.0, warmup=1,
+    )  # fmt: skip
+    step, state = jax.jit(attack.step), attack.init(jax.random.key(0), client.observation)
+    start = state.variables
+    for count in range(80):
+        state, _ = step(jax.random.key(count), state, client.observation)
+    assert float(state.variables.std(axis=0).mean()) < 0.7 * float(start.std(axis=0).mean())
+    assert abs(float(state.variables.mean() - start.mean())) < 0.1
