@@ -38,7 +38,7 @@ class Invert(job.JobConfig):
 
 @dataclass(frozen=True)
 class List:
-    """Show attacks, threat models, models, data sets, objectives and regularizers by name."""
+    """Show attacks, threat models, label rules, models, data sets, objectives and regularizers by name."""
 
 
 @dataclass(frozen=True)

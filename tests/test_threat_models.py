@@ -88,15 +88,22 @@ def test_every_missing_field_is_named():
         check_needs(LADDER["A"], ["update", "params", "labels"], attack="my-attack")
 
 
-def test_aggregated_clients_send_the_mean_of_their_statistics():
-    class Normalized(linen.Module):
-        @linen.compact
-        def __call__(self, x):
-            x = linen.BatchNorm(use_running_average=False, name="norm")(x)
-            return linen.Dense(3, name="head")(x.reshape(x.shape[0], -1))
+class Normalized(linen.Module):
+    """One BatchNorm layer in train mode, and the head."""
 
+    @linen.compact
+    def __call__(self, x):
+        x = linen.BatchNorm(use_running_average=False, name="norm")(x)
+        return linen.Dense(3, name="head")(x.reshape(x.shape[0], -1))
+
+
+def normalizing_network():
     model = models.from_linen(Normalized(), name="normalized", input_shape=(4, 4, 2), num_classes=3)
-    params = model.init(jax.random.key(0))
+    return model, model.init(jax.random.key(0))
+
+
+def test_aggregated_clients_send_the_mean_of_their_statistics():
+    model, params = normalizing_network()
     batch = Batch(jax.random.uniform(jax.random.key(1), (4, 4, 4, 2)), jnp.zeros(4, jnp.int32))
     config = job.JobConfig(batch_norm="train", threat_model="E", num_examples=2, aggregate=2)
     sent = sent_statistics(config, model)(params, batch)
@@ -107,14 +114,7 @@ def test_aggregated_clients_send_the_mean_of_their_statistics():
 def test_a_job_in_train_mode_sends_the_statistics_of_its_own_batch():
     """One FedSGD step: what the server reads off the running statistics is the private batch's mean and variance."""
 
-    class Normalized(linen.Module):
-        @linen.compact
-        def __call__(self, x):
-            x = linen.BatchNorm(use_running_average=False, name="norm")(x)
-            return linen.Dense(3, name="head")(x.reshape(x.shape[0], -1))
-
-    model = models.from_linen(Normalized(), name="normalized", input_shape=(4, 4, 2), num_classes=3)
-    params = model.init(jax.random.key(0))
+    model, params = normalizing_network()
     batches = Batch(jax.random.uniform(jax.random.key(1), (2, 5, 4, 4, 2)), jnp.zeros((2, 5), jnp.int32))
     config = job.JobConfig(batch_norm="train", threat_model="E", num_examples=5)
     assert config.granted.batch_stats
