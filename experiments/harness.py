@@ -1,16 +1,129 @@
-"""What all experiments share: a table on the screen, and the same rows as JSON with the device they ran on."""
+"""What experiments share: tables of attacks with published numbers, on the screen and as JSON with their device."""
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+import tyro
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxinvert import store
+from jaxinvert import job, store
 from jaxinvert.job import device_name
+
+
+class Row(NamedTuple):
+    """One line of a published table.
+
+    Attributes:
+      name: what the paper calls it.
+      paper: its setting there, as fields of `job.JobConfig`.
+      scaled: the fields that a run of minutes on two cores changes; `None` if there is no such run.
+      published_db: the paper's mean PSNR, if there is one.
+    """
+
+    name: str
+    paper: Mapping[str, Any]
+    scaled: Mapping[str, Any] | None
+    published_db: float | None = None
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """Which part of a published table to run, and how large.
+
+    Attributes:
+      data: data set by name, folder or npz.
+      full: the paper's own setting, for an accelerator, instead of one for minutes on two cores.
+      rows: only those rows whose names contain one of these.
+      seed: of the networks and the starts.
+      smoke: a run of seconds on the embedded photos that only shows that everything works.
+      json: file for the rows; rows that it holds with the same setting are not run again.
+    """
+
+    data: str = "cifar10"
+    full: bool = False
+    rows: tuple[str, ...] = ()
+    seed: int = 0
+    smoke: bool = False
+    json: Path | None = None
+
+
+def run_table(title: str, rows: Sequence[Row], *, description: str | None, arguments: Sequence[str] | None) -> None:
+    """Runs the rows of a published table one after the other, saving each, and prints them beside the paper's.
+
+    Args:
+      title: above the table.
+      rows: all of the table.
+      description: for `--help`.
+      arguments: those of the command line, see `TableConfig`.
+    """
+    config = tyro.cli(TableConfig, description=description, args=arguments)
+    runnable = [row for row in rows if config.full or row.scaled is not None]
+    chosen = [row for row in runnable if not config.rows or any(part in row.name for part in config.rows)]
+    if config.smoke:
+        config = replace(config, data="photos")
+        chosen = chosen[:1]
+    if not chosen:
+        raise SystemExit(f"no row is named like {config.rows}; there are {[row.name for row in runnable]}")
+    finished = _finished(config.json)
+    for number, row in enumerate(chosen):
+        chosen_fields = {**row.paper, **({} if config.full else row.scaled or {})}
+        if config.smoke:
+            chosen_fields |= {"model": "mlp", "checkpoint": None, "targets": 1, "restarts": 1, "steps": 2}
+        setting = " ".join(f"{name}={value}" for name, value in chosen_fields.items())
+        key = (row.name, setting, Path(config.data).stem, config.seed)
+        if key not in finished:
+            print(f"row {number + 1} of {len(chosen)}: {row.name}", flush=True)
+            measured = measure_job(job.JobConfig(**{"data": config.data, "seed": config.seed, **chosen_fields}))
+            finished[key] = {
+                "row": row.name,
+                "published_db": row.published_db,
+                "gap_db": None if row.published_db is None else measured["mean_psnr_db"] - row.published_db,
+                **measured,
+                "data": Path(config.data).stem,
+                "seed": config.seed,
+                "full": config.full,
+                "setting": setting,
+            }
+        if config.json is not None:
+            _save(config.json, title, list(finished.values()))
+    publish(title, [{**row, "setting": None} for row in finished.values()])
+
+
+def measure_job(settings: job.JobConfig) -> dict[str, Any]:
+    """Prepares, runs and measures one job: its size, quality and speed as one row."""
+    task = job.prepare(settings)
+    summary = job.measure(settings, task, job.execute(settings, task.model, task.observations)).summary
+    psnr = np.array([image["psnr_db"] for image in summary["images"]])
+    ssim = np.array([image["ssim"] for image in summary["images"]])
+    return {
+        "images": len(psnr),
+        "restarts": settings.restarts,
+        "steps": summary["num_steps"],
+        "mean_psnr_db": float(psnr.mean()),
+        "std_psnr_db": float(psnr.std()),
+        "median_psnr_db": float(np.median(psnr)),
+        "min_psnr_db": float(psnr.min()),
+        "max_psnr_db": float(psnr.max()),
+        "mean_ssim": float(ssim.mean()),
+        "steps_per_second": summary["steps_per_second"],
+        "seconds_run": summary["seconds_run"],
+        "labels_exact": None if summary["labels"] is None else float(np.mean(summary["labels"]["exact"])),
+    }
+
+
+def _finished(json_file: Path | None) -> dict[tuple, dict[str, Any]]:
+    """The rows of an earlier run by what determines them."""
+    if json_file is None or not json_file.exists():
+        return {}
+    content = json.loads(json_file.read_text(encoding="utf-8"))
+    return {(row["row"], row["setting"], row["data"], row["seed"]): row for row in content["rows"]}
 
 
 def publish(title: str, rows: Sequence[Mapping[str, Any]], *, json_file: Path | None = None) -> None:
@@ -29,8 +142,12 @@ def publish(title: str, rows: Sequence[Mapping[str, Any]], *, json_file: Path | 
         table.add_row(*(Text(format_value(value)) for value in row.values()))
     console.print(table)
     if json_file is not None:
-        content = {"title": title, "device": device_name(), "jax": jax.__version__, "rows": list(rows)}
-        store.save_json(json_file, content)
+        _save(json_file, title, rows)
+
+
+def _save(json_file: Path, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    content = {"title": title, "device": device_name(), "jax": jax.__version__, "rows": list(rows)}
+    store.save_json(json_file, content)
 
 
 def format_value(value: Any) -> str:

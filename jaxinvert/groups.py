@@ -35,7 +35,12 @@ class _Seeds(NamedTuple):
 
 
 def consistent_group(
-    one_seed: Callable[[Regularizer], Attack], *, num_seeds: int, start: Scalar, unit: Array | float = 1.0
+    one_seed: Callable[[Regularizer], Attack],
+    *,
+    num_seeds: int,
+    start: Scalar,
+    unit: Array | float = 1.0,
+    registration: Scalar = 1.0,
 ) -> Attack:
     """One attack that is a group of `num_seeds`: from step `start` on, `one_seed` gets the distance to the group.
 
@@ -47,7 +52,11 @@ def consistent_group(
       num_seeds: static.
       start: may be traced.
       unit: what one unit of distance is, in pixels: a scalar, or `[1, 1, 1, C]` such as a model's `std`.
+      registration: 0 for the plain mean of the seeds; anything else shifts them onto each other first.
     """
+
+    def agreed(images: Array) -> Array:
+        return jnp.where(registration == 0, jnp.mean(images, axis=0), registered_mean(images))
 
     def init(key: Key, observation: Observation) -> AttackState:
         attack = one_seed(zero)
@@ -59,7 +68,7 @@ def consistent_group(
         images = jax.vmap(lambda seed: one_seed(zero).decode(seed, observation).inputs)(
             seeds._replace(best_variables=seeds.variables)
         )
-        consensus = jax.lax.stop_gradient(registered_mean(images))
+        consensus = jax.lax.stop_gradient(agreed(images))
         together = count >= start
         # Where the group comes together, every seed starts to compete anew.
         forget = count == jnp.ceil(start).astype(count.dtype)

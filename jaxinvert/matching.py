@@ -30,9 +30,11 @@ from jaxinvert.types import (
     Objective,
     Observation,
     Parametrization,
+    Params,
     Reconstruction,
     RecoverLabels,
     Regularizer,
+    Update,
 )
 
 
@@ -55,11 +57,22 @@ def gradient_matching(
       regularizer: image prior on the decoded inputs.
       name: of the attack, for error messages.
 
-    Reads `observation.params`, `.update`, and `.labels` unless the parametrization has its own.
+    Reads `observation.params`, `.update`, and `.labels` unless the parametrization has its own. Where the attacker
+    has seen earlier rounds of the same client, the objective is its mean over all rounds.
     """
 
     def distance(observation: Observation, batch: Batch) -> Array:
-        return objective(client_update(observation.params, batch), observation.update)
+        def in_round(params: Params, update: Update) -> Array:
+            return objective(client_update(params, batch), update)
+
+        last = in_round(observation.params, observation.update)
+        if observation.earlier_params is None or observation.earlier_updates is None:
+            return last
+        earlier = jax.lax.map(
+            lambda sent_and_received: in_round(*sent_and_received),
+            (observation.earlier_params, observation.earlier_updates),
+        )
+        return (last + jnp.sum(earlier)) / (1 + earlier.size)
 
     return search_inputs(
         distance, optimizer=optimizer, parametrization=parametrization, regularizer=regularizer, name=name
@@ -79,8 +92,7 @@ def search_inputs(
     Args:
       distance: how badly a batch explains what was observed, `[]`.
       optimizer: any optax transformation; it is also handed `value`, `grad`, `value_fn` and `key`. After a line
-      search
-        on free variables its loss and gradient serve the next step.
+        search on free variables its loss and gradient serve the next step.
       parametrization: what is optimized, and how it becomes `inputs`; or a `Batch` with labels of its own, or a
         NamedTuple that begins like one and whose further fields end in the reconstruction's `info`.
       regularizer: image prior on the decoded inputs.

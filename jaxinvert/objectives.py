@@ -59,19 +59,51 @@ def l1(simulated: Update, observed: Update) -> Array:
     return tree_sum(jax.tree.map(lambda g, g_star: jnp.abs(g - g_star), simulated, observed))
 
 
+_NEAR = 1e-2
+"""Cosine distance below which `1 - <., .>` has lost six bits or more of float32's 24."""
+
+
+@jax.custom_jvp
 def cosine(simulated: Update, observed: Update) -> Array:
     """`1 - <g, g*> / (|g| |g*|)`, one cosine over all tensors (Geiping et al. 2020, equation 4).
 
-    Computed as half the squared distance of the two unit vectors: the same number, but accurate to float32's
-    relative precision near zero, where `1 - <., .>` would round to multiples of 6e-8.
+    Near zero, where `1 - <., .>` would round to multiples of 6e-8, computed as half the squared distance of the two
+    unit vectors: the same number, but accurate to float32's relative precision.
     """
-    # A norm that overflows would turn its unit vector into 0 and any pair into a perfect match: NaN instead.
-    norm, norm_star = (jnp.where(jnp.isinf(n), jnp.nan, n) for n in (tree_norm(simulated), tree_norm(observed)))
-    defined = (norm != 0) & (norm_star != 0)
-    scale = jnp.where(defined, 1 / jnp.where(defined, norm, 1.0), 0.0)
-    scale_star = jnp.where(defined, 1 / jnp.where(defined, norm_star, 1.0), 0.0)
-    gap = jax.tree.map(lambda g, g_star: g * scale - g_star * scale_star, simulated, observed)
-    return jnp.where(defined, 0.5 * tree_squared_norm(gap), 1.0)
+    scale, scale_star = _unit_scale(simulated), _unit_scale(observed)
+    distance = 1 - tree_inner(simulated, observed) * scale * scale_star
+
+    def half_squared_chord() -> Array:
+        gap = jax.tree.map(lambda g, g_star: g * scale - g_star * scale_star, simulated, observed)
+        return 0.5 * tree_squared_norm(gap).astype(distance.dtype)
+
+    defined = (scale != 0) & (scale_star != 0)
+    near = defined & (distance < _NEAR)
+    return jax.lax.cond(near, half_squared_chord, lambda: jnp.where(defined, distance, 1.0))
+
+
+@cosine.defjvp
+def _cosine_jvp(primals: tuple[Update, Update], tangents: tuple[Update, Update]) -> tuple[Array, Array]:
+    """The derivative is one weighted sum of the two updates; through `gap` it would be read and written thrice."""
+    simulated, observed = primals
+    distance = cosine(simulated, observed)
+    scale, scale_star = _unit_scale(simulated), _unit_scale(observed)
+
+    def along(tangent: Update, this: Update, this_scale: Array, other: Update, other_scale: Array) -> Array:
+        weight, other_weight = (1 - distance) * this_scale * this_scale, this_scale * other_scale
+        slope = jax.tree.map(lambda a, b: weight * a - other_weight * b, this, other)
+        return tree_inner(slope, tangent)
+
+    return distance, (
+        along(tangents[0], simulated, scale, observed, scale_star)
+        + along(tangents[1], observed, scale_star, simulated, scale)
+    )
+
+
+def _unit_scale(update: Update) -> Array:
+    """`1 / |update|`; 0 for a zero update, and NaN where the norm overflows, which would else match everything."""
+    norm = tree_norm(update)
+    return jnp.where(norm == 0, 0.0, 1 / jnp.where(norm == 0, 1.0, jnp.where(jnp.isinf(norm), jnp.nan, norm)))
 
 
 def angular(simulated: Update, observed: Update) -> Array:
@@ -136,8 +168,44 @@ def layer_subset(objective: Objective, keep: Callable[[str], bool]) -> Objective
     return restricted
 
 
+def layer_weighted(objective: Objective, weight: Callable[[str], Scalar]) -> Objective:
+    """Multiplies every tensor of both updates by `weight(path)` first; 0 leaves a tensor out.
+
+    The authors of Inverting Gradients offer weights that grow from the first layer to the last.
+    """
+
+    def weighed(update: Update) -> Update:
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: weight(path_name(path)) * leaf, update)
+
+    def weighted(simulated: Update, observed: Update) -> Array:
+        return objective(weighed(simulated), weighed(observed))
+
+    return weighted
+
+
+def largest_tensors(objective: Objective, num_tensors: int) -> Objective:
+    """Restricts an objective to the `num_tensors` tensors with the largest *observed* norm.
+
+    Which these are is decided by the observed update alone, and may differ between targets under vmap.
+
+    Raises:
+      ValueError: for fewer than one tensor.
+    """
+    if num_tensors < 1:
+        raise ValueError(f"largest_tensors keeps at least 1 tensor, got {num_tensors}")
+
+    def restricted(simulated: Update, observed: Update) -> Array:
+        norms = jnp.stack([tree_squared_norm(leaf) for leaf in jax.tree.leaves(observed)])
+        rank = jnp.argsort(jnp.argsort(-norms))
+        kept = [(place < num_tensors).astype(norms.dtype) for place in rank]
+        mask = jax.tree.unflatten(jax.tree.structure(observed), kept)
+        return masked(objective, mask)(simulated, observed)
+
+    return restricted
+
+
 def masked(objective: Objective, mask: ArrayTree) -> Objective:
-    """Restricts an objective to the entries where `mask` (0/1, same tree and shapes as the update) is set."""
+    """Restricts an objective to the entries where `mask` (0/1, same tree as the update, broadcastable) is set."""
 
     def restricted(simulated: Update, observed: Update) -> Array:
         return objective(

@@ -1,6 +1,7 @@
 """From a client's truth to what the server sees: the only function that reads truth, and the checks at the door."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +21,14 @@ from jaxinvert.types import (
     LocalTraining,
     Observation,
     Params,
+    Scalar,
     Update,
     path_name,
 )
 
 FEDSGD = LocalTraining(learning_rate=1.0, num_steps=1)
 """The update is the gradient itself: one step with learning rate 1."""
+_NO_PARAMETERS: Mapping[str, Scalar] = MappingProxyType({})
 
 
 def observe(
@@ -35,10 +38,13 @@ def observe(
     *,
     threat_model: ThreatModel = KNOWN_LABELS,
     defense: Defense = identity,
+    defense_parameters: Mapping[str, Scalar] = _NO_PARAMETERS,
     key: Key | None = None,
     local_training: LocalTraining = FEDSGD,
     batch_stats: ArrayTree | None = None,
     surrogate: Array | None = None,
+    earlier_params: Params | None = None,
+    earlier_updates: Update | None = None,
     num_classes: int | None = None,
 ) -> Observation:
     """Runs the client on its private batch and returns what the server sees: the granted fields, and no other.
@@ -49,10 +55,13 @@ def observe(
       batch: the private examples; `inputs [B, ...]` in [0, 1], integer `labels [B]`.
       threat_model: which of the following the attacker is granted.
       defense: what the client does to its update before it sends it.
+      defense_parameters: its strengths by name, for attackers that know them.
       key: for a random defense.
       local_training: how the client trains; by default one step of FedSGD.
       batch_stats: the running statistics that the client sends beside its update, if it does.
       surrogate: `[N, H, W, C]` public images in [0, 1].
+      earlier_params: of earlier rounds in which the client trained on this batch, leaves `[N, ...]`.
+      earlier_updates: what it sent in these rounds, leaves `[N, ...]`.
       num_classes: `K`; if given, labels outside [0, K) are refused (a loss would silently ignore them).
 
     Raises:
@@ -69,6 +78,9 @@ def observe(
         local_training=local_training,
         batch_stats=batch_stats,
         surrogate=surrogate,
+        defense=dict(defense_parameters),
+        earlier_params=earlier_params,
+        earlier_updates=earlier_updates,
     )
     check_update(params, everything.update)
     return everything._replace(**dict.fromkeys(threat_model.withheld))
@@ -83,6 +95,8 @@ def observe_targets(
     local_training: LocalTraining = FEDSGD,
     running_statistics: Callable[[Params, Batch], ArrayTree] | None = None,
     surrogate: Array | None = None,
+    earlier_params: Params | None = None,
+    earlier_updates: Update | None = None,
 ) -> Observation:
     """Observes `T` clients of the same model at once, as `search.over_targets` and `search.Stepwise` take them.
 
@@ -94,14 +108,23 @@ def observe_targets(
       local_training: how the clients train.
       running_statistics: what the clients send beside their updates, `(params, batch) -> statistics`, if they do.
       surrogate: `[N, H, W, C]` public images in [0, 1].
+      earlier_params: of earlier rounds in which all clients trained on these batches, leaves `[N, ...]`.
+      earlier_updates: what they sent in these rounds, leaves `[T, N, ...]`.
 
     Returns:
       An observation whose fields have a leading axis `T`, but for `SHARED_FIELDS`. Not jitted.
     """
 
-    def one(batch: Batch) -> Observation:
+    def one(batch: Batch, earlier: Update | None) -> Observation:
         sent = None if running_statistics is None else running_statistics(params, batch)
-        seen = observe(client_update, params, batch, threat_model=threat_model, batch_stats=sent)
+        seen = observe(
+            client_update,
+            params,
+            batch,
+            threat_model=threat_model,
+            batch_stats=sent,
+            earlier_updates=earlier,
+        )
         return seen._replace(**dict.fromkeys(SHARED_FIELDS))
 
     shared = {
@@ -109,9 +132,11 @@ def observe_targets(
         "num_examples": batches.inputs.shape[1],
         "local_training": local_training,
         "surrogate": surrogate,
+        "defense": {},
+        "earlier_params": earlier_params,
     }
     granted = {field: value for field, value in shared.items() if field in threat_model.granted}
-    return jax.vmap(one)(batches)._replace(**granted)
+    return jax.vmap(one)(batches, earlier_updates)._replace(**granted)
 
 
 def require(observation: Observation, field: str, *, attack: str) -> ArrayTree:

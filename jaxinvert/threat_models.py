@@ -6,9 +6,9 @@ the one before it grants:
 
 | preset | who                                               | also grants                              |
 |--------|---------------------------------------------------|------------------------------------------|
-| A      | an eavesdropper                                   | the update alone                         |
+| A      | an eavesdropper                                   | the updates alone                        |
 | B      | one who knows the task                            | the model and its parameters             |
-| C      | a server that set the training, honest but curious| batch size, learning rate, local steps   |
+| C      | a server that set the training, honest but curious| batch size, rate, local steps, defense   |
 | D      | a server with public data of the same kind        | surrogate images                         |
 | E      | a server that knows of the client's own data      | labels; running statistics if sent       |
 
@@ -26,6 +26,9 @@ MEANINGS = {
     "surrogate": "public images of the same kind",
     "labels": "the label of every example",
     "batch_stats": "the running statistics after local training",
+    "defense": "the parameters of the client's defense",
+    "earlier_params": "the parameters in earlier rounds on the same examples",
+    "earlier_updates": "the client's updates of earlier rounds on the same examples",
 }
 """What each field of an observation means, for people."""
 
@@ -40,6 +43,9 @@ class ThreatModel(NamedTuple):
       labels: the label of every example.
       surrogate: public images of the kind the clients hold.
       batch_stats: the client's running statistics, where it sends any.
+      defense: the parameters of the client's defense: what an adaptive attacker needs.
+      earlier_params: the parameters in earlier rounds, where the attacker was there.
+      earlier_updates: the client's updates of these rounds.
     """
 
     params: bool = True
@@ -48,6 +54,9 @@ class ThreatModel(NamedTuple):
     labels: bool = True
     surrogate: bool = False
     batch_stats: bool = False
+    defense: bool = True
+    earlier_params: bool = True
+    earlier_updates: bool = True
 
     @property
     def granted(self) -> tuple[str, ...]:
@@ -63,8 +72,8 @@ class ThreatModel(NamedTuple):
 KNOWN_LABELS = ThreatModel()
 _C = ThreatModel(labels=False)
 LADDER: dict[str, ThreatModel] = {
-    "A": ThreatModel(params=False, num_examples=False, local_training=False, labels=False),
-    "B": _C._replace(num_examples=False, local_training=False),
+    "A": _C._replace(params=False, num_examples=False, local_training=False, defense=False, earlier_params=False),
+    "B": _C._replace(num_examples=False, local_training=False, defense=False),
     "C": _C,
     "D": _C._replace(surrogate=True),
     "E": ThreatModel(surrogate=True, batch_stats=True),

@@ -61,6 +61,10 @@ class Observation(NamedTuple):
       batch_stats: the running statistics that came back with the update, same tree as `params["batch_stats"]`, if
         the client sends them.
       surrogate: `[N, H, W, C]` public images of the kind the clients hold, if the attacker has any.
+      defense: the parameters of what the client does to its update before it sends it, by name; empty if nothing.
+      earlier_params: the model's parameters in `N` earlier rounds in which the client trained on the same examples,
+        a tree like `params` with leaves `[N, ...]`.
+      earlier_updates: what the client sent in these rounds, a tree like `update` with leaves `[N, ...]`.
     """
 
     params: Params | None
@@ -70,9 +74,12 @@ class Observation(NamedTuple):
     local_training: LocalTraining | None = None
     batch_stats: ArrayTree | None = None
     surrogate: Array | None = None
+    defense: Mapping[str, Scalar] | None = None
+    earlier_params: Params | None = None
+    earlier_updates: Update | None = None
 
 
-SHARED_FIELDS = ("params", "num_examples", "local_training", "surrogate")
+SHARED_FIELDS = ("params", "num_examples", "local_training", "surrogate", "defense", "earlier_params")
 """Fields of an observation that all targets have in common; with many targets every other has a leading axis `T`."""
 
 

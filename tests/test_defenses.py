@@ -55,3 +55,36 @@ def test_the_server_sees_the_defended_update(victim):
 def test_a_random_defense_needs_a_key(victim):
     with pytest.raises(ValueError, match="a random defense needs a key"):
         observe(victim.client_update, victim.params, victim.batch, defense=defenses.gaussian_noise(1.0))
+
+
+def test_percentile_noise_is_in_units_of_each_tensor():
+    """|update| of 0 ... 100 has its 95th percentile at 95."""
+    update = {"a": jnp.arange(101.0), "b": 10 * jnp.arange(101.0)}
+    many = jax.vmap(defenses.percentile_noise(0.1), in_axes=(0, None))(
+        jax.random.split(jax.random.key(0), 400), update
+    )
+    for name, percentile in (("a", 95.0), ("b", 950.0)):
+        noise = (np.asarray(many[name]) - np.asarray(update[name])).ravel() / (0.1 * percentile)
+        assert stats.kstest(noise, "norm").pvalue > 1e-3
+        assert stats.kstest(noise / 1.05, "norm").pvalue < 1e-3
+    np.testing.assert_array_equal(defenses.percentile_noise(0.0)(jax.random.key(0), update)["a"], update["a"])
+
+
+def test_row_noise_is_relative_to_the_largest_row_of_the_weights_sent():
+    """Weights whose rows, what feeds one output, have norms 3 and 5: a = 5 / 0.2 = 25; small ones: a = 1."""
+    update = {"large": jnp.zeros((5000, 2)), "small": jnp.full((5000, 2), 1e-4)}
+    column = jnp.zeros(5000).at[0].set(1.0)
+    params = {"large": jnp.stack([3 * column, 5 * column], axis=1), "small": jnp.zeros((5000, 2))}
+    noisy = defenses.row_noise(params, 0.01)(jax.random.key(0), update)
+    for name, scale in (("large", 0.25), ("small", 0.01)):
+        noise = np.asarray(noisy[name] - update[name]).ravel()
+        assert stats.kstest(noise / scale, "norm").pvalue > 1e-3
+        assert stats.kstest(noise / scale / 1.2, "norm").pvalue < 1e-3
+
+
+def test_the_smallest_weights_are_sent_as_zeros():
+    params = {"w": jnp.array([[0.1, -2.0], [3.0, -0.2]])}
+    update = {"w": jnp.array([[0.05, 0.5], [0.5, 0.1]])}  # the weights sent are 0.05, -2.5, 2.5 and -0.3
+    sent = params["w"] - defenses.smallest_weights_zeroed(params, 0.5)(None, update)["w"]
+    np.testing.assert_allclose(sent, [[0.0, -2.5], [2.5, 0.0]], atol=1e-6)
+    np.testing.assert_array_equal(defenses.smallest_weights_zeroed(params, 0.0)(None, update)["w"], update["w"])

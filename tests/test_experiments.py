@@ -8,6 +8,7 @@ import pkgutil
 import pytest
 
 import experiments
+from experiments import harness
 
 NAMES = sorted({module.name for module in pkgutil.iter_modules(experiments.__path__)} - {"harness", "tables"})
 
@@ -41,6 +42,36 @@ def test_an_interrupted_training_ends_with_the_same_parameters(tmp_path, monkeyp
     assert whole[-1]["training_loss"] < whole[1]["training_loss"]
     with pytest.raises(SystemExit, match="another setting"):
         train.train(dataclasses.replace(config, batch_size=32))
+
+
+def test_a_table_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    """Rows in the file are kept; only what is missing or set differently is run."""
+    calls = []
+
+    def measure_job(settings):
+        calls.append((settings.model, settings.steps))
+        return {"mean_psnr_db": 20.0}
+
+    monkeypatch.setattr(harness, "measure_job", measure_job)
+    rows = (
+        harness.Row("first", {"model": "lenet", "steps": 9}, {"steps": 3}, 18.0),
+        harness.Row("second", {"model": "mlp", "steps": 9}, {"steps": 3}),
+        harness.Row("huge", {"model": "resnet50"}, None),
+    )
+
+    def run(*arguments):
+        file = ("--json", str(tmp_path / "rows.json"))
+        harness.run_table("A table", rows, description=None, arguments=(*file, *arguments))
+        return json.loads((tmp_path / "rows.json").read_text())["rows"]
+
+    (row,) = run("--rows", "first")
+    assert (row["published_db"], row["gap_db"], row["setting"]) == (18.0, 2.0, "model=lenet steps=3")
+    assert [row["row"] for row in run()] == ["first", "second"]
+    assert calls == [("lenet", 3), ("mlp", 3)]
+    assert len(run("--full", "--rows", "second")) == 3
+    assert calls[-1] == ("mlp", 9)
+    with pytest.raises(SystemExit, match=r"no row is named like .*'huge'.*there are .*'first', 'second'"):
+        run("--rows", "huge")
 
 
 @pytest.mark.parametrize("name", NAMES)

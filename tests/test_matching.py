@@ -45,6 +45,17 @@ def test_a_step_reports_the_loss_before_it_and_moves_along_the_gradient():
     assert float(state.variables[0, 0, 0, 0]) == pytest.approx(0.75 - 0.1 * 2 * 0.5)
 
 
+def test_the_objective_is_the_mean_over_the_rounds_seen():
+    seen = TARGET._replace(
+        earlier_params=jnp.full((2, *SHAPE), 0.5), earlier_updates=jnp.full((2, *SHAPE), 0.5 + 0.65)
+    )
+    attack = make_attack(start=0.75, learning_rate=0.1)
+    _, info = attack.step(jax.random.key(1), attack.init(jax.random.key(0), seen), seen)
+    assert float(info.objective) == pytest.approx((0.5**2 + 2 * 0.1**2) / 3)
+    _, info = attack.step(jax.random.key(1), attack.init(jax.random.key(0), TARGET), TARGET)
+    assert float(info.objective) == pytest.approx(0.5**2)
+
+
 def test_the_best_iterate_is_the_one_that_was_evaluated():
     # A step of 1.0 overshoots from 0.75 to 0 (after projection): worse than 0.25 +- 0.2, better never comes.
     attack = make_attack(start=0.45, learning_rate=3.0)

@@ -77,3 +77,19 @@ def test_layer_subset_reads_only_the_named_tensors():
 def test_masked_reads_only_the_set_entries():
     mask = jax.tree.map(jnp.zeros_like, G) | {"a": jnp.array([1.0, 0.0])}
     assert float(objectives.masked(objectives.squared_l2, mask)(G, G_STAR)) == 9.0
+
+
+def test_layer_weights_multiply_both_updates():
+    weighted = objectives.layer_weighted(objectives.squared_l2, lambda path: 3.0 if path == "b/kernel" else 0.0)
+    only_kernel = objectives.layer_subset(objectives.squared_l2, lambda path: path == "b/kernel")
+    assert float(weighted(G, G_STAR)) == pytest.approx(9 * float(only_kernel(G, G_STAR)))
+
+
+def test_largest_tensors_are_chosen_by_the_observed_update():
+    observed = {"small": jnp.array([1.0]), "large": jnp.array([3.0]), "middle": jnp.array([2.0])}
+    simulated = {"small": jnp.array([100.0]), "large": jnp.array([4.0]), "middle": jnp.array([5.0])}
+    for number, expected in ((1, 1.0), (2, 1.0 + 9.0), (3, 1.0 + 9.0 + 99.0**2), (9, 1.0 + 9.0 + 99.0**2)):
+        objective = objectives.largest_tensors(objectives.squared_l2, number)
+        assert float(jax.jit(objective)(simulated, observed)) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="at least 1 tensor, got 0"):
+        objectives.largest_tensors(objectives.squared_l2, 0)

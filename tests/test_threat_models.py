@@ -26,6 +26,9 @@ def observed(victim, batch, threat_model):
         local_training=LocalTraining(0.1, 3),
         batch_stats={"mean": jnp.ones(2)},
         surrogate=SURROGATE,
+        defense_parameters={"scale": 0.5},
+        earlier_params=jax.tree.map(lambda leaf: leaf[None], victim.params),
+        earlier_updates=jax.tree.map(lambda leaf: leaf[None], victim.observation.update),
     )
 
 
@@ -40,7 +43,7 @@ def test_each_preset_grants_what_the_one_before_it_grants():
     granted = [set(threat_model.granted) for threat_model in LADDER.values()]
     for smaller, larger in itertools.pairwise(granted):
         assert smaller < larger
-    assert granted[0] == {"update"}
+    assert granted[0] == {"update", "earlier_updates"}
     assert granted[-1] == set(Observation._fields) == set(threat_models.MEANINGS)
 
 
@@ -51,6 +54,39 @@ def test_truth_is_in_the_update_and_the_granted_labels_only(victim):
     )
     jax.tree.map(np.testing.assert_array_equal, seen, seen_of_other)
     assert observed(victim, victim.batch, LADDER["D"]).labels is None
+
+
+def test_the_parameters_of_a_defense_reach_only_who_set_the_training(victim):
+    assert observed(victim, victim.batch, LADDER["B"]).defense is None
+    assert observed(victim, victim.batch, LADDER["C"]).defense == {"scale": 0.5}
+    assert victim.observation.defense == {}  # known to be none
+
+
+def test_every_round_of_a_job_is_that_of_the_model_which_the_mean_update_led_to():
+    config = job.JobConfig(model="mlp", size=12, targets=2, rounds=3, server_lr=0.5)
+    task = job.prepare(config)
+    seen = task.observations
+    sent = jax.tree.map(lambda earlier, last: jnp.stack([*earlier, last]), seen.earlier_params, seen.params)
+    received = jax.tree.map(
+        lambda earlier, last: jnp.concatenate([earlier, last[:, None]], axis=1), seen.earlier_updates, seen.update
+    )
+    gradient = clients.fedsgd(models.cross_entropy(task.model.apply))
+    for number in range(3):
+        params = jax.tree.map(lambda leaf, number=number: leaf[number], sent)
+        found = jax.tree.map(lambda leaf, number=number: leaf[:, number], received)
+        expected = jax.vmap(gradient, in_axes=(None, 0))(params, task.truth)
+        jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-4, atol=1e-6), found, expected)
+        if number < 2:
+            moved = jax.tree.map(lambda p, u: p - 0.5 * u.mean(axis=0), params, found)
+            following = jax.tree.map(lambda leaf, number=number: leaf[number + 1], sent)
+            jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-5, atol=1e-7), following, moved)
+    assert job.prepare(job.JobConfig(model="mlp", size=12, targets=2)).observations.earlier_updates is None
+    eavesdropper = job.JobConfig(model="mlp", size=12, targets=2, rounds=2, threat_model="B").granted
+    assert eavesdropper.earlier_params
+    with pytest.raises(ValueError, match="rounds is 2, but attack 'dense-layer' looks at one; dlg, "):
+        job.JobConfig(attack="dense-layer", model="mlp", rounds=2)
+    with pytest.raises(ValueError, match=r"server_lr is 0\.5, which only several rounds use"):
+        job.JobConfig(server_lr=0.5)
 
 
 def test_attacks_run_after_the_truth_is_gone():

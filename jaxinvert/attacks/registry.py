@@ -58,6 +58,7 @@ class Recipe(NamedTuple):
       build: `(setting, hyperparameters, horizon) -> Attack` for an iterative attack, or a closed-form `SolveFn`.
       joint: whether labels may be variables instead of read.
       simulates: whether it simulates the client's whole training, and must know it where there are several steps.
+      every_round: whether it looks at earlier rounds, too, where it sees them.
     """
 
     summary: str
@@ -66,6 +67,7 @@ class Recipe(NamedTuple):
     build: Callable[[Setting, Mapping[str, Any], Scalar], Attack | SolveFn]
     joint: bool = False
     simulates: bool = True
+    every_round: bool = False
 
 
 _UPDATE = ("params", "update", "num_examples")
@@ -168,6 +170,7 @@ REGISTRY: dict[str, Recipe] = {
         hyperparameters={},
         needs=_UPDATE,
         build=_dlg,
+        every_round=True,
     ),
     "dlm": Recipe(
         summary="without the learning rate: scale as a variable (Zhao et al. 2022)",
@@ -195,12 +198,14 @@ REGISTRY: dict[str, Recipe] = {
         hyperparameters={"tv": 1e-2, "clip": 1e-2, "learning_rate": 0.1},
         needs=(*_UPDATE, "local_training"),
         build=_general_deep_leakage,
+        every_round=True,
     ),
     "idlg": Recipe(
         summary="label from the last layer's signs, then DLG on the image (Zhao et al. 2020); one example",
         hyperparameters={},
         needs=_UPDATE,
         build=_idlg,
+        every_round=True,
     ),
     "inverting-gradients": Recipe(
         summary="cosine matching, signed Adam, total variation (Geiping et al. 2020)",
@@ -208,6 +213,7 @@ REGISTRY: dict[str, Recipe] = {
         needs=(*_UPDATE, "labels"),
         build=_inverting_gradients,
         joint=True,
+        every_round=True,
     ),
     "see-through-gradients": Recipe(
         summary="a group of seeds, BatchNorm statistics, Langevin noise (Yin et al. 2021, GradInversion)",
@@ -217,6 +223,7 @@ REGISTRY: dict[str, Recipe] = {
             "tv": 1e-4,
             "l2": 1e-6,
             "group": 1e-2,
+            "registration": 1.0,
             "noise": 0.2,
             "learning_rate": 0.1,
             "warmup": 50,

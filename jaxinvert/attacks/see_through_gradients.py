@@ -12,13 +12,13 @@ Batch Recovery via GradInversion", CVPR 2021, arXiv:2104.07586.
 """
 
 from collections.abc import Callable
-from typing import Any, cast
 
 import jax
 import optax
 
 from jaxinvert import objectives, parametrizations, regularizers, running_statistics
 from jaxinvert.attacks.schedules import warmup_cosine
+from jaxinvert.attacks.transformations import langevin_noise
 from jaxinvert.groups import consistent_group
 from jaxinvert.matching import search_inputs
 from jaxinvert.models import BATCH_NORM_MOMENTUM
@@ -29,7 +29,6 @@ from jaxinvert.types import (
     Attack,
     Batch,
     ClientUpdateFn,
-    Key,
     Observation,
     Params,
     PerChannel,
@@ -56,6 +55,7 @@ def see_through_gradients(
     tv: Scalar = 1e-4,
     l2: Scalar = 1e-6,
     group: Scalar = 1e-2,
+    registration: Scalar = 1.0,
     noise: Scalar = 0.2,
     learning_rate: Scalar = 0.1,
     warmup: Scalar = 50,
@@ -63,7 +63,8 @@ def see_through_gradients(
 ) -> Attack:
     """Returns the attack with the paper's constants; one restart of it is a whole group of seeds.
 
-    Deviations: registration is by translation (cross-correlation) instead of optical flow; a result is its seed's
+    Deviations: registration is by translation (cross-correlation), at every step, instead of optical flow at every
+    hundredth; a result is its seed's
     best iterate by attack loss since the group came together, at a quarter of the horizon as in the paper.
 
     Args:
@@ -78,7 +79,8 @@ def see_through_gradients(
       batch_norm: weight of the statistics.
       tv: weight of the total variation.
       l2: weight of the batch's Euclidean norm.
-      group: weight of the distance from the other seeds.
+      group: weight of the distance from what the seeds agree on.
+      registration: 0 to take the plain mean of the seeds for that, anything else to shift them onto each other first.
       noise: standard deviation of the Langevin noise in units of the learning rate.
       learning_rate: of Adam, in units of `std`.
       warmup: steps until the full learning rate.
@@ -116,7 +118,9 @@ def see_through_gradients(
             name="see_through_gradients",
         )
 
-    return consistent_group(one_seed, num_seeds=num_seeds, start=0.25 * horizon, unit=std_image)
+    return consistent_group(
+        one_seed, num_seeds=num_seeds, start=0.25 * horizon, unit=std_image, registration=registration
+    )
 
 
 def first_layer_heavy(statistics: ArrayTree, target: ArrayTree) -> Array:
@@ -127,18 +131,3 @@ def first_layer_heavy(statistics: ArrayTree, target: ArrayTree) -> Array:
         return (HEAVY_FIRST_LAYER if first else 1.0) * objectives.tree_norm(found - wanted)
 
     return objectives.tree_sum(jax.tree_util.tree_map_with_path(gap, statistics, target))
-
-
-def langevin_noise(scale: Scalar) -> optax.GradientTransformationExtraArgs:
-    """Adds `scale * N(0, 1)` to the steps, from the key that the search hands to the optimizer."""
-
-    def update(
-        updates: Any, state: Any, params: ArrayTree | None = None, *, key: Key, **extra: object
-    ) -> tuple[Any, Any]:
-        del params, extra
-        leaves, structure = jax.tree.flatten(updates)
-        keys = jax.random.split(key, len(leaves))
-        noisy = [leaf + scale * jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves)]
-        return jax.tree.unflatten(structure, noisy), state
-
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), cast(Any, update))

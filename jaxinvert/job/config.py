@@ -49,6 +49,9 @@ class JobConfig:
       local_order: whether the attacker knows the order in which a fedavg client visits its examples.
       batch_norm: whether the clients' BatchNorm layers use the running statistics ("eval") or the batch's ("train").
       aggregate: clients whose mean is all that the server sees of them, as under secure aggregation.
+      rounds: rounds of training in which every client sends an update on the same batch, all of them seen; between
+        them the server subtracts the mean update of all targets.
+      server_lr: times the mean update; by default 1 for fedavg and 0.01 for fedsgd, whose updates are gradients.
       tv: weight of the total variation, if the attack has one.
       lr: learning rate of the attack's optimizer, if it has one.
       settings: the attack's other settings, such as `group 0 noise 0.1`; see `jaxinvert list`.
@@ -79,6 +82,8 @@ class JobConfig:
     local_order: Literal["known", "unknown"] = "known"
     batch_norm: Literal["eval", "train"] = "eval"
     aggregate: int = 1
+    rounds: int = 1
+    server_lr: float | None = None
     tv: float | None = None
     lr: float | None = None
     settings: dict[str, float] = field(default_factory=dict)
@@ -86,7 +91,7 @@ class JobConfig:
 
     def __post_init__(self) -> None:
         """Refuses what no job can mean."""
-        at_least = dict.fromkeys(("num_examples", "targets", "restarts", "local_epochs", "aggregate"), 1)
+        at_least = dict.fromkeys(("num_examples", "targets", "restarts", "local_epochs", "aggregate", "rounds"), 1)
         at_least |= {"steps": 0, "seed": 0}
         for name, least in at_least.items():
             if (value := getattr(self, name)) < least:
@@ -106,6 +111,8 @@ class JobConfig:
             )
         if not 0 < self.local_lr < np.inf:
             raise ValueError(f"local_lr is {self.local_lr}, expected a positive number")
+        if self.server_lr is not None and not 0 < self.server_lr < np.inf:
+            raise ValueError(f"server_lr is {self.server_lr}, expected a positive number")
         if self.num_examples % self.num_examples_per_step:
             raise ValueError(
                 f"local_batch_size is {self.local_batch_size}, expected a divisor of num_examples {self.num_examples}"
@@ -139,6 +146,13 @@ class JobConfig:
             for item in fields(self):
                 if item.name.startswith("local_") and getattr(self, item.name) != item.default:
                     raise ValueError(f"{item.name} is {getattr(self, item.name)}, which only client='fedavg' uses")
+        if self.rounds == 1 and self.server_lr is not None:
+            raise ValueError(f"server_lr is {self.server_lr}, which only several rounds use")
+        if self.rounds > 1 and not self.recipe.every_round:
+            able = [name for name, recipe in registry.REGISTRY.items() if recipe.every_round]
+            raise ValueError(
+                f"rounds is {self.rounds}, but attack {self.attack!r} looks at one; {', '.join(able)} look at all"
+            )
         for name, shortcut in {"tv": self.tv, "learning_rate": self.lr}.items():
             if shortcut is not None and name in self.settings:
                 raise ValueError(f"{name} is given twice, as {shortcut} and as {self.settings[name]}")
@@ -172,6 +186,11 @@ class JobConfig:
         return LocalTraining(self.local_lr, self.local_epochs * self.num_examples // self.num_examples_per_step)
 
     @property
+    def server_rate(self) -> float:
+        """What the server multiplies the mean update by."""
+        return self.server_lr or (0.01 if self.client == "fedsgd" else 1.0)
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """The fields of the observation that the attack reads."""
         needs = dict.fromkeys(self.recipe.needs)
@@ -192,7 +211,10 @@ class JobConfig:
         threat_model = threat_models.LADDER[self.threat_model]
         sends_statistics = self.batch_norm == "train"
         return threat_model._replace(
-            labels="labels" in self.needs, batch_stats=threat_model.batch_stats and sends_statistics
+            labels="labels" in self.needs,
+            batch_stats=threat_model.batch_stats and sends_statistics,
+            earlier_params=threat_model.earlier_params and self.rounds > 1,
+            earlier_updates=threat_model.earlier_updates and self.rounds > 1,
         )
 
     def hyperparameters(self) -> dict[str, float]:
@@ -277,6 +299,11 @@ def assumptions(config: JobConfig) -> dict[str, Any]:
     sentences = [
         clients[config.client],
         *([f"the server sees the mean of {config.aggregate} clients' updates"] if config.aggregate > 1 else []),
+        *(
+            [f"{config.rounds} rounds on the same batch, server rate {config.server_rate:g}"]
+            if config.rounds > 1
+            else []
+        ),
         "no defense",
         f"BatchNorm, if any, in {config.batch_norm} mode",
     ]

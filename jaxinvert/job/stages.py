@@ -19,7 +19,7 @@ from jaxinvert.job import environment
 from jaxinvert.job.config import JobConfig, assumptions, client_update, secret_order, sent_statistics
 from jaxinvert.observe import check_batch, observe_targets
 from jaxinvert.search import Progress, Stepwise, check_targets, over_targets, split_shared
-from jaxinvert.types import Attack, Batch, Observation, Params, Reconstruction
+from jaxinvert.types import Attack, Batch, ClientUpdateFn, Observation, Params, Reconstruction, Update
 
 
 class Task(NamedTuple):
@@ -89,8 +89,10 @@ def prepare(config: JobConfig) -> Task:
     flat = Batch(jnp.asarray(dataset.images[:wanted]), jnp.asarray(dataset.labels[:wanted]))
     check_batch(flat, input_shape=model.input_shape, num_classes=model.num_classes)
     truth = jax.tree.map(lambda leaf: leaf.reshape(config.targets, config.num_private, *leaf.shape[1:]), flat)
+    client = jax.jit(client_update(config, model, order_key=secret_order(config)))
+    earlier_params, earlier_updates, params = _earlier_rounds(config, client, params, truth)
     observations = observe_targets(
-        jax.jit(client_update(config, model, order_key=secret_order(config))),
+        client,
         params,
         truth,
         threat_model=config.granted,
@@ -99,9 +101,28 @@ def prepare(config: JobConfig) -> Task:
         if config.granted.batch_stats
         else None,
         surrogate=_surrogate(config) if "surrogate" in (*config.needs, *config.rule_needs) else None,
+        earlier_params=earlier_params,
+        earlier_updates=earlier_updates,
     )
     check_targets(observations)
     return Task(model, observations, truth, dataset.class_names)
+
+
+def _earlier_rounds(
+    config: JobConfig, client: ClientUpdateFn, params: Params, batches: Batch
+) -> tuple[Params | None, Update | None, Params]:
+    """Parameters `[N, ...]` and updates `[T, N, ...]` of all rounds but the last, whose parameters follow."""
+    if config.rounds == 1:
+        return None, None, params
+    sent, received = [], []
+    for _ in range(config.rounds - 1):
+        updates = jax.vmap(client, in_axes=(None, 0))(params, batches)
+        sent.append(params)
+        received.append(updates)
+        params = jax.tree.map(lambda p, u: p - config.server_rate * u.mean(axis=0), params, updates)
+    earlier_params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *sent)
+    earlier_updates = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *received)
+    return earlier_params, earlier_updates, params
 
 
 _MAX_SURROGATES = 2048

@@ -5,6 +5,7 @@ Library code takes a `Model` or a function, never a name.
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +29,12 @@ REGISTRY: dict[str, Callable[..., Model]] = {
     "resnet50": functools.partial(resnet_imagenet, depth=50),
 }
 """Name -> factory with keyword arguments only; its signature lists the options."""
+
+_ANY_SIZE: dict[str, Callable[..., Callable[..., Model]]] = {
+    r"convnet(\d+)": lambda width: functools.partial(convnet, width=width),
+    r"resnet(\d+)-(\d+)": lambda depth, factor: functools.partial(resnet_cifar, depth=depth, width=16 * factor),
+}
+"""Patterns of names whose numbers are sizes: any of them makes a network."""
 
 
 def names() -> tuple[str, ...]:
@@ -54,7 +61,7 @@ def create(
       ('convnet16', 'params/head')
 
     Args:
-      name: one of `names()`.
+      name: one of `names()`, or `convnetW` and `resnetD-F` with a width, a depth and a multiple of the usual width.
       input_shape: `(H, W, C)` of one example.
       num_classes: `K`.
       mean: `C` per-channel means of pixels in [0, 1]; `None` = no shift.
@@ -70,9 +77,7 @@ def create(
       ValueError: for an unknown name or an option that the factory does not have, with the known ones and the
         closest of them; and whatever the factory refuses.
     """
-    if name not in REGISTRY:
-        raise unknown_value("model", name, REGISTRY)
-    factory = REGISTRY[name]
+    factory = _factory(name)
     options = dict(architecture)
     if conv_general_dilated is not None:
         options["conv_general_dilated"] = conv_general_dilated
@@ -81,3 +86,12 @@ def create(
         if option not in known:
             raise unknown_value(f"option of model {name!r}:", option, known)
     return factory(input_shape=input_shape, num_classes=num_classes, mean=mean, std=std, **options)
+
+
+def _factory(name: str) -> Callable[..., Model]:
+    if name in REGISTRY:
+        return REGISTRY[name]
+    for pattern, with_sizes in _ANY_SIZE.items():
+        if sizes := re.fullmatch(pattern, name):
+            return with_sizes(*map(int, sizes.groups()))
+    raise unknown_value("model", name, REGISTRY)

@@ -9,7 +9,7 @@ import pytest
 from flax import linen
 
 from jaxinvert import attacks, clients, job, models, running_statistics, search
-from jaxinvert.attacks.see_through_gradients import langevin_noise
+from jaxinvert.attacks.transformations import langevin_noise
 from jaxinvert.job.config import client_update, sent_statistics
 from jaxinvert.observe import observe
 from jaxinvert.threat_models import LADDER

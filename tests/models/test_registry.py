@@ -13,6 +13,15 @@ def test_unknown_name_lists_the_known_and_the_closest():
         models.create("renset18")
 
 
+def test_sizes_in_a_name():
+    assert models.create("convnet8").name == "convnet8"
+    assert models.create("resnet14-1").name == models.create("resnet20-4", depth=14, width=16).name == "resnet14-1"
+    with pytest.raises(ValueError, match=r"6n . 2.*got 15"):
+        models.create("resnet15-1")
+    with pytest.raises(ValueError, match="unknown model 'convnet8x'"):
+        models.create("convnet8x")
+
+
 @pytest.mark.parametrize("option", ["widht", "activation"])
 def test_unknown_option_lists_the_known_and_the_closest(option):
     with pytest.raises(ValueError, match=f"'convnet64': '{option}'.*batch_norm.*width; did you mean"):

@@ -1,0 +1,198 @@
+"""BatchNorm leakage: what the running statistics that a client sends add to the leak, by round, size and noise.
+
+Setting: clients in train mode send an update and running statistics after one step on 1 image, or two steps of 4 on 8
+images. The attack starts at a public prior, the mean of 100 training images; labels are known. RDLV is the gain in
+SSIM over that prior, IIP whether the nearest of 1,000 test images is the true one. `round` is the epoch of the
+network, noise the sigma_0 of N(0, (sigma_0 P95)^2) on every tensor that is sent. Published (Hatamizadeh et al. 2022,
+chest X-rays, ResNet-18): one image leaks with RDLV about 0.5 until sigma_0 = 25, clients of 8 images stay below 0.
+
+Command:  python -m experiments.batch_norm_leakage --data FILE.npz --checkpoints
+runs/train/resnet20-1/epoch-*.safetensors
+Smoke:    python -m experiments.batch_norm_leakage --smoke
+Measured: see experiments/README.md
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+from experiments import harness
+from jaxinvert import attacks, clients, data, defenses, metrics, models, running_statistics, search
+from jaxinvert.observe import observe
+from jaxinvert.threat_models import LADDER
+from jaxinvert.types import ArrayTree, Batch, Key, LocalTraining, Observation, Params
+
+
+@dataclass(frozen=True)
+class Config:
+    """Setting of the experiment.
+
+    Attributes:
+      data: data set by name, folder or npz.
+      model: network with BatchNorm, by name.
+      checkpoints: its parameters at several epochs; by default fresh ones.
+      targets: clients of one image each; of 8 images there are a third as many.
+      steps: of the attack.
+      noise: sigma_0, tried on the last checkpoint.
+      local_lr: the clients' learning rate.
+      seed: of the network, the starts and the noise.
+      smoke: a run of seconds on the embedded photos that only shows that everything works.
+      json: file for the rows.
+    """
+
+    data: str = "cifar10"
+    model: str = "resnet20-1"
+    checkpoints: tuple[Path, ...] = ()
+    targets: int = 6
+    steps: int = 1000
+    noise: tuple[float, ...] = (0.1, 1.0, 10.0)
+    local_lr: float = 0.01
+    seed: int = 0
+    smoke: bool = False
+    json: Path | None = None
+
+
+class Client(NamedTuple):
+    """How many images a client has, and how many of them it takes at each of its local steps."""
+
+    num_images: int
+    batch_size: int
+
+
+CLIENTS = (Client(1, 1), Client(8, 4))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Attacks with and without the statistics in every round, then under noise in the last one."""
+    config = tyro.cli(Config, description=__doc__, args=arguments)
+    if config.smoke:
+        config = replace(config, data="photos", model="resnet8-1", checkpoints=(), targets=1, steps=1, noise=())
+    checkpoints: Sequence[Path | None] = sorted(config.checkpoints, key=_epoch) or [None]
+    rows = []
+    for client in CLIENTS[:1] if config.smoke else CLIENTS:
+        for checkpoint in checkpoints:
+            last = checkpoint == checkpoints[-1]
+            rows += compare(config, client, checkpoint, noise=(0.0, *(config.noise if last else ())))
+            print(f"done: {client.num_images} images, round {rows[-1]['round']}", flush=True)
+    harness.publish(f"BatchNorm leakage, {config.model}, {Path(config.data).stem}", rows, json_file=config.json)
+
+
+def compare(config: Config, client: Client, checkpoint: Path | None, *, noise: Sequence[float]) -> list[dict]:
+    """One network and kind of client: one row for each way to attack and each noise."""
+    num_targets = config.targets if client.num_images == 1 else max(1, config.targets // 3)
+    victims = data.load(config.data, split="test")
+    public = jnp.asarray(data.load(config.data, split="train").images[:100]).mean(axis=0)
+    facts = {} if checkpoint is None else models.read_facts(checkpoint)
+    model = models.create(
+        config.model,
+        input_shape=victims.images.shape[1:],
+        num_classes=victims.num_classes,
+        mean=facts.get("mean", victims.mean),
+        std=facts.get("std", victims.std),
+        batch_norm="train",
+    )
+    params = model.init(jax.random.key(config.seed))
+    if checkpoint is not None:
+        params = models.load_checkpoint(checkpoint, params)
+
+    training = {"optimizer": optax.sgd(config.local_lr), "batch_size": client.batch_size}
+    loss_fn = models.cross_entropy(model.apply)
+    client_update = clients.fedavg(loss_fn, **training)
+    measure = clients.local_batch_statistics(loss_fn, model.batch_statistics, **training)
+    momentum = models.BATCH_NORM_MOMENTUM
+
+    def sent_statistics(params: Params, batch: Batch) -> ArrayTree:
+        return running_statistics.advance(params["batch_stats"], measure(params, batch), momentum=momentum)
+
+    search_all = search.Stepwise(
+        lambda settings: attacks.batch_norm_leakage(
+            client_update,
+            sent_statistics,
+            batch_shape=(client.num_images, *model.input_shape),
+            momentum=momentum,
+            prior=public,
+            mean=model.mean,
+            std=model.std,
+            **settings,
+        )
+    )
+    num_images = num_targets * client.num_images
+    truth = Batch(jnp.asarray(victims.images[:num_images]), jnp.asarray(victims.labels[:num_images]))
+    batches = jax.tree.map(lambda leaf: leaf.reshape(num_targets, client.num_images, *leaf.shape[1:]), truth)
+    local_training = LocalTraining(config.local_lr, client.num_images // client.batch_size)
+    prior_ssim = np.asarray(metrics.ssim(jnp.broadcast_to(public, truth.inputs.shape), truth.inputs))
+
+    @jax.jit
+    def observe_all(keys: Key, scale: float) -> Observation:
+        """What the server sees of all clients, noise on update and statistics alike."""
+        defense = defenses.percentile_noise(scale)
+
+        def one(key: Key, batch: Batch) -> Observation:
+            moved = jax.tree.map(jnp.subtract, sent_statistics(params, batch), params["batch_stats"])
+            noisy = jax.tree.map(jnp.add, params["batch_stats"], defense(jax.random.fold_in(key, 1), moved))
+            return observe(
+                client_update,
+                params,
+                batch,
+                threat_model=LADDER["E"],
+                defense=defense,
+                key=jax.random.fold_in(key, 0),
+                batch_stats=noisy,
+            )
+
+        return jax.vmap(one)(keys, batches)
+
+    rows = []
+    for scale in noise:
+        keys = jax.random.split(jax.random.key(config.seed + 2), num_targets)
+        per_target = observe_all(keys, scale)
+        seen = Observation(
+            params,
+            per_target.update,
+            labels=batches.labels,
+            num_examples=client.num_images,
+            local_training=local_training,
+            batch_stats=per_target.batch_stats,
+        )
+        for statistics in ("recovered", "not used") if scale == 0 else ("recovered",):
+            settings = {"batch_norm": 0.1 if statistics == "recovered" else 0.0, "horizon": config.steps}
+            *_, last = search_all(jax.random.key(config.seed + 1), seen, settings, num_steps=config.steps)
+            found = np.asarray(last.reconstruct().inputs)
+            quality = [metrics.evaluate(f, np.asarray(t)) for f, t in zip(found, batches.inputs)]
+            matched = np.concatenate([f[q.permutation] for f, q in zip(found, quality)])
+            ssim = np.concatenate([q.ssim for q in quality])
+            psnr = np.concatenate([q.psnr_db for q in quality])
+            leakage = metrics.relative_data_leakage(ssim, prior_ssim)
+            rows.append(
+                {
+                    "images_per_client": client.num_images,
+                    "round": facts.get("epochs", 0),
+                    "accuracy": facts.get("test_accuracy"),
+                    "noise": scale,
+                    "statistics": statistics,
+                    "images": num_images,
+                    "steps": config.steps,
+                    "mean_psnr_db": float(psnr.mean()),
+                    "mean_ssim": float(ssim.mean()),
+                    "rdlv_mean": float(leakage.mean()),
+                    "rdlv_max": float(leakage.max()),
+                    "iip": float(metrics.identified(matched, victims.images[:1000], np.arange(num_images)).mean()),
+                    "seconds_run": last.seconds,
+                }
+            )
+    return rows
+
+
+def _epoch(checkpoint: Path) -> int:
+    return models.read_facts(checkpoint)["epochs"]
+
+
+if __name__ == "__main__":
+    main()

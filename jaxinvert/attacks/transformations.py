@@ -1,0 +1,66 @@
+"""What attacks do to their steps beside optax's own transformations: Langevin noise and a median filter."""
+
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxinvert.types import Array, ArrayTree, Key, Scalar
+
+
+def langevin_noise(scale: Scalar) -> optax.GradientTransformationExtraArgs:
+    """Adds `scale * N(0, 1)` to the steps, from the key that the search hands to the optimizer (Yin et al. 2021)."""
+
+    def update(
+        updates: Any, state: Any, params: ArrayTree | None = None, *, key: Key, **extra: object
+    ) -> tuple[Any, Any]:
+        del params, extra
+        leaves, structure = jax.tree.flatten(updates)
+        keys = jax.random.split(key, len(leaves))
+        noisy = [leaf + scale * jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves)]
+        return jax.tree.unflatten(structure, noisy), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), cast(Any, update))
+
+
+class MedianFilterState(NamedTuple):
+    """The number of steps so far."""
+
+    count: Array
+
+
+def median_filter(*, every: int) -> optax.GradientTransformation:
+    """Replaces the images by their 3 x 3 medians after every `every`-th step (Geiping et al. 2020, optional there).
+
+    The last transformation of a chain. The variables are images `[B, H, W, C]`; pixels beyond the border repeat it.
+    """
+    if every < 1:
+        raise ValueError(f"median_filter expects every to be at least 1, got {every}")
+
+    def init(params: ArrayTree) -> MedianFilterState:
+        del params
+        return MedianFilterState(jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: ArrayTree, state: MedianFilterState, params: ArrayTree | None = None
+    ) -> tuple[ArrayTree, MedianFilterState]:
+        if params is None:
+            raise ValueError("median_filter needs the images: optimizer.update(updates, state, images)")
+        count = state.count + 1
+
+        def filtered(step: Array, images: Array) -> Array:
+            return median_of_neighbors(images + step) - images
+
+        updates = jax.lax.cond(count % every == 0, lambda: jax.tree.map(filtered, updates, params), lambda: updates)
+        return updates, MedianFilterState(count)
+
+    return optax.GradientTransformation(init, cast(Any, update))
+
+
+def median_of_neighbors(images: Array) -> Array:
+    """The median of each pixel and its eight neighbors, channel by channel: `[B, H, W, C] -> [B, H, W, C]`."""
+    height, width = images.shape[1:3]
+    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    shifted = [padded[:, y : y + height, x : x + width] for y in range(3) for x in range(3)]
+    return jnp.median(jnp.stack(shifted), axis=0)
