@@ -12,10 +12,10 @@ Smoke:    python -m experiments.batch_norm_leakage --smoke
 Measured: see experiments/README.md
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from experiments import harness
 from jaxinvert import attacks, clients, data, defenses, metrics, models, running_statistics, search
 from jaxinvert.observe import observe
 from jaxinvert.threat_models import LADDER
-from jaxinvert.types import ArrayTree, Batch, Key, LocalTraining, Observation, Params
+from jaxinvert.types import ArrayTree, Batch, ClientUpdateFn, Key, LocalTraining, Observation, Params
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,73 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def compare(config: Config, client: Client, checkpoint: Path | None, *, noise: Sequence[float]) -> list[dict]:
     """One network and kind of client: one row for each way to attack and each noise."""
-    num_targets = config.targets if client.num_images == 1 else max(1, config.targets // 3)
     victims = data.load(config.data, split="test")
     public = jnp.asarray(data.load(config.data, split="train").images[:100]).mean(axis=0)
+    round_ = make_round(config, client, checkpoint, victims)
+    search_all = search.Stepwise(
+        lambda settings: attacks.batch_norm_leakage(
+            round_.client_update,
+            round_.sent_statistics,
+            batch_shape=(client.num_images, *round_.model.input_shape),
+            momentum=models.BATCH_NORM_MOMENTUM,
+            prior=public,
+            mean=round_.model.mean,
+            std=round_.model.std,
+            **settings,
+        )
+    )
+    num_targets = config.targets if client.num_images == 1 else max(1, config.targets // 3)
+    num_images = num_targets * client.num_images
+    truth = Batch(jnp.asarray(victims.images[:num_images]), jnp.asarray(victims.labels[:num_images]))
+    batches = jax.tree.map(lambda leaf: leaf.reshape(num_targets, client.num_images, *leaf.shape[1:]), truth)
+    prior_ssim = np.asarray(metrics.ssim(jnp.broadcast_to(public, truth.inputs.shape), truth.inputs))
+    candidates = victims.images[:1000]
+
+    rows = []
+    for scale in noise:
+        seen = observe_all(jax.random.key(config.seed + 2), round_, batches, scale)._replace(
+            local_training=LocalTraining(config.local_lr, client.num_images // client.batch_size)
+        )
+        for statistics in ("recovered", "not used") if scale == 0 else ("recovered",):
+            settings = {"batch_norm": 0.1 if statistics == "recovered" else 0.0, "horizon": config.steps}
+            *_, last = search_all(jax.random.key(config.seed + 1), seen, settings, num_steps=config.steps)
+            found = np.asarray(last.reconstruct().inputs)
+            quality = [metrics.evaluate(f, np.asarray(t)) for f, t in zip(found, batches.inputs)]
+            matched = np.concatenate([f[q.permutation] for f, q in zip(found, quality)])
+            ssim = np.concatenate([q.ssim for q in quality])
+            leakage = metrics.relative_data_leakage(ssim, prior_ssim)
+            rows.append(
+                {
+                    "images_per_client": client.num_images,
+                    "round": round_.facts.get("epochs", 0),
+                    "accuracy": round_.facts.get("test_accuracy"),
+                    "noise": scale,
+                    "statistics": statistics,
+                    "images": num_images,
+                    "steps": config.steps,
+                    "mean_psnr_db": float(np.mean([q.psnr_db for q in quality])),
+                    "mean_ssim": float(ssim.mean()),
+                    "rdlv_mean": float(leakage.mean()),
+                    "rdlv_max": float(leakage.max()),
+                    "iip": float(metrics.identified(matched, candidates, np.arange(num_images)).mean()),
+                    "seconds_run": last.seconds,
+                }
+            )
+    return rows
+
+
+class Round(NamedTuple):
+    """The network at one epoch, and what clients compute on it."""
+
+    model: models.Model
+    params: Params
+    facts: dict[str, Any]
+    client_update: ClientUpdateFn
+    sent_statistics: Callable[[Params, Batch], ArrayTree]
+
+
+def make_round(config: Config, client: Client, checkpoint: Path | None, victims: data.Dataset) -> Round:
+    """BatchNorm in train mode, parameters from the checkpoint or fresh."""
     facts = {} if checkpoint is None else models.read_facts(checkpoint)
     model = models.create(
         config.model,
@@ -101,93 +165,42 @@ def compare(config: Config, client: Client, checkpoint: Path | None, *, noise: S
     params = model.init(jax.random.key(config.seed))
     if checkpoint is not None:
         params = models.load_checkpoint(checkpoint, params)
-
-    training = {"optimizer": optax.sgd(config.local_lr), "batch_size": client.batch_size}
     loss_fn = models.cross_entropy(model.apply)
-    client_update = clients.fedavg(loss_fn, **training)
+    training: dict[str, Any] = {"optimizer": optax.sgd(config.local_lr), "batch_size": client.batch_size}
     measure = clients.local_batch_statistics(loss_fn, model.batch_statistics, **training)
-    momentum = models.BATCH_NORM_MOMENTUM
 
     def sent_statistics(params: Params, batch: Batch) -> ArrayTree:
-        return running_statistics.advance(params["batch_stats"], measure(params, batch), momentum=momentum)
-
-    search_all = search.Stepwise(
-        lambda settings: attacks.batch_norm_leakage(
-            client_update,
-            sent_statistics,
-            batch_shape=(client.num_images, *model.input_shape),
-            momentum=momentum,
-            prior=public,
-            mean=model.mean,
-            std=model.std,
-            **settings,
+        return running_statistics.advance(
+            params["batch_stats"], measure(params, batch), momentum=models.BATCH_NORM_MOMENTUM
         )
-    )
-    num_images = num_targets * client.num_images
-    truth = Batch(jnp.asarray(victims.images[:num_images]), jnp.asarray(victims.labels[:num_images]))
-    batches = jax.tree.map(lambda leaf: leaf.reshape(num_targets, client.num_images, *leaf.shape[1:]), truth)
-    local_training = LocalTraining(config.local_lr, client.num_images // client.batch_size)
-    prior_ssim = np.asarray(metrics.ssim(jnp.broadcast_to(public, truth.inputs.shape), truth.inputs))
+
+    return Round(model, params, facts, clients.fedavg(loss_fn, **training), sent_statistics)
+
+
+def observe_all(key: Key, round_: Round, batches: Batch, noise: float) -> Observation:
+    """What the server sees of all clients, with noise on update and statistics alike."""
+    params, defense = round_.params, defenses.percentile_noise(noise)
 
     @jax.jit
-    def observe_all(keys: Key, scale: float) -> Observation:
-        """What the server sees of all clients, noise on update and statistics alike."""
-        defense = defenses.percentile_noise(scale)
-
-        def one(key: Key, batch: Batch) -> Observation:
-            moved = jax.tree.map(jnp.subtract, sent_statistics(params, batch), params["batch_stats"])
-            noisy = jax.tree.map(jnp.add, params["batch_stats"], defense(jax.random.fold_in(key, 1), moved))
-            return observe(
-                client_update,
-                params,
-                batch,
-                threat_model=LADDER["E"],
-                defense=defense,
-                key=jax.random.fold_in(key, 0),
-                batch_stats=noisy,
-            )
-
-        return jax.vmap(one)(keys, batches)
-
-    rows = []
-    for scale in noise:
-        keys = jax.random.split(jax.random.key(config.seed + 2), num_targets)
-        per_target = observe_all(keys, scale)
-        seen = Observation(
+    def one(key: Key, batch: Batch) -> Observation:
+        moved = jax.tree.map(jnp.subtract, round_.sent_statistics(params, batch), params["batch_stats"])
+        noisy = jax.tree.map(jnp.add, params["batch_stats"], defense(jax.random.fold_in(key, 1), moved))
+        return observe(
+            round_.client_update,
             params,
-            per_target.update,
-            labels=batches.labels,
-            num_examples=client.num_images,
-            local_training=local_training,
-            batch_stats=per_target.batch_stats,
+            batch,
+            threat_model=LADDER["E"],
+            defense=defense,
+            key=jax.random.fold_in(key, 0),
+            batch_stats=noisy,
         )
-        for statistics in ("recovered", "not used") if scale == 0 else ("recovered",):
-            settings = {"batch_norm": 0.1 if statistics == "recovered" else 0.0, "horizon": config.steps}
-            *_, last = search_all(jax.random.key(config.seed + 1), seen, settings, num_steps=config.steps)
-            found = np.asarray(last.reconstruct().inputs)
-            quality = [metrics.evaluate(f, np.asarray(t)) for f, t in zip(found, batches.inputs)]
-            matched = np.concatenate([f[q.permutation] for f, q in zip(found, quality)])
-            ssim = np.concatenate([q.ssim for q in quality])
-            psnr = np.concatenate([q.psnr_db for q in quality])
-            leakage = metrics.relative_data_leakage(ssim, prior_ssim)
-            rows.append(
-                {
-                    "images_per_client": client.num_images,
-                    "round": facts.get("epochs", 0),
-                    "accuracy": facts.get("test_accuracy"),
-                    "noise": scale,
-                    "statistics": statistics,
-                    "images": num_images,
-                    "steps": config.steps,
-                    "mean_psnr_db": float(psnr.mean()),
-                    "mean_ssim": float(ssim.mean()),
-                    "rdlv_mean": float(leakage.mean()),
-                    "rdlv_max": float(leakage.max()),
-                    "iip": float(metrics.identified(matched, victims.images[:1000], np.arange(num_images)).mean()),
-                    "seconds_run": last.seconds,
-                }
-            )
-    return rows
+
+    seen = [
+        one(jax.random.fold_in(key, t), jax.tree.map(lambda leaf, t=t: leaf[t], batches))
+        for t in range(len(batches.inputs))
+    ]
+    per_target = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[s._replace(params=None) for s in seen])
+    return per_target._replace(params=params, num_examples=batches.inputs.shape[1], local_training=None)
 
 
 def _epoch(checkpoint: Path) -> int:

@@ -54,6 +54,11 @@ def unconstrained(images: Parametrization) -> Parametrization:
     return images._replace(project=stay)
 
 
+def free_pixels(batch_shape: Shape) -> Parametrization:
+    """Images without a box that start from `N(1/2, 1/4)` pixels, in units of 1/4: most of `N(0, 1)` is no image."""
+    return unconstrained(pixels(batch_shape, mean=0.5, std=0.25))
+
+
 def start_at(
     images: Parametrization, picture: Array, *, batch_shape: Shape, mean: PerChannel = 0.0, std: PerChannel = 1.0
 ) -> Parametrization:

@@ -1,7 +1,7 @@
 """One file per published attack, composed from the shared rooms; `registry` knows them by name."""
 
 from jaxinvert.attacks.batch_norm_leakage import batch_norm_leakage
-from jaxinvert.attacks.deep_leakage_from_model import dlm, dlm_plus, dlm_with_best_scale
+from jaxinvert.attacks.deep_leakage_from_model import best_scale, dlm, dlm_plus, dlm_with_best_scale
 from jaxinvert.attacks.dlg import dlg, idlg
 from jaxinvert.attacks.general_deep_leakage import general_deep_leakage
 from jaxinvert.attacks.inverting_gradients import inverting_gradients
@@ -9,6 +9,7 @@ from jaxinvert.attacks.see_through_gradients import see_through_gradients
 
 __all__ = [
     "batch_norm_leakage",
+    "best_scale",
     "dlg",
     "dlm",
     "dlm_plus",

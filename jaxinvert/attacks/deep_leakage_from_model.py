@@ -29,11 +29,11 @@ from jaxinvert.types import (
     Key,
     Observation,
     Parametrization,
-    PerChannel,
     Reconstruction,
     RecoverLabels,
     Scalar,
     Shape,
+    Update,
 )
 
 
@@ -50,23 +50,21 @@ def dlm(
     *,
     batch_shape: Shape,
     num_classes: int,
-    mean: PerChannel = 0.0,
-    std: PerChannel = 1.0,
     initial_scale: Scalar = 100.0,
     learning_rate: Scalar = 0.1,
 ) -> Attack:
     """Returns DLM with the paper's Adam; `info["scale"]` is k.
 
+    Images start from `N(1/2, 1/4)` in all three attacks (the authors': `N(0, 1)`, most of which is no image).
+
     Args:
       client_gradient: one gradient of the client's loss, `clients.fedsgd`: the attacker does not know the rate.
       batch_shape: `(B, H, W, C)`.
       num_classes: `K` of the soft labels.
-      mean: scalar or `[C]`, the normalization that the model applies.
-      std: scalar or `[C]`.
       initial_scale: where k starts; the paper uses 60 to 240 for a true 100.
       learning_rate: of Adam, for images, labels and k alike.
     """
-    images = _free_images(batch_shape, num_classes, mean, std)
+    images = _free_images(batch_shape, num_classes)
 
     def init(key: Key) -> tuple[ArrayTree, Array]:
         return images.init(key), jnp.asarray(initial_scale, jnp.float32)
@@ -93,8 +91,6 @@ def dlm_with_best_scale(
     rule: RecoverLabels,
     *,
     batch_shape: Shape,
-    mean: PerChannel = 0.0,
-    std: PerChannel = 1.0,
     learning_rate: Scalar = 0.1,
 ) -> Attack:
     """Returns DLM with hard labels and k eliminated (from no paper); `info["scale"]` is the best k in the end.
@@ -103,15 +99,13 @@ def dlm_with_best_scale(
       client_gradient: one gradient of the client's loss.
       rule: restores the labels from an update of unknown scale: `labels.bias_sign`, `idlg`, `yin` or `llg`.
       batch_shape: `(B, H, W, C)`.
-      mean: scalar or `[C]`, the normalization that the model applies.
-      std: scalar or `[C]`.
       learning_rate: of Adam.
     """
     attack = gradient_matching(
         client_gradient,
         objective=objectives.cosine,
         optimizer=optax.adam(learning_rate),
-        parametrization=parametrizations.unconstrained(parametrizations.pixels(batch_shape, mean=mean, std=std)),
+        parametrization=parametrizations.free_pixels(batch_shape),
         name="dlm_with_best_scale",
     )
     attack = with_restored_labels(attack, rule, batch_size=batch_shape[0])
@@ -120,11 +114,14 @@ def dlm_with_best_scale(
         found = attack.decode(state, observation)
         assert found.labels is not None
         gradient = client_gradient(observation.params, Batch(found.inputs, found.labels))
-        product = objectives.tree_inner(gradient, observation.update)
-        scale = product / objectives.tree_squared_norm(observation.update)
-        return found._replace(info={**found.info, "scale": scale})
+        return found._replace(info={**found.info, "scale": best_scale(gradient, observation.update)})
 
     return attack._replace(decode=decode)
+
+
+def best_scale(gradient: Update, update: Update) -> Array:
+    """The k that minimizes `|g - k dW|^2`: `<g, dW> / |dW|^2`, which is 1 / rate where g is the client's gradient."""
+    return objectives.tree_inner(gradient, update) / objectives.tree_squared_norm(update)
 
 
 def dlm_plus(
@@ -132,8 +129,6 @@ def dlm_plus(
     *,
     batch_shape: Shape,
     num_classes: int,
-    mean: PerChannel = 0.0,
-    std: PerChannel = 1.0,
     learning_rate: Scalar = 0.1,
 ) -> Attack:
     """Returns DLM+: every tensor in units of its own mean size, which no learning rate changes.
@@ -142,19 +137,17 @@ def dlm_plus(
       client_gradient: one gradient of the client's loss.
       batch_shape: `(B, H, W, C)`.
       num_classes: `K` of the soft labels.
-      mean: scalar or `[C]`, the normalization that the model applies.
-      std: scalar or `[C]`.
       learning_rate: of Adam.
     """
     return gradient_matching(
         client_gradient,
         objective=objectives.mean_scaled_l2,
         optimizer=optax.adam(learning_rate),
-        parametrization=_free_images(batch_shape, num_classes, mean, std),
+        parametrization=_free_images(batch_shape, num_classes),
         name="dlm_plus",
     )
 
 
-def _free_images(batch_shape: Shape, num_classes: int, mean: PerChannel, std: PerChannel) -> Parametrization:
-    images = parametrizations.unconstrained(parametrizations.pixels(batch_shape, mean=mean, std=std))
+def _free_images(batch_shape: Shape, num_classes: int) -> Parametrization:
+    images = parametrizations.free_pixels(batch_shape)
     return parametrizations.with_soft_labels(images, batch_size=batch_shape[0], num_classes=num_classes)

@@ -14,8 +14,6 @@ from jaxinvert.types import Attack, ClientUpdateFn, Shape
 
 MEMORY_SIZE = 30
 """Pairs of steps and gradients behind the estimate of the Hessian."""
-START_MEAN, START_STD = 0.5, 0.25
-"""Of the pixels at the start."""
 
 
 def dlg(
@@ -39,9 +37,7 @@ def dlg(
       num_classes: `K` of the soft labels; `None` to read `observation.labels` instead.
       memory_size: steps that L-BFGS remembers.
     """
-    images = parametrizations.unconstrained(
-        parametrizations.pixels(batch_shape, mean=START_MEAN, std=START_STD)  # the start is N(0, 1) in these units
-    )
+    images = parametrizations.free_pixels(batch_shape)
     if num_classes is not None:
         images = parametrizations.with_soft_labels(images, batch_size=batch_shape[0], num_classes=num_classes)
     return gradient_matching(

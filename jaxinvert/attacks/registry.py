@@ -111,13 +111,14 @@ def _from_model(
 ) -> Attack:
     del horizon  # their rate is constant
     gradient = fedsgd(cross_entropy(setting.model.apply))  # the attacker does not know how the client trains
-    return make(gradient, num_classes=setting.model.num_classes, **setting.images, **hyperparameters)
+    shape = setting.images["batch_shape"]
+    return make(gradient, batch_shape=shape, num_classes=setting.model.num_classes, **hyperparameters)
 
 
 def _dlm_with_best_scale(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> Attack:
     del horizon
     gradient, rule = fedsgd(cross_entropy(setting.model.apply)), labels.bias_sign(head=setting.model.head)
-    return dlm_with_best_scale(gradient, rule, **setting.images, **hyperparameters)
+    return dlm_with_best_scale(gradient, rule, batch_shape=setting.images["batch_shape"], **hyperparameters)
 
 
 def _general_deep_leakage(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> Attack:

@@ -46,7 +46,9 @@ def test_soft_labels_leave_the_scale_open(share, victim, seen):
     soft = outputs - share * (outputs - jax.nn.one_hot(victim.batch.labels, NUM_CLASSES))
     attack = attacks.dlm(victim.client_update, batch_shape=SHAPE, num_classes=NUM_CLASSES, initial_scale=share / RATE)
     state = attack.init(jax.random.key(0), seen)
-    state = state._replace(variables=((victim.batch.inputs, jnp.log(soft + 1e-30)), state.variables[1]))
+    state = state._replace(
+        variables=(((victim.batch.inputs - 0.5) / 0.25, jnp.log(soft + 1e-30)), state.variables[1])
+    )
     _, info = attack.step(jax.random.key(0), state, seen)
     np.testing.assert_allclose(info.attack_loss, 0, atol=1e-9)
 
@@ -64,7 +66,7 @@ def test_dlm_moves_the_scale_toward_what_the_images_want(victim, seen):
     for start, sign in ((60.0, 1), (140.0, -1)):
         attack = attacks.dlm(victim.client_update, batch_shape=SHAPE, num_classes=NUM_CLASSES, initial_scale=start)
         state = attack.init(jax.random.key(0), seen)
-        state = state._replace(variables=((victim.batch.inputs, labels), state.variables[1]))
+        state = state._replace(variables=(((victim.batch.inputs - 0.5) / 0.25, labels), state.variables[1]))
         state, _ = attack.step(jax.random.key(0), state, seen)
         assert sign * (float(state.variables[1]) - start) > 0.05
     assert attack.decode(state, seen).info["scale"].shape == ()
