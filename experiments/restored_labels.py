@@ -20,7 +20,7 @@ import tyro
 from experiments import harness
 from jaxinvert import job, models
 
-CLIENTS: tuple[Literal["fedsgd"], Literal["fedavg"]] = ("fedsgd", "fedavg")
+CLIENTS: tuple[Literal["fedsgd", "fedavg"], ...] = ("fedsgd", "fedavg")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = [
         row
         for checkpoint in config.checkpoints or [None]
-        for client in CLIENTS
+        for client in (CLIENTS[1:] if config.smoke else CLIENTS)
         for row in compare(config, checkpoint, client)
     ]
     harness.publish(f"Restored labels, {config.model}, {Path(config.data).stem}", rows, json_file=config.json)

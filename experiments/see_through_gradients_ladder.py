@@ -3,7 +3,7 @@
 Setting: a group of eight seeds, Adam with warm-up, cosine decay and Langevin noise; fidelity is total variation, l2
 norm and BatchNorm statistics (here against the running ones). Published: ImageNet, ResNet-50, batch of 8, 20,000
 steps: 10.75, 12.06, 12.52 and 12.93 dB. Labels are known (the paper restores them at 99.6 %). Scaled: CIFAR-10,
-ResNet20 of the original width after five epochs of `experiments.train`, batches of 4, 400 steps. `--full` needs
+ResNet20 of the original width after five epochs of `experiments.train`, one batch of 4, 400 steps. `--full` needs
 `--data` with 224 px photographs.
 
 Command:  python -m experiments.see_through_gradients_ladder --data FILE.npz --json FILE.json
@@ -30,7 +30,7 @@ SCALED = {
     "model": "resnet20-1",
     "checkpoint": Path("runs/train/resnet20-1/epoch-5.safetensors"),
     "num_examples": 4,
-    "targets": 2,
+    "targets": 1,
     "steps": 400,
 }
 ALONE = {"tv": 0.0, "l2": 0.0, "batch_norm": 0.0, "group": 0.0}

@@ -7,6 +7,8 @@ to the README. Beside plain columns there are
     column==value                   no column: only the rows where it is so
     rule/exact                      a column for each value of `rule`, filled with `exact`
 
+A line `<!-- published: FOLDER -->` stands above all rows with a published number that the files of a folder hold.
+
 Command:  python -m experiments.tables
 """
 
@@ -19,6 +21,7 @@ from experiments import harness
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", ROOT / "experiments" / "README.md")
 _TABLE = re.compile(r"(<!-- table: (?P<file>\S+) (?P<columns>[^>]+) -->\n)(?P<table>(?:.+\n)*)")
+_PUBLISHED = re.compile(r"(<!-- published: (?P<folder>\S+) -->\n)(?P<table>(?:.+\n)*)")
 
 
 def main() -> None:
@@ -34,7 +37,36 @@ def filled(document: Path) -> str:
         results = json.loads((document.parent / match["file"]).read_text(encoding="utf-8"))
         return match[1] + markdown(results["rows"], match["columns"].split())
 
-    return _TABLE.sub(table, document.read_text(encoding="utf-8"))
+    def all_published(match: re.Match) -> str:
+        return match[1] + published(document.parent / match["folder"])
+
+    text = _TABLE.sub(table, document.read_text(encoding="utf-8"))
+    return _PUBLISHED.sub(all_published, text)
+
+
+def published(folder: Path) -> str:
+    """Every row of `harness.run_table` that has a published number, as one Markdown table."""
+    lines = [
+        "| what | published dB | ours dB | gap dB | images | setting | device | command |",
+        "| --- |" + " ---: |" * 7,
+    ]
+    for file in sorted(folder.glob("*.json")):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        for row in content["rows"]:
+            if row.get("published_db") is None:
+                continue
+            cells = [
+                f"{content['title']}: {row['row']}",
+                f"{row['published_db']:.2f}",
+                f"{row['mean_psnr_db']:.2f} ± {row['std_psnr_db']:.2f}",
+                f"{row['gap_db']:+.2f}{' **missed**' if row['gap_db'] < 0 else ''}",
+                str(row["images"]),
+                f"{'as published' if row['full'] else 'scaled'}, {row['data']}: {row['setting']}",
+                content["device"],
+                f"`experiments.{file.stem}`",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def markdown(rows: list[dict], columns: list[str]) -> str:
