@@ -28,7 +28,7 @@ AnyLossFn = Callable[..., Array]
 """A `LossFn`, or `(params, batch, key) -> []` for a loss that draws random numbers, such as those of dropout."""
 
 
-def fedsgd(loss_fn: AnyLossFn, *, dropout_key: Key | None = None) -> ClientUpdateFn:
+def fedsgd(loss_fn: AnyLossFn, *, dropout_key: Key | None = None, chunk_size: int | None = None) -> ClientUpdateFn:
     """One full-batch gradient: the update is `d loss_fn / d params` (McMahan et al. 2017, FedSGD).
 
     In pseudo-gradient sign the update of a client that takes one step with learning rate 1 is the gradient itself.
@@ -36,10 +36,11 @@ def fedsgd(loss_fn: AnyLossFn, *, dropout_key: Key | None = None) -> ClientUpdat
     Args:
       loss_fn: `(params, batch) -> []`, or `(params, batch, key) -> []` with `dropout_key`.
       dropout_key: handed to `loss_fn`; the client's secret unless the attacker's client is built with the same.
+      chunk_size: examples whose gradient is computed at once, as in `gradients.mean_gradient`: for large batches.
     """
     if dropout_key is None:
-        return mean_gradient(loss_fn)
-    return mean_gradient(lambda params, batch: loss_fn(params, batch, dropout_key))
+        return mean_gradient(loss_fn, chunk_size=chunk_size)
+    return mean_gradient(lambda params, batch: loss_fn(params, batch, dropout_key), chunk_size=chunk_size)
 
 
 def fedavg(
@@ -50,6 +51,7 @@ def fedavg(
     num_epochs: int = 1,
     order_key: Key | None = None,
     dropout_key: Key | None = None,
+    chunk_size: int | None = None,
 ) -> ClientUpdateFn:
     """Local training over `num_epochs` passes: the update is `params - local_params` (McMahan et al. 2017, FedAvg).
 
@@ -80,6 +82,8 @@ def fedavg(
       num_epochs: passes over the client's examples.
       order_key: draws a new order for every pass; `None` = as they stand in the batch, every pass alike.
       dropout_key: gives `loss_fn` a key of its own at every step; as secret as the order.
+      chunk_size: examples whose gradient is computed at once, as in `gradients.mean_gradient`: for large
+      mini-batches.
 
     Returns:
       `(params, batch) -> update`, differentiable in `batch.inputs` and soft labels. Raises ValueError when traced
@@ -93,7 +97,9 @@ def fedavg(
     >>> fedavg(loss_fn, optimizer=optax.sgd(0.25), batch_size=1)(jnp.ones(2), batch).tolist()
     [0.5, 0.0]
     """
-    train = _local_training(loss_fn, _nothing, optimizer, batch_size, num_epochs, order_key, dropout_key)
+    train = _local_training(
+        loss_fn, _nothing, optimizer, batch_size, num_epochs, order_key, dropout_key, chunk_size=chunk_size
+    )
 
     def client_update(params: Params, batch: Batch) -> Update:
         update, _ = train(params, batch)
@@ -213,6 +219,8 @@ def _local_training(
     num_epochs: int,
     order_key: Key | None,
     dropout_key: Key | None = None,
+    *,
+    chunk_size: int | None = None,
 ) -> Callable[[Params, Batch], tuple[Update, ArrayTree]]:
     """`(params, batch) -> (update, measured [S, ...])`: the unrolled training, `measure` taken before each step."""
     if batch_size is not None and batch_size < 1:
@@ -231,7 +239,8 @@ def _local_training(
         def step(carry: _Carry, step_input: tuple[Batch, tuple[Key, ...]]) -> tuple[_Carry, ArrayTree]:
             (update, state), (minibatch, key_of_loss) = carry, step_input
             local_params = jax.tree.map(jnp.subtract, params, update)
-            grad = jax.grad(loss_fn)(local_params, minibatch, *key_of_loss)
+            gradient = mean_gradient(lambda p, b: loss_fn(p, b, *key_of_loss), chunk_size=chunk_size)
+            grad = gradient(local_params, minibatch)
             change, state = optimizer.update(grad, state, local_params)
             update = jax.tree.map(lambda u, c: (u - c).astype(u.dtype), update, change)
             return (update, state), measure(local_params, minibatch)

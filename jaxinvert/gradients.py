@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from flax import linen
 from jax import lax
 
@@ -10,13 +11,45 @@ from jaxinvert.models.batch_norm import refuse_train_mode
 from jaxinvert.types import ArrayTree, Batch, ClientUpdateFn, LossFn, Params
 
 
-def mean_gradient(loss_fn: LossFn) -> ClientUpdateFn:
+def mean_gradient(loss_fn: LossFn, *, chunk_size: int | None = None) -> ClientUpdateFn:
     """Returns `(params, batch) -> d loss_fn / d params`, the tree of `params`.
 
+    With a `chunk_size` the memory of the gradient, and of its own derivatives in the batch, does not grow with the
+    batch: chunks are computed one after the other, and again in the reverse pass, which keeps nothing of them but
+    their examples.
+
     Args:
-      loss_fn: `(params, batch) -> []`; its mean over examples is the loss's own affair.
+      loss_fn: `(params, batch) -> []`; its mean over examples is its own affair. With a `chunk_size` it must be
+        one and must not couple examples; Flax's BatchNorm in train mode does and is refused (unless a `jit` inside of
+        `loss_fn` traced it before), other losses are taken on trust.
+      chunk_size: examples whose gradient is computed at once; `None` for all of them.
+
+    Raises:
+      ValueError: for a `chunk_size` below 1; when traced, naming the first BatchNorm layer that is in train mode.
     """
-    return jax.grad(loss_fn)
+    if chunk_size is None:
+        return jax.grad(loss_fn)
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+
+    def gradient(params: Params, batch: Batch) -> ArrayTree:
+        num_examples = batch.inputs.shape[0]
+        size = min(chunk_size, num_examples)
+        whole = num_examples - num_examples % size
+
+        def add(total: ArrayTree, chunk: Batch) -> tuple[ArrayTree, None]:
+            share = chunk.inputs.shape[0] / num_examples
+            return jax.tree.map(lambda t, g: t + share * g, total, jax.grad(loss_fn)(params, chunk)), None
+
+        add = jax.checkpoint(add, prevent_cse=False)
+        chunks = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, size, *leaf.shape[1:]), batch)
+        with linen.intercept_methods(refuse_train_mode):
+            total, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, params), chunks)
+            if whole < num_examples:
+                total, _ = add(total, jax.tree.map(lambda leaf: leaf[whole:], batch))
+        return total
+
+    return gradient
 
 
 def per_example_gradients(loss_fn: LossFn, *, chunk_size: int | None = None) -> Callable[[Params, Batch], ArrayTree]:

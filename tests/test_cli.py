@@ -256,6 +256,9 @@ def test_interrupt_writes_the_best_so_far(tmp_path, monkeypatch):
         (["--checkpoint", "nowhere.safetensors"], "no checkpoint at nowhere.safetensors"),
         (["--batch-norm", "train"], "'lenet'.*batch_norm"),
         (["--aggregate", "0"], "aggregate is 0, expected at least 1"),
+        (["--gradient-chunk", "0"], "gradient_chunk is 0, expected at least 1"),
+        (["--gradient-chunk", "4", "--batch-norm", "train"], "gradient_chunk is 4, but batch_norm='train' couples"),
+        (["--server-lr", "1"], "server_lr is 1.0, which only several rounds use"),
         (["--size", "8"], "images of 8x8 pixels cannot be measured"),
     ],
 )

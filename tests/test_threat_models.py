@@ -99,6 +99,21 @@ def test_attacks_run_after_the_truth_is_gone():
     np.testing.assert_array_equal(before.reconstructions.inputs, after.reconstructions.inputs)
 
 
+@pytest.mark.parametrize("attack", ["inverting-gradients", "dense-layer"])
+def test_noise_in_place_of_the_truth_changes_no_reconstruction(attack):
+    """The evaluator's truth enters the scores, and nothing that is reconstructed or selected."""
+    config = job.JobConfig(attack=attack, model="mlp", size=12, targets=2, restarts=2, steps=3)
+    task = job.prepare(config)
+    noise = jax.random.uniform(jax.random.key(9), task.truth.inputs.shape)
+    poisoned = task._replace(truth=task.truth._replace(inputs=noise))
+    found, found_beside_noise = (
+        job.measure(config, each, job.execute(config, each.model, each.observations)) for each in (task, poisoned)
+    )
+    np.testing.assert_array_equal(found.reconstruction, found_beside_noise.reconstruction)
+    assert found.summary["targets"] == found_beside_noise.summary["targets"]
+    assert found.summary["quality"] != found_beside_noise.summary["quality"]
+
+
 def test_what_targets_share_has_no_axis(victim):
     batches = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), victim.batch)
     seen = observe_targets(

@@ -56,6 +56,8 @@ class JobConfig:
       lr: learning rate of the attack's optimizer, if it has one.
       settings: the attack's other settings, such as `group 0 noise 0.1`; see `jaxinvert list`.
       chunk: restarts x targets that run side by side; by default chosen by device and model size.
+      gradient_chunk: examples whose gradient is computed at once, so that memory does not grow with the batch; by
+        default all. Not with batch_norm="train", which couples examples.
     """
 
     attack: str = "inverting-gradients"
@@ -88,6 +90,7 @@ class JobConfig:
     lr: float | None = None
     settings: dict[str, float] = field(default_factory=dict)
     chunk: int | None = None
+    gradient_chunk: int | None = None
 
     def __post_init__(self) -> None:
         """Refuses what no job can mean."""
@@ -99,7 +102,7 @@ class JobConfig:
         for name, below in {"steps": 2**31 - 1, "seed": 2**32}.items():
             if (value := getattr(self, name)) >= below:
                 raise ValueError(f"{name} is {value}, expected less than {below}")
-        for name in ("size", "chunk", "local_batch_size"):
+        for name in ("size", "chunk", "gradient_chunk", "local_batch_size"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} is {value}, expected at least 1")
         for name, value in {"tv": self.tv, "lr": self.lr, **self.settings}.items():
@@ -133,6 +136,10 @@ class JobConfig:
         if self.label_rule is not None and self.label_rule not in labels.REGISTRY:
             raise ValueError(f"unknown label rule {self.label_rule!r}; known are {', '.join(labels.REGISTRY)}")
 
+        if self.gradient_chunk is not None and self.batch_norm == "train":
+            raise ValueError(
+                f"gradient_chunk is {self.gradient_chunk}, but batch_norm='train' couples all examples of a batch"
+            )
         plain = self.local_optimizer == "sgd" and self.local_weight_decay == 0
         if not plain and ("local_training" in self.rule_needs or self.attack == "general-deep-leakage"):
             raise ValueError(
@@ -237,9 +244,9 @@ def client_update(config: JobConfig, model: models.Model, *, order_key: Key | No
     """What the clients behind an update compute, and the attacker simulates; without `order_key` in plain order."""
     loss_fn = models.cross_entropy(model.apply)
     if config.client == "fedsgd":
-        one_client = fedsgd(loss_fn)
+        one_client = fedsgd(loss_fn, chunk_size=config.gradient_chunk)
     else:
-        one_client = fedavg(loss_fn, order_key=order_key, **_local_training(config))
+        one_client = fedavg(loss_fn, order_key=order_key, chunk_size=config.gradient_chunk, **_local_training(config))
     return one_client if config.aggregate == 1 else securely_aggregated(one_client, num_clients=config.aggregate)
 
 

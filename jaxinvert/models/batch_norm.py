@@ -40,7 +40,7 @@ def refuse_train_mode(
         if not linen.merge_param("use_running_average", layer.use_running_average, in_call):
             raise ValueError(
                 f"BatchNorm layer {'/'.join(layer.path)!r} is in train mode, where every example's gradient depends "
-                "on the whole batch: per-example gradients need batch_norm='eval' or another normalization"
+                "on the whole batch: gradients of examples or chunks need batch_norm='eval' or another normalization"
             )
     return next_fn(*args, **kwargs)
 
