@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m experiments.demo --out demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 $(VENV)/.installed: requirements.txt setup.py
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "jaxinvert needs Python >= 3.11, this is " + sys.version)'

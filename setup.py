@@ -26,7 +26,14 @@ setup(
     package_data={"jaxinvert": ["py.typed"], "jaxinvert.report": ["*.jinja"], "jaxinvert.data": ["photos/**"]},
     install_requires=requirements(),
     extras_require={
-        "dev": ["hypothesis>=6.100", "pyright>=1.1.400", "pytest>=8", "ruff>=0.9", "scikit-image>=0.24"],
+        "dev": [
+            "hypothesis>=6.100",
+            "pyright>=1.1.400",
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "ruff>=0.9",
+            "scikit-image>=0.24",
+        ],
     },
     entry_points={"console_scripts": ["jaxinvert=jaxinvert.cli:run"]},
     classifiers=[

@@ -162,7 +162,7 @@ def make_round(config: Config, client: Client, checkpoint: Path | None, victims:
         std=facts.get("std", victims.std),
         batch_norm="train",
     )
-    params = model.init(jax.random.key(config.seed))
+    params = jax.jit(model.init)(jax.random.key(config.seed))
     if checkpoint is not None:
         params = models.load_checkpoint(checkpoint, params)
     loss_fn = models.cross_entropy(model.apply)

@@ -96,7 +96,7 @@ def measure(config: Config, case: Case, batch_size: int) -> dict:
         mean=victims.mean,
         std=victims.std,
     )
-    params = model.init(jax.random.key(config.seed))
+    params = jax.jit(model.init)(jax.random.key(config.seed))
     loss_fn = models.cross_entropy(model.apply)
     if case.local_steps == 1:
         client_update, local_training = clients.fedsgd(loss_fn), FEDSGD

@@ -49,6 +49,7 @@ class Config:
       models: untrained networks by name.
       checkpoints: trained networks instead, from `experiments.train`.
       num_classes: of the head; `None` for the data's.
+      rules: by name, those of `jaxinvert list`.
       batch_sizes: examples of each client.
       laws: of the labels: "uniform", "dirichlet" (class shares Dirichlet(1/2), drawn for each client), "single".
       trials: clients in each cell, spread over two networks.
@@ -67,6 +68,7 @@ class Config:
     models: tuple[str, ...] = ("small-convnet", "lenet")
     checkpoints: tuple[Path, ...] = ()
     num_classes: int | None = None
+    rules: tuple[str, ...] = tuple(labels.REGISTRY)
     batch_sizes: tuple[int, ...] = (1, 8, 32, 128, 512)
     laws: tuple[str, ...] = LABEL_LAWS
     trials: int = 40
@@ -104,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             config,
             data="photos",
             models=("lenet",),
+            rules=("bias-sign", "ilrg", "moments-surrogate"),
             batch_sizes=(4,),
             laws=("uniform", "single"),
             trials=4,
@@ -135,13 +138,13 @@ def measure(config: Config, network: str | Path) -> list[dict]:
     public, private = np.split(order, [len(order) // 2])
     pool = Pool(dataset.images[private], dataset.labels[private], dataset.images[public[:1000]])
     setting = labels.Setting(model.apply, model.head, model.input_shape, jax.random.key(config.seed))
-    rules = {name: rule.factory(setting) for name, rule in labels.REGISTRY.items()}
+    rules = {name: labels.REGISTRY[name].factory(setting) for name in config.rules}
     programs = compiled(model, rules)
     keys = jax.random.split(jax.random.key(config.seed + 1), 2)
     if isinstance(network, Path):
         networks = [models.load_checkpoint(network, jax.eval_shape(model.init, keys[0]))]
     else:
-        networks = [model.init(key) for key in keys]
+        networks = [jax.jit(model.init)(key) for key in keys]
     named = functools.partial(summarize, model=model.name, epochs=facts.get("epochs", 0))
 
     rows = []

@@ -350,3 +350,12 @@ def test_secure_aggregation_refuses_clients_of_unequal_size(num_clients, message
     params, batch = single()
     with pytest.raises(ValueError, match=message):
         clients.securely_aggregated(clients.fedsgd(LOSS), num_clients=num_clients)(params, batch)
+
+
+@pytest.mark.parametrize(
+    "make", [clients.fedsgd, functools.partial(clients.fedavg, optimizer=optax.sgd(0.1), num_epochs=2)]
+)
+def test_chunks_change_nothing_but_memory(make):
+    params, batch = single()
+    plain, chunked = (make(LOSS, chunk_size=size)(params, batch) for size in (None, 4))
+    jax.tree.map(lambda p, c: np.testing.assert_allclose(c, p, rtol=1e-5, atol=1e-7), plain, chunked)

@@ -59,7 +59,7 @@ def test_derivatives_in_inputs_and_soft_labels_are_the_same_in_chunks():
 
 def test_memory_does_not_grow_with_the_batch():
     """Temporary memory of an attack's gradient, 16 and 256 examples by chunks of 16, beyond the batch's own size."""
-    network = models.create("convnet8", input_shape=(16, 16, 3))
+    network = models.create("small-convnet", width=8, input_shape=(16, 16, 3))
     params = jax.eval_shape(network.init, jax.random.key(0))
 
     def temporary_bytes(num_examples, chunk_size):

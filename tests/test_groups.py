@@ -21,21 +21,21 @@ def test_registration_undoes_shifts():
 
 
 def test_the_group_can_do_without_registration(victim):
-    """Two seeds that are shifts of each other: registered they agree, their plain mean is somewhere between."""
+    """One of four seeds is shifted: registered all agree, while the plain mean differs from each of them."""
     losses = []
     for registration in (0.0, 1.0):
         attack = make_group(weight=1.0, start=0, registration=registration)
         state = attack.init(jax.random.key(0), victim.observation)
         seed = state.variables[0]
-        shifted = jnp.stack([seed, jnp.roll(seed, 1, axis=1), seed, jnp.roll(seed, 1, axis=1)])
+        shifted = jnp.stack([seed, seed, seed, jnp.roll(seed, 1, axis=1)])
         state = state._replace(variables=shifted)
         images = jnp.clip(shifted, 0, 1)
         expected = jnp.mean(images, axis=0) if registration == 0 else registered_mean(images)
         _, info = attack.step(jax.random.key(1), state, victim.observation)
         distances = jnp.sqrt(jnp.sum(jnp.square(images - expected[None]), axis=(1, 2, 3, 4)))
-        np.testing.assert_allclose(info.attack_loss, distances.min(), rtol=1e-5)
+        np.testing.assert_allclose(info.attack_loss, distances.min(), rtol=1e-5, atol=1e-5)
         losses.append(float(info.attack_loss))
-    assert losses[1] != losses[0]
+    assert losses[1] < 1e-5 < 0.1 < losses[0]
 
 
 def make_group(weight, start, registration=1.0):

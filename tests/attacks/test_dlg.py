@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert import clients, models, objectives, search
+from jaxinvert import clients, models, objectives, parametrizations, search
 from jaxinvert.attacks import dlg, idlg
-from jaxinvert.attacks.dlg import START_MEAN, START_STD
 from jaxinvert.observe import observe
 from jaxinvert.types import Batch
 from tests.conftest import NUM_CLASSES, SHAPE
@@ -64,7 +63,7 @@ def test_what_the_line_search_left_is_loss_and_gradient_of_the_next_iterate(atta
     attack, observation = attacks["idlg"], victim.observation
 
     def loss(variables):
-        images = START_MEAN + START_STD * variables
+        images = parametrizations.free_pixels(SHAPE).decode(variables)
         simulated = victim.client_update(victim.params, Batch(images, victim.batch.labels))
         return objectives.squared_l2(simulated, observation.update)
 
