@@ -94,13 +94,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 client,  # noqa: B023 (called at once)
                 params,
                 batch,
-                threat_model=LADDER["C"]._replace(local_training=False),
+                threat_model=LADDER["C"]._replace(local_training=False, defense=False),
                 defense=defense,  # noqa: B023
                 key=key,
             )
 
         keys = jax.random.split(jax.random.key(config.seed + 1), config.num_images)
-        seen = jax.vmap(see)(keys, batches)._replace(params=params, num_examples=1, defense={})
+        seen = jax.vmap(see)(keys, batches)._replace(params=params, num_examples=1, defense=None)
         for name, solve in solvers.items():
             found = solve(jax.random.key(config.seed + 2), seen)
             psnr = np.asarray(metrics.psnr(found.inputs[:, 0], batches.inputs[:, 0]))

@@ -57,7 +57,7 @@ class Config:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the three attacks and prints a row each."""
+    """Runs the attacks, in a smoke run the quick ones, and prints a row each."""
     config = tyro.cli(Config, description=__doc__, args=arguments)
     if config.smoke:
         config = replace(config, data="photos", num_images=1, starts=(60.0, 100.0), steps=5)

@@ -1,10 +1,10 @@
 """General Deep Leakage against GradInversion: duplicate labels, FedSGD and FedAvg, a wrong label, one class.
 
-Setting: untrained small ConvNet (width 16), normalized images, labels drawn with replacement and unknown to the
-attacker. General Deep Leakage counts them without data, GradInversion takes the B smallest minima of the last
-layer's columns (`labels.yin`), which needs distinct ones. "One wrong label" and "one class" run General Deep Leakage
-on the same images with one label exchanged, and on images of a single class. PSNR after one-to-one matching, mean
-over all images.
+Setting: untrained small ConvNet without BatchNorm (width 16), normalized images, labels drawn with replacement and
+unknown to the attacker. General Deep Leakage counts them without data, GradInversion takes the B smallest minima of
+the last layer's columns (`labels.yin`), which needs distinct ones. "One wrong label" and "one class" run General
+Deep Leakage on the same images with one label exchanged, and on images of a single class. PSNR after one-to-one
+matching, mean over all images.
 
 Command:  python -m experiments.general_deep_leakage --data FILE.npz --json FILE.json
 Smoke:    python -m experiments.general_deep_leakage --smoke

@@ -90,16 +90,22 @@ def run_table(title: str, rows: Sequence[Row], *, description: str | None, argum
                 "seed": config.seed,
                 "full": config.full,
                 "setting": setting,
+                "device": device_name(),
+                "jax": jax.__version__,
             }
         if config.json is not None:
             _save(config.json, title, list(finished.values()))
-    publish(title, [{**row, "setting": None} for row in finished.values()])
+    hidden = ("setting", "device", "jax")
+    publish(title, [{name: row[name] for name in row if name not in hidden} for row in finished.values()])
 
 
 def measure_job(settings: job.JobConfig) -> dict[str, Any]:
     """Prepares, runs and measures one job: its size, quality and speed as one row."""
     task = job.prepare(settings)
-    summary = job.measure(settings, task, job.execute(settings, task.model, task.observations)).summary
+    execution = job.execute(settings, task.model, task.observations)
+    if execution.interrupted:  # half a row is none
+        raise KeyboardInterrupt
+    summary = job.measure(settings, task, execution).summary
     psnr = np.array([image["psnr_db"] for image in summary["images"]])
     ssim = np.array([image["ssim"] for image in summary["images"]])
     return {

@@ -62,7 +62,7 @@ def published(folder: Path) -> str:
                 f"{row['gap_db']:+.2f}{' **missed**' if row['gap_db'] < 0 else ''}",
                 str(row["images"]),
                 f"{'as published' if row['full'] else 'scaled'}, {row['data']}: {row['setting']}",
-                content["device"],
+                row["device"],
                 f"`experiments.{file.stem}`",
             ]
             lines.append(f"| {' | '.join(cells)} |")

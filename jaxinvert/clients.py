@@ -36,11 +36,13 @@ def fedsgd(loss_fn: AnyLossFn, *, dropout_key: Key | None = None, chunk_size: in
     Args:
       loss_fn: `(params, batch) -> []`, or `(params, batch, key) -> []` with `dropout_key`.
       dropout_key: handed to `loss_fn`; the client's secret unless the attacker's client is built with the same.
-      chunk_size: examples whose gradient is computed at once, as in `gradients.mean_gradient`: for large batches.
+      chunk_size: examples whose gradient is computed at once, as in `gradients.mean_gradient`: for large batches; not
+        with `dropout_key`.
     """
+    _check_dropout_in_chunks(dropout_key, chunk_size)
     if dropout_key is None:
         return mean_gradient(loss_fn, chunk_size=chunk_size)
-    return mean_gradient(lambda params, batch: loss_fn(params, batch, dropout_key), chunk_size=chunk_size)
+    return mean_gradient(lambda params, batch: loss_fn(params, batch, dropout_key))
 
 
 def fedavg(
@@ -97,6 +99,7 @@ def fedavg(
     >>> fedavg(loss_fn, optimizer=optax.sgd(0.25), batch_size=1)(jnp.ones(2), batch).tolist()
     [0.5, 0.0]
     """
+    _check_dropout_in_chunks(dropout_key, chunk_size)
     train = _local_training(
         loss_fn, _nothing, optimizer, batch_size, num_epochs, order_key, dropout_key, chunk_size=chunk_size
     )
@@ -255,6 +258,13 @@ def _local_training(
         return update, measured
 
     return train
+
+
+def _check_dropout_in_chunks(dropout_key: Key | None, chunk_size: int | None) -> None:
+    if dropout_key is not None and chunk_size is not None:
+        raise ValueError(
+            f"chunk_size is {chunk_size}, but dropout draws for a whole batch; chunks would all draw alike"
+        )
 
 
 def _example_order(num_examples: int, num_epochs: int, order_key: Key | None) -> Array:

@@ -55,7 +55,7 @@ def observe(
       batch: the private examples; `inputs [B, ...]` in [0, 1], integer `labels [B]`.
       threat_model: which of the following the attacker is granted.
       defense: what the client does to its update before it sends it.
-      defense_parameters: its strengths by name, for attackers that know them.
+      defense_parameters: its strengths by name, for attackers that know them; without any, a defense stays unknown.
       key: for a random defense.
       local_training: how the client trains; by default one step of FedSGD.
       batch_stats: the running statistics that the client sends beside its update, if it does.
@@ -78,7 +78,7 @@ def observe(
         local_training=local_training,
         batch_stats=batch_stats,
         surrogate=surrogate,
-        defense=dict(defense_parameters),
+        defense=None if defense is not identity and not defense_parameters else dict(defense_parameters),
         earlier_params=earlier_params,
         earlier_updates=earlier_updates,
     )

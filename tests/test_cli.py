@@ -148,6 +148,8 @@ def test_trained_parameters_bring_their_normalization(tmp_path):
     task = job.prepare(job.JobConfig(model="mlp", size=12, targets=1, checkpoint=file))
     assert task.model.mean == model.mean
     jax.tree.map(np.testing.assert_array_equal, task.observations.params, params)
+    with pytest.raises(ValueError, match=r"normalized is False, but .* was trained on normalized images"):
+        job.prepare(job.JobConfig(model="mlp", size=12, targets=1, checkpoint=file, normalized=False))
     fresh, trained = run_mlp(tmp_path / "fresh"), run_mlp(tmp_path / "trained", "--checkpoint", str(file))
     assert fresh["targets"] != trained["targets"]
 
@@ -258,6 +260,10 @@ def test_interrupt_writes_the_best_so_far(tmp_path, monkeypatch):
         (["--aggregate", "0"], "aggregate is 0, expected at least 1"),
         (["--gradient-chunk", "0"], "gradient_chunk is 0, expected at least 1"),
         (["--gradient-chunk", "4", "--batch-norm", "train"], "gradient_chunk is 4, but batch_norm='train' couples"),
+        (
+            ["--attack", "batch-norm-leakage", "--rounds", "2"],
+            "rounds is 2, but attack 'batch-norm-leakage' looks at one",
+        ),
         (["--server-lr", "1"], "server_lr is 1.0, which only several rounds use"),
         (["--size", "8"], "images of 8x8 pixels cannot be measured"),
     ],

@@ -359,3 +359,10 @@ def test_chunks_change_nothing_but_memory(make):
     params, batch = single()
     plain, chunked = (make(LOSS, chunk_size=size)(params, batch) for size in (None, 4))
     jax.tree.map(lambda p, c: np.testing.assert_allclose(c, p, rtol=1e-5, atol=1e-7), plain, chunked)
+
+
+def test_chunks_refuse_dropout():
+    with pytest.raises(ValueError, match="chunk_size is 2, but dropout draws for a whole batch"):
+        clients.fedsgd(LOSS, dropout_key=jax.random.key(0), chunk_size=2)
+    with pytest.raises(ValueError, match="chunk_size is 2, but dropout draws for a whole batch"):
+        clients.fedavg(LOSS, optimizer=optax.sgd(0.1), dropout_key=jax.random.key(0), chunk_size=2)

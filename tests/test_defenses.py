@@ -71,12 +71,21 @@ def test_percentile_noise_is_in_units_of_each_tensor():
 
 
 def test_row_noise_is_relative_to_the_largest_row_of_the_weights_sent():
-    """Weights whose rows, what feeds one output, have norms 3 and 5: a = 5 / 0.2 = 25; small ones: a = 1."""
-    update = {"large": jnp.zeros((5000, 2)), "small": jnp.full((5000, 2), 1e-4)}
+    """Weights whose rows, what feeds one output, have norms 3 and 5: a = 5 / 0.2 = 25; small ones: a = 1.
+
+    The update alone moved them there; a bias is one row, and a kernel has one for each of its last axis.
+    """
     column = jnp.zeros(5000).at[0].set(1.0)
-    params = {"large": jnp.stack([3 * column, 5 * column], axis=1), "small": jnp.zeros((5000, 2))}
+    sent = {
+        "dense": jnp.stack([3 * column, 5 * column], axis=1),
+        "small": jnp.full((5000, 2), 1e-4),
+        "bias": column * 2,
+        "kernel": jnp.stack([3 * column, 4 * column], axis=1).reshape(5, 5, 200, 2),
+    }
+    params = jax.tree.map(jnp.zeros_like, sent)
+    update = jax.tree.map(jnp.negative, sent)
     noisy = defenses.row_noise(params, 0.01)(jax.random.key(0), update)
-    for name, scale in (("large", 0.25), ("small", 0.01)):
+    for name, scale in (("dense", 0.25), ("small", 0.01), ("bias", 0.1), ("kernel", 0.2)):
         noise = np.asarray(noisy[name] - update[name]).ravel()
         assert stats.kstest(noise / scale, "norm").pvalue > 1e-3
         assert stats.kstest(noise / scale / 1.2, "norm").pvalue < 1e-3

@@ -9,6 +9,7 @@ import pytest
 
 import experiments
 from experiments import harness
+from jaxinvert import job
 
 NAMES = sorted({module.name for module in pkgutil.iter_modules(experiments.__path__)} - {"harness", "tables"})
 
@@ -70,8 +71,24 @@ def test_a_table_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     assert calls == [("lenet", 3), ("mlp", 3)]
     assert len(run("--full", "--rows", "second")) == 3
     assert calls[-1] == ("mlp", 9)
+    assert all(row["device"] and row["jax"] for row in run())
     with pytest.raises(SystemExit, match=r"no row is named like .*'huge'.*there are .*'first', 'second'"):
         run("--rows", "huge")
+
+
+def test_an_interrupted_row_is_no_row(tmp_path, monkeypatch):
+    """An interrupted attack returns the best so far, which must not stand for the whole."""
+    execute = job.execute
+
+    def interrupted(*arguments):
+        return execute(*arguments)._replace(interrupted=True)
+
+    monkeypatch.setattr(job, "execute", interrupted)
+    file = tmp_path / "rows.json"
+    rows = (harness.Row("first", {"attack": "dense-layer", "model": "mlp", "data": "photos", "targets": 1}, {}),)
+    with pytest.raises(KeyboardInterrupt):
+        harness.run_table("A table", rows, description=None, arguments=("--json", str(file)))
+    assert not file.exists()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -93,3 +93,30 @@ def test_largest_tensors_are_chosen_by_the_observed_update():
         assert float(jax.jit(objective)(simulated, observed)) == pytest.approx(expected)
     with pytest.raises(ValueError, match="at least 1 tensor, got 0"):
         objectives.largest_tensors(objectives.squared_l2, 0)
+
+
+@pytest.mark.parametrize("distance", [1e-4, 5e-3, 2e-2, 0.5, 1.5])
+def test_the_derivative_of_the_cosine_by_hand(distance):
+    """d (1 - c) / da = (c a / |a| - b / |b|) / |a|, in both updates, near a match and far from it; and once more."""
+    with jax.enable_x64(True):
+        first = np.array([3.0, 0.0, 4.0])
+        side = np.array([4.0, 0.0, -3.0])
+        angle = np.arccos(1 - distance)
+        second = 2.0 * (np.cos(angle) * first + np.sin(angle) * side)
+        a, b = ({"x": jnp.asarray(v[:1]), "y": jnp.asarray(v[1:])} for v in (first, second))
+        assert float(objectives.cosine(a, b)) == pytest.approx(distance, rel=1e-9)
+        slopes = jax.grad(objectives.cosine, argnums=(0, 1))(a, b)
+        for (this, other), slope in zip(((first, second), (second, first)), slopes):
+            this_norm, other_norm = np.linalg.norm(this), np.linalg.norm(other)
+            expected = ((1 - distance) * this / this_norm - other / other_norm) / this_norm
+            np.testing.assert_allclose(np.concatenate([slope["x"], slope["y"]]), expected, rtol=1e-7, atol=1e-12)
+        jax.test_util.check_grads(lambda g: objectives.cosine(g, b), (a,), order=2, modes=("fwd", "rev"), eps=1e-4)
+
+
+@pytest.mark.parametrize("distance", [1e-4, 0.5])
+def test_float32_keeps_the_derivative_of_the_cosine(distance):
+    angle = np.arccos(1 - distance)
+    a = jnp.array([3.0, 4.0])
+    b = jnp.array([3 * np.cos(angle) + 4 * np.sin(angle), 4 * np.cos(angle) - 3 * np.sin(angle)], jnp.float32)
+    expected = ((1 - distance) * np.asarray(a) / 5 - np.asarray(b) / 5) / 5
+    np.testing.assert_allclose(jax.grad(objectives.cosine)(a, b), expected, rtol=1e-3)

@@ -224,13 +224,13 @@ def test_large_updates_run_one_at_a_time():
     assert search.lanes_at_once(jnp.zeros(2**24), 8) == 1
 
 
-@pytest.mark.parametrize(("num_restarts", "in_step"), [(2, 2), (3, 1)])
-def test_large_lanes_step_in_pairs_to_the_same_result(monkeypatch, num_restarts, in_step):
-    """Three targets: six lanes go in pairs, nine one after the other."""
+@pytest.mark.parametrize(("num_restarts", "num_targets", "in_step"), [(2, 3, 2), (1, 4, 2), (3, 2, 2), (3, 3, 1)])
+def test_large_lanes_step_in_pairs_to_the_same_result(monkeypatch, num_restarts, num_targets, in_step):
+    """Pairs of one target, of two targets, of both kinds; an odd number of lanes goes one after the other."""
     monkeypatch.setattr(search, "_CPU_LANE_BYTES", 1)
     on_cpu = jax.devices()[0].platform == "cpu"
-    assert search.lanes_in_step(1, 3 * num_restarts) == (in_step if on_cpu else 1)
-    observations = Observation(params=jnp.zeros(2), update=jnp.arange(1.0, 7.0).reshape(3, 2))
+    assert search.lanes_in_step(1, num_targets * num_restarts) == (in_step if on_cpu else 1)
+    observations = Observation(params=jnp.zeros(2), update=3 * jnp.arange(2.0 * num_targets).reshape(num_targets, 2))
     results = []
     for chunk_size in (None, 1):
         stepwise = search.Stepwise(
@@ -240,7 +240,7 @@ def test_large_lanes_step_in_pairs_to_the_same_result(monkeypatch, num_restarts,
         results.append((report.best_loss, report.reconstruct().inputs))
     for found, expected in zip(*results, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5)
-    assert len(np.unique(results[0][0])) == 3 * num_restarts
+    assert len(np.unique(results[0][0])) == num_targets * num_restarts
 
 
 def test_a_remainder_of_lanes_is_not_lost(victim, make_attack):

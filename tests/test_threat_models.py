@@ -60,6 +60,15 @@ def test_the_parameters_of_a_defense_reach_only_who_set_the_training(victim):
     assert observed(victim, victim.batch, LADDER["B"]).defense is None
     assert observed(victim, victim.batch, LADDER["C"]).defense == {"scale": 0.5}
     assert victim.observation.defense == {}  # known to be none
+    changed = observe(victim.client_update, victim.params, victim.batch, defense=lambda key, update: update)
+    assert changed.defense is None  # there is one, of which nothing is known
+
+
+def test_a_report_says_nothing_of_what_there_was_not():
+    one_round, two_rounds = (job.config.assumptions(job.JobConfig(rounds=rounds)) for rounds in (1, 2))
+    for sentences in (one_round["known"], one_round["unknown"]):
+        assert not any("defense" in sentence or "earlier" in sentence for sentence in sentences)
+    assert sum("earlier" in sentence for sentence in two_rounds["known"]) == 2
 
 
 def test_every_round_of_a_job_is_that_of_the_model_which_the_mean_update_led_to():

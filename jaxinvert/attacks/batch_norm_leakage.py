@@ -3,9 +3,9 @@
     minimize over x, y:   a sum_l |g_l - g*_l|  +  b sum_BN (|mu - mu*| + |var - var*|)
                           +  tv (|dx| + |dy|)  +  norm mean_i |x_i|
 
-`g` is the client's update, simulated from the server's model in train mode; `mu, var` are the batch statistics behind
-the running ones that the simulated client sends, and `mu*, var*` those behind the ones that came back
-(`running_statistics.recover`).
+`g` is the client's mean gradient, its update over rate and number of its steps, simulated from the server's model
+in train mode; `mu, var` are the batch statistics behind the running ones that the simulated client sends, and
+`mu*, var*` those behind the ones that came back (`running_statistics.recover`).
 
 Ali Hatamizadeh, Hongxu Yin, Pavlo Molchanov, Andriy Myronenko, Wenqi Li, Prerna Dogra, Andrew Feng, Mona G. Flores,
 Jan Kautz, Daguang Xu, Holger R. Roth: "Do Gradient Inversion Attacks Make Federated Learning Unsafe?", IEEE
@@ -89,14 +89,14 @@ def batch_norm_leakage(
     def distance(observation: Observation, batch: Batch) -> Array:
         params = require(observation, "params", attack="batch_norm_leakage")
         sent_back = require(observation, "batch_stats", attack="batch_norm_leakage")
-        num_steps = require(observation, "local_training", attack="batch_norm_leakage").num_steps
+        rate, num_steps = require(observation, "local_training", attack="batch_norm_leakage")
 
         def behind(running: ArrayTree) -> ArrayTree:
             return running_statistics.recover(running, params["batch_stats"], momentum=momentum, num_steps=num_steps)
 
         update_gap = objectives.tensor_norms(client_update(params, batch), observation.update)
         statistics_gap = objectives.tensor_norms(behind(sent_statistics(params, batch)), behind(sent_back))
-        return matching * update_gap + batch_norm * statistics_gap
+        return matching * update_gap / (rate * num_steps) + batch_norm * statistics_gap
 
     mean_image, std_image = (
         parametrizations.per_channel(name, value, batch_shape) for name, value in (("mean", mean), ("std", std))

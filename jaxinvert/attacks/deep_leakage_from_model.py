@@ -62,7 +62,7 @@ def dlm(
       batch_shape: `(B, H, W, C)`.
       num_classes: `K` of the soft labels.
       initial_scale: where k starts; the paper uses 60 to 240 for a true 100.
-      learning_rate: of Adam, for images, labels and k alike.
+      learning_rate: of Adam, for labels and k, and for images in units of 1/4.
     """
     images = _free_images(batch_shape, num_classes)
 
@@ -99,7 +99,7 @@ def dlm_with_best_scale(
       client_gradient: one gradient of the client's loss.
       rule: restores the labels from an update of unknown scale: `labels.bias_sign`, `idlg`, `yin` or `llg`.
       batch_shape: `(B, H, W, C)`.
-      learning_rate: of Adam.
+      learning_rate: of Adam, images in units of 1/4.
     """
     attack = gradient_matching(
         client_gradient,
@@ -137,7 +137,7 @@ def dlm_plus(
       client_gradient: one gradient of the client's loss.
       batch_shape: `(B, H, W, C)`.
       num_classes: `K` of the soft labels.
-      learning_rate: of Adam.
+      learning_rate: of Adam, images in units of 1/4.
     """
     return gradient_matching(
         client_gradient,

@@ -12,7 +12,7 @@ from jaxinvert import objectives, parametrizations, regularizers
 from jaxinvert.attacks.schedules import step_decay
 from jaxinvert.attacks.transformations import median_filter
 from jaxinvert.matching import gradient_matching
-from jaxinvert.types import Attack, ClientUpdateFn, PerChannel, Scalar, Shape
+from jaxinvert.types import Attack, ClientUpdateFn, Objective, PerChannel, Scalar, Shape
 
 
 def inverting_gradients(
@@ -24,6 +24,7 @@ def inverting_gradients(
     tv: Scalar = 1e-2,
     learning_rate: Scalar = 0.1,
     horizon: Scalar = 4800,
+    objective: Objective = objectives.cosine,
     joint_labels: int | None = None,
     median_every: int | None = None,
 ) -> Attack:
@@ -42,6 +43,8 @@ def inverting_gradients(
       tv: weight of the total variation; the paper uses 1e-4 ... 1e-1.
       learning_rate: of Adam, in units of `std`.
       horizon: the number of steps that the learning-rate decay is laid out for.
+      objective: distance of the updates; the authors' program can also weigh layers (`objectives.layer_weighted`) or
+        keep the largest tensors (`objectives.largest_tensors`).
       joint_labels: the number of classes, to optimize soft labels along with the images instead of reading
         `observation.labels`; the paper argues for known labels.
       median_every: steps between 3 x 3 median filters; the authors' program has 500 as an option. Not with
@@ -66,7 +69,7 @@ def inverting_gradients(
     std_image = parametrizations.per_channel("std", std, batch_shape)
     return gradient_matching(
         client_update,
-        objective=objectives.cosine,
+        objective=objective,
         regularizer=regularizers.weighted((tv, lambda x: regularizers.total_variation(x / std_image))),
         optimizer=optimizer,
         parametrization=parametrization,

@@ -28,6 +28,7 @@ class Setting(NamedTuple):
       num_examples: `B`.
       joint_labels: whether an attack that reads labels shall optimize them along with the images instead.
       sent_statistics: the attacker's simulation of the running statistics that the client sends, if it does.
+      gradient_chunk: examples whose gradient is computed at once, for attacks that simulate a gradient of their own.
     """
 
     client_update: ClientUpdateFn
@@ -35,6 +36,7 @@ class Setting(NamedTuple):
     num_examples: int
     joint_labels: bool = False
     sent_statistics: Callable[[Params, Batch], ArrayTree] | None = None
+    gradient_chunk: int | None = None
 
     @property
     def images(self) -> dict[str, Any]:
@@ -110,14 +112,19 @@ def _from_model(
     make: Callable[..., Attack], setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar
 ) -> Attack:
     del horizon  # their rate is constant
-    gradient = fedsgd(cross_entropy(setting.model.apply))  # the attacker does not know how the client trains
+    gradient = fedsgd(
+        cross_entropy(setting.model.apply), chunk_size=setting.gradient_chunk
+    )  # the attacker does not know how the client trains
     shape = setting.images["batch_shape"]
     return make(gradient, batch_shape=shape, num_classes=setting.model.num_classes, **hyperparameters)
 
 
 def _dlm_with_best_scale(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> Attack:
     del horizon
-    gradient, rule = fedsgd(cross_entropy(setting.model.apply)), labels.bias_sign(head=setting.model.head)
+    gradient, rule = (
+        fedsgd(cross_entropy(setting.model.apply), chunk_size=setting.gradient_chunk),
+        labels.bias_sign(head=setting.model.head),
+    )
     return dlm_with_best_scale(gradient, rule, batch_shape=setting.images["batch_shape"], **hyperparameters)
 
 
@@ -186,6 +193,7 @@ REGISTRY: dict[str, Recipe] = {
         needs=_UPDATE,
         build=_dlm_with_best_scale,
         simulates=False,
+        every_round=True,
     ),
     "dlm-plus": Recipe(
         summary="the same with every tensor in units of its mean (Zhao et al. 2022)",
@@ -193,6 +201,7 @@ REGISTRY: dict[str, Recipe] = {
         needs=_UPDATE,
         build=partial(_from_model, dlm_plus),
         simulates=False,
+        every_round=True,
     ),
     "general-deep-leakage": Recipe(
         summary="zero-shot label counts, then cosine matching with soft bounds (Geng et al. 2021)",

@@ -94,6 +94,8 @@ def see_through_gradients(
     def distance(observation: Observation, batch: Batch) -> Array:
         params = require(observation, "params", attack="see_through_gradients")
         found = objectives.tensor_norms(client_update(params, batch), observation.update)
+        if observation.local_training is not None:  # the weights are meant for gradients
+            found = found / (observation.local_training.learning_rate * observation.local_training.num_steps)
         statistics = batch_statistics(params, batch.inputs)
         if not statistics:
             return matching * found

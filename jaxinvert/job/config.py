@@ -56,8 +56,8 @@ class JobConfig:
       lr: learning rate of the attack's optimizer, if it has one.
       settings: the attack's other settings, such as `group 0 noise 0.1`; see `jaxinvert list`.
       chunk: restarts x targets that run side by side; by default chosen by device and model size.
-      gradient_chunk: examples whose gradient is computed at once, so that memory does not grow with the batch; by
-        default all. Not with batch_norm="train", which couples examples.
+      gradient_chunk: examples whose gradient is computed at once, so that the memory of gradients does not grow with
+        the batch; by default all. Not with batch_norm="train", which couples examples.
     """
 
     attack: str = "inverting-gradients"
@@ -323,10 +323,11 @@ def assumptions(config: JobConfig) -> dict[str, Any]:
     meanings = dict(threat_models.MEANINGS)
     if config.data == "photos":
         meanings["surrogate"] += " (tiles of the same scenes)"
+    absent = {"defense", *(("earlier_params", "earlier_updates") if config.rounds == 1 else ())}  # nothing to know
     return {
         "threat_model": config.threat_model,
-        "known": [meanings[field] for field in config.granted.granted],
-        "unknown": ["the images", *(meanings[field] for field in config.granted.withheld)],
+        "known": [meanings[field] for field in config.granted.granted if field not in absent],
+        "unknown": ["the images", *(meanings[field] for field in config.granted.withheld if field not in absent)],
         "client": "; ".join(sentences),
         "labels": how_labels[config.labels],
     }

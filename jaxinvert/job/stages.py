@@ -143,6 +143,8 @@ def _network(config: JobConfig, dataset: data.Dataset) -> tuple[models.Model, Pa
     facts = {} if config.checkpoint is None else models.read_facts(config.checkpoint)
     if (trained := facts.get("model", config.model)) != config.model:
         raise ValueError(f"{config.checkpoint} holds a {trained}, not a {config.model}: name it as the model")
+    if not config.normalized and "mean" in facts:
+        raise ValueError(f"normalized is False, but {config.checkpoint} was trained on normalized images")
     architecture: dict[str, Any] = {} if config.batch_norm == "eval" else {"batch_norm": config.batch_norm}
     model = models.create(
         config.model,
@@ -182,6 +184,7 @@ def execute(
         config.num_private,
         joint_labels=config.labels == "joint",
         sent_statistics=sent_statistics(config, model) if config.granted.batch_stats else None,
+        gradient_chunk=config.gradient_chunk,
     )
     if config.labels == "restored":
         observations = restore_labels(config, model, observations)
