@@ -7,7 +7,8 @@ to the README. Beside plain columns there are
     column==value                   no column: only the rows where it is so
     rule/exact                      a column for each value of `rule`, filled with `exact`
 
-A line `<!-- published: FOLDER -->` stands above all rows with a published number that the files of a folder hold.
+A table whose file is not there yet says so. A line `<!-- published: FOLDER -->` stands above all rows with a published
+number that the files of a folder hold.
 
 Command:  python -m experiments.tables
 """
@@ -34,7 +35,10 @@ def filled(document: Path) -> str:
     """The document's text with its tables made anew from the result files that they name."""
 
     def table(match: re.Match) -> str:
-        results = json.loads((document.parent / match["file"]).read_text(encoding="utf-8"))
+        file = document.parent / match["file"]
+        if not file.exists():
+            return f"{match[1]}*not measured yet*\n"
+        results = json.loads(file.read_text(encoding="utf-8"))
         return match[1] + markdown(results["rows"], match["columns"].split())
 
     def all_published(match: re.Match) -> str:
