@@ -88,7 +88,7 @@ def run_table(title: str, rows: Sequence[Row], *, description: str | None, argum
                 **measured,
                 "data": Path(config.data).stem,
                 "seed": config.seed,
-                "full": config.full,
+                "full": config.full or not row.scaled,
                 "setting": setting,
                 "device": device_name(),
                 "jax": jax.__version__,

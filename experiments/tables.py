@@ -7,8 +7,8 @@ to the README. Beside plain columns there are
     column==value                   no column: only the rows where it is so
     rule/exact                      a column for each value of `rule`, filled with `exact`
 
-A table whose file is not there yet says so. A line `<!-- published: FOLDER -->` stands above all rows with a published
-number that the files of a folder hold.
+A table whose file is not there yet says so. A line `<!-- published: FOLDER -->` stands above all rows with a
+published number that the files of a folder hold.
 
 Command:  python -m experiments.tables
 """
