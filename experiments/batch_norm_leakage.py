@@ -7,8 +7,7 @@ is whether the nearest of all test images and 500 others is the true one. `round
 the sigma_0 of N(0, (sigma_0 P95)^2) on every tensor that is sent. Published (Hatamizadeh et al. 2022,
 chest X-rays, ResNet-18): one image leaks with RDLV about 0.5 until sigma_0 = 25, clients of 8 images stay below 0.
 
-Command:  python -m experiments.batch_norm_leakage --data FILE.npz --checkpoints EPOCH.safetensors ... --json
-FILE.json
+Command:  python -m experiments.batch_norm_leakage --data FILE.npz --checkpoints FILE.safetensors ... --json FILE
 Smoke:    python -m experiments.batch_norm_leakage --smoke
 Measured: see experiments/README.md
 """
@@ -26,7 +25,7 @@ import tyro
 
 from experiments import harness
 from jaxinvert import attacks, clients, data, defenses, metrics, models, running_statistics, search
-from jaxinvert.observe import observe
+from jaxinvert.observe import observe_targets
 from jaxinvert.threat_models import LADDER
 from jaxinvert.types import Array, ArrayTree, Batch, ClientUpdateFn, Key, LocalTraining, Observation, Params
 
@@ -109,9 +108,9 @@ def compare(config: Config, client: Client, checkpoint: Path | None, *, noise: S
     batches = jax.tree.map(lambda leaf: leaf.reshape(num_targets, client.num_images, *leaf.shape[1:]), truth)
     candidates = np.concatenate([victims.images, others[-500:]])
 
-    rows = []
+    observe_all, rows = make_observer(round_, batches), []
     for scale in noise:
-        seen = observe_all(jax.random.key(config.seed + 2), round_, batches, scale)._replace(
+        seen = observe_all(jax.random.key(config.seed + 2), scale)._replace(
             local_training=LocalTraining(config.local_lr, client.num_images // client.batch_size)
         )
         for statistics in ("recovered", "not used") if scale == 0 else ("recovered",):
@@ -188,31 +187,33 @@ def make_round(config: Config, client: Client, checkpoint: Path | None, victims:
     return Round(model, params, facts, clients.fedavg(loss_fn, **training), sent_statistics)
 
 
-def observe_all(key: Key, round_: Round, batches: Batch, noise: float) -> Observation:
-    """What the server sees of all clients, with noise on update and statistics alike."""
-    params, defense = round_.params, defenses.percentile_noise(noise)
+def make_observer(round_: Round, batches: Batch) -> Callable[[Key, float], Observation]:
+    """Returns `(key, sigma_0) -> what the server sees of all clients`, noise on update and statistics alike."""
+    params = round_.params
 
     @jax.jit
-    def one(key: Key, batch: Batch) -> Observation:
-        moved = jax.tree.map(jnp.subtract, round_.sent_statistics(params, batch), params["batch_stats"])
-        noisy = jax.tree.map(jnp.add, params["batch_stats"], defense(jax.random.fold_in(key, 1), moved))
-        return observe(
+    def observe_all(key: Key, noise: Array) -> Observation:
+        defense = defenses.percentile_noise(noise)
+        of_updates, of_statistics = jax.random.split(key)
+
+        def statistics(params: Params, batch: Batch) -> ArrayTree:
+            return jax.tree.map(jnp.subtract, round_.sent_statistics(params, batch), params["batch_stats"])
+
+        moved = jax.vmap(statistics, in_axes=(None, 0))(params, batches)
+        keys = jax.random.split(of_statistics, len(batches.inputs))
+        noisy = jax.vmap(defense)(keys, moved)
+        seen = observe_targets(
             round_.client_update,
             params,
-            batch,
+            batches,
             threat_model=LADDER["E"],
             defense=defense,
             defense_parameters={"scale": noise},
-            key=jax.random.fold_in(key, 0),
-            batch_stats=noisy,
+            key=of_updates,
         )
+        return seen._replace(batch_stats=jax.tree.map(lambda r, m: r[None] + m, params["batch_stats"], noisy))
 
-    seen = [
-        one(jax.random.fold_in(key, t), jax.tree.map(lambda leaf, t=t: leaf[t], batches))
-        for t in range(len(batches.inputs))
-    ]
-    per_target = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[s._replace(params=None) for s in seen])
-    return per_target._replace(params=params, num_examples=batches.inputs.shape[1], local_training=None)
+    return lambda key, noise: observe_all(key, noise)._replace(num_examples=batches.inputs.shape[1])
 
 
 def _epoch(checkpoint: Path) -> int:

@@ -25,9 +25,9 @@ import tyro
 from experiments import harness
 from jaxinvert import attacks, clients, data, defenses, labels, metrics, models, search
 from jaxinvert.analytic import dense_layer
-from jaxinvert.observe import observe
+from jaxinvert.observe import observe_targets
 from jaxinvert.threat_models import LADDER
-from jaxinvert.types import Batch, Defense, Key, Observation, SolveFn
+from jaxinvert.types import Batch, Defense, SolveFn
 
 
 @dataclass(frozen=True)
@@ -89,18 +89,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             models.cross_entropy(model.apply), optimizer=optax.sgd(config.learning_rate), num_epochs=num_steps
         )
 
-        def see(key: Key, batch: Batch) -> Observation:
-            return observe(
-                client,  # noqa: B023 (called at once)
-                params,
-                batch,
-                threat_model=LADDER["C"]._replace(local_training=False, defense=False),
-                defense=defense,  # noqa: B023
-                key=key,
-            )
-
-        keys = jax.random.split(jax.random.key(config.seed + 1), config.num_images)
-        seen = jax.vmap(see)(keys, batches)._replace(params=params, num_examples=1, defense=None)
+        seen = observe_targets(
+            client,
+            params,
+            batches,
+            threat_model=LADDER["C"]._replace(local_training=False),
+            defense=defense,
+            key=jax.random.key(config.seed + 1),
+        )
         for name, solve in solvers.items():
             found = solve(jax.random.key(config.seed + 2), seen)
             psnr = np.asarray(metrics.psnr(found.inputs[:, 0], batches.inputs[:, 0]))

@@ -268,8 +268,8 @@ def identified(reconstructions: ArrayLike, candidates: ArrayLike, true_indices: 
     Returns:
       `[N]` booleans.
     """
-    found = np.asarray(reconstructions, np.float64).reshape(len(np.asarray(reconstructions)), -1)
-    known = np.asarray(candidates, np.float64).reshape(len(np.asarray(candidates)), -1)
+    found, known = np.asarray(reconstructions, np.float64), np.asarray(candidates, np.float64)
+    found, known = found.reshape(len(found), -1), known.reshape(len(known), -1)
     finite = np.all(np.isfinite(found), axis=1)
     found = np.where(finite[:, None], found, 0.0).clip(0, 1)
     distances = np.sum(known**2, axis=1)[None] - 2 * found @ known.T  # |found|^2 is the same for all candidates

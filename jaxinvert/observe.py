@@ -78,7 +78,7 @@ def observe(
         local_training=local_training,
         batch_stats=batch_stats,
         surrogate=surrogate,
-        defense=None if defense is not identity and not defense_parameters else dict(defense_parameters),
+        defense=_known_of(defense, defense_parameters),
         earlier_params=earlier_params,
         earlier_updates=earlier_updates,
     )
@@ -92,6 +92,9 @@ def observe_targets(
     batches: Batch,
     *,
     threat_model: ThreatModel = KNOWN_LABELS,
+    defense: Defense = identity,
+    defense_parameters: Mapping[str, Scalar] = _NO_PARAMETERS,
+    key: Key | None = None,
     local_training: LocalTraining = FEDSGD,
     running_statistics: Callable[[Params, Batch], ArrayTree] | None = None,
     surrogate: Array | None = None,
@@ -105,6 +108,9 @@ def observe_targets(
       params: the model's parameters, the same for all.
       batches: private batches with a leading axis `T`.
       threat_model: what the attacker is granted.
+      defense: what every client does to its update before it sends it.
+      defense_parameters: as in `observe`.
+      key: for a random defense, of which every target gets its own draw.
       local_training: how the clients train.
       running_statistics: what the clients send beside their updates, `(params, batch) -> statistics`, if they do.
       surrogate: `[N, H, W, C]` public images in [0, 1].
@@ -115,13 +121,15 @@ def observe_targets(
       An observation whose fields have a leading axis `T`, but for `SHARED_FIELDS`. Not jitted.
     """
 
-    def one(batch: Batch, earlier: Update | None) -> Observation:
+    def one(batch: Batch, earlier: Update | None, defense_key: Key | None) -> Observation:
         sent = None if running_statistics is None else running_statistics(params, batch)
         seen = observe(
             client_update,
             params,
             batch,
             threat_model=threat_model,
+            defense=defense,
+            key=defense_key,
             batch_stats=sent,
             earlier_updates=earlier,
         )
@@ -132,11 +140,17 @@ def observe_targets(
         "num_examples": batches.inputs.shape[1],
         "local_training": local_training,
         "surrogate": surrogate,
-        "defense": {},
+        "defense": _known_of(defense, defense_parameters),
         "earlier_params": earlier_params,
     }
     granted = {field: value for field, value in shared.items() if field in threat_model.granted}
-    return jax.vmap(one)(batches, earlier_updates)._replace(**granted)
+    keys = None if key is None else jax.random.split(key, len(batches.inputs))
+    return jax.vmap(one)(batches, earlier_updates, keys)._replace(**granted)
+
+
+def _known_of(defense: Defense, parameters: Mapping[str, Scalar]) -> dict[str, Scalar] | None:
+    """What there is to know of a defense: nothing of one whose parameters are not given."""
+    return None if defense is not identity and not parameters else dict(parameters)
 
 
 def require(observation: Observation, field: str, *, attack: str) -> ArrayTree:

@@ -27,6 +27,7 @@ ROOMS = [
     "labels",
     "matching",
     "groups",
+    "lanes",
     "search",
     "analytic",
     "attacks",
@@ -73,7 +74,16 @@ def test_rooms_stay_small(path):
 def test_only_jobs_see_truth_and_reconstruction_together():
     """Attacks, matching and search cannot import the measures that need truth, nor the data."""
     for path in FILES:
-        if room_of(path) in {"labels", "matching", "search", "analytic", "attacks", "objectives", "parametrizations"}:
+        if room_of(path) in {
+            "labels",
+            "matching",
+            "lanes",
+            "search",
+            "analytic",
+            "attacks",
+            "objectives",
+            "parametrizations",
+        }:
             rooms = {module.split(".")[1] for module in imported_modules(path)}
             assert not rooms & {"metrics", "data", "job"}, path
 

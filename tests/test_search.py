@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert import search
+from jaxinvert import lanes, search
 from jaxinvert.attacks import inverting_gradients
 from jaxinvert.types import Attack, AttackInfo, AttackState, Observation, Reconstruction
 from tests.conftest import SHAPE
@@ -216,20 +216,20 @@ def test_an_earlier_report_can_still_be_reconstructed(searched):
 
 @pytest.mark.parametrize(("num_lanes", "expected"), [(1, 1), (6, 6), (8, 8), (12, 6), (13, 7), (101, 8)])
 def test_lanes_at_once_prefers_divisors_but_does_not_starve(monkeypatch, num_lanes, expected):
-    monkeypatch.setattr(search, "_CPU_LANE_BYTES", 8 * 400)
-    assert search.lanes_at_once(jnp.zeros(100), num_lanes) == expected
+    monkeypatch.setattr(lanes, "_CPU_LANE_BYTES", 8 * 400)
+    assert lanes.lanes_at_once(jnp.zeros(100), num_lanes) == expected
 
 
 def test_large_updates_run_one_at_a_time():
-    assert search.lanes_at_once(jnp.zeros(2**24), 8) == 1
+    assert lanes.lanes_at_once(jnp.zeros(2**24), 8) == 1
 
 
 @pytest.mark.parametrize(("num_restarts", "num_targets", "in_step"), [(2, 3, 2), (1, 4, 2), (3, 2, 2), (3, 3, 1)])
 def test_large_lanes_step_in_pairs_to_the_same_result(monkeypatch, num_restarts, num_targets, in_step):
     """Pairs of one target, of two targets, of both kinds; an odd number of lanes goes one after the other."""
-    monkeypatch.setattr(search, "_CPU_LANE_BYTES", 1)
+    monkeypatch.setattr(lanes, "_CPU_LANE_BYTES", 1)
     on_cpu = jax.devices()[0].platform == "cpu"
-    assert search.lanes_in_step(1, num_targets * num_restarts) == (in_step if on_cpu else 1)
+    assert lanes.lanes_in_step(1, num_targets * num_restarts) == (in_step if on_cpu else 1)
     observations = Observation(params=jnp.zeros(2), update=3 * jnp.arange(2.0 * num_targets).reshape(num_targets, 2))
     results = []
     for chunk_size in (None, 1):

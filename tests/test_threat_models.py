@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen
 
-from jaxinvert import clients, job, models, running_statistics, threat_models
+from jaxinvert import clients, defenses, job, models, running_statistics, threat_models
 from jaxinvert.job.config import sent_statistics
 from jaxinvert.observe import observe, observe_targets
 from jaxinvert.threat_models import LADDER, check_needs
@@ -62,6 +62,23 @@ def test_the_parameters_of_a_defense_reach_only_who_set_the_training(victim):
     assert victim.observation.defense == {}  # known to be none
     changed = observe(victim.client_update, victim.params, victim.batch, defense=lambda key, update: update)
     assert changed.defense is None  # there is one, of which nothing is known
+
+
+def test_every_target_gets_its_own_draw_of_a_defense(victim):
+    batches = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), victim.batch)
+    seen = observe_targets(
+        victim.client_update,
+        victim.params,
+        batches,
+        defense=defenses.gaussian_noise(0.1),
+        defense_parameters={"scale": 0.1},
+        key=jax.random.key(0),
+    )
+    noise = jax.tree.map(lambda noisy, plain: noisy - plain[None], seen.update, victim.observation.update)
+    assert float(jnp.std(noise["first"]["kernel"])) == pytest.approx(0.1, rel=0.2)
+    correlation = np.corrcoef(*np.asarray(noise["first"]["kernel"]).reshape(2, -1))[0, 1]
+    assert abs(correlation) < 0.2
+    assert seen.defense == {"scale": 0.1}
 
 
 def test_a_report_says_nothing_of_what_there_was_not():
