@@ -71,7 +71,7 @@ def measure(config: Config, attack: str, num_restarts: int) -> dict:
         chunk=1,  # lanes side by side would wait for the slowest line search at every step
     )
     task = job.prepare(settings)
-    summary = job.measure(settings, task, job.execute(settings, task.model, task.observations)).summary
+    summary = job.measure(settings, task, job.execute(settings, task.program, task.observations)).summary
     psnr = np.array([image["psnr_db"] for image in summary["images"]])
     return {
         "attack": attack,

@@ -102,7 +102,7 @@ def run_table(title: str, rows: Sequence[Row], *, description: str | None, argum
 def measure_job(settings: job.JobConfig) -> dict[str, Any]:
     """Prepares, runs and measures one job: its size, quality and speed as one row."""
     task = job.prepare(settings)
-    execution = job.execute(settings, task.model, task.observations)
+    execution = job.execute(settings, task.program, task.observations)
     if execution.interrupted:  # half a row is none
         raise KeyboardInterrupt
     summary = job.measure(settings, task, execution).summary

@@ -92,7 +92,7 @@ def compare(config: Config, checkpoint: Path | None, client: Literal["fedsgd", "
             seed=config.seed,
         )
         task = job.prepare(settings)
-        summary = job.measure(settings, task, job.execute(settings, task.model, task.observations)).summary
+        summary = job.measure(settings, task, job.execute(settings, task.program, task.observations)).summary
         psnr = np.array([image["psnr_db"] for image in summary["images"]]).reshape(config.targets, -1)
         found = summary["labels"]
         exact = np.ones(config.targets, bool) if found is None else np.asarray(found["exact"])

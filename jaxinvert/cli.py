@@ -148,7 +148,7 @@ def invert_and_write(config: job.JobConfig, folder: Path, *, command_line: str) 
             )
 
         with _bad_input():  # an attack that does not fit the model says so when it is traced
-            execution = job.execute(config, task.model, task.observations, on_progress=show)
+            execution = job.execute(config, task.program, task.observations, on_progress=show)
         if execution.interrupted:
             bar.update(row, description="interrupted")
         elif not execution.history:

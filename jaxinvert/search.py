@@ -125,7 +125,7 @@ class Progress(NamedTuple):
     Attributes:
       step: optimizer steps done so far, of `num_steps`.
       num_steps: steps in all.
-      best_loss: `[T, R]` lowest attack loss of every restart so far.
+      best_loss: `[T, R]`, of several jobs `[J, T, R]`, lowest attack loss of every restart so far.
       seconds: wall time since the search began to step, compilation excluded.
       reconstruct: returns the best reconstruction so far, `[T, ...]`; call it at the end, or when interrupted.
     """
@@ -147,6 +147,8 @@ class Stepwise:
       make_attack: `settings -> Attack`; called inside the traced function.
       num_restarts: `R`.
       chunk_size: lanes (restarts x targets) side by side under vmap; by default `lanes_at_once`.
+      num_jobs: `J`; if given, keys, observations (`SHARED_FIELDS` included), settings and all that comes out have
+        a leading axis `J`. Jobs small enough run side by side.
 
     Attributes:
       num_traces: how often the program was traced so far.
@@ -161,7 +163,12 @@ class Stepwise:
     """
 
     def __init__(
-        self, make_attack: Callable[[Any], Attack], *, num_restarts: int = 1, chunk_size: int | None = None
+        self,
+        make_attack: Callable[[Any], Attack],
+        *,
+        num_restarts: int = 1,
+        chunk_size: int | None = None,
+        num_jobs: int | None = None,
     ) -> None:
         if num_restarts < 1:
             raise ValueError(f"num_restarts is {num_restarts}, expected at least 1")
@@ -171,9 +178,10 @@ class Stepwise:
         self.chunk_size = chunk_size
         self.num_traces = 0
         self.seconds_compile = 0.0
-        self._start = jax.jit(self._start_lanes)
-        self._advance = jax.jit(self._advance_lanes)
-        self._finish = jax.jit(self._finish_lanes)
+        self.num_jobs = num_jobs
+        self._start = jax.jit(self._over_jobs(self._start_lanes))
+        self._advance = jax.jit(self._over_jobs(self._advance_lanes))
+        self._finish = jax.jit(self._over_jobs(self._finish_lanes))
 
     def __call__(
         self,
@@ -198,7 +206,8 @@ class Stepwise:
         if report_every is not None and report_every < 1:
             raise ValueError(f"report_every is {report_every}, expected at least 1")
         settings = _as_float32(settings)
-        check_targets(observations)
+        if self.num_jobs is None:
+            check_targets(observations)
         begin = time.perf_counter()
         lanes = self._start(key, observations, settings)
         lanes = self._advance(lanes, observations, settings, 0, 0)  # no step: compiles
@@ -213,11 +222,10 @@ class Stepwise:
             lanes = self._advance(lanes, observations, settings, done, upto + (upto == num_steps))
             done = upto
             best_loss = np.asarray(lanes[0].best_loss)
-            shape = (num_targets(observations), self.num_restarts)
             yield Progress(
                 step=done,
                 num_steps=num_steps,
-                best_loss=best_loss.reshape(shape),
+                best_loss=best_loss.reshape(*best_loss.shape[:-1], -1, self.num_restarts),
                 seconds=time.perf_counter() - begin,
                 reconstruct=partial(self._finish, lanes, observations, settings),
             )
@@ -230,11 +238,26 @@ class Stepwise:
     def peak_bytes(self, key: Key, observations: Observation, settings: Any) -> int:
         """Memory of the compiled program at its peak, arguments and results included, in bytes (compiles anew)."""
         settings = _as_float32(settings)
-        lanes = jax.eval_shape(self._start_lanes, key, observations, settings)
-        memory = jax.jit(self._advance_lanes).lower(lanes, observations, settings, 0, 0).compile().memory_analysis()
+        lanes = jax.eval_shape(self._start, key, observations, settings)
+        memory = self._advance.lower(lanes, observations, settings, 0, 0).compile().memory_analysis()
         if memory is None:
             return 0
         return memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+
+    def _over_jobs(self, function: Callable) -> Callable:
+        """Maps over the jobs: `(x, observations, settings, *rest)` with an axis `J` on the first three, if any."""
+        if self.num_jobs is None:
+            return function
+
+        def mapped(lanes: Any, observations: Observation, settings: Any, *rest: Array) -> Any:
+            job = jax.tree.map(lambda leaf: leaf[0], observations)
+            lanes_of_job = num_targets(job) * self.num_restarts
+            one_update = jax.tree.map(lambda leaf: leaf[0], job.update)
+            at_once = lanes_at_once(one_update, len(jax.tree.leaves(lanes)[0]) * lanes_of_job) // lanes_of_job
+            jobs = (lanes, observations, settings)
+            return map_lanes(lambda job: function(*job, *rest), jobs, max(1, at_once))
+
+        return mapped
 
     def _start_lanes(self, key: Key, observations: Observation, settings: Any) -> tuple[AttackState, Key]:
         attack = self.make_attack(settings)

@@ -118,10 +118,10 @@ def test_every_round_of_a_job_is_that_of_the_model_which_the_mean_update_led_to(
 def test_attacks_run_after_the_truth_is_gone():
     config = job.JobConfig(attack="dense-layer", model="mlp", size=12, targets=2)
     task = job.prepare(config)
-    before = job.execute(config, task.model, task.observations)
+    before = job.execute(config, task.program, task.observations)
     for leaf in jax.tree.leaves(task.truth):
         leaf.delete()
-    after = job.execute(config, task.model, task.observations)
+    after = job.execute(config, task.program, task.observations)
     np.testing.assert_array_equal(before.reconstructions.inputs, after.reconstructions.inputs)
 
 
@@ -133,7 +133,7 @@ def test_noise_in_place_of_the_truth_changes_no_reconstruction(attack):
     noise = jax.random.uniform(jax.random.key(9), task.truth.inputs.shape)
     poisoned = task._replace(truth=task.truth._replace(inputs=noise))
     found, found_beside_noise = (
-        job.measure(config, each, job.execute(config, each.model, each.observations)) for each in (task, poisoned)
+        job.measure(config, each, job.execute(config, each.program, each.observations)) for each in (task, poisoned)
     )
     np.testing.assert_array_equal(found.reconstruction, found_beside_noise.reconstruction)
     assert found.summary["targets"] == found_beside_noise.summary["targets"]

@@ -1,41 +1,62 @@
 """The three stages of a job, and what passes between them.
 
 `prepare` draws a model and simulates the clients; `execute` attacks what they sent, looking only at the
-observations; `measure` is where truth and reconstruction meet, after the attack has ended.
+observations; `measure` is where truth and reconstruction meet, after the attack has ended. Jobs that differ only in
+numbers share a `Setup`, and are executed side by side by `execute_jobs`.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any, NamedTuple, cast
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinvert import data, labels, metrics, models, threat_models
-from jaxinvert.attacks import registry
+from jaxinvert import data, metrics, models, threat_models
 from jaxinvert.job import environment
-from jaxinvert.job.config import JobConfig, assumptions, client_update, secret_order, sent_statistics
+from jaxinvert.job.config import JobConfig, assumptions, secret_order
+from jaxinvert.job.program import Program
 from jaxinvert.observe import check_batch, observe_targets
-from jaxinvert.search import Progress, Stepwise, check_targets, over_targets, split_shared
-from jaxinvert.types import Attack, Batch, ClientUpdateFn, Observation, Params, Reconstruction, Update
+from jaxinvert.search import Progress, check_targets
+from jaxinvert.types import Batch, ClientUpdateFn, Key, Observation, Params, Reconstruction, Update
+
+
+class Setup(NamedTuple):
+    """What jobs share that differ only in numbers (`compiled_form`).
+
+    Attributes:
+      dataset: the victims' images.
+      facts: of the checkpoint; empty without.
+      program: network and compiled functions.
+    """
+
+    dataset: data.Dataset
+    facts: dict[str, Any]
+    program: Program
 
 
 class Task(NamedTuple):
-    """A prepared job: the model, what the server sees, and the truth, which no attack is handed.
+    """A prepared job: what is compiled, what the server sees, and the truth, which no attack is handed.
 
     Attributes:
-      model: the clients' network.
+      program: the clients' network and what is compiled for it.
       observations: one per client, leading axis `T`.
       truth: the private batches, `inputs [T, B, H, W, C]`, `labels [T, B]`.
       class_names: of the labels.
     """
 
-    model: models.Model
+    program: Program
     observations: Observation
     truth: Batch
     class_names: tuple[str, ...]
+
+    @property
+    def model(self) -> models.Model:
+        """The clients' network."""
+        return self.program.model
 
 
 class Outcome(NamedTuple):
@@ -65,8 +86,8 @@ class Execution(NamedTuple):
     history: dict[str, np.ndarray]
 
 
-def prepare(config: JobConfig) -> Task:
-    """Loads the victims, initializes the model and runs the clients.
+def set_up(config: JobConfig) -> Setup:
+    """Loads the victims and chooses the network.
 
     Raises:
       ValueError: for unknown names, too few examples, or examples that do not fit the model.
@@ -85,11 +106,31 @@ def prepare(config: JobConfig) -> Task:
             f"{config.targets} targets of {config.num_private} examples need {wanted} images, but {config.data!r} "
             f"split {config.split!r} has {len(dataset.images)}"
         )
-    model, params = _network(config, dataset)
+    facts = {} if config.checkpoint is None else models.read_facts(config.checkpoint)
+    return Setup(dataset, facts, Program(config, _network(config, dataset, facts)))
+
+
+def prepare(config: JobConfig, setup: Setup | None = None) -> Task:
+    """Draws the parameters and runs the clients.
+
+    Args:
+      config: the job.
+      setup: of a job with the same `compiled_form`; by default its own.
+
+    Raises:
+      ValueError: as `set_up`, or for updates that are not finite.
+    """
+    dataset, _, program = setup or set_up(config)
+    model, wanted = program.model, config.targets * config.num_private
+    key = jax.random.fold_in(jax.random.key(config.seed), 0)
+    if config.checkpoint is None:
+        params = program.init(key)
+    else:
+        params = models.load_checkpoint(config.checkpoint, jax.eval_shape(model.init, key))
     flat = Batch(jnp.asarray(dataset.images[:wanted]), jnp.asarray(dataset.labels[:wanted]))
     check_batch(flat, input_shape=model.input_shape, num_classes=model.num_classes)
     truth = jax.tree.map(lambda leaf: leaf.reshape(config.targets, config.num_private, *leaf.shape[1:]), flat)
-    client = jax.jit(client_update(config, model, order_key=secret_order(config)))
+    client = partial(program.client, secret_order(config))
     earlier_params, earlier_updates, params = _earlier_rounds(config, client, params, truth)
     observations = observe_targets(
         client,
@@ -97,7 +138,7 @@ def prepare(config: JobConfig) -> Task:
         truth,
         threat_model=config.granted,
         local_training=config.local_training,
-        running_statistics=jax.jit(sent_statistics(config, model, order_key=secret_order(config)))
+        running_statistics=partial(program.sent_statistics, secret_order(config))
         if config.granted.batch_stats
         else None,
         surrogate=_surrogate(config) if "surrogate" in (*config.needs, *config.rule_needs) else None,
@@ -105,7 +146,7 @@ def prepare(config: JobConfig) -> Task:
         earlier_updates=earlier_updates,
     )
     check_targets(observations)
-    return Task(model, observations, truth, dataset.class_names)
+    return Task(program, observations, truth, dataset.class_names)
 
 
 def _earlier_rounds(
@@ -138,15 +179,14 @@ def _surrogate(config: JobConfig) -> jax.Array:
         raise ValueError(f"threat model {config.threat_model} grants surrogate images: {error}") from error
 
 
-def _network(config: JobConfig, dataset: data.Dataset) -> tuple[models.Model, Params]:
-    """The clients' network with fresh or trained parameters; trained ones bring their normalization."""
-    facts = {} if config.checkpoint is None else models.read_facts(config.checkpoint)
+def _network(config: JobConfig, dataset: data.Dataset, facts: dict[str, Any]) -> models.Model:
+    """The clients' network; a checkpoint's facts bring the normalization it was trained with."""
     if (trained := facts.get("model", config.model)) != config.model:
         raise ValueError(f"{config.checkpoint} holds a {trained}, not a {config.model}: name it as the model")
     if not config.normalized and "mean" in facts:
         raise ValueError(f"normalized is False, but {config.checkpoint} was trained on normalized images")
     architecture: dict[str, Any] = {} if config.batch_norm == "eval" else {"batch_norm": config.batch_norm}
-    model = models.create(
+    return models.create(
         config.model,
         input_shape=dataset.images.shape[1:],
         num_classes=facts.get("num_classes", dataset.num_classes),
@@ -154,15 +194,11 @@ def _network(config: JobConfig, dataset: data.Dataset) -> tuple[models.Model, Pa
         std=facts.get("std", dataset.std if config.normalized else None),
         **architecture,
     )
-    key = jax.random.fold_in(jax.random.key(config.seed), 0)
-    if config.checkpoint is None:
-        return model, jax.jit(model.init)(key)
-    return model, models.load_checkpoint(config.checkpoint, jax.eval_shape(model.init, key))
 
 
 def execute(
     config: JobConfig,
-    model: models.Model,
+    program: Program,
     observations: Observation,
     *,
     on_progress: Callable[[Progress], None] = lambda progress: None,
@@ -173,36 +209,17 @@ def execute(
 
     Args:
       config: the job.
-      model: the clients' network.
+      program: for it.
       observations: all that the attacker sees; truth is not an argument.
       on_progress: called about once a second.
     """
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    setting = registry.Setting(
-        client_update(config, model),
-        model,
-        config.num_private,
-        joint_labels=config.labels == "joint",
-        sent_statistics=sent_statistics(config, model) if config.granted.batch_stats else None,
-        gradient_chunk=config.gradient_chunk,
-    )
-    if config.labels == "restored":
-        observations = restore_labels(config, model, observations)
-    recipe = config.recipe
-    hyperparameters = config.hyperparameters()
-    attack = recipe.build(setting, hyperparameters, config.steps)
-    if not isinstance(attack, Attack):
-        return _execute_closed_form(over_targets(attack), key, observations)
-
-    search = Stepwise(
-        lambda traced: cast(Attack, recipe.build(setting, traced["hyperparameters"], traced["horizon"])),
-        num_restarts=config.restarts,
-        chunk_size=config.chunk,
-    )
-    traced = {"hyperparameters": hyperparameters, "horizon": config.steps}
+    observations = _with_restored_labels(config, program, observations)
+    if not program.iterates:
+        return _solve(config, program, observations)
+    search = program.search()
     steps, losses, progress, interrupted = [], [], None, False
     try:
-        for progress in search(key, observations, traced, num_steps=config.steps):
+        for progress in search(_key(config), observations, _traced(config), num_steps=config.steps):
             steps.append(progress.step)
             losses.append(progress.best_loss)
             on_progress(progress)
@@ -223,17 +240,70 @@ def execute(
     )
 
 
-def restore_labels(config: JobConfig, model: models.Model, observations: Observation) -> Observation:
-    """Puts labels that are read off the updates in place of the withheld ones; ascending in every batch."""
+def execute_jobs(
+    configs: Sequence[JobConfig],
+    program: Program,
+    observations: Sequence[Observation],
+    *,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> list[Execution]:
+    """Attacks the observations of jobs that share a program and a number of steps, as lanes of one compiled call.
+
+    Losses are reported at fixed steps, so that executions repeat bit for bit. An interrupt is passed on.
+
+    Args:
+      configs: `J` jobs.
+      program: for all of them.
+      observations: one of each job.
+      on_progress: called after every report.
+    """
+    if not program.iterates:
+        return [execute(config, program, seen) for config, seen in zip(configs, observations)]
+    ready = [_with_restored_labels(config, program, seen) for config, seen in zip(configs, observations)]
+    stacked, traced = (
+        jax.tree.map(lambda *leaves: jnp.stack(leaves), *items) for items in (ready, [*map(_traced, configs)])
+    )
+    num_steps = configs[0].steps
+    search, steps, losses, progress = program.search(len(configs)), [], [], None
+    reports = {"num_steps": num_steps, "report_every": max(1, -(-num_steps // _REPORTS_PER_JOB))}
+    for progress in search(jnp.stack([*map(_key, configs)]), stacked, traced, **reports):
+        steps.append(progress.step)
+        losses.append(progress.best_loss)
+        on_progress(progress)
+    assert progress is not None
+    reconstructions = jax.block_until_ready(progress.reconstruct())
+    return [
+        Execution(
+            reconstructions=jax.tree.map(lambda leaf, j=j: leaf[j], reconstructions),
+            num_steps=progress.step,
+            seconds_compile=search.seconds_compile / len(configs),
+            seconds_run=progress.seconds / len(configs),
+            interrupted=False,
+            history={"step": np.array(steps), "best_loss": np.stack(losses)[:, j]},
+        )
+        for j in range(len(configs))
+    ]
+
+
+_REPORTS_PER_JOB = 20
+
+
+def _key(config: JobConfig) -> Key:
+    """What the attack draws its starts from."""
+    return jax.random.fold_in(jax.random.key(config.seed), 1)
+
+
+def _traced(config: JobConfig) -> dict[str, Any]:
+    """The numbers that the compiled attack takes as arguments."""
+    return {"hyperparameters": config.hyperparameters(), "horizon": config.steps}
+
+
+def _with_restored_labels(config: JobConfig, program: Program, observations: Observation) -> Observation:
+    """Puts labels that are read off the updates in place of the withheld ones, if asked for; ascending per batch."""
+    if config.labels != "restored":
+        return observations
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
-    rule_setting = labels.Setting(model.apply, model.head, model.input_shape, key)
-    rule = labels.REGISTRY[config.chosen_label_rule].factory(rule_setting)
-    shared, per_target = split_shared(observations)
-
-    def restore(target: Observation) -> jax.Array:
-        return labels.labels_from_counts(rule(target._replace(**shared)), config.num_private)
-
-    return observations._replace(labels=jax.jit(lambda targets: jax.lax.map(restore, targets))(per_target))
+    return observations._replace(labels=program.restore_labels(key, observations))
 
 
 def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
@@ -317,11 +387,12 @@ def _label_quality(config: JobConfig, used: jax.Array | None, truth: np.ndarray)
     }
 
 
-def _execute_closed_form(solve: Callable, key: jax.Array, observations: Observation) -> Execution:
+def _solve(config: JobConfig, program: Program, observations: Observation) -> Execution:
+    arguments = (_key(config), observations, config.hyperparameters())
     begin = time.perf_counter()
-    compiled = jax.jit(solve).lower(key, observations).compile()
+    jax.block_until_ready(program.solve(*arguments))  # compiles
     seconds_compile = time.perf_counter() - begin
     begin = time.perf_counter()
-    reconstructions = jax.block_until_ready(compiled(key, observations))
+    reconstructions = jax.block_until_ready(program.solve(*arguments))
     seconds_run = time.perf_counter() - begin
     return Execution(reconstructions, 0, seconds_compile, seconds_run, interrupted=False, history={})

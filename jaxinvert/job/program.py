@@ -1,0 +1,93 @@
+"""What jobs that differ only in numbers share: one network, and every function of it compiled once."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, cast
+
+import jax
+
+from jaxinvert import labels, models
+from jaxinvert.attacks import registry
+from jaxinvert.job.config import JobConfig, client_update, sent_statistics
+from jaxinvert.search import Stepwise, over_targets, split_shared
+from jaxinvert.types import Array, ArrayTree, Attack, Batch, Key, Observation, Params, Reconstruction, Update
+
+
+def compiled_form(config: JobConfig) -> JobConfig:
+    """`config` without the numbers that a compiled program takes as arguments: equal for jobs that share one."""
+    return replace(config, seed=0, steps=0, tv=None, lr=None, settings={})
+
+
+class Program:
+    """The functions behind jobs of one `compiled_form`; each compiles when first called, and then no more.
+
+    It holds no private example: what the attacker's side is handed may hold it.
+
+    Args:
+      config: any of the jobs.
+      model: the clients' network.
+    """
+
+    def __init__(self, config: JobConfig, model: models.Model) -> None:
+        self.config = compiled_form(config)
+        self.model = model
+        self.init: Callable[[Key], Params] = jax.jit(model.init)
+        self.client: Callable[[Key | None, Params, Batch], Update] = jax.jit(
+            lambda order_key, params, batch: client_update(self.config, model, order_key=order_key)(params, batch)
+        )
+        self.sent_statistics: Callable[[Key | None, Params, Batch], ArrayTree] = jax.jit(
+            lambda order_key, params, batch: sent_statistics(self.config, model, order_key=order_key)(params, batch)
+        )
+        self.restore_labels: Callable[[Key, Observation], Array] = jax.jit(self._restore_labels)
+        self._over_jobs: dict[int | None, Stepwise] = {}
+
+    @cached_property
+    def setting(self) -> registry.Setting:
+        """What the attack is told: the attacker's own simulation of the client, and the network."""
+        return registry.Setting(
+            client_update(self.config, self.model),
+            self.model,
+            self.config.num_private,
+            joint_labels=self.config.labels == "joint",
+            sent_statistics=sent_statistics(self.config, self.model) if self.config.granted.batch_stats else None,
+            gradient_chunk=self.config.gradient_chunk,
+        )
+
+    @property
+    def iterates(self) -> bool:
+        """Whether the attack takes steps, or is a closed form."""
+        return isinstance(self._build(self.config.hyperparameters(), self.config.steps), Attack)
+
+    def search(self, num_jobs: int | None = None) -> Stepwise:
+        """The attack on all targets from all starts, of one job or side by side for `num_jobs`."""
+        if num_jobs not in self._over_jobs:
+            self._over_jobs[num_jobs] = Stepwise(
+                lambda traced: cast(Attack, self._build(traced["hyperparameters"], traced["horizon"])),
+                num_restarts=self.config.restarts,
+                chunk_size=self.config.chunk,
+                num_jobs=num_jobs,
+            )
+        return self._over_jobs[num_jobs]
+
+    @cached_property
+    def solve(self) -> Callable[[Key, Observation, dict[str, Any]], Reconstruction]:
+        """The closed form on all targets, `(key, observations, hyperparameters) -> reconstructions`."""
+
+        def solve(key: Key, observations: Observation, hyperparameters: dict[str, Any]) -> Reconstruction:
+            return over_targets(cast(Any, self._build(hyperparameters, self.config.steps)))(key, observations)
+
+        return jax.jit(solve)
+
+    def _build(self, hyperparameters: dict[str, Any], horizon: Any) -> Any:
+        return self.config.recipe.build(self.setting, hyperparameters, horizon)
+
+    def _restore_labels(self, key: Key, observations: Observation) -> Array:
+        rule_setting = labels.Setting(self.model.apply, self.model.head, self.model.input_shape, key)
+        rule = labels.REGISTRY[self.config.chosen_label_rule].factory(rule_setting)
+        shared, per_target = split_shared(observations)
+
+        def restore(target: Observation) -> Array:
+            return labels.labels_from_counts(rule(target._replace(**shared)), self.config.num_private)
+
+        return jax.lax.map(restore, per_target)
