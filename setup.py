@@ -34,6 +34,7 @@ setup(
             "ruff>=0.9",
             "scikit-image>=0.24",
         ],
+        "ray": ["ray>=2.55"],
     },
     entry_points={"console_scripts": ["jaxinvert=jaxinvert.cli:run"]},
     classifiers=[

@@ -54,7 +54,7 @@ def check_writable(folder: Path) -> None:
 
 def save_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes `content` as indented, strictly standard JSON; non-finite numbers become `null`."""
-    text = json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
+    text = json.dumps(plain(content), indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
@@ -83,12 +83,12 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is not a readable npz of plain arrays: {error}") from error
 
 
-def _plain(value: Any) -> Any:
-    """Turns NumPy and JAX scalars and arrays, tuples and paths into what JSON knows."""
+def plain(value: Any) -> Any:
+    """Turns NumPy and JAX scalars and arrays, tuples and paths into what JSON knows; non-finite numbers into None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, bool | int | str | None):
         return value
     if isinstance(value, Path):
@@ -96,5 +96,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if hasattr(value, "tolist"):
-        return _plain(np.asarray(value).tolist())
+        return plain(np.asarray(value).tolist())
     raise TypeError(f"cannot write a {type(value).__name__} as JSON: {value!r}")

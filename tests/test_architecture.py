@@ -32,6 +32,7 @@ ROOMS = [
     "analytic",
     "attacks",
     "job",
+    "sweeps",
     "report",
     "cli",
     "__main__",

@@ -2,16 +2,34 @@
 
 from jaxinvert.job.config import JobConfig
 from jaxinvert.job.environment import device_name, uninterruptible
-from jaxinvert.job.stages import Execution, Outcome, Task, execute, measure, prepare
+from jaxinvert.job.program import Program, compiled_form
+from jaxinvert.job.stages import (
+    Execution,
+    Outcome,
+    Setup,
+    Task,
+    execute,
+    execute_jobs,
+    measure,
+    peak_bytes,
+    prepare,
+    set_up,
+)
 
 __all__ = [
     "Execution",
     "JobConfig",
     "Outcome",
+    "Program",
+    "Setup",
     "Task",
+    "compiled_form",
     "device_name",
     "execute",
+    "execute_jobs",
     "measure",
+    "peak_bytes",
     "prepare",
+    "set_up",
     "uninterruptible",
 ]

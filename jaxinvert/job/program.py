@@ -55,6 +55,11 @@ class Program:
         )
 
     @property
+    def num_traces(self) -> int:
+        """How many attack programs were traced, which is how many were compiled."""
+        return sum(search.num_traces for search in self._over_jobs.values())
+
+    @property
     def iterates(self) -> bool:
         """Whether the attack takes steps, or is a closed form."""
         return isinstance(self._build(self.config.hyperparameters(), self.config.steps), Attack)

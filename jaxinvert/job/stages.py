@@ -259,14 +259,10 @@ def execute_jobs(
     """
     if not program.iterates:
         return [execute(config, program, seen) for config, seen in zip(configs, observations)]
-    ready = [_with_restored_labels(config, program, seen) for config, seen in zip(configs, observations)]
-    stacked, traced = (
-        jax.tree.map(lambda *leaves: jnp.stack(leaves), *items) for items in (ready, [*map(_traced, configs)])
-    )
     num_steps = configs[0].steps
     search, steps, losses, progress = program.search(len(configs)), [], [], None
     reports = {"num_steps": num_steps, "report_every": max(1, -(-num_steps // _REPORTS_PER_JOB))}
-    for progress in search(jnp.stack([*map(_key, configs)]), stacked, traced, **reports):
+    for progress in search(*_side_by_side(configs, program, observations), **reports):
         steps.append(progress.step)
         losses.append(progress.best_loss)
         on_progress(progress)
@@ -285,7 +281,25 @@ def execute_jobs(
     ]
 
 
+def peak_bytes(configs: Sequence[JobConfig], program: Program, observations: Sequence[Observation]) -> int:
+    """Memory of the program behind `execute_jobs` at its peak, in bytes; 0 for closed forms. Compiles."""
+    if not program.iterates:
+        return 0
+    return program.search(len(configs)).peak_bytes(*_side_by_side(configs, program, observations))
+
+
 _REPORTS_PER_JOB = 20
+
+
+def _side_by_side(
+    configs: Sequence[JobConfig], program: Program, observations: Sequence[Observation]
+) -> tuple[Key, Observation, dict[str, Any]]:
+    """Keys, observations and numbers of jobs, stacked."""
+    ready = [_with_restored_labels(config, program, seen) for config, seen in zip(configs, observations)]
+    if "surrogate" not in program.config.needs:  # it was for the label rule: too large to hand on for every job
+        ready = [seen._replace(surrogate=None) for seen in ready]
+    jobs = [(_key(config), seen, _traced(config)) for config, seen in zip(configs, ready)]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *jobs)
 
 
 def _key(config: JobConfig) -> Key:

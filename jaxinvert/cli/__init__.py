@@ -1,0 +1,6 @@
+"""The command line: `jaxinvert invert`, `sweep`, `report`, `list`, `data prepare`."""
+
+from jaxinvert.cli.invert import command_line, invert_and_write
+from jaxinvert.cli.main import main, run
+
+__all__ = ["command_line", "invert_and_write", "main", "run"]

@@ -1,0 +1,148 @@
+"""`jaxinvert invert`: one job, its table, and its files."""
+
+import shlex
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jaxinvert import job, report, search, store
+from jaxinvert.cli.console import EXIT_INTERRUPTED, bad_input, progress_bar
+from jaxinvert.report import wording
+
+
+@dataclass(frozen=True)
+class Invert(job.JobConfig):
+    """Simulate clients, observe their updates, and try to get their images back.
+
+    Attributes:
+      out: folder for `summary.json`, `reconstructions.npz`, `reconstructions.png` and `report.html`.
+    """
+
+    out: Path = Path("runs/invert")
+
+
+def invert(command: Invert, command_line: str) -> int:
+    """Runs the command and returns its exit status."""
+    _, interrupted = invert_and_write(command, command.out, command_line=command_line)
+    return EXIT_INTERRUPTED if interrupted else 0
+
+
+def invert_and_write(config: job.JobConfig, folder: Path, *, command_line: str) -> tuple[job.Outcome, bool]:
+    """Runs a job with live progress, prints its table and writes its files.
+
+    Args:
+      config: the job.
+      folder: where `summary.json`, `reconstructions.npz`, `reconstructions.png` and `report.html` go.
+      command_line: how to run it again, for the report.
+
+    Returns:
+      The outcome, and whether the run was interrupted (then the outcome is the best so far).
+
+    Raises:
+      BadInputError: if the job is not possible.
+    """
+    console = Console()
+    with bad_input():
+        task = job.prepare(config)
+    store.check_writable(folder)
+    size = "x".join(map(str, task.model.input_shape))
+    console.print(
+        f"[bold]{config.attack}[/] on {task.model.name}: {config.targets} targets x {config.num_private} examples, "
+        f"{size} pixels",
+        highlight=False,
+    )
+    with progress_bar(console) as bar:
+        row = bar.add_task("compiling", total=config.steps, loss="", speed="")
+
+        def show(progress: search.Progress) -> None:
+            lanes = progress.best_loss.size
+            bar.update(
+                row,
+                description="inverting",
+                completed=progress.step,
+                loss=f"attack loss {np.median(progress.best_loss.min(axis=1)):.2e}",
+                speed=f"{progress.step * lanes / max(progress.seconds, 1e-9):,.0f} steps/s",
+            )
+
+        with bad_input():  # an attack that does not fit the model says so when it is traced
+            execution = job.execute(config, task.program, task.observations, on_progress=show)
+        if execution.interrupted:
+            bar.update(row, description="interrupted")
+        elif not execution.history:
+            bar.update(row, description="solved", total=1, completed=1)
+        else:
+            bar.update(row, description="inverted")
+    with job.uninterruptible():
+        outcome = job.measure(config, task, execution)
+        outcome.summary["command"] = command_line
+        console.print(_table(outcome.summary))
+        if found := outcome.summary["labels"]:
+            how = "restored" if config.labels == "restored" else "found"
+            exact = f"exact for {np.sum(found['exact'])} of {config.targets} targets"
+            console.print(f"labels {how}: {exact}, {found['recall']:.0%} of the examples", highlight=False)
+        if failed := [t for t, target in enumerate(outcome.summary["targets"]) if target["failed"]]:
+            console.print(
+                f"targets {failed}: no restart had a finite attack loss; their pictures show only a start",
+                style="bold red",
+                markup=False,
+            )
+        write_outcome(folder, outcome)
+    console.print(f"pictures and page: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+    return outcome, execution.interrupted
+
+
+def command_line(config: job.JobConfig, folder: Path) -> str:
+    """The command that runs `config` and writes to `folder`."""
+    defaults = asdict(job.JobConfig())
+    changed = {name: value for name, value in asdict(config).items() if value != defaults[name]}
+    flags = [word for name, value in changed.items() for word in _words(name.replace("_", "-"), value)]
+    return shlex.join(["jaxinvert", "invert", *flags, "--out", str(folder)])
+
+
+def _words(flag: str, value: Any) -> list[str]:
+    """A flag and its value as the command line takes them."""
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    if isinstance(value, dict):
+        return [f"--{flag}", *(str(part) for item in value.items() for part in item)]
+    return [f"--{flag}", str(value)]
+
+
+def write_outcome(folder: Path, outcome: job.Outcome) -> None:
+    """Writes `summary.json`, `reconstructions.npz`, `reconstructions.png` and `report.html` into `folder`."""
+    store.save_json(folder / "summary.json", outcome.summary)
+    store.save_arrays(
+        folder / "reconstructions.npz", {"truth": outcome.truth, "reconstruction": outcome.reconstruction}
+    )
+    report.save_reconstructions_png(
+        folder / "reconstructions.png",
+        truth=outcome.truth,
+        reconstruction=outcome.reconstruction,
+        captions=report.captions(outcome.summary),
+    )
+    report.save_report_html(
+        folder / "report.html",
+        summary=outcome.summary,
+        truth=outcome.truth,
+        reconstruction=outcome.reconstruction,
+        history=outcome.history,
+    )
+
+
+def _table(summary: dict) -> Table:
+    """The figures per image, and their median."""
+    table = Table("target", "example", "class", "PSNR dB", "SSIM", "MSE", "attack loss")
+    measures = ("psnr_db", "ssim", "mse")
+    for image in summary["images"]:
+        figures = (wording.number(image[name], name) for name in measures)
+        loss = summary["targets"][image["target"]]["attack_loss"]
+        table.add_row(str(image["target"]), str(image["example"]), Text(image["class_name"]), *figures, f"{loss:.2e}")
+    table.add_section()
+    medians = (wording.number(summary["quality"][name]["median"], name) for name in measures)
+    table.add_row("median", "", "", *medians, "")
+    return table

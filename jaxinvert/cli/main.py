@@ -1,0 +1,138 @@
+"""The command line: which commands there are, and those of a few lines."""
+
+import inspect
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jaxinvert import data, job, labels, models, objectives, regularizers, threat_models
+from jaxinvert.attacks import registry
+from jaxinvert.cli.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, BadInputError, bad_input
+from jaxinvert.cli.invert import Invert, invert
+from jaxinvert.cli.sweep import Report, Sweep, report_sweep, sweep
+
+
+@dataclass(frozen=True)
+class List:
+    """Show attacks, threat models, label rules, models, data sets, objectives and regularizers by name."""
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Download a data set, or read its official files from a folder, and store it for `--data NAME`.
+
+    Attributes:
+      name: of the data set, see `jaxinvert list`.
+      source: folder with the official files; nothing is downloaded then.
+    """
+
+    name: tyro.conf.Positional[str]
+    source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+
+
+Command = (
+    Annotated[Invert, tyro.conf.subcommand("invert")]
+    | Annotated[Sweep, tyro.conf.subcommand("sweep")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[List, tyro.conf.subcommand("list")]
+    | Annotated[Prepare, tyro.conf.subcommand("data prepare")]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit status: 0, 2 for bad input, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command_line = shlex.join(["jaxinvert", *arguments])
+    if arguments[:2] == ["data", "prepare"]:  # two words, one command
+        arguments[:2] = ["data prepare"]
+    try:
+        command = tyro.cli(
+            Command,
+            prog="jaxinvert",
+            description="Measure what a federated-learning update leaks.",
+            args=arguments,
+        )
+        return _COMMANDS[type(command)](command, command_line)
+    except (BadInputError, OSError) as error:
+        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        with job.uninterruptible():
+            Console(stderr=True).print("interrupted before anything was reconstructed; nothing was written")
+        return EXIT_INTERRUPTED
+
+
+def run() -> NoReturn:
+    """Runs the command line as a process.
+
+    An interrupt can leave a compiler thread behind, which the interpreter would not survive shutting down: then the
+    process ends without it.
+    """
+    try:
+        status = main()
+    except KeyboardInterrupt:
+        status = EXIT_INTERRUPTED
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status == EXIT_INTERRUPTED:
+        os._exit(status)
+    sys.exit(status)
+
+
+def _list(command: List, command_line: str) -> int:
+    del command, command_line
+    console = Console()
+    rows = {
+        "attacks": {name: _described(recipe) for name, recipe in registry.REGISTRY.items()},
+        "threat models": {name: "grants " + ", ".join(model.granted) for name, model in threat_models.LADDER.items()},
+        "label rules": {name: rule.summary for name, rule in labels.REGISTRY.items()},
+        "models": {name: _first_line(factory) for name, factory in models.REGISTRY.items()},
+        "data sets": dict.fromkeys(data.names(), "") | {"FOLDER": "any folder of images", "FILE.npz": "arrays"},
+        "objectives": {name: _first_line(objective) for name, objective in objectives.REGISTRY.items()},
+        "regularizers": {name: _first_line(prior) for name, prior in regularizers.REGISTRY.items()},
+    }
+    for kind, entries in rows.items():
+        table = Table(
+            title=kind, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2)
+        )
+        for name, summary in entries.items():
+            table.add_row(name, Text(summary))
+        console.print(table)
+    return 0
+
+
+def _described(recipe: registry.Recipe) -> str:
+    settings = ", ".join(f"{name} {value:g}" for name, value in recipe.hyperparameters.items())
+    return f"{recipe.summary}; settings: {settings}" if settings else recipe.summary
+
+
+def _prepare(command: Prepare, command_line: str) -> int:
+    del command_line
+    with bad_input():
+        where = data.prepare(command.name, source=command.source)
+    Console().print(f"{command.name} is ready in {where}", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+_COMMANDS: dict[type, Callable[..., int]] = {
+    Invert: invert,
+    Sweep: sweep,
+    Report: report_sweep,
+    List: _list,
+    Prepare: _prepare,
+}
+
+
+def _first_line(documented: object) -> str:
+    """The first sentence of a docstring, looking through `functools.partial`."""
+    text = inspect.getdoc(getattr(documented, "func", documented)) or ""
+    return text.split("\n\n")[0].split(". ")[0].replace("\n", " ").replace("`", "")

@@ -1,0 +1,132 @@
+"""`jaxinvert sweep` and `jaxinvert report`: many jobs from one file, and what came of them."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jaxinvert import search, store, sweeps
+from jaxinvert.cli.console import EXIT_INTERRUPTED, bad_input, progress_bar
+
+_EXIT_FAILURES = 1
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Run all jobs of a YAML file, compiled together, recorded one by one; run it again to go on or to repair.
+
+    Attributes:
+      file: fields of `jaxinvert invert` (with `_` for `-`), `grid`, `list` and `batch`, see `jaxinvert.sweeps.plan`.
+      out: folder for the records, `summary.parquet` and `report.html`.
+      engine: "process" computes here, "ray" on a Ray cluster (`pip install 'jaxinvert[ray]'`).
+      address: of the Ray cluster; by default the one in the environment, else one on this machine.
+      cpus: that each Ray task occupies; by default all of a machine's.
+      gpus: that each Ray task occupies.
+      dry_run: only show the plan: jobs, programs to compile, memory, estimated time. Compiles and times each program.
+    """
+
+    file: tyro.conf.Positional[Path]
+    out: Path = Path("runs/sweep")
+    engine: Literal["process", "ray"] = "process"
+    address: str | None = None
+    cpus: float | None = None
+    gpus: float = 0
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """Show what came of a sweep, finished or not: a table here, `summary.parquet` and `report.html` in its folder.
+
+    Attributes:
+      folder: of the sweep.
+    """
+
+    folder: tyro.conf.Positional[Path]
+
+
+def sweep(command: Sweep, command_line: str) -> int:
+    """Runs the command; exit status 1 if jobs failed."""
+    del command_line
+    console = Console()
+    with bad_input():
+        plan = sweeps.read_plan(command.file)
+    console.print(
+        f"[bold]{len(plan.jobs)} jobs[/] in {len(plan.batches)} batches, {plan.num_programs} programs to compile; "
+        f"they differ in {', '.join(plan.varied) or 'nothing'}",
+        highlight=False,
+    )
+    if command.dry_run:
+        return _show_plan(plan, console)
+    store.check_writable(command.out)
+    begin, finished = time.perf_counter(), None
+    with progress_bar(console) as bar:
+        row = bar.add_task("jobs", total=len(plan.jobs), loss="", speed="")
+
+        def show(batch: sweeps.Batch, progress: search.Progress) -> None:
+            steps = progress.step * progress.best_loss.size
+            speed = f"{steps / max(progress.seconds, 1e-9):,.0f} steps/s"
+            part = progress.step / max(progress.num_steps, 1) * len(batch.jobs)
+            bar.update(row, completed=done_before + part, speed=speed)
+
+        done_before = 0
+        with bad_input():
+            engine = (
+                sweeps.in_process(show)
+                if command.engine == "process"
+                else sweeps.on_ray(command.address, cpus=command.cpus, gpus=command.gpus)
+            )
+        try:
+            for finished in sweeps.run(plan, command.out, engine=engine):
+                done_before = finished.done + finished.failed
+                failed = f"{finished.failed} failed" if finished.failed else ""
+                bar.update(row, completed=done_before, loss=failed)
+        except KeyboardInterrupt:
+            bar.update(row, description="interrupted")
+            bar.stop()
+            console.print(f"interrupted; what is recorded stays, and the same command goes on: {command.out}")
+            return EXIT_INTERRUPTED
+    assert finished is not None
+    console.print(
+        f"{finished.done} of {finished.total} jobs recorded, {finished.failed} failed, "
+        f"{time.perf_counter() - begin:,.0f} s",
+        highlight=False,
+    )
+    _report(command.out, console)
+    return _EXIT_FAILURES if finished.failed else 0
+
+
+def report_sweep(command: Report, command_line: str) -> int:
+    """Runs the command."""
+    del command_line
+    with bad_input():
+        _report(command.folder, Console())
+    return 0
+
+
+def _show_plan(plan: sweeps.Plan, console: Console) -> int:
+    """Prints what each program will cost."""
+    table = Table("attack", "model", "jobs", "batches", "jobs per batch", "peak MiB", "compile s", "run s")
+    total = 0.0
+    with bad_input():
+        for program in sweeps.estimate(plan):
+            total += program.seconds
+            run = program.seconds - program.seconds_compile
+            sizes = (program.num_jobs, program.num_batches, program.width)
+            costs = (f"{program.peak_bytes / 2**20:,.0f}", f"{program.seconds_compile:,.1f}", f"{run:,.1f}")
+            table.add_row(Text(program.attack), Text(program.model), *map(str, sizes), *costs)
+    console.print(table)
+    console.print(f"about {total:,.0f} s on this machine; nothing was recorded", highlight=False)
+    return 0
+
+
+def _report(folder: Path, console: Console) -> None:
+    """Prints the table of a sweep and writes its summary and page."""
+    rows = sweeps.summarize(folder)
+    plan = sweeps.read_plan_file(folder)
+    console.print(len(rows), plan["varied"])

@@ -1,0 +1,33 @@
+"""Sweeps: many jobs from one file, compiled together, recorded one by one, resumed after anything.
+
+plan = read_plan("sweep.yaml")
+for finished in run(plan, "runs/sweep"):
+print(finished.done, "of", finished.total)
+rows = summarize("runs/sweep")
+"""
+
+from jaxinvert.sweeps.engines import Engine, Finished, in_process, on_ray, run
+from jaxinvert.sweeps.estimate import Estimate, estimate
+from jaxinvert.sweeps.plan import Batch, Job, Plan, make_plan, read_plan
+from jaxinvert.sweeps.records import Record, failures_of, read_plan_file, read_record, records_of, summarize
+
+__all__ = [
+    "Batch",
+    "Engine",
+    "Estimate",
+    "Finished",
+    "Job",
+    "Plan",
+    "Record",
+    "estimate",
+    "failures_of",
+    "in_process",
+    "make_plan",
+    "on_ray",
+    "read_plan",
+    "read_plan_file",
+    "read_record",
+    "records_of",
+    "run",
+    "summarize",
+]

@@ -1,0 +1,205 @@
+"""Who computes a sweep: this process, or a Ray cluster. Records and order of batches are the same."""
+
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxinvert import job as jobs
+from jaxinvert import search, store
+from jaxinvert.job.environment import device_name
+from jaxinvert.sweeps import records
+from jaxinvert.sweeps.plan import Batch, Job, Plan
+from jaxinvert.sweeps.records import Record
+
+
+class Computed(NamedTuple):
+    """What became of a batch.
+
+    Attributes:
+      records: of the jobs that succeeded.
+      failures: the others, with their tracebacks.
+      log: seconds, device and the like.
+    """
+
+    records: list[Record]
+    failures: list[tuple[Job, str]]
+    log: dict[str, Any]
+
+
+class Finished(NamedTuple):
+    """A report of a running sweep.
+
+    Attributes:
+      done: jobs that have a record by now, those of earlier runs included.
+      failed: jobs that failed in this run.
+      total: all jobs.
+      log: of the batch just finished; empty in the first report.
+    """
+
+    done: int
+    failed: int
+    total: int
+    log: dict[str, Any]
+
+
+OnProgress = Callable[[Batch, search.Progress], None]
+Engine = Callable[[Iterable[Batch]], Iterator[tuple[Batch, Computed]]]
+"""Computes batches in any order."""
+
+
+def run(plan: Plan, folder: Path | str, *, engine: Engine | None = None) -> Iterator[Finished]:
+    """Computes what is missing of a sweep, batch by batch, recording every job as soon as its batch is done.
+
+    A batch is computed again, whole, if any of its jobs has no whole record: killed at any instant, a sweep loses at
+    most the batches in flight. Failed jobs are tried again by the next call.
+
+    Args:
+      plan: the sweep.
+      folder: for its records; an earlier run's are kept.
+      engine: by default `in_process()`.
+
+    Yields:
+      A report at the start and after every batch.
+
+    Raises:
+      OSError: if a record cannot be written; what was recorded before stays.
+    """
+    folder = Path(folder)
+    store.check_writable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    records.clear_leavings(folder)
+    records.write_plan_file(folder, plan)
+    recorded = {job.name for job in plan.jobs if records.is_recorded(folder, job.name)}
+    missing = [batch for batch in plan.batches if any(job.name not in recorded for job in batch.jobs)]
+    failed: set[str] = set()
+    yield Finished(len(recorded), 0, len(plan.jobs), {})
+    for _, computed in (engine or in_process())(missing):
+        for record in computed.records:
+            if record.name not in recorded:
+                records.write_record(folder, record)
+                recorded.add(record.name)
+        for failure, trace in computed.failures:
+            if failure.name not in recorded:
+                records.write_failure(folder, failure, trace)
+                failed.add(failure.name)
+        records.append_log(folder, computed.log)
+        yield Finished(len(recorded), len(failed), len(plan.jobs), computed.log)
+
+
+def in_process(on_progress: OnProgress = lambda batch, progress: None) -> Engine:
+    """This process, one batch after the other.
+
+    Args:
+      on_progress: called about twenty times per batch.
+    """
+
+    def compute_all(batches: Iterable[Batch]) -> Iterator[tuple[Batch, Computed]]:
+        bench = Bench()
+        for batch in batches:
+            yield batch, bench.compute(batch, on_progress)
+
+    return compute_all
+
+
+def on_ray(address: str | None = None, *, cpus: float | None = None, gpus: float = 0, retries: int = 3) -> Engine:
+    """A Ray cluster, every batch a task.
+
+    Args:
+      address: of the cluster; by default the one in the environment, else one on this machine.
+      cpus: that a task occupies; by default all of the smallest machine's, one task at a time each.
+      gpus: that a task occupies.
+      retries: of a task whose worker died.
+
+    Raises:
+      ValueError: if Ray is not installed.
+    """
+    try:
+        import ray  # pyright: ignore[reportMissingImports] (an extra)
+    except ImportError as error:
+        raise ValueError("the engine 'ray' needs Ray: pip install 'jaxinvert[ray]'") from error
+
+    def compute_all(batches: Iterable[Batch]) -> Iterator[tuple[Batch, Computed]]:
+        started = not ray.is_initialized()
+        if started:
+            ray.init(address=address, log_to_driver=False, include_dashboard=False)
+        try:
+            machines = [node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]]
+            remote = ray.remote(num_cpus=cpus or min(machines), num_gpus=gpus, max_retries=retries, max_calls=0)(
+                _compute_on_worker
+            )
+            waiting = {remote.remote(batch): batch for batch in batches}
+            while waiting:
+                (ready,), _ = ray.wait(list(waiting), num_returns=1)
+                batch = waiting.pop(ready)
+                try:
+                    computed = ray.get(ready)
+                except ray.exceptions.RayError as error:
+                    computed = Computed([], [(job, str(error)) for job in batch.jobs], {"failed": "worker lost"})
+                yield batch, computed
+        finally:
+            if started:
+                ray.shutdown()
+
+    return compute_all
+
+
+class Bench:
+    """Computes batches, keeping the last program and data for the next batch."""
+
+    def __init__(self) -> None:
+        self._form: jobs.JobConfig | None = None
+        self._setup: jobs.Setup | None = None
+
+    def compute(self, batch: Batch, on_progress: OnProgress = lambda batch, progress: None) -> Computed:
+        """Computes a batch; whatever goes wrong with a job becomes a failure of this job or batch."""
+        begin = time.time()
+        failures: list[tuple[Job, str]] = []
+        prepared: list[tuple[Job, jobs.Task]] = []
+        for job in batch.jobs:
+            try:
+                prepared.append((job, jobs.prepare(job.config, self._setup_for(job.config))))
+            except Exception:
+                failures.append((job, traceback.format_exc()))
+        found: list[Record] = []
+        traces = 0
+        if prepared:
+            try:
+                lanes = prepared + [prepared[-1]] * (batch.width - len(prepared))
+                program = lanes[0][1].program
+                executions = jobs.execute_jobs(
+                    [job.config for job, _ in lanes],
+                    program,
+                    [task.observations for _, task in lanes],
+                    on_progress=lambda progress: on_progress(batch, progress),
+                )
+                traces = program.num_traces
+                for (job, task), execution in zip(prepared, executions):
+                    outcome = jobs.measure(job.config, task, execution)
+                    found.append(records.make_record(job, outcome, batch_size=batch.width))
+            except Exception:
+                failures += [(job, traceback.format_exc()) for job, _ in prepared[len(found) :]]
+        log = {
+            "begin": begin,
+            "seconds": time.time() - begin,
+            "jobs": [job.name for job in batch.jobs],
+            "failed": len(failures),
+            "programs_traced": traces,
+            "device": device_name(),
+        }
+        return Computed(found, failures, log)
+
+    def _setup_for(self, config: jobs.JobConfig) -> jobs.Setup:
+        form = jobs.compiled_form(config)
+        if self._setup is None or form != self._form:
+            self._form, self._setup = form, jobs.set_up(config)
+        return self._setup
+
+
+_BENCH = Bench()
+
+
+def _compute_on_worker(batch: Batch) -> Computed:
+    """A Ray task; a worker keeps its bench from one task to the next."""
+    return _BENCH.compute(batch)

@@ -1,0 +1,82 @@
+"""How long a sweep will take and how much memory, measured on a few steps of each of its programs."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+from jaxinvert import job as jobs
+from jaxinvert.sweeps.plan import Batch, Plan
+
+_SECONDS_TO_MEASURE = 1.0
+
+
+class Estimate(NamedTuple):
+    """What one program of a sweep will cost.
+
+    Attributes:
+      attack: its name.
+      model: its name.
+      num_jobs: that it computes.
+      num_batches: calls of it.
+      width: jobs per call.
+      peak_bytes: memory at its peak, arguments and results included; 0 if unknown.
+      seconds_compile: measured.
+      seconds_per_step: of a whole batch, measured.
+      seconds: estimated, for compilation and all batches.
+    """
+
+    attack: str
+    model: str
+    num_jobs: int
+    num_batches: int
+    width: int
+    peak_bytes: int
+    seconds_compile: float
+    seconds_per_step: float
+    seconds: float
+
+
+def estimate(plan: Plan) -> Iterator[Estimate]:
+    """Compiles every program of a sweep and times a few of its steps.
+
+    Raises:
+      ValueError: if a job cannot be prepared.
+    """
+    by_program: dict[str, list[Batch]] = {}
+    for batch in plan.batches:
+        form = f"{jobs.compiled_form(batch.jobs[0].config)!r} {batch.width}"
+        by_program.setdefault(form, []).append(batch)
+    for batches in by_program.values():
+        yield _measured(batches)
+
+
+def _measured(batches: list[Batch]) -> Estimate:
+    first = batches[0]
+    config = first.jobs[0].config
+    setup = jobs.set_up(config)
+    lanes = [*first.jobs, *[first.jobs[-1]] * (first.width - len(first.jobs))]
+    seen = [jobs.prepare(one.config, setup).observations for one in lanes]
+
+    def execute(steps: int) -> jobs.Execution:
+        configs = [replace(one.config, steps=min(steps, one.config.steps)) for one in lanes]
+        return jobs.execute_jobs(configs, setup.program, seen)[0]
+
+    compiling = execute(1)
+    per_step = execute(2).seconds_run * first.width / 3  # two steps, and the last iterate's evaluation
+    steps = int(_SECONDS_TO_MEASURE / max(per_step, 1e-6))
+    if setup.program.iterates and steps > 2:
+        timed = execute(steps)
+        per_step = timed.seconds_run * first.width / (timed.num_steps + 1)
+    seconds_compile = compiling.seconds_compile * first.width
+    num_steps = sum(batch.jobs[0].config.steps + 1 for batch in batches)
+    return Estimate(
+        attack=config.attack,
+        model=config.model,
+        num_jobs=sum(len(batch.jobs) for batch in batches),
+        num_batches=len(batches),
+        width=first.width,
+        peak_bytes=jobs.peak_bytes([one.config for one in lanes], setup.program, seen),
+        seconds_compile=seconds_compile,
+        seconds_per_step=per_step,
+        seconds=seconds_compile + per_step * num_steps,
+    )

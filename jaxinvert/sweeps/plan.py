@@ -1,0 +1,271 @@
+"""What a sweep file asks for: its jobs, and in which batches they are computed.
+
+A sweep file is YAML. Its fields are those of `JobConfig`; `grid` multiplies, `list` alternates, and both may stand in
+every entry of a list::
+
+    model: lenet
+    steps: 300
+    grid:
+      tv: [1e-4, 1e-3, 1e-2]
+      seed: [0, 1, 2]
+    list:
+      - attack: inverting-gradients
+        grid: {lr: [0.03, 0.1]}
+      - attack: see-through-gradients
+
+Jobs that differ only in numbers (`job.compiled_form`) share one compiled program and are computed in batches. Which
+job is in which batch, and how wide a batch is, follows from the file alone: not from what an earlier run has left to
+do, nor from who computes it. Therefore a resumed sweep yields the same records.
+"""
+
+import hashlib
+import itertools
+import json
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+import yaml
+
+from jaxinvert.job import JobConfig, compiled_form
+
+MAX_JOBS = 1_000_000
+_MAX_FILE_BYTES = 2**20
+_LANES_PER_BATCH = 64
+_FORMAT = 1
+
+
+class Job(NamedTuple):
+    """One job of a sweep.
+
+    Attributes:
+      name: 24 hexadecimal digits, the hash of all that determines the result.
+      config: the job.
+    """
+
+    name: str
+    config: JobConfig
+
+
+class Batch(NamedTuple):
+    """Jobs that are computed by one call of one compiled program.
+
+    Attributes:
+      jobs: at least one; all with the same compiled form and number of steps.
+      width: how many jobs the program takes; where there are fewer, the last one fills the gap.
+    """
+
+    jobs: tuple[Job, ...]
+    width: int
+
+
+class Plan(NamedTuple):
+    """All of a sweep.
+
+    Attributes:
+      jobs: without repetitions, in the order of the file.
+      batches: the same jobs; those of one program follow one another.
+      varied: the fields in which jobs differ; settings as `settings.NAME`.
+    """
+
+    jobs: tuple[Job, ...]
+    batches: tuple[Batch, ...]
+    varied: tuple[str, ...]
+
+    @property
+    def num_programs(self) -> int:
+        """How many attack programs have to be compiled: one for each compiled form and width."""
+        return len({(_identity(compiled_form(batch.jobs[0].config)), batch.width) for batch in self.batches})
+
+
+def read_plan(file: Path | str) -> Plan:
+    """Reads a sweep file, see the module's docstring.
+
+    Paths in it are relative to the working directory.
+
+    Raises:
+      ValueError: if it is no YAML of that kind, or names a field, a value or a job that cannot be.
+    """
+    file = Path(file)
+    if (size := file.stat().st_size) > _MAX_FILE_BYTES:
+        raise ValueError(f"{file} has {size} bytes, more than a sweep file's {_MAX_FILE_BYTES}")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{file} is not readable YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds {type(content).__name__}, expected fields such as 'attack: dlg'")
+    batch = content.pop("batch", None)
+    if batch is not None and (not isinstance(batch, int) or isinstance(batch, bool) or batch < 1):
+        raise ValueError(f"{file}: batch is {batch!r}, expected a whole number of at least 1")
+    try:
+        return make_plan(expand(content), batch=batch)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def expand(block: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields the fields of every job of a block: its own, times its grid, times the blocks of its list.
+
+    Raises:
+      ValueError: if `grid` or `list` are not made as they should be.
+    """
+    grid, blocks = block.get("grid", {}), block.get("list", [{}])
+    own = {name: value for name, value in block.items() if name not in ("grid", "list")}
+    if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
+        raise ValueError(f"grid is {grid!r}, expected lists of values, such as 'tv: [1e-3, 1e-2]'")
+    if not isinstance(blocks, list) or not blocks or not all(isinstance(item, dict) for item in blocks):
+        raise ValueError(f"list is {blocks!r}, expected entries such as '- attack: dlg'")
+    if twice := sorted(own.keys() & grid.keys()):
+        raise ValueError(f"{twice[0]} is given twice, as {own[twice[0]]!r} and in the grid")
+    for values in itertools.product(*grid.values()):
+        for item in blocks:
+            inner = expand(item) if item else [{}]
+            for fields_of_item in inner:
+                yield {**own, **dict(zip(grid, values)), **fields_of_item}
+
+
+def make_plan(jobs: Iterator[Mapping[str, Any]] | Sequence[Mapping[str, Any]], *, batch: int | None = None) -> Plan:
+    """Checks the fields of jobs and arranges them.
+
+    Args:
+      jobs: fields of `JobConfig`, one mapping for each job; what is repeated is done once.
+      batch: jobs computed by one call; by default as many as make 64 restarts x targets. All jobs of one program if
+        there are fewer.
+
+    Raises:
+      ValueError: naming the job, if one cannot be, or there are none, or more than `MAX_JOBS`.
+    """
+    unique: dict[str, Job] = {}
+    digests: dict[Path, str] = {}
+    for number, chosen in enumerate(jobs):
+        if number == MAX_JOBS:
+            raise ValueError(f"more than {MAX_JOBS} jobs")
+        try:
+            config = JobConfig(**{name: _typed(name, value) for name, value in chosen.items()})
+        except ValueError as error:
+            raise ValueError(f"job {number} {dict(chosen)}: {error}") from error
+        name = job_name(config, digests)
+        unique.setdefault(name, Job(name, config))
+    if not unique:
+        raise ValueError("there are no jobs")
+    together: dict[str, dict[int, list[Job]]] = {}
+    for one in unique.values():
+        together.setdefault(_identity(compiled_form(one.config)), {}).setdefault(one.config.steps, []).append(one)
+    batches = []
+    for by_steps in together.values():
+        config = next(iter(by_steps.values()))[0].config
+        most = batch or max(1, _LANES_PER_BATCH // (config.targets * config.restarts))
+        width = min(most, max(map(len, by_steps.values())))
+        for group in by_steps.values():
+            batches += [Batch(tuple(group[i : i + width]), width) for i in range(0, len(group), width)]
+    return Plan(tuple(unique.values()), tuple(batches), _varied([job.config for job in unique.values()]))
+
+
+def job_name(config: JobConfig, digests: dict[Path, str] | None = None) -> str:
+    """The hash of all that determines a job's result: fields, hyper-parameters, and the files that they name.
+
+    Args:
+      config: the job.
+      digests: of files that were hashed before; is added to.
+
+    Raises:
+      ValueError: if a file is not there.
+    """
+    digests = {} if digests is None else digests
+    paths = [config.checkpoint] if config.checkpoint else []
+    paths += [Path(config.data)] if Path(config.data).is_file() else []
+    for path in paths:
+        if path not in digests:
+            digests[path] = digest(path)
+    content = {
+        "format": _FORMAT,
+        "config": {**asdict(config), "settings": config.hyperparameters(), "tv": None, "lr": None},
+        "files": [digests[path] for path in paths],
+    }
+    return hashlib.sha256(_canonical(content).encode()).hexdigest()[:24]
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+      ValueError: if it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+
+
+def varied_values(config: JobConfig, varied: Sequence[str]) -> dict[str, Any]:
+    """The values of the fields that `Plan.varied` names."""
+    flat = _flat(config)
+    return {name: flat.get(name) for name in varied}
+
+
+def _varied(configs: Sequence[JobConfig]) -> tuple[str, ...]:
+    rows = [_flat(config) for config in configs]
+    names = dict.fromkeys(name for row in rows for name in row)
+    return tuple(name for name in names if len({_canonical(row.get(name)) for row in rows}) > 1)
+
+
+def _flat(config: JobConfig) -> dict[str, Any]:
+    """All fields; hyper-parameters, whether given or default, as `settings.NAME`."""
+    plain = {field.name: getattr(config, field.name) for field in fields(config)}
+    for name in ("settings", "tv", "lr"):  # among the hyper-parameters
+        del plain[name]
+    return plain | {f"settings.{name}": value for name, value in config.hyperparameters().items()}
+
+
+def _identity(config: JobConfig) -> str:
+    return _canonical(asdict(config))
+
+
+def _canonical(content: Any) -> str:
+    return json.dumps(content, sort_keys=True, default=str)
+
+
+_TYPES = get_type_hints(JobConfig)
+
+
+def _typed(name: str, value: Any) -> Any:
+    """The value as the field `name` wants it; YAML reads `1e-3` as text and knows no paths.
+
+    Raises:
+      ValueError: if there is no such field, or it wants something else.
+    """
+    if name not in _TYPES:
+        raise ValueError(f"there is no field {name!r}; there are {', '.join(_TYPES)}")
+    wanted = _TYPES[name]
+    options = get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
+    for option in options:
+        try:
+            return _as_type(option, value)
+        except (TypeError, ValueError):
+            continue
+    raise ValueError(f"{name} is {value!r}, expected {getattr(wanted, '__name__', str(wanted))}")
+
+
+def _as_type(wanted: Any, value: Any) -> Any:
+    if get_origin(wanted) is Literal:
+        if value in get_args(wanted):
+            return value
+    elif get_origin(wanted) is dict:
+        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+            return {key: _as_type(float, number) for key, number in value.items()}
+    elif wanted is type(None):
+        if value is None:
+            return None
+    elif wanted is float:
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            return float(value)
+    elif wanted is Path:
+        if isinstance(value, str | Path):
+            return Path(value)
+    elif isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool)):
+        return value
+    raise TypeError

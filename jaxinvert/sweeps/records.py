@@ -1,0 +1,238 @@
+"""What a sweep leaves behind: one checksummed record per job, a log of how it went, and a table of everything.
+
+    DIR/plan.json             the jobs, and which fields they differ in
+    DIR/records/NAME.json     fields, figures, and the checksums of this file and the next
+    DIR/records/NAME.npz      truth and reconstruction [N, H, W, C], and the history of the attack loss
+    DIR/failures/NAME.json    fields and traceback of a job that failed last time
+    DIR/log.jsonl             when, where and how fast batches were computed
+    DIR/summary.parquet       one row per image of every record
+
+A record says nothing of time or place, so that a job computed twice by the same plan on the same kind of machine
+leaves the same bytes; the log does. The arrays are written first, and a record exists once its JSON does.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from jaxinvert import store
+from jaxinvert.job import JobConfig, Outcome
+from jaxinvert.sweeps.plan import Job, Plan, varied_values
+
+_VOLATILE = ("seconds_compile", "seconds_run", "steps_per_second", "interrupted")
+
+
+class Record(NamedTuple):
+    """What is known of a finished job.
+
+    Attributes:
+      name: of the job.
+      config: its fields.
+      summary: as of `Outcome`, without what differs between runs.
+      arrays: `truth`, `reconstruction` `[N, H, W, C]`, `history_step [P]`, `history_best_loss [P, T, R]`.
+    """
+
+    name: str
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+def make_record(job: Job, outcome: Outcome, *, batch_size: int) -> Record:
+    """The record of a job that was computed along with others.
+
+    Args:
+      job: the job.
+      outcome: what came out.
+      batch_size: how many jobs the compiled program computed at once.
+    """
+    summary = {name: value for name, value in outcome.summary.items() if name not in (*_VOLATILE, "config")}
+    history = {f"history_{name}": values for name, values in outcome.history.items()}
+    arrays = {"truth": outcome.truth, "reconstruction": outcome.reconstruction, **history}
+    return Record(job.name, _fields(job.config), summary | {"jobs_in_program": batch_size}, arrays)
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """Writes a record so that it is either whole or absent, whatever happens, and forgets an earlier failure.
+
+    Raises:
+      OSError: if the disk is full, or not writable.
+    """
+    packed = io.BytesIO()
+    np.savez_compressed(packed, allow_pickle=False, **record.arrays)
+    store.write_atomically(_arrays_file(folder, record.name), lambda file: file.write(packed.getbuffer()))
+    content = store.plain(
+        {
+            "name": record.name,
+            "config": record.config,
+            "summary": record.summary,
+            "arrays_sha256": hashlib.sha256(packed.getbuffer()).hexdigest(),
+        }
+    )
+    store.save_json(_json_file(folder, record.name), {**content, "sha256": _checksum(content)})
+    _failure_file(folder, record.name).unlink(missing_ok=True)
+
+
+def read_record(folder: Path | str, name: str) -> Record:
+    """Reads a record and checks it.
+
+    Raises:
+      FileNotFoundError: if there is none.
+      ValueError: if any of it is not as it was written.
+    """
+    folder = Path(folder)
+    content = _read_checked(folder, name)
+    try:
+        packed = _arrays_file(folder, name).read_bytes()
+    except FileNotFoundError as error:
+        raise ValueError(f"record {name} has lost its arrays") from error
+    if hashlib.sha256(packed).hexdigest() != content["arrays_sha256"]:
+        raise ValueError(f"the arrays of record {name} are not those that were written")
+    return Record(name, content["config"], content["summary"], store.load_arrays(_arrays_file(folder, name)))
+
+
+def is_recorded(folder: Path, name: str) -> bool:
+    """Whether there is a whole record of a job."""
+    try:
+        read_record(folder, name)
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
+def records_of(folder: Path | str) -> Iterator[Record]:
+    """All whole records of a sweep, in the order of its plan.
+
+    Raises:
+      ValueError: if `folder` holds no sweep.
+    """
+    for name in read_plan_file(Path(folder))["jobs"]:
+        try:
+            yield read_record(folder, name)
+        except (FileNotFoundError, ValueError):
+            continue
+
+
+def write_failure(folder: Path, job: Job, traceback: str) -> None:
+    """Notes that a job failed, and how."""
+    content = {"name": job.name, "config": _fields(job.config), "traceback": traceback}
+    store.save_json(_failure_file(folder, job.name), content)
+
+
+def failures_of(folder: Path | str) -> list[dict[str, Any]]:
+    """`name`, `config` and `traceback` of the jobs that failed last time."""
+    files = sorted((Path(folder) / "failures").glob("*.json"))
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def write_plan_file(folder: Path, plan: Plan) -> None:
+    """Notes which jobs make up the sweep."""
+    jobs = {job.name: varied_values(job.config, plan.varied) for job in plan.jobs}
+    store.save_json(folder / "plan.json", {"varied": plan.varied, "jobs": jobs})
+
+
+def read_plan_file(folder: Path) -> dict[str, Any]:
+    """`varied`, the names of the fields in which jobs differ, and `jobs`, their values by the name of the job.
+
+    Raises:
+      ValueError: if `folder` holds no sweep.
+    """
+    try:
+        content = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+        return {"varied": list(content["varied"]), "jobs": dict(content["jobs"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder} holds no sweep: {error}") from error
+
+
+def append_log(folder: Path, entry: Mapping[str, Any]) -> None:
+    """Adds a line to the log. A line cut short by a crash stays the only one that is."""
+    with open(folder / "log.jsonl", "a", encoding="utf-8") as file:
+        file.write("\n" * _is_cut_short(folder / "log.jsonl") + json.dumps(store.plain(entry)) + "\n")
+
+
+def clear_leavings(folder: Path) -> None:
+    """Removes the temporary files of a run that was killed while it wrote."""
+    for leaving in [*folder.glob(".*.json.*"), *folder.glob("*/.*.json.*"), *folder.glob("*/.*.npz.*")]:
+        leaving.unlink(missing_ok=True)
+
+
+def summarize(folder: Path | str) -> list[dict[str, Any]]:
+    """One row per image of every record: name, fields in which jobs differ, and figures; also as Parquet.
+
+    Returns:
+      The rows of `summary.parquet`, which is written if there are any.
+
+    Raises:
+      ValueError: if `folder` holds no sweep.
+    """
+    folder = Path(folder)
+    varied = read_plan_file(folder)["jobs"]
+    rows = [row for record in records_of(folder) for row in _rows(record, varied[record.name])]
+    if rows:
+        columns = {name: _column([row[name] for row in rows]) for name in rows[0]}
+        table = pyarrow.table(columns)
+        store.write_atomically(
+            folder / "summary.parquet", lambda file: pyarrow.parquet.write_table(table, pyarrow.PythonFile(file))
+        )
+    return rows
+
+
+def _rows(record: Record, varied: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    targets = record.summary["targets"]
+    for image in record.summary["images"]:
+        target = targets[image["target"]]
+        yield {"job": record.name, **varied, **image, "attack_loss": target["attack_loss"]}
+
+
+def _column(values: list[Any]) -> list[Any]:
+    """One type for a column: text, if jobs disagree about it."""
+    kinds = {type(value) for value in values if value is not None}
+    return values if len(kinds) <= 1 or kinds == {int, float} else [None if v is None else str(v) for v in values]
+
+
+def _fields(config: JobConfig) -> dict[str, Any]:
+    return asdict(config) | {"settings": config.hyperparameters()}
+
+
+def _read_checked(folder: Path, name: str) -> dict[str, Any]:
+    text = _json_file(folder, name).read_text(encoding="utf-8", errors="replace")
+    try:
+        content = json.loads(text)
+        checksum = content.pop("sha256")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"record {name} is damaged: {error}") from error
+    if checksum != _checksum(content) or content.get("name") != name:
+        raise ValueError(f"record {name} is not as it was written")
+    return content
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _is_cut_short(file: Path) -> bool:
+    if not file.exists() or not (size := file.stat().st_size):
+        return False
+    with open(file, "rb") as opened:
+        opened.seek(size - 1)
+        return opened.read() != b"\n"
+
+
+def _json_file(folder: Path, name: str) -> Path:
+    return folder / "records" / f"{name}.json"
+
+
+def _arrays_file(folder: Path, name: str) -> Path:
+    return folder / "records" / f"{name}.npz"
+
+
+def _failure_file(folder: Path, name: str) -> Path:
+    return folder / "failures" / f"{name}.json"

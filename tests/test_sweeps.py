@@ -1,0 +1,255 @@
+"""Sweeps: what a file means, what is recorded, and what survives."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from jaxinvert import cli, job, sweeps
+from jaxinvert.sweeps import engines, plan, records
+
+FILE = """
+model: mlp
+size: 12
+targets: 1
+restarts: 1
+steps: 3
+batch: 4
+grid:
+  tv: [1e-3, 1e-2]
+  lr: [0.03, 0.1]
+  seed: [0, 1]
+"""
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sweep") / "sweep.yaml"
+    path.write_text(FILE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(file, tmp_path_factory):
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, list(sweeps.run(sweeps.read_plan(file), folder))
+
+
+def recorded(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "records").iterdir()}
+
+
+def test_a_file_is_a_grid_of_lists_of_grids():
+    block = {
+        "steps": 3,
+        "grid": {"seed": [0, 1]},
+        "list": [{"attack": "dlg"}, {"attack": "idlg", "grid": {"targets": [1, 2]}}],
+    }
+    jobs = list(plan.expand(block))
+    assert len(jobs) == 2 * (1 + 2)
+    assert jobs[0] == {"steps": 3, "seed": 0, "attack": "dlg"}
+    assert jobs[-1] == {"steps": 3, "seed": 1, "attack": "idlg", "targets": 2}
+
+
+def test_jobs_that_differ_in_numbers_share_a_program():
+    jobs = [{"model": m, "tv": tv, "steps": steps} for m in ("mlp", "lenet") for tv in (0, 1e-3) for steps in (3, 4)]
+    planned = sweeps.make_plan([*jobs, jobs[0]])
+    assert len(planned.jobs) == 8
+    assert planned.num_programs == 2
+    assert planned.varied == ("model", "steps", "settings.tv")
+    assert sorted(job.name for batch in planned.batches for job in batch.jobs) == sorted(
+        job.name for job in planned.jobs
+    )
+    assert all(len({job.config.steps for job in batch.jobs}) == 1 for batch in planned.batches)
+
+
+def test_a_job_is_named_by_all_that_determines_it(tmp_path):
+    config = job.JobConfig()
+    same = dataclasses.replace(config, tv=config.hyperparameters()["tv"])
+    assert plan.job_name(config) == plan.job_name(same)
+    others = [dataclasses.replace(config, seed=1), dataclasses.replace(config, tv=0.5)]
+    data = tmp_path / "data.npz"
+    for content in (b"one", b"two"):
+        data.write_bytes(content)
+        others.append(dataclasses.replace(config, data=str(data)))
+        others.append(plan.job_name(others.pop()))
+    names = [item if isinstance(item, str) else plan.job_name(item) for item in [config, *others]]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- 1", "expected fields"),
+        ("model: [", "not readable YAML"),
+        ("!!python/object/apply:os.system ['true']", "not readable YAML"),
+        ("modell: lenet", "no field 'modell'"),
+        ("steps: many", "steps is 'many', expected int"),
+        ("steps: true", "steps is True"),
+        ("attack: [dlg]", r"attack is \['dlg'\]"),
+        ("grid: {tv: 1}", "expected lists of values"),
+        ("tv: 1\ngrid: {tv: [1]}", "given twice"),
+        ("grid: {steps: [3, -1]}", "job 1 .*steps is -1"),
+        ("batch: 0", "batch is 0"),
+        ("list: []", "list is"),
+        ("checkpoint: nowhere.safetensors", "cannot read nowhere.safetensors"),
+        (
+            "grid: {seed: &many [1, 2, 3, 4, 5, 6], steps: *many, targets: *many, restarts: *many}",
+            "more than 1000 jobs",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_is_refused(tmp_path, monkeypatch, text, message):
+    monkeypatch.setattr(plan, "MAX_JOBS", 1000)
+    file = tmp_path / "sweep.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        sweeps.read_plan(file)
+
+
+def test_records_hold_what_a_single_job_finds(file, whole):
+    """Side by side in one program or alone: the same starts, the same first losses, the same private images."""
+    folder, reports = whole
+    assert [report.done for report in reports] == [0, 4, 8]
+    planned = sweeps.read_plan(file)
+    for one in (planned.jobs[0], planned.jobs[-1]):
+        record = sweeps.read_record(folder, one.name)
+        task = job.prepare(one.config)
+        alone = job.execute(one.config, task.program, task.observations)
+        outcome = job.measure(one.config, task, alone)
+        np.testing.assert_array_equal(record.arrays["truth"], outcome.truth)
+        np.testing.assert_allclose(record.arrays["history_best_loss"][-1], alone.history["best_loss"][-1], rtol=1e-3)
+        assert record.config["seed"] == one.config.seed
+        assert record.summary["jobs_in_program"] == 4
+    losses = [sweeps.read_record(folder, one.name).summary["targets"][0]["attack_loss"] for one in planned.jobs]
+    assert len(set(losses)) == len(losses)
+
+
+def test_one_program_is_traced_for_all(whole):
+    folder, _ = whole
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [entry["programs_traced"] for entry in log] == [1, 1]
+
+
+def test_the_summary_is_what_the_records_say(whole):
+    folder, _ = whole
+    rows = sweeps.summarize(folder)
+    table = pyarrow.parquet.read_table(folder / "summary.parquet").to_pylist()
+    assert table == rows
+    assert {row["settings.tv"] for row in rows} == {1e-3, 1e-2}
+    by_job = {row["job"]: row["psnr_db"] for row in rows}
+    for record in sweeps.records_of(folder):
+        mse = np.mean((record.arrays["truth"] - record.arrays["reconstruction"]) ** 2)
+        assert by_job[record.name] == pytest.approx(-10 * np.log10(mse), abs=1e-3)
+
+
+def test_damage_is_found_and_repaired_bit_for_bit(file, whole, tmp_path):
+    _, folder = whole[0], tmp_path
+    planned = sweeps.read_plan(file)
+    expected = recorded(whole[0])
+    (folder / "records").mkdir()
+    names = [one.name for one in planned.jobs]
+    for name, content in expected.items():
+        (folder / "records" / name).write_bytes(content)
+    (folder / "records" / f"{names[0]}.npz").write_bytes(expected[f"{names[0]}.npz"][:-9])  # cut short
+    (folder / "records" / f"{names[1]}.json").unlink()
+    damaged = expected[f"{names[4]}.json"].replace(b'"ssim": 0', b'"ssim": 1', 1)
+    assert damaged != expected[f"{names[4]}.json"]
+    (folder / "records" / f"{names[4]}.json").write_bytes(damaged)
+    (folder / "records" / f".{names[5]}.json.abc").write_text("a write that was cut short")
+    for name in (names[0], names[4]):
+        with pytest.raises(ValueError, match=name):
+            sweeps.read_record(folder, name)
+    reports = list(sweeps.run(planned, folder))
+    assert reports[0].done == 5
+    assert reports[-1].done == 8
+    assert recorded(folder) == expected
+
+
+def test_a_failing_job_stops_no_other(file, tmp_path, monkeypatch):
+    planned = sweeps.read_plan(file)
+    prepare, broken = job.prepare, planned.jobs[1].config
+
+    def failing(config, setup=None):
+        if config == broken:
+            raise ValueError("no such thing")
+        return prepare(config, setup)
+
+    monkeypatch.setattr(engines.jobs, "prepare", failing)
+    *_, last = sweeps.run(planned, tmp_path)
+    assert (last.done, last.failed) == (7, 1)
+    (failure,) = sweeps.failures_of(tmp_path)
+    assert failure["name"] == planned.jobs[1].name
+    assert "no such thing" in failure["traceback"]
+    monkeypatch.undo()
+    *_, last = sweeps.run(planned, tmp_path)
+    assert (last.done, last.failed) == (8, 0)
+    assert sweeps.failures_of(tmp_path) == []
+
+
+def test_a_full_disk_loses_nothing_recorded(file, whole, tmp_path, monkeypatch):
+    planned = sweeps.read_plan(file)
+    save = records.store.save_json
+    written = []
+
+    def full(path, content):
+        if path.parent.name == "records":
+            if len(written) == 2:
+                raise OSError(28, "No space left on device")
+            written.append(path)
+        save(path, content)
+
+    monkeypatch.setattr(records.store, "save_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        list(sweeps.run(planned, tmp_path))
+    monkeypatch.undo()
+    assert next(sweeps.run(planned, tmp_path)).done == 2
+    list(sweeps.run(planned, tmp_path))
+    assert recorded(tmp_path) == recorded(whole[0])
+
+
+def test_kill_and_resume(file, whole, tmp_path):
+    """SIGKILL as soon as the first record is there: what is recorded stays, the same command goes on."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "jaxinvert", "sweep", str(file), "--out", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT) as process:
+        deadline = time.monotonic() + 120
+        while not list(out.glob("records/*.json")) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+    list(sweeps.run(sweeps.read_plan(file), out))
+    assert recorded(out) == recorded(whole[0])
+
+
+def test_the_commands(file, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cli.main(["sweep", str(file), "--out", str(out)]) == 0
+    assert "8 of 8 jobs recorded, 0 failed" in capsys.readouterr().out
+    assert (out / "summary.parquet").exists()
+    assert cli.main(["report", str(out)]) == 0
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert "holds no sweep" in capsys.readouterr().err
+
+
+def test_a_dry_run_measures_and_records_nothing(file, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cli.main(["sweep", str(file), "--out", str(out), "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "1 programs to compile" in text
+    assert "nothing was recorded" in text
+    assert not out.exists()
+
+
+def test_ray_is_an_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match="needs Ray"):
+        sweeps.on_ray()
