@@ -75,14 +75,14 @@ def test_jobs_that_differ_in_numbers_share_a_program():
 def test_a_job_is_named_by_all_that_determines_it(tmp_path):
     config = job.JobConfig()
     same = dataclasses.replace(config, tv=config.hyperparameters()["tv"])
-    assert plan.job_name(config) == plan.job_name(same)
+    assert job.job_name(config) == job.job_name(same)
     others = [dataclasses.replace(config, seed=1), dataclasses.replace(config, tv=0.5)]
     data = tmp_path / "data.npz"
     for content in (b"one", b"two"):
         data.write_bytes(content)
         others.append(dataclasses.replace(config, data=str(data)))
-        others.append(plan.job_name(others.pop()))
-    names = [item if isinstance(item, str) else plan.job_name(item) for item in [config, *others]]
+        others.append(job.job_name(others.pop()))
+    names = [item if isinstance(item, str) else job.job_name(item) for item in [config, *others]]
     assert len(set(names)) == len(names)
 
 

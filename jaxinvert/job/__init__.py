@@ -2,6 +2,7 @@
 
 from jaxinvert.job.config import JobConfig
 from jaxinvert.job.environment import device_name, uninterruptible
+from jaxinvert.job.identity import job_name
 from jaxinvert.job.program import Program, compiled_form
 from jaxinvert.job.stages import (
     Execution,
@@ -27,6 +28,7 @@ __all__ = [
     "device_name",
     "execute",
     "execute_jobs",
+    "job_name",
     "measure",
     "peak_bytes",
     "prepare",

@@ -117,6 +117,7 @@ def on_ray(address: str | None = None, *, cpus: float | None = None, gpus: float
     """
     try:
         import ray  # pyright: ignore[reportMissingImports] (an extra)
+        from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ValueError("the engine 'ray' needs Ray: pip install 'jaxinvert[ray]'") from error
 
@@ -135,7 +136,7 @@ def on_ray(address: str | None = None, *, cpus: float | None = None, gpus: float
                 batch = waiting.pop(ready)
                 try:
                     computed = ray.get(ready)
-                except ray.exceptions.RayError as error:
+                except RayError as error:
                     computed = Computed([], [(job, str(error)) for job in batch.jobs], {"failed": "worker lost"})
                 yield batch, computed
         finally:

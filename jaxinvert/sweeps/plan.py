@@ -18,7 +18,6 @@ job is in which batch, and how wide a batch is, follows from the file alone: not
 do, nor from who computes it. Therefore a resumed sweep yields the same records.
 """
 
-import hashlib
 import itertools
 import json
 import types
@@ -29,12 +28,11 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 
 import yaml
 
-from jaxinvert.job import JobConfig, compiled_form
+from jaxinvert.job import JobConfig, compiled_form, job_name
 
 MAX_JOBS = 1_000_000
 _MAX_FILE_BYTES = 2**20
 _LANES_PER_BATCH = 64
-_FORMAT = 1
 
 
 class Job(NamedTuple):
@@ -132,8 +130,7 @@ def make_plan(jobs: Iterator[Mapping[str, Any]] | Sequence[Mapping[str, Any]], *
 
     Args:
       jobs: fields of `JobConfig`, one mapping for each job; what is repeated is done once.
-      batch: jobs computed by one call; by default as many as make 64 restarts x targets. All jobs of one program if
-        there are fewer.
+      batch: most jobs to compute by one call; by default as many as make 64 restarts x targets.
 
     Raises:
       ValueError: naming the job, if one cannot be, or there are none, or more than `MAX_JOBS`.
@@ -158,47 +155,11 @@ def make_plan(jobs: Iterator[Mapping[str, Any]] | Sequence[Mapping[str, Any]], *
     for by_steps in together.values():
         config = next(iter(by_steps.values()))[0].config
         most = batch or max(1, _LANES_PER_BATCH // (config.targets * config.restarts))
-        width = min(most, max(map(len, by_steps.values())))
+        longest = max(map(len, by_steps.values()))
+        width = -(-longest // -(-longest // most))  # as even as can be
         for group in by_steps.values():
             batches += [Batch(tuple(group[i : i + width]), width) for i in range(0, len(group), width)]
     return Plan(tuple(unique.values()), tuple(batches), _varied([job.config for job in unique.values()]))
-
-
-def job_name(config: JobConfig, digests: dict[Path, str] | None = None) -> str:
-    """The hash of all that determines a job's result: fields, hyper-parameters, and the files that they name.
-
-    Args:
-      config: the job.
-      digests: of files that were hashed before; is added to.
-
-    Raises:
-      ValueError: if a file is not there.
-    """
-    digests = {} if digests is None else digests
-    paths = [config.checkpoint] if config.checkpoint else []
-    paths += [Path(config.data)] if Path(config.data).is_file() else []
-    for path in paths:
-        if path not in digests:
-            digests[path] = digest(path)
-    content = {
-        "format": _FORMAT,
-        "config": {**asdict(config), "settings": config.hyperparameters(), "tv": None, "lr": None},
-        "files": [digests[path] for path in paths],
-    }
-    return hashlib.sha256(_canonical(content).encode()).hexdigest()[:24]
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file.
-
-    Raises:
-      ValueError: if it cannot be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
 
 
 def varied_values(config: JobConfig, varied: Sequence[str]) -> dict[str, Any]:
