@@ -13,6 +13,9 @@ SAME_DB = 30.0
 HARDLY_DB = 15.0
 """Rule of thumb: below this PSNR, most pictures are hardly recognizable."""
 
+MAX_KINDS = 6
+"""Lines of a chart that can still be told apart."""
+
 _MAX_LINES, _MAX_POINTS, _MAX_ROWS = 120, 120, 24
 
 
@@ -106,6 +109,79 @@ def restart_chart(targets: Sequence[Mapping], losses: Sequence[np.ndarray]) -> d
         "worst_over_best": float(np.median(ratios)) if ratios else None,
         "num_restarts": sum(map(len, losses)), "num_finite": len(every),
     }  # fmt: skip
+
+
+def sweep_chart(
+    name: str, lines: Mapping[str, tuple[np.ndarray, np.ndarray]], *, reach: Sequence[float]
+) -> dict[str, Any]:
+    """Median PSNR against the value of a field, a line for each kind of job, a bar over the middle half of images.
+
+    Args:
+      name: of the field.
+      lines: by kind, at most `MAX_KINDS`: values `[P]`, ascending, and quartiles of the PSNR in dB `[P, 3]`.
+      reach: lowest and highest PSNR of the plot, so that several plots compare.
+    """
+    values = np.unique(np.concatenate([x for x, _ in lines.values()]))
+    positive = values[values > 0]
+    log = bool(values[0] >= 0 and len(positive) > 1 and positive[-1] > 10 * positive[0])
+    zero_at = positive[0] / (positive[-1] / positive[0]) ** (1 / (len(positive) - 1)) if log else 0.0
+    drawn = np.where(values == 0, zero_at, values)
+    place_x, _ = _axis(drawn, log=log, pad=0.08)
+    place_y, y_ticks = _axis(reach, pad=0.06)
+    paths: dict[str, list[tuple[str, str]]] = {"bar": [], "line": [], "mark": []}
+    for kind, (x, quartiles) in enumerate(lines.values()):
+        if not len(x):
+            continue
+        across = place_x(np.where(x == 0, zero_at, x)) + 1.2 * (kind - (len(lines) - 1) / 2)  # bars side by side
+        low, middle, high = 100 - place_y(quartiles.T)
+        bars = "".join(f"M{at:.2f} {a:.2f}V{b:.2f}" for at, a, b in zip(across, low, high))
+        for style, path in (("bar", bars), ("line", _line(across, middle)), ("mark", _dots(across, middle))):
+            paths[style].append((f"{style} kind{kind}", path))
+    return {
+        "height": 280, "x": _ticks_at(place_x(drawn), values), "y": [(100 - at, label) for at, label in y_ticks],
+        "paths": [path for style in paths.values() for path in style],
+        "x_title": f"{name}, {'log' if log else 'linear'} scale"
+        + (" apart from 0, at the left edge" if log and values[0] == 0 else ""),
+        "y_title": "PSNR in dB: line at the median, bar over the middle half of the images",
+        "alt": f"Median PSNR over {name}, {plural(len(lines), 'line')}; the table below has the numbers.",
+        "legend": [(f"kind{kind}", label) for kind, (label, (x, _)) in enumerate(lines.items()) if label and len(x)],
+    }  # fmt: skip
+
+
+def psnr_ranges(figures: Sequence[Mapping[str, float]]) -> tuple[str, list[list[tuple[str, str]]]]:
+    """Small pictures for the rows of a table, all to one scale.
+
+    Args:
+      figures: `min`, `q25`, `median`, `q75` and `max` in dB of every row; NaN draws nothing.
+
+    Returns:
+      The scale in words, and the paths of every row, in percent across and 50 down.
+    """
+    ends = [row[name] for row in figures for name in ("min", "max") if np.isfinite(row[name])]
+    if not ends:
+        return "", [[] for _ in figures]
+    low, high = np.floor(min(ends)), np.ceil(max(ends)) + (np.floor(min(ends)) == np.ceil(max(ends)))
+    at = [{name: 100 * (value - low) / (high - low) for name, value in row.items()} for row in figures]
+    paths = [
+        [
+            ("whole", f"M{row['min']:.1f} 50H{row['max']:.1f}"),
+            ("half", f"M{row['q25']:.1f} 50H{row['q75']:.1f}"),
+            ("middle", f"M{row['median']:.1f} 50h0"),
+        ]
+        if np.isfinite(row["median"])
+        else []
+        for row in at
+    ]
+    return f"{low:.0f} to {high:.0f} dB", paths
+
+
+def _ticks_at(places: np.ndarray, values: np.ndarray) -> list[tuple[float, str]]:
+    """A tick at every value, with as many labels as have room."""
+    ticks, last = [], -np.inf
+    for place, value in zip(places, values):
+        ticks.append((float(place), f"{value:g}" if place - last >= 14 else ""))
+        last = place if ticks[-1][1] else last
+    return ticks
 
 
 def _axis(
