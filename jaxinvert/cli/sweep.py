@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxinvert import search, store, sweeps
+from jaxinvert import job, report, search, store, sweeps
 from jaxinvert.cli.console import EXIT_INTERRUPTED, bad_input, progress_bar
 
 _EXIT_FAILURES = 1
@@ -52,7 +52,6 @@ class Report:
 
 def sweep(command: Sweep, command_line: str) -> int:
     """Runs the command; exit status 1 if jobs failed."""
-    del command_line
     console = Console()
     with bad_input():
         plan = sweeps.read_plan(command.file)
@@ -64,6 +63,8 @@ def sweep(command: Sweep, command_line: str) -> int:
     if command.dry_run:
         return _show_plan(plan, console)
     store.check_writable(command.out)
+    with bad_input():  # before the bar, whose thread must not run while data are imported
+        job.set_up(plan.jobs[0].config)
     begin, finished = time.perf_counter(), None
     with progress_bar(console) as bar:
         row = bar.add_task("jobs", total=len(plan.jobs), loss="", speed="")
@@ -97,15 +98,14 @@ def sweep(command: Sweep, command_line: str) -> int:
         f"{time.perf_counter() - begin:,.0f} s",
         highlight=False,
     )
-    _report(command.out, console)
+    _report(command.out, console, command_line=command_line)
     return _EXIT_FAILURES if finished.failed else 0
 
 
 def report_sweep(command: Report, command_line: str) -> int:
     """Runs the command."""
-    del command_line
     with bad_input():
-        _report(command.folder, Console())
+        _report(command.folder, Console(), command_line=command_line)
     return 0
 
 
@@ -125,8 +125,19 @@ def _show_plan(plan: sweeps.Plan, console: Console) -> int:
     return 0
 
 
-def _report(folder: Path, console: Console) -> None:
+def _report(folder: Path, console: Console, *, command_line: str) -> None:
     """Prints the table of a sweep and writes its summary and page."""
-    rows = sweeps.summarize(folder)
-    plan = sweeps.read_plan_file(folder)
-    console.print(len(rows), plan["varied"])
+    rows, plan = sweeps.summarize(folder), sweeps.read_plan_file(folder)
+    if rows:
+        console.print(report.sweep_table(rows, plan["varied"]))
+    report.save_sweep_html(
+        folder / "report.html",
+        rows=rows,
+        varied=plan["varied"],
+        records=sweeps.records_of(folder),
+        failures=sweeps.failures_of(folder),
+        jobs=plan["jobs"],
+        title=folder.name,
+        command=command_line,
+    )
+    console.print(f"page: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)

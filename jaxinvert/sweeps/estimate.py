@@ -20,6 +20,7 @@ class Estimate(NamedTuple):
       num_batches: calls of it.
       width: jobs per call.
       peak_bytes: memory at its peak, arguments and results included; 0 if unknown.
+      num_traces: how often the attack was traced for several calls, which should be once.
       seconds_compile: measured.
       seconds_per_step: of a whole batch, measured.
       seconds: estimated, for compilation and all batches.
@@ -31,6 +32,7 @@ class Estimate(NamedTuple):
     num_batches: int
     width: int
     peak_bytes: int
+    num_traces: int
     seconds_compile: float
     seconds_per_step: float
     seconds: float
@@ -67,6 +69,7 @@ def _measured(batches: list[Batch]) -> Estimate:
     if setup.program.iterates and steps > 2:
         timed = execute(steps)
         per_step = timed.seconds_run * first.width / (timed.num_steps + 1)
+    num_traces = setup.program.num_traces
     seconds_compile = compiling.seconds_compile * first.width
     num_steps = sum(batch.jobs[0].config.steps + 1 for batch in batches)
     return Estimate(
@@ -76,6 +79,7 @@ def _measured(batches: list[Batch]) -> Estimate:
         num_batches=len(batches),
         width=first.width,
         peak_bytes=jobs.peak_bytes([one.config for one in lanes], setup.program, seen),
+        num_traces=num_traces,
         seconds_compile=seconds_compile,
         seconds_per_step=per_step,
         seconds=seconds_compile + per_step * num_steps,
