@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxinvert import data, labels, metrics, models, threat_models
 from jaxinvert.attacks import registry
+from jaxinvert.devices import first_devices
 from jaxinvert.job import environment
 from jaxinvert.job.config import JobConfig, assumptions, client_update, secret_order, sent_statistics
 from jaxinvert.observe import check_batch, observe_targets
@@ -55,7 +56,10 @@ class Outcome(NamedTuple):
 
 
 class Execution(NamedTuple):
-    """A finished or interrupted attack, before truth is looked at."""
+    """A finished or interrupted attack, before truth is looked at.
+
+    Lanes were spread over `num_devices`, on each `chunk_size` side by side; a closed form has none.
+    """
 
     reconstructions: Reconstruction
     num_steps: int
@@ -63,6 +67,8 @@ class Execution(NamedTuple):
     seconds_run: float
     interrupted: bool
     history: dict[str, np.ndarray]
+    num_devices: int = 1
+    chunk_size: int | None = None
 
 
 def prepare(config: JobConfig) -> Task:
@@ -198,6 +204,7 @@ def execute(
         lambda traced: cast(Attack, recipe.build(setting, traced["hyperparameters"], traced["horizon"])),
         num_restarts=config.restarts,
         chunk_size=config.chunk,
+        devices=None if config.devices in (None, 1) else first_devices(config.devices),
     )
     traced = {"hyperparameters": hyperparameters, "horizon": config.steps}
     steps, losses, progress, interrupted = [], [], None, False
@@ -220,6 +227,8 @@ def execute(
         seconds_run=progress.seconds,
         interrupted=interrupted,
         history={"step": np.array(steps), "best_loss": np.stack(losses)},
+        num_devices=config.devices or 1,
+        chunk_size=search.lanes_side_by_side(observations),
     )
 
 
@@ -288,6 +297,8 @@ def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
         "labels": _label_quality(config, execution.reconstructions.labels, true_labels),
         "versions": environment.versions(),
         "device": environment.device_name(),
+        "num_devices": execution.num_devices,
+        "chunk_size": execution.chunk_size,
     }
     flat = (-1, *true_inputs.shape[2:])
     return Outcome(
