@@ -8,8 +8,9 @@ computation, from the same keys, as repeated calls of one compiled program, so t
 interrupted.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxinvert.devices import Device, agreed, even_lanes, jit_whole, lane_mesh, on_lanes, to_every_device, to_host
 from jaxinvert.lanes import lanes_at_once, lanes_in_step, map_lanes
 from jaxinvert.observe import check_update
 from jaxinvert.types import (
@@ -127,7 +129,8 @@ class Progress(NamedTuple):
       num_steps: steps in all.
       best_loss: `[T, R]`, of several jobs `[J, T, R]`, lowest attack loss of every restart so far.
       seconds: wall time since the search began to step, compilation excluded.
-      reconstruct: returns the best reconstruction so far, `[T, ...]`; call it at the end, or when interrupted.
+      reconstruct: returns the best reconstruction so far, `[T, ...]`; call it at the end, or when interrupted; with
+        devices of several processes, in all of them.
     """
 
     step: int
@@ -146,7 +149,10 @@ class Stepwise:
     Args:
       make_attack: `settings -> Attack`; called inside the traced function.
       num_restarts: `R`.
-      chunk_size: lanes (restarts x targets) side by side under vmap; by default `lanes_at_once`.
+      chunk_size: lanes (restarts x targets) side by side under vmap, on each device; by default `lanes_at_once`.
+      devices: what lanes are spread over, such as `jax.devices()`; by default one. Random draws do not depend on it.
+        They may be those of all processes (`jax.distributed.initialize`): then every process makes the same calls,
+        the inputs are those of the first, and each has all results.
       num_jobs: `J`; if given, keys, observations (`SHARED_FIELDS` included), settings and all that comes out have
         a leading axis `J`. Jobs small enough run side by side.
 
@@ -169,6 +175,7 @@ class Stepwise:
         num_restarts: int = 1,
         chunk_size: int | None = None,
         num_jobs: int | None = None,
+        devices: Sequence[Device] | None = None,
     ) -> None:
         if num_restarts < 1:
             raise ValueError(f"num_restarts is {num_restarts}, expected at least 1")
@@ -176,12 +183,15 @@ class Stepwise:
         self.make_attack = make_attack
         self.num_restarts = num_restarts
         self.chunk_size = chunk_size
+        self.mesh = None if devices is None else lane_mesh(devices)
         self.num_traces = 0
         self.seconds_compile = 0.0
         self.num_jobs = num_jobs
+        if self.mesh is not None and num_jobs is not None:
+            raise ValueError("several jobs at once run on one device; spread restarts x targets of one job instead")
         self._start = jax.jit(self._over_jobs(self._start_lanes))
         self._advance = jax.jit(self._over_jobs(self._advance_lanes))
-        self._finish = jax.jit(self._over_jobs(self._finish_lanes))
+        self._finish = jit_whole(self._over_jobs(self._finish_lanes), self.mesh)
 
     def __call__(
         self,
@@ -208,12 +218,15 @@ class Stepwise:
         settings = _as_float32(settings)
         if self.num_jobs is None:
             check_targets(observations)
+        key, observations, settings = to_every_device((key, observations, settings), self.mesh)
         begin = time.perf_counter()
         lanes = self._start(key, observations, settings)
         lanes = self._advance(lanes, observations, settings, 0, 0)  # no step: compiles
         jax.block_until_ready(self._finish(lanes, observations, settings))
         self.seconds_compile = time.perf_counter() - begin
 
+        axis = 0 if self.num_jobs is None else 1
+        shape = (jax.tree.leaves(observations.update)[0].shape[axis], self.num_restarts)
         begin = time.perf_counter()
         done, pace = 0, report_every or _FIRST_REPORT
         while True:
@@ -221,11 +234,11 @@ class Stepwise:
             # The iterate after the last step is evaluated once more, as in `run`.
             lanes = self._advance(lanes, observations, settings, done, upto + (upto == num_steps))
             done = upto
-            best_loss = np.asarray(lanes[0].best_loss)
+            best_loss = to_host(lanes[0].best_loss)[..., : math.prod(shape)]
             yield Progress(
                 step=done,
                 num_steps=num_steps,
-                best_loss=best_loss.reshape(*best_loss.shape[:-1], -1, self.num_restarts),
+                best_loss=best_loss.reshape(*best_loss.shape[:-1], *shape),
                 seconds=time.perf_counter() - begin,
                 reconstruct=partial(self._finish, lanes, observations, settings),
             )
@@ -233,10 +246,10 @@ class Stepwise:
                 return
             if report_every is None:
                 steps_in_a_second = int(done / (time.perf_counter() - begin) * _SECONDS_PER_REPORT)
-                pace = max(1, min(steps_in_a_second, 4 * pace))
+                pace = agreed(max(1, min(steps_in_a_second, 4 * pace)), self.mesh)
 
     def peak_bytes(self, key: Key, observations: Observation, settings: Any) -> int:
-        """Memory of the compiled program at its peak, arguments and results included, in bytes (compiles anew)."""
+        """Peak memory of the compiled program, with arguments and results, in bytes per device (compiles anew)."""
         settings = _as_float32(settings)
         lanes = jax.eval_shape(self._start, key, observations, settings)
         memory = self._advance.lower(lanes, observations, settings, 0, 0).compile().memory_analysis()
@@ -259,14 +272,26 @@ class Stepwise:
 
         return mapped
 
+    def lanes_side_by_side(self, observations: Observation) -> int:
+        """The chunk size that a search of these observations takes on each device."""
+        num_devices = 1 if self.mesh is None else self.mesh.size
+        num_lanes = num_targets(observations) * self.num_restarts
+        one_update = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), observations.update)
+        return self.chunk_size or lanes_at_once(one_update, -(-num_lanes // num_devices))
+
     def _start_lanes(self, key: Key, observations: Observation, settings: Any) -> tuple[AttackState, Key]:
-        attack = self.make_attack(settings)
         target_keys = jax.random.split(key, num_targets(observations))
         keys = jax.vmap(lambda target_key: jax.random.split(target_key, self.num_restarts))(target_keys)
-        start = self._lane_function(
-            lambda lane_key, observation: _start_lane(attack, lane_key, observation), observations
-        )
-        return jax.vmap(start)(keys.reshape(-1), self._target_of_lane(observations))
+
+        def start(lanes: tuple[Key, Array], observations: Observation, settings: Any) -> tuple[AttackState, Key]:
+            attack = self.make_attack(settings)
+            one = self._lane_function(
+                lambda lane_key, observation: _start_lane(attack, lane_key, observation), observations
+            )
+            return jax.vmap(one)(*lanes)
+
+        lanes = even_lanes(keys.reshape(-1), self.mesh), self._target_of_lane(observations)
+        return on_lanes(start, self.mesh)(lanes, observations, settings)
 
     def _advance_lanes(
         self,
@@ -277,12 +302,21 @@ class Stepwise:
         end: Array,
     ) -> tuple[AttackState, Key]:
         self.num_traces += 1
-        attack = self.make_attack(settings)
+        share = lanes, self._target_of_lane(observations)
+        return on_lanes(self._advance_share, self.mesh)(share, observations, settings, begin, end)
 
-        target_of_lane = self._target_of_lane(observations)
-        one_update = jax.tree.map(lambda leaf: leaf[0], observations.update)
-        chunk_size = self.chunk_size or lanes_at_once(one_update, target_of_lane.size)
-        in_step = 1 if self.chunk_size else lanes_in_step(chunk_size, target_of_lane.size)
+    def _advance_share(
+        self,
+        share: tuple[tuple[AttackState, Key], Array],
+        observations: Observation,
+        settings: Any,
+        begin: Array,
+        end: Array,
+    ) -> tuple[AttackState, Key]:
+        """Advances the lanes of one device, each beside the index of its target."""
+        attack = self.make_attack(settings)
+        chunk_size = self.lanes_side_by_side(observations)
+        in_step = 1 if self.chunk_size else lanes_in_step(chunk_size, share[1].size)
         observation_of = self._lane_function(lambda observation: observation, observations)
 
         def advance(group: tuple[tuple[AttackState, Key], Array]) -> tuple[AttackState, Key]:
@@ -299,24 +333,28 @@ class Stepwise:
             moved = lax.fori_loop(begin, end, body, apart)
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *moved), step_keys
 
-        groups = jax.tree.map(lambda leaf: leaf.reshape(-1, in_step, *leaf.shape[1:]), (lanes, target_of_lane))
+        groups = jax.tree.map(lambda leaf: leaf.reshape(-1, in_step, *leaf.shape[1:]), share)
         moved = map_lanes(advance, groups, chunk_size)
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), moved)
 
     def _finish_lanes(
         self, lanes: tuple[AttackState, Key], observations: Observation, settings: Any
     ) -> Reconstruction:
-        attack = self.make_attack(settings)
-        decode = self._lane_function(lambda lane, observation: attack.decode(lane[0], observation), observations)
-        reconstructions = jax.vmap(decode)(lanes, self._target_of_lane(observations))
+        def finish(share: tuple, observations: Observation, settings: Any) -> Reconstruction:
+            attack = self.make_attack(settings)
+            decode = self._lane_function(lambda lane, observation: attack.decode(lane[0], observation), observations)
+            return jax.vmap(decode)(*share)
+
+        share = lanes, self._target_of_lane(observations)
+        reconstructions = on_lanes(finish, self.mesh)(share, observations, settings)
+        shape = (num_targets(observations), self.num_restarts)
         by_target = jax.tree.map(
-            lambda leaf: leaf.reshape(num_targets(observations), self.num_restarts, *leaf.shape[1:]),
-            reconstructions,
+            lambda leaf: leaf[: math.prod(shape)].reshape(*shape, *leaf.shape[1:]), reconstructions
         )
         return jax.vmap(select_best)(by_target)
 
     def _target_of_lane(self, observations: Observation) -> Array:
-        return jnp.repeat(jnp.arange(num_targets(observations)), self.num_restarts)
+        return even_lanes(jnp.repeat(jnp.arange(num_targets(observations)), self.num_restarts), self.mesh)
 
     @staticmethod
     def _lane_function(function: Callable, observations: Observation) -> Callable:

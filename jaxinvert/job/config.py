@@ -55,7 +55,8 @@ class JobConfig:
       tv: weight of the total variation, if the attack has one.
       lr: learning rate of the attack's optimizer, if it has one.
       settings: the attack's other settings, such as `group 0 noise 0.1`; see `jaxinvert list`.
-      chunk: restarts x targets that run side by side; by default chosen by device and model size.
+      chunk: restarts x targets that run side by side on a device; by default chosen by device and model size.
+      devices: devices to spread restarts x targets over; by default one.
       gradient_chunk: examples whose gradient is computed at once, so that the memory of gradients does not grow with
         the batch; by default all. Not with batch_norm="train", which couples examples.
     """
@@ -90,6 +91,7 @@ class JobConfig:
     lr: float | None = None
     settings: dict[str, float] = field(default_factory=dict)
     chunk: int | None = None
+    devices: int | None = None
     gradient_chunk: int | None = None
 
     def __post_init__(self) -> None:
@@ -102,7 +104,7 @@ class JobConfig:
         for name, below in {"steps": 2**31 - 1, "seed": 2**32}.items():
             if (value := getattr(self, name)) >= below:
                 raise ValueError(f"{name} is {value}, expected less than {below}")
-        for name in ("size", "chunk", "gradient_chunk", "local_batch_size"):
+        for name in ("size", "chunk", "devices", "gradient_chunk", "local_batch_size"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} is {value}, expected at least 1")
         for name, value in {"tv": self.tv, "lr": self.lr, **self.settings}.items():

@@ -9,6 +9,7 @@ import jax
 
 from jaxinvert import labels, models
 from jaxinvert.attacks import registry
+from jaxinvert.devices import first_devices
 from jaxinvert.job.config import JobConfig, client_update, sent_statistics
 from jaxinvert.search import Stepwise, over_targets, split_shared
 from jaxinvert.types import Array, ArrayTree, Attack, Batch, Key, Observation, Params, Reconstruction, Update
@@ -71,6 +72,7 @@ class Program:
                 lambda traced: cast(Attack, self._build(traced["hyperparameters"], traced["horizon"])),
                 num_restarts=self.config.restarts,
                 chunk_size=self.config.chunk,
+                devices=None if self.config.devices in (None, 1) else first_devices(self.config.devices),
                 num_jobs=num_jobs,
             )
         return self._over_jobs[num_jobs]

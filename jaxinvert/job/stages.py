@@ -76,7 +76,10 @@ class Outcome(NamedTuple):
 
 
 class Execution(NamedTuple):
-    """A finished or interrupted attack, before truth is looked at."""
+    """A finished or interrupted attack, before truth is looked at.
+
+    Lanes were spread over `num_devices`, on each `chunk_size` side by side; a closed form has none.
+    """
 
     reconstructions: Reconstruction
     num_steps: int
@@ -84,6 +87,8 @@ class Execution(NamedTuple):
     seconds_run: float
     interrupted: bool
     history: dict[str, np.ndarray]
+    num_devices: int = 1
+    chunk_size: int | None = None
 
 
 def set_up(config: JobConfig) -> Setup:
@@ -237,6 +242,8 @@ def execute(
         seconds_run=progress.seconds,
         interrupted=interrupted,
         history={"step": np.array(steps), "best_loss": np.stack(losses)},
+        num_devices=config.devices or 1,
+        chunk_size=search.lanes_side_by_side(observations),
     )
 
 
@@ -257,7 +264,7 @@ def execute_jobs(
       observations: one of each job.
       on_progress: called after every report.
     """
-    if not program.iterates:
+    if not program.iterates or program.search().mesh is not None:
         return [execute(config, program, seen) for config, seen in zip(configs, observations)]
     num_steps = configs[0].steps
     search, steps, losses, progress = program.search(len(configs)), [], [], None
@@ -372,6 +379,8 @@ def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
         "labels": _label_quality(config, execution.reconstructions.labels, true_labels),
         "versions": environment.versions(),
         "device": environment.device_name(),
+        "num_devices": execution.num_devices,
+        "chunk_size": execution.chunk_size,
     }
     flat = (-1, *true_inputs.shape[2:])
     return Outcome(
