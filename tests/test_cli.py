@@ -194,14 +194,14 @@ def test_an_attack_that_reads_what_is_withheld_is_refused(tmp_path, capsys):
 def test_interrupt_writes_the_best_so_far(tmp_path, monkeypatch):
     reports = []
 
-    def interrupt_at_second(config, model, observations, *, on_progress):
+    def interrupt_at_second(config, program, observations, *, on_progress, state_folder):
         def on_report(progress):
             on_progress(progress)
             reports.append(progress)
             if len(reports) == 2:
                 raise KeyboardInterrupt
 
-        return execute(config, model, observations, on_progress=on_report)
+        return execute(config, program, observations, on_progress=on_report, state_folder=state_folder)
 
     execute = job.execute
     monkeypatch.setattr(job, "execute", interrupt_at_second)

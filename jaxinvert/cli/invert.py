@@ -70,7 +70,9 @@ def invert_and_write(config: job.JobConfig, folder: Path, *, command_line: str) 
             )
 
         with bad_input():  # an attack that does not fit the model says so when it is traced
-            execution = job.execute(config, task.program, task.observations, on_progress=show)
+            execution = job.execute(
+                config, task.program, task.observations, on_progress=show, state_folder=folder / "state"
+            )
         if execution.interrupted:
             bar.update(row, description="interrupted")
         elif not execution.history:
@@ -92,6 +94,8 @@ def invert_and_write(config: job.JobConfig, folder: Path, *, command_line: str) 
                 markup=False,
             )
         write_outcome(folder, outcome)
+    if execution.interrupted:
+        console.print("the same command goes on where this one was interrupted", highlight=False)
     console.print(f"pictures and page: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
     return outcome, execution.interrupted
 

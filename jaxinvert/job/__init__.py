@@ -1,21 +1,17 @@
-"""One job: from names and numbers to measured reconstructions. The edge where configuration becomes functions."""
+"""One job: from names and numbers to measured reconstructions. The edge where configuration becomes functions.
+
+`prepare` draws a model and simulates the clients; `execute` attacks what they sent, looking only at the
+observations; `measure` is where truth and reconstruction meet, after the attack has ended. Jobs that differ only in
+numbers share a `Setup`, and are executed side by side by `execute_jobs`.
+"""
 
 from jaxinvert.job.config import JobConfig
 from jaxinvert.job.environment import device_name, uninterruptible
+from jaxinvert.job.execution import Execution, execute, execute_jobs, peak_bytes
 from jaxinvert.job.identity import job_name
+from jaxinvert.job.measurement import Outcome, measure
+from jaxinvert.job.preparation import Setup, Task, prepare, set_up
 from jaxinvert.job.program import Program, compiled_form
-from jaxinvert.job.stages import (
-    Execution,
-    Outcome,
-    Setup,
-    Task,
-    execute,
-    execute_jobs,
-    measure,
-    peak_bytes,
-    prepare,
-    set_up,
-)
 
 __all__ = [
     "Execution",

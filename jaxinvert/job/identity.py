@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 
 from jaxinvert.job.config import JobConfig
@@ -26,9 +26,10 @@ def job_name(config: JobConfig, digests: dict[Path, str] | None = None) -> str:
     for path in paths:
         if path not in digests:
             digests[path] = digest(path)
+    plain = {field.name: getattr(config, field.name) for field in fields(JobConfig)}  # none of a subclass's
     content = {
         "format": _FORMAT,
-        "config": {**asdict(config), "settings": config.hyperparameters(), "tv": None, "lr": None},
+        "config": {**plain, "settings": config.hyperparameters(), "tv": None, "lr": None},
         "files": [digests[path] for path in paths],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:24]

@@ -1,12 +1,4 @@
-"""From one attack to many: scanned steps, restarts, targets, and a host loop that shows progress.
-
-    solve = over_targets(best_of(run(attack, num_steps=4800), num_restarts=8))
-    reconstructions = jax.jit(solve)(key, observations)
-
-`run`, `best_of` and `over_targets` are pure and compose with jit, vmap and each other. `Stepwise` runs the same
-computation, from the same keys, as repeated calls of one compiled program, so that long work can be watched and
-interrupted.
-"""
+"""The host loop: a search as repeated calls of one compiled program, to be watched, interrupted and spread."""
 
 import math
 import time
@@ -21,104 +13,31 @@ from jax import lax
 
 from jaxinvert.devices import Device, agreed, even_lanes, jit_whole, lane_mesh, on_lanes, to_every_device, to_host
 from jaxinvert.lanes import lanes_at_once, lanes_in_step, map_lanes
-from jaxinvert.observe import check_update
+from jaxinvert.search.solving import check_chunk_size, select_best, start_lane
+from jaxinvert.search.targets import check_targets, num_targets, split_shared
 from jaxinvert.types import (
-    SHARED_FIELDS,
     Array,
     Attack,
     AttackState,
     Key,
     Observation,
     Reconstruction,
-    SolveFn,
 )
 
 _FIRST_REPORT = 5
 _SECONDS_PER_REPORT = 1.0
 
 
-def run(attack: Attack, *, num_steps: int) -> SolveFn:
-    """Runs one attack from one random start for `num_steps` optimizer steps, as one `lax.scan`.
+class Resumable(NamedTuple):
+    """Where a search was left: all that `Stepwise` needs to go on.
 
-    All `num_steps + 1` iterates are evaluated, the start and the last one included. The result's
-    `info["attack_loss"]` is their history, `[num_steps + 1]`.
-
-    Raises:
-      ValueError: if `num_steps` is negative.
+    Attributes:
+      step: optimizer steps done.
+      lanes: states and keys, one for each restart of each target.
     """
-    if num_steps < 0:
-        raise ValueError(f"num_steps is {num_steps}, expected at least 0")
 
-    def solve(key: Key, observation: Observation) -> Reconstruction:
-        state, step_key = _start_lane(attack, key, observation)
-
-        def body(state: AttackState, step: Array) -> tuple[AttackState, Array]:
-            state, info = attack.step(jax.random.fold_in(step_key, step), state, observation)
-            return state, info.attack_loss
-
-        state, history = lax.scan(body, state, jnp.arange(num_steps + 1))
-        reconstruction = attack.decode(state, observation)
-        return reconstruction._replace(info={**reconstruction.info, "attack_loss": history})
-
-    return solve
-
-
-def best_of(solve: SolveFn, *, num_restarts: int, chunk_size: int | None = None) -> SolveFn:
-    """Solves from `num_restarts` independent keys and keeps the lowest finite attack loss.
-
-    The winner is chosen by what the attacker sees, never by truth. If no restart ends with a finite loss, the
-    result's `attack_loss` is `inf`. `info["restart_losses"]` holds all losses, `[R]`, and `info["winner"]` the
-    index of the winner.
-
-    Args:
-      solve: any attack.
-      num_restarts: `R`.
-      chunk_size: restarts that run side by side under vmap; by default `lanes_at_once`.
-    """
-    if num_restarts < 1:
-        raise ValueError(f"num_restarts is {num_restarts}, expected at least 1")
-    _check_chunk_size(chunk_size)
-
-    def solve_best(key: Key, observation: Observation) -> Reconstruction:
-        lanes = chunk_size or lanes_at_once(observation.update, num_restarts)
-        keys = jax.random.split(key, num_restarts)
-        restarts = map_lanes(lambda restart_key: solve(restart_key, observation), keys, lanes)
-        return select_best(restarts)
-
-    return solve_best
-
-
-def over_targets(solve: SolveFn, *, chunk_size: int = 1) -> SolveFn:
-    """Solves for `T` observations at once: a `SolveFn` whose observation and result have a leading axis `T`.
-
-    The fields `SHARED_FIELDS` are shared and have no such axis.
-
-    Args:
-      solve: any attack on one observation.
-      chunk_size: targets that run side by side under vmap. Restarts usually fill the machine already; raise it
-        where there are few of them.
-    """
-    _check_chunk_size(chunk_size)
-
-    def solve_all(key: Key, observations: Observation) -> Reconstruction:
-        shared, per_target = split_shared(observations)
-        keys = jax.random.split(key, num_targets(observations))
-
-        def one(target: tuple[Key, Observation]) -> Reconstruction:
-            target_key, observation = target
-            return solve(target_key, observation._replace(**shared))
-
-        return map_lanes(one, (keys, per_target), chunk_size)
-
-    return solve_all
-
-
-def select_best(restarts: Reconstruction) -> Reconstruction:
-    """Picks from reconstructions with a leading axis `R` the one with the lowest finite attack loss."""
-    losses = jnp.where(jnp.isfinite(restarts.attack_loss), restarts.attack_loss, jnp.inf)
-    winner = jnp.argmin(losses)
-    best = jax.tree.map(lambda leaf: leaf[winner], restarts)
-    return best._replace(attack_loss=losses[winner], info={**best.info, "restart_losses": losses, "winner": winner})
+    step: int
+    lanes: tuple[AttackState, Key]
 
 
 class Progress(NamedTuple):
@@ -131,6 +50,7 @@ class Progress(NamedTuple):
       seconds: wall time since the search began to step, compilation excluded.
       reconstruct: returns the best reconstruction so far, `[T, ...]`; call it at the end, or when interrupted; with
         devices of several processes, in all of them.
+      resumable: for a later call to go on from here.
     """
 
     step: int
@@ -138,6 +58,7 @@ class Progress(NamedTuple):
     best_loss: np.ndarray
     seconds: float
     reconstruct: Callable[[], Reconstruction]
+    resumable: Resumable
 
 
 class Stepwise:
@@ -179,7 +100,7 @@ class Stepwise:
     ) -> None:
         if num_restarts < 1:
             raise ValueError(f"num_restarts is {num_restarts}, expected at least 1")
-        _check_chunk_size(chunk_size)
+        check_chunk_size(chunk_size)
         self.make_attack = make_attack
         self.num_restarts = num_restarts
         self.chunk_size = chunk_size
@@ -201,6 +122,7 @@ class Stepwise:
         *,
         num_steps: int,
         report_every: int | None = None,
+        resume: Resumable | None = None,
     ) -> Iterator[Progress]:
         """Yields a report after every `report_every` steps and after the last.
 
@@ -210,6 +132,7 @@ class Stepwise:
           settings: handed to `make_attack` as float32 scalars.
           num_steps: optimizer steps.
           report_every: steps between reports; by default about a second's worth. Does not change the result.
+          resume: an earlier call's `Progress.resumable`, to go on from there to the same result.
         """
         if num_steps < 0:
             raise ValueError(f"num_steps is {num_steps}, expected at least 0")
@@ -220,7 +143,7 @@ class Stepwise:
             check_targets(observations)
         key, observations, settings = to_every_device((key, observations, settings), self.mesh)
         begin = time.perf_counter()
-        lanes = self._start(key, observations, settings)
+        lanes = self._start(key, observations, settings) if resume is None else resume.lanes
         lanes = self._advance(lanes, observations, settings, 0, 0)  # no step: compiles
         jax.block_until_ready(self._finish(lanes, observations, settings))
         self.seconds_compile = time.perf_counter() - begin
@@ -228,7 +151,8 @@ class Stepwise:
         axis = 0 if self.num_jobs is None else 1
         shape = (jax.tree.leaves(observations.update)[0].shape[axis], self.num_restarts)
         begin = time.perf_counter()
-        done, pace = 0, report_every or _FIRST_REPORT
+        done = before = 0 if resume is None else resume.step
+        pace = report_every or _FIRST_REPORT
         while True:
             upto = min(done + pace, num_steps)
             # The iterate after the last step is evaluated once more, as in `run`.
@@ -241,12 +165,17 @@ class Stepwise:
                 best_loss=best_loss.reshape(*best_loss.shape[:-1], *shape),
                 seconds=time.perf_counter() - begin,
                 reconstruct=partial(self._finish, lanes, observations, settings),
+                resumable=Resumable(done, lanes),
             )
             if done == num_steps:
                 return
             if report_every is None:
-                steps_in_a_second = int(done / (time.perf_counter() - begin) * _SECONDS_PER_REPORT)
+                steps_in_a_second = int((done - before) / (time.perf_counter() - begin) * _SECONDS_PER_REPORT)
                 pace = agreed(max(1, min(steps_in_a_second, 4 * pace)), self.mesh)
+
+    def form(self, key: Key, observations: Observation, settings: Any) -> Any:
+        """Shapes and types of the lanes of a search, as `Resumable` holds them."""
+        return jax.eval_shape(self._start, key, observations, _as_float32(settings))
 
     def peak_bytes(self, key: Key, observations: Observation, settings: Any) -> int:
         """Peak memory of the compiled program, with arguments and results, in bytes per device (compiles anew)."""
@@ -286,7 +215,7 @@ class Stepwise:
         def start(lanes: tuple[Key, Array], observations: Observation, settings: Any) -> tuple[AttackState, Key]:
             attack = self.make_attack(settings)
             one = self._lane_function(
-                lambda lane_key, observation: _start_lane(attack, lane_key, observation), observations
+                lambda lane_key, observation: start_lane(attack, lane_key, observation), observations
             )
             return jax.vmap(one)(*lanes)
 
@@ -367,52 +296,6 @@ class Stepwise:
             return function(*others, observation._replace(**shared))
 
         return on_lane
-
-
-def split_shared(observations: Observation) -> tuple[dict[str, Any], Observation]:
-    """Separates the fields that all targets share from those with a leading axis `T`."""
-    shared = {field: getattr(observations, field) for field in SHARED_FIELDS}
-    return shared, observations._replace(**dict.fromkeys(SHARED_FIELDS))
-
-
-def check_targets(observations: Observation) -> None:
-    """Refuses observations of which any target's update is unusable; values are looked at outside of jit only.
-
-    Raises:
-      ValueError: as `observe.check_update`, naming the target.
-    """
-    for target in range(num_targets(observations)):
-        update = jax.tree.map(lambda leaf, target=target: leaf[target], observations.update)
-        try:
-            check_update(observations.params, update)
-        except ValueError as error:
-            raise ValueError(f"target {target}: {error}") from error
-
-
-def num_targets(observations: Observation) -> int:
-    """The leading axis `T` of the per-target fields.
-
-    Raises:
-      ValueError: if they disagree.
-    """
-    per_target = split_shared(observations)[1]
-    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(per_target)}
-    if len(sizes) != 1 or sizes == {()}:
-        raise ValueError(
-            f"the observations' fields have leading axes {sorted(sizes)}, expected one number of targets"
-        )
-    return sizes.pop()[0]
-
-
-def _check_chunk_size(chunk_size: int | None) -> None:
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}, expected at least 1")
-
-
-def _start_lane(attack: Attack, key: Key, observation: Observation) -> tuple[AttackState, Key]:
-    """The state a lane starts from, and the key its steps draw from."""
-    init_key, step_key = jax.random.split(key)
-    return attack.init(init_key, observation), step_key
 
 
 def _as_float32(settings: Any) -> Any:

@@ -1,0 +1,189 @@
+"""The attack: one job watched, or several side by side. It looks at observations only."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinvert.job import environment, state
+from jaxinvert.job.config import JobConfig
+from jaxinvert.job.identity import job_name
+from jaxinvert.job.program import Program
+from jaxinvert.search import Progress
+from jaxinvert.types import Key, Observation, Reconstruction
+
+
+class Execution(NamedTuple):
+    """A finished or interrupted attack, before truth is looked at.
+
+    Lanes were spread over `num_devices`, on each `chunk_size` side by side; a closed form has none.
+    """
+
+    reconstructions: Reconstruction
+    num_steps: int
+    seconds_compile: float
+    seconds_run: float
+    interrupted: bool
+    history: dict[str, np.ndarray]
+    num_devices: int = 1
+    chunk_size: int | None = None
+
+
+def execute(
+    config: JobConfig,
+    program: Program,
+    observations: Observation,
+    *,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    state_folder: Path | None = None,
+) -> Execution:
+    """Attacks the observations, after restoring labels if that was asked for.
+
+    An interrupt ends the search and keeps the best so far.
+
+    Args:
+      config: the job.
+      program: for it.
+      observations: all that the attacker sees; truth is not an argument.
+      on_progress: called about once a second.
+      state_folder: keeps the state of the search there, every minute and when interrupted; the same job goes on from
+        it, to the same result.
+
+    Raises:
+      ValueError: if the attack does not fit the model, or the state that was kept cannot be read.
+    """
+    observations = _with_restored_labels(config, program, observations)
+    if not program.iterates:
+        return _solve(config, program, observations)
+    search = program.search()
+    arguments = (_key(config), observations, _traced(config))
+    name = job_name(config)
+    kept = state_folder and state.find(state_folder, name, search.form(*arguments))
+    steps, losses = ([*kept.steps], [*kept.best_loss]) if kept else ([], [])
+    progress, interrupted, last_kept = None, False, time.monotonic()
+    try:
+        for progress in search(*arguments, num_steps=config.steps, resume=kept.resumable if kept else None):
+            steps.append(progress.step)
+            losses.append(progress.best_loss)
+            on_progress(progress)
+            if state_folder is not None and time.monotonic() - last_kept > _SECONDS_BETWEEN_STATES:
+                state.keep(state_folder, name, state.Kept(progress.resumable, np.array(steps), np.stack(losses)))
+                last_kept = time.monotonic()
+    except KeyboardInterrupt:
+        if progress is None:  # nothing was computed yet
+            raise
+        interrupted = True
+    assert progress is not None
+    with environment.uninterruptible():
+        reconstructions = jax.block_until_ready(progress.reconstruct())
+        if state_folder is not None and interrupted:
+            state.keep(state_folder, name, state.Kept(progress.resumable, np.array(steps), np.stack(losses)))
+        elif state_folder is not None:
+            state.forget(state_folder, name)
+    return Execution(
+        reconstructions=reconstructions,
+        num_steps=progress.step,
+        seconds_compile=search.seconds_compile,
+        seconds_run=progress.seconds,
+        interrupted=interrupted,
+        history={"step": np.array(steps), "best_loss": np.stack(losses)},
+        num_devices=config.devices or 1,
+        chunk_size=search.lanes_side_by_side(observations),
+    )
+
+
+def execute_jobs(
+    configs: Sequence[JobConfig],
+    program: Program,
+    observations: Sequence[Observation],
+    *,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> list[Execution]:
+    """Attacks the observations of jobs that share a program and a number of steps, as lanes of one compiled call.
+
+    Losses are reported at fixed steps, so that executions repeat bit for bit. An interrupt is passed on.
+
+    Args:
+      configs: `J` jobs.
+      program: for all of them.
+      observations: one of each job.
+      on_progress: called after every report.
+    """
+    if not program.iterates or program.search().mesh is not None:
+        return [execute(config, program, seen) for config, seen in zip(configs, observations)]
+    num_steps = configs[0].steps
+    search, steps, losses, progress = program.search(len(configs)), [], [], None
+    report_every = max(1, -(-num_steps // _REPORTS_PER_JOB))
+    arguments = _side_by_side(configs, program, observations)
+    for progress in search(*arguments, num_steps=num_steps, report_every=report_every):
+        steps.append(progress.step)
+        losses.append(progress.best_loss)
+        on_progress(progress)
+    assert progress is not None
+    reconstructions = jax.block_until_ready(progress.reconstruct())
+    return [
+        Execution(
+            reconstructions=jax.tree.map(lambda leaf, j=j: leaf[j], reconstructions),
+            num_steps=progress.step,
+            seconds_compile=search.seconds_compile / len(configs),
+            seconds_run=progress.seconds / len(configs),
+            interrupted=False,
+            history={"step": np.array(steps), "best_loss": np.stack(losses)[:, j]},
+        )
+        for j in range(len(configs))
+    ]
+
+
+def peak_bytes(configs: Sequence[JobConfig], program: Program, observations: Sequence[Observation]) -> int:
+    """Memory of the program behind `execute_jobs` at its peak, in bytes; 0 for closed forms. Compiles."""
+    if not program.iterates:
+        return 0
+    return program.search(len(configs)).peak_bytes(*_side_by_side(configs, program, observations))
+
+
+_REPORTS_PER_JOB = 20
+_SECONDS_BETWEEN_STATES = 60.0
+
+
+def _side_by_side(
+    configs: Sequence[JobConfig], program: Program, observations: Sequence[Observation]
+) -> tuple[Key, Observation, dict[str, Any]]:
+    """Keys, observations and numbers of jobs, stacked."""
+    ready = [_with_restored_labels(config, program, seen) for config, seen in zip(configs, observations)]
+    if "surrogate" not in program.config.needs:  # it was for the label rule: too large to hand on for every job
+        ready = [seen._replace(surrogate=None) for seen in ready]
+    jobs = [(_key(config), seen, _traced(config)) for config, seen in zip(configs, ready)]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *jobs)
+
+
+def _key(config: JobConfig) -> Key:
+    """What the attack draws its starts from."""
+    return jax.random.fold_in(jax.random.key(config.seed), 1)
+
+
+def _traced(config: JobConfig) -> dict[str, Any]:
+    """The numbers that the compiled attack takes as arguments."""
+    return {"hyperparameters": config.hyperparameters(), "horizon": config.steps}
+
+
+def _with_restored_labels(config: JobConfig, program: Program, observations: Observation) -> Observation:
+    """Puts labels that are read off the updates in place of the withheld ones, if asked for; ascending per batch."""
+    if config.labels != "restored":
+        return observations
+    key = jax.random.fold_in(jax.random.key(config.seed), 2)
+    return observations._replace(labels=program.restore_labels(key, observations))
+
+
+def _solve(config: JobConfig, program: Program, observations: Observation) -> Execution:
+    arguments = (_key(config), observations, config.hyperparameters())
+    begin = time.perf_counter()
+    jax.block_until_ready(program.solve(*arguments))  # compiles
+    seconds_compile = time.perf_counter() - begin
+    begin = time.perf_counter()
+    reconstructions = jax.block_until_ready(program.solve(*arguments))
+    seconds_run = time.perf_counter() - begin
+    return Execution(reconstructions, 0, seconds_compile, seconds_run, interrupted=False, history={})

@@ -1,0 +1,93 @@
+"""The state of a long search, kept in a folder so that the same job can go on after anything."""
+
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint
+
+from jaxinvert.search import Resumable
+
+
+class Kept(NamedTuple):
+    """A search that was left.
+
+    Attributes:
+      resumable: where it was.
+      steps: `[P]` of the reports so far.
+      best_loss: `[P, T, R]`.
+    """
+
+    resumable: Resumable
+    steps: np.ndarray
+    best_loss: np.ndarray
+
+
+def keep(folder: Path, name: str, kept: Kept) -> None:
+    """Writes the state of job `name`, whole or not at all, in place of an earlier one.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    leaves = [_as_data(leaf) for leaf in jax.tree.leaves(kept.resumable.lanes)]
+    content = {"lanes": leaves, "steps": np.asarray(kept.steps), "best_loss": np.asarray(kept.best_loss)}
+    with orbax.checkpoint.CheckpointManager((folder / name).absolute(), options=_OPTIONS) as manager:
+        manager.save(kept.resumable.step, args=orbax.checkpoint.args.PyTreeSave(content))
+        manager.wait_until_finished()
+
+
+def find(folder: Path, name: str, form: Any) -> Kept | None:
+    """The state of job `name`, if one was kept.
+
+    Args:
+      folder: of `keep`.
+      name: of the job.
+      form: of the lanes of the same search, see `Stepwise.form`.
+
+    Raises:
+      ValueError: if what was kept is damaged or of another search.
+    """
+    where = (folder / name).absolute()
+    if not where.is_dir():
+        return None
+    try:
+        with orbax.checkpoint.CheckpointManager(where, options=_OPTIONS) as manager:
+            step = manager.latest_step()
+            if step is None:
+                return None
+            content: Any = manager.restore(step, args=orbax.checkpoint.args.PyTreeRestore())
+    except Exception as error:
+        raise ValueError(f"the state kept in {where} cannot be read; delete it to start anew: {error}") from error
+    leaves, structure = jax.tree.flatten(form)
+    wanted = [jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf for leaf in leaves]
+    found = content["lanes"]
+    if [(leaf.shape, leaf.dtype) for leaf in found] != [(leaf.shape, leaf.dtype) for leaf in wanted]:
+        raise ValueError(f"the state kept in {where} is of another search; delete it to start anew")
+    lanes = [
+        jax.random.wrap_key_data(jnp.asarray(data)) if _is_key(leaf) else jnp.asarray(data)
+        for data, leaf in zip(found, leaves)
+    ]
+    return Kept(Resumable(step, structure.unflatten(lanes)), content["steps"], content["best_loss"])
+
+
+def forget(folder: Path, name: str) -> None:
+    """Removes the state of job `name`, and the folder if nothing else is in it."""
+    shutil.rmtree(folder / name, ignore_errors=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+_OPTIONS = orbax.checkpoint.CheckpointManagerOptions(
+    max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
+)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _as_data(leaf: Any) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)

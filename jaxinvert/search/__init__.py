@@ -1,0 +1,26 @@
+"""From one attack to many: scanned steps, restarts, targets, and a host loop that shows progress.
+
+    solve = over_targets(best_of(run(attack, num_steps=4800), num_restarts=8))
+    reconstructions = jax.jit(solve)(key, observations)
+
+`run`, `best_of` and `over_targets` are pure and compose with jit, vmap and each other. `Stepwise` runs the same
+computation, from the same keys, as repeated calls of one compiled program, so that long work can be watched,
+interrupted, resumed and spread over devices.
+"""
+
+from jaxinvert.search.solving import best_of, over_targets, run, select_best
+from jaxinvert.search.stepwise import Progress, Resumable, Stepwise
+from jaxinvert.search.targets import check_targets, num_targets, split_shared
+
+__all__ = [
+    "Progress",
+    "Resumable",
+    "Stepwise",
+    "best_of",
+    "check_targets",
+    "num_targets",
+    "over_targets",
+    "run",
+    "select_best",
+    "split_shared",
+]

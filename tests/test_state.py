@@ -1,0 +1,91 @@
+"""A long search goes on where it was left, to the same result."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxinvert import cli, job, store
+
+CONFIG = job.JobConfig(model="mlp", size=12, targets=2, restarts=2, steps=30)
+
+
+class Killed(BaseException):
+    """As abrupt as can be in one process."""
+
+
+@pytest.fixture(scope="module")
+def task():
+    return job.prepare(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def whole(task):
+    return job.execute(CONFIG, task.program, task.observations)
+
+
+def left(task, folder, error):
+    """Runs until the second report, then leaves."""
+    reports = []
+
+    def leave(progress):
+        reports.append(progress.step)
+        if len(reports) == 2:
+            raise error
+
+    return job.execute(CONFIG, task.program, task.observations, on_progress=leave, state_folder=folder), reports
+
+
+def test_an_interrupted_search_goes_on(task, whole, tmp_path):
+    interrupted, before = left(task, tmp_path / "state", KeyboardInterrupt)
+    assert interrupted.interrupted
+    steps = []
+    resumed = job.execute(
+        CONFIG,
+        task.program,
+        task.observations,
+        on_progress=lambda progress: steps.append(progress.step),
+        state_folder=tmp_path / "state",
+    )
+    assert min(steps) > before[-1] > 0
+    assert resumed.history["step"].tolist() == [*before, *steps]
+    np.testing.assert_array_equal(resumed.reconstructions.inputs, whole.reconstructions.inputs)
+    np.testing.assert_array_equal(resumed.history["best_loss"][-1], whole.history["best_loss"][-1])
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_killed_search_goes_on_from_what_it_kept_last(task, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(job.execution, "_SECONDS_BETWEEN_STATES", 0.0)
+    with pytest.raises(Killed):
+        left(task, tmp_path, Killed)
+    resumed = job.execute(CONFIG, task.program, task.observations, state_folder=tmp_path)
+    np.testing.assert_array_equal(resumed.reconstructions.inputs, whole.reconstructions.inputs)
+
+
+def test_another_job_does_not_go_on_from_it(task, tmp_path):
+    left(task, tmp_path, KeyboardInterrupt)
+    other = job.JobConfig(**{**vars(CONFIG), "tv": 0.5})
+    found = job.execute(other, task.program, task.observations, state_folder=tmp_path)
+    assert found.history["step"][0] == job.execute(other, task.program, task.observations).history["step"][0]
+    assert len(list(tmp_path.iterdir())) == 1  # the first one's is still there
+
+
+def test_a_damaged_state_is_one_clear_error(task, tmp_path, capsys):
+    left(task, tmp_path / "state", KeyboardInterrupt)
+    files = [path for path in (tmp_path / "state").rglob("*") if path.is_file()]
+    for path in files:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match="delete it to start anew"):
+        job.execute(CONFIG, task.program, task.observations, state_folder=tmp_path / "state")
+    arguments = ["--model", "mlp", "--size", "12", "--targets", "2", "--restarts", "2", "--steps", "30"]
+    assert cli.main(["invert", *arguments, "--out", str(tmp_path)]) == 2
+    assert "delete it to start anew" in capsys.readouterr().err
+
+
+def test_the_summary_of_a_resumed_run_is_whole(task, tmp_path):
+    left(task, tmp_path / "state", KeyboardInterrupt)
+    arguments = ["--model", "mlp", "--size", "12", "--targets", "2", "--restarts", "2", "--steps", "30"]
+    assert cli.main(["invert", *arguments, "--out", str(tmp_path)]) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["num_steps"], summary["interrupted"]) == (30, False)
+    assert store.load_arrays(tmp_path / "reconstructions.npz")["truth"].shape[0] == 2
