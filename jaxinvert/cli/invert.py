@@ -1,7 +1,7 @@
 """`jaxinvert invert`: one job, its table, and its files."""
 
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,47 @@ class Invert(job.JobConfig):
 
     Attributes:
       out: folder for `summary.json`, `reconstructions.npz`, `reconstructions.png` and `report.html`.
+      plan: measure first how many restarts x targets to run side by side, and take the fastest that fits the memory.
+      dry_run: only measure that, and say how long the job would take.
     """
 
     out: Path = Path("runs/invert")
+    plan: bool = False
+    dry_run: bool = False
 
 
 def invert(command: Invert, command_line: str) -> int:
     """Runs the command and returns its exit status."""
-    _, interrupted = invert_and_write(command, command.out, command_line=command_line)
+    config: job.JobConfig = command
+    if command.plan or command.dry_run:
+        config = planned(command, Console())
+    if command.dry_run:
+        return 0
+    _, interrupted = invert_and_write(config, command.out, command_line=command_line)
     return EXIT_INTERRUPTED if interrupted else 0
+
+
+def planned(config: job.JobConfig, console: Console) -> job.JobConfig:
+    """Shows what chunk sizes cost and returns the job with the fastest that fits.
+
+    Raises:
+      BadInputError: if none fits, or the job is not possible.
+    """
+    with bad_input():
+        setup = job.set_up(config)
+        task = job.prepare(config, setup)
+        costs = job.chunk_costs(config, lambda form: job.Program(form, task.model), task.observations)
+        chunk = job.fastest(costs)
+    table = Table("side by side", "peak MiB", "compile s", "steps/s", "run s")
+    lane_steps = (config.steps + 1) * config.targets * config.restarts
+    for cost in costs:
+        figures = (f"{cost.seconds_compile:,.1f}", f"{cost.steps_per_second:,.0f}")
+        seconds = f"{lane_steps / cost.steps_per_second:,.1f}" if cost.fits else "does not fit"
+        style = "bold" if cost.chunk == chunk else None
+        table.add_row(str(cost.chunk), f"{cost.peak_bytes / 2**20:,.0f}", *figures, seconds, style=style)
+    console.print(table)
+    console.print(f"fastest: --chunk {chunk}", highlight=False)
+    return replace(config, chunk=chunk)
 
 
 def invert_and_write(config: job.JobConfig, folder: Path, *, command_line: str) -> tuple[job.Outcome, bool]:

@@ -10,20 +10,24 @@ from jaxinvert.job.environment import device_name, uninterruptible
 from jaxinvert.job.execution import Execution, execute, execute_jobs, peak_bytes
 from jaxinvert.job.identity import job_name
 from jaxinvert.job.measurement import Outcome, measure
+from jaxinvert.job.planning import ChunkCost, chunk_costs, fastest
 from jaxinvert.job.preparation import Setup, Task, prepare, set_up
 from jaxinvert.job.program import Program, compiled_form
 
 __all__ = [
+    "ChunkCost",
     "Execution",
     "JobConfig",
     "Outcome",
     "Program",
     "Setup",
     "Task",
+    "chunk_costs",
     "compiled_form",
     "device_name",
     "execute",
     "execute_jobs",
+    "fastest",
     "job_name",
     "measure",
     "peak_bytes",

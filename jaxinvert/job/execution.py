@@ -56,12 +56,11 @@ def execute(
     Raises:
       ValueError: if the attack does not fit the model, or the state that was kept cannot be read.
     """
-    observations = _with_restored_labels(config, program, observations)
+    arguments = search_arguments(config, program, observations)
     if not program.iterates:
-        return _solve(config, program, observations)
+        return _solve(program, *arguments)
     search = program.search()
-    arguments = (_key(config), observations, _traced(config))
-    name = job_name(config)
+    name = "" if state_folder is None else job_name(config)
     kept = state_folder and state.find(state_folder, name, search.form(*arguments))
     steps, losses = ([*kept.steps], [*kept.best_loss]) if kept else ([], [])
     progress, interrupted, last_kept = None, False, time.monotonic()
@@ -160,6 +159,11 @@ def _side_by_side(
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *jobs)
 
 
+def search_arguments(config: JobConfig, program: Program, observations: Observation) -> tuple:
+    """Key, observations and numbers that `program.search()` is called with."""
+    return _key(config), _with_restored_labels(config, program, observations), _traced(config)
+
+
 def _key(config: JobConfig) -> Key:
     """What the attack draws its starts from."""
     return jax.random.fold_in(jax.random.key(config.seed), 1)
@@ -178,8 +182,8 @@ def _with_restored_labels(config: JobConfig, program: Program, observations: Obs
     return observations._replace(labels=program.restore_labels(key, observations))
 
 
-def _solve(config: JobConfig, program: Program, observations: Observation) -> Execution:
-    arguments = (_key(config), observations, config.hyperparameters())
+def _solve(program: Program, key: Key, observations: Observation, traced: dict[str, Any]) -> Execution:
+    arguments = (key, observations, traced["hyperparameters"])
     begin = time.perf_counter()
     jax.block_until_ready(program.solve(*arguments))  # compiles
     seconds_compile = time.perf_counter() - begin
