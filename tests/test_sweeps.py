@@ -60,6 +60,11 @@ def test_a_file_is_a_grid_of_lists_of_grids():
     assert jobs[-1] == {"steps": 3, "seed": 1, "attack": "idlg", "targets": 2}
 
 
+def test_the_example_is_a_sweep():
+    planned = sweeps.read_plan(Path(__file__).parents[1] / "docs" / "sweep.yaml")
+    assert (len(planned.jobs), planned.num_programs) == (21, 2)
+
+
 def test_jobs_that_differ_in_numbers_share_a_program():
     jobs = [{"model": m, "tv": tv, "steps": steps} for m in ("mlp", "lenet") for tv in (0, 1e-3) for steps in (3, 4)]
     planned = sweeps.make_plan([*jobs, jobs[0]])
