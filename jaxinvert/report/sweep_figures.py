@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -94,17 +95,18 @@ def sweep_table(rows: Iterable[Mapping[str, Any]], varied: Sequence[str], limit:
       limit: settings shown; a line says how many are left out.
     """
     settings, names = settings_of(rows, varied), field_names(varied)
-    table = Table(title_justify="left", caption_justify="left")
+    table = Table(
+        title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False
+    )
     for field in without_seed(varied):
-        table.add_column(Text(names[field]), overflow="fold", min_width=min(len(names[field]), 16))
-    for heading in ("seeds", "images", "PSNR dB", "middle half", "SSIM"):
-        table.add_column(heading, justify="right")
+        longest = max([len(setting_text(setting.values[field])) for setting in settings] or [0])
+        table.add_column(Text(names[field]), overflow="fold", min_width=min(max(longest, len(names[field])), 20))
+    for heading in ("PSNR dB", "middle half", "SSIM"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for rank, setting in enumerate(settings[:limit]):
         found = {name: number(setting.figures[name], "psnr_db") for name in ("median", "q25", "q75")}
         table.add_row(
             *(Text(setting_text(value)) for value in setting.values.values()),
-            number(setting.num_jobs),
-            number(len(setting.images)),
             found["median"],
             f"{found['q25']} to {found['q75']}",
             number(setting.figures["ssim"], "ssim"),
