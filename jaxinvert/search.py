@@ -48,7 +48,7 @@ def run(attack: Attack, *, num_steps: int) -> SolveFn:
         raise ValueError(f"num_steps is {num_steps}, expected at least 0")
 
     def solve(key: Key, observation: Observation) -> Reconstruction:
-        state, step_key = _start_lane(attack, key, observation)
+        state, step_key = start_lane(attack, key, observation)
 
         def body(state: AttackState, step: Array) -> tuple[AttackState, Array]:
             state, info = attack.step(jax.random.fold_in(step_key, step), state, observation)
@@ -241,7 +241,7 @@ class Stepwise:
         target_keys = jax.random.split(key, num_targets(observations))
         keys = jax.vmap(lambda target_key: jax.random.split(target_key, self.num_restarts))(target_keys)
         start = self._lane_function(
-            lambda lane_key, observation: _start_lane(attack, lane_key, observation), observations
+            lambda lane_key, observation: start_lane(attack, lane_key, observation), observations
         )
         return jax.vmap(start)(keys.reshape(-1), self._target_of_lane(observations))
 
@@ -348,7 +348,7 @@ def _check_chunk_size(chunk_size: int | None) -> None:
         raise ValueError(f"chunk_size is {chunk_size}, expected at least 1")
 
 
-def _start_lane(attack: Attack, key: Key, observation: Observation) -> tuple[AttackState, Key]:
+def start_lane(attack: Attack, key: Key, observation: Observation) -> tuple[AttackState, Key]:
     """The state a lane starts from, and the key its steps draw from."""
     init_key, step_key = jax.random.split(key)
     return attack.init(init_key, observation), step_key
