@@ -62,16 +62,25 @@ def free_pixels(batch_shape: Shape) -> Parametrization:
 def start_at(
     images: Parametrization, picture: Array, *, batch_shape: Shape, mean: PerChannel = 0.0, std: PerChannel = 1.0
 ) -> Parametrization:
-    """`pixels` that start at a public picture, with a little noise that tells restarts and examples apart.
+    """`pixels` that start at a picture, with a little noise that tells restarts and examples apart.
 
     Args:
       images: from `pixels` with the same `batch_shape`, `mean` and `std`.
-      picture: `[H, W, C]` in [0, 1], for every example of the batch.
+      picture: `[H, W, C]` in [0, 1], for every example of the batch; or `[B, H, W, C]`, one for each.
       batch_shape: `(B, H, W, C)`.
       mean: scalar or `[C]`.
       std: scalar or `[C]`.
+
+    Raises:
+      ValueError: for a picture of another shape.
     """
-    normalized = (picture[None] - per_channel("mean", mean, batch_shape)) / per_channel("std", std, batch_shape)
+    batch_shape = tuple(batch_shape)
+    if jnp.shape(picture) not in (batch_shape, batch_shape[1:]):
+        raise ValueError(
+            f"the picture to start at has shape {jnp.shape(picture)}, expected {batch_shape[1:]} or {batch_shape}"
+        )
+    pictures = jnp.broadcast_to(picture, batch_shape)
+    normalized = (pictures - per_channel("mean", mean, batch_shape)) / per_channel("std", std, batch_shape)
     return images._replace(init=lambda key: normalized + START_NOISE * images.init(key))
 
 

@@ -52,3 +52,21 @@ def test_soft_labels_are_a_softmax_beside_the_images():
     projected, same_logits = both.project((images * 10, logits))
     assert float(projected.max()) <= 1
     np.testing.assert_array_equal(same_logits, logits)
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_a_start_at_pictures_is_near_them_and_depends_on_the_key(each):
+    shape, std = (2, 3, 4, 3), np.array([0.1, 0.2, 0.4])
+    pictures = np.asarray(jax.random.uniform(jax.random.key(1), shape if each else shape[1:]))
+    images = parametrizations.pixels(shape, mean=(0.2, 0.5, 0.7), std=std)
+    started = parametrizations.start_at(images, pictures, batch_shape=shape, mean=(0.2, 0.5, 0.7), std=std)
+    found = [np.asarray(started.decode(started.init(jax.random.key(k)))) for k in range(2)]
+    noise = (found[0] - np.broadcast_to(pictures, shape)) / std[None, None, None]
+    np.testing.assert_allclose(noise, 0.1 * images.init(jax.random.key(0)), atol=1e-5)
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+
+
+def test_refuses_to_start_at_pictures_of_another_shape():
+    images = parametrizations.pixels((2, 2, 2, 1))
+    with pytest.raises(ValueError, match=r"has shape \(3, 2, 2, 1\), expected \(2, 2, 1\) or \(2, 2, 2, 1\)"):
+        parametrizations.start_at(images, jnp.zeros((3, 2, 2, 1)), batch_shape=(2, 2, 2, 1))

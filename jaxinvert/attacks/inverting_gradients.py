@@ -12,7 +12,7 @@ from jaxinvert import objectives, parametrizations, regularizers
 from jaxinvert.attacks.schedules import step_decay
 from jaxinvert.attacks.transformations import median_filter
 from jaxinvert.matching import gradient_matching
-from jaxinvert.types import Attack, ClientUpdateFn, Objective, PerChannel, Scalar, Shape
+from jaxinvert.types import Array, Attack, ClientUpdateFn, Objective, PerChannel, Scalar, Shape
 
 
 def inverting_gradients(
@@ -26,6 +26,7 @@ def inverting_gradients(
     horizon: Scalar = 4800,
     objective: Objective = objectives.cosine,
     joint_labels: int | None = None,
+    prior: Array | None = None,
     median_every: int | None = None,
 ) -> Attack:
     """Returns the attack with the paper's settings: known labels, any batch size, FedSGD or FedAvg clients.
@@ -47,6 +48,8 @@ def inverting_gradients(
         keep the largest tensors (`objectives.largest_tensors`).
       joint_labels: the number of classes, to optimize soft labels along with the images instead of reading
         `observation.labels`; the paper argues for known labels.
+      prior: `[H, W, C]` or `[B, H, W, C]` in [0, 1], images to start from, such as an earlier reconstruction; by
+        default normal noise, as in the paper.
       median_every: steps between 3 x 3 median filters; the authors' program has 500 as an option. Not with
         `joint_labels`.
 
@@ -56,6 +59,10 @@ def inverting_gradients(
     if median_every is not None and joint_labels is not None:
         raise ValueError("median_every filters images, but with joint_labels the variables are images and labels")
     parametrization = parametrizations.pixels(batch_shape, mean=mean, std=std)
+    if prior is not None:
+        parametrization = parametrizations.start_at(
+            parametrization, prior, batch_shape=batch_shape, mean=mean, std=std
+        )
     if joint_labels is not None:
         parametrization = parametrizations.with_soft_labels(
             parametrization, batch_size=batch_shape[0], num_classes=joint_labels

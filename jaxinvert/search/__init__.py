@@ -8,7 +8,7 @@ computation, from the same keys, as repeated calls of one compiled program, so t
 interrupted, resumed and spread over devices.
 """
 
-from jaxinvert.search.solving import best_of, over_targets, run, select_best
+from jaxinvert.search.solving import best_of, over_targets, run, select_best, start_lane
 from jaxinvert.search.stepwise import Progress, Resumable, Stepwise
 from jaxinvert.search.targets import check_targets, num_targets, split_shared
 
@@ -23,4 +23,5 @@ __all__ = [
     "run",
     "select_best",
     "split_shared",
+    "start_lane",
 ]
