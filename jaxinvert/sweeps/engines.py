@@ -137,7 +137,11 @@ def on_ray(address: str | None = None, *, cpus: float | None = None, gpus: float
                 try:
                     computed = ray.get(ready)
                 except RayError as error:
-                    computed = Computed([], [(job, str(error)) for job in batch.jobs], {"failed": "worker lost"})
+                    computed = Computed(
+                        [],
+                        [(job, str(error)) for job in batch.jobs],
+                        {"jobs": [job.name for job in batch.jobs], "failed": len(batch.jobs), "worker_lost": True},
+                    )
                 yield batch, computed
         finally:
             if started:
@@ -156,46 +160,52 @@ class Bench:
     def compute(self, batch: Batch, on_progress: OnProgress = lambda batch, progress: None) -> Computed:
         """Computes a batch; whatever goes wrong with a job becomes a failure of this job or batch."""
         begin = time.time()
-        failures: list[tuple[Job, str]] = []
-        prepared: list[tuple[Job, jobs.Task]] = []
-        for job in batch.jobs:
-            try:
-                prepared.append((job, jobs.prepare(job.config, self._setup_for(job.config))))
-            except Exception:
-                failures.append((job, traceback.format_exc()))
+        tasks, failures = self._prepare(batch)
         found: list[Record] = []
-        traces = 0
-        if prepared:
-            try:
-                lanes = prepared + [prepared[-1]] * (batch.width - len(prepared))
-                program = lanes[0][1].program
-                executions = jobs.execute_jobs(
-                    [job.config for job, _ in lanes],
-                    program,
-                    [task.observations for _, task in lanes],
-                    on_progress=lambda progress: on_progress(batch, progress),
-                )
-                traces = program.num_traces
-                for (job, task), execution in zip(prepared, executions):
-                    outcome = jobs.measure(job.config, task, execution)
-                    found.append(records.make_record(job, outcome, batch_size=batch.width))
-            except Exception:
-                failures += [(job, traceback.format_exc()) for job, _ in prepared[len(found) :]]
+        try:
+            found = _attack(batch, tasks, on_progress) if tasks else []
+        except Exception:
+            failures += [(job, traceback.format_exc()) for job, _ in tasks]
         log = {
             "begin": begin,
             "seconds": time.time() - begin,
             "jobs": [job.name for job in batch.jobs],
             "failed": len(failures),
-            "programs_traced": traces,
+            "programs_traced": self._setup.program.num_traces if self._setup else 0,
             "device": device_name(),
         }
         return Computed(found, failures, log)
+
+    def _prepare(self, batch: Batch) -> tuple[list[tuple[Job, jobs.Task]], list[tuple[Job, str]]]:
+        """The jobs that can be prepared, and those that cannot."""
+        tasks, failures = [], []
+        for job in batch.jobs:
+            try:
+                tasks.append((job, jobs.prepare(job.config, self._setup_for(job.config))))
+            except Exception:
+                failures.append((job, traceback.format_exc()))
+        return tasks, failures
 
     def _setup_for(self, config: jobs.JobConfig) -> jobs.Setup:
         form = jobs.compiled_form(config)
         if self._setup is None or form != self._form:
             self._form, self._setup = form, jobs.set_up(config)
         return self._setup
+
+
+def _attack(batch: Batch, tasks: list[tuple[Job, jobs.Task]], on_progress: OnProgress) -> list[Record]:
+    """Attacks and measures; the last job fills a batch that is not full, so that no other shape is compiled."""
+    lanes = tasks + [tasks[-1]] * (batch.width - len(tasks))
+    executions = jobs.execute_jobs(
+        [job.config for job, _ in lanes],
+        tasks[0][1].program,
+        [task.observations for _, task in lanes],
+        on_progress=lambda progress: on_progress(batch, progress),
+    )
+    return [
+        records.make_record(job, jobs.measure(job.config, task, execution), batch_size=batch.width)
+        for (job, task), execution in zip(tasks, executions)
+    ]
 
 
 _BENCH = Bench()
