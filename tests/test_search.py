@@ -243,6 +243,26 @@ def test_large_lanes_step_in_pairs_to_the_same_result(monkeypatch, num_restarts,
     assert len(np.unique(results[0][0])) == num_targets * num_restarts
 
 
+@pytest.mark.parametrize(("chunk_size", "side_by_side"), [(None, 6), (1, 1), (4, 4), (100, 6)])
+def test_jobs_side_by_side_do_what_they_do_alone(chunk_size, side_by_side):
+    """Three jobs of two lanes, each with its own key, parameters and targets; a chunk of 100 is as good as all."""
+    updates = 3 * jnp.arange(3 * 2 * 2.0).reshape(3, 2, 2)
+    jobs = Observation(params=jnp.arange(6.0).reshape(3, 2), update=updates)
+    keys = jax.random.split(jax.random.key(0), 3)
+    settings = {"unused": jnp.zeros(3)}
+    together = search.Stepwise(lambda settings: Quadratic().attack(), chunk_size=chunk_size, num_jobs=3)
+    assert together.lanes_side_by_side(jobs) == side_by_side
+    *_, report = together(keys, jobs, settings, num_steps=9)
+    assert report.best_loss.shape == (3, 2, 1)
+    for j in range(3):
+        alone = search.Stepwise(lambda settings: Quadratic().attack())
+        one = jax.tree.map(lambda leaf, j=j: leaf[j], jobs)
+        *_, expected = alone(keys[j], one, {"unused": 0.0}, num_steps=9)
+        np.testing.assert_allclose(report.best_loss[j], expected.best_loss, rtol=1e-5)
+        np.testing.assert_allclose(report.reconstruct().inputs[j], expected.reconstruct().inputs, rtol=1e-5)
+    assert together.num_traces == 1
+
+
 def test_a_remainder_of_lanes_is_not_lost(victim, make_attack):
     solve = search.best_of(search.run(make_attack({}), num_steps=1), num_restarts=5, chunk_size=2)
     losses = solve(jax.random.key(0), victim.observation).info["restart_losses"]

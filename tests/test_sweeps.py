@@ -135,6 +135,7 @@ def test_records_hold_what_a_single_job_finds(file, whole):
         np.testing.assert_allclose(record.arrays["history_best_loss"][-1], alone.history["best_loss"][-1], rtol=1e-3)
         assert record.config["seed"] == one.config.seed
         assert record.summary["jobs_in_program"] == 4
+        assert (record.summary["num_devices"], record.summary["chunk_size"]) == (1, 4)
     losses = [sweeps.read_record(folder, one.name).summary["targets"][0]["attack_loss"] for one in planned.jobs]
     assert len(set(losses)) == len(losses)
 

@@ -132,6 +132,7 @@ def execute_jobs(
             seconds_run=progress.seconds / len(configs),
             interrupted=False,
             history={"step": np.array(steps), "best_loss": np.stack(losses)[:, j]},
+            chunk_size=search.lanes_side_by_side(arguments[1]),
         )
         for j in range(len(configs))
     ]
@@ -141,6 +142,8 @@ def peak_bytes(configs: Sequence[JobConfig], program: Program, observations: Seq
     """Memory of the program behind `execute_jobs` at its peak, in bytes; 0 for closed forms. Compiles."""
     if not program.iterates:
         return 0
+    if program.search().mesh is not None:  # one job after the other
+        return program.search().peak_bytes(*search_arguments(configs[0], program, observations[0]))
     return program.search(len(configs)).peak_bytes(*_side_by_side(configs, program, observations))
 
 

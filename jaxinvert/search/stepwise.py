@@ -22,6 +22,7 @@ from jaxinvert.types import (
     Key,
     Observation,
     Reconstruction,
+    Update,
 )
 
 _FIRST_REPORT = 5
@@ -186,27 +187,36 @@ class Stepwise:
             return 0
         return memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
 
+    def lanes_side_by_side(self, observations: Observation) -> int:
+        """How many lanes run side by side on each device."""
+        if self.num_jobs is None:
+            return self._chunk_size(observations)
+        return self._jobs_side_by_side(observations) * self._chunk_size(_of_job(observations))
+
+    def _chunk_size(self, observations: Observation) -> int:
+        """Lanes of one job that run side by side on each device."""
+        num_devices = 1 if self.mesh is None else self.mesh.size
+        num_lanes = -(-num_targets(observations) * self.num_restarts // num_devices)
+        return min(self.chunk_size or lanes_at_once(_one_update(observations), num_lanes), num_lanes)
+
+    def _jobs_side_by_side(self, observations: Observation) -> int:
+        """Jobs that run side by side: more than one if all lanes of several fit at once."""
+        job = _of_job(observations)
+        lanes_of_job = num_targets(job) * self.num_restarts
+        num_jobs = self.num_jobs or 1
+        fitting = self.chunk_size or lanes_at_once(_one_update(job), num_jobs * lanes_of_job)
+        return max(1, min(num_jobs, fitting // lanes_of_job))
+
     def _over_jobs(self, function: Callable) -> Callable:
         """Maps over the jobs: `(x, observations, settings, *rest)` with an axis `J` on the first three, if any."""
         if self.num_jobs is None:
             return function
 
         def mapped(lanes: Any, observations: Observation, settings: Any, *rest: Array) -> Any:
-            job = jax.tree.map(lambda leaf: leaf[0], observations)
-            lanes_of_job = num_targets(job) * self.num_restarts
-            one_update = jax.tree.map(lambda leaf: leaf[0], job.update)
-            at_once = lanes_at_once(one_update, len(jax.tree.leaves(lanes)[0]) * lanes_of_job) // lanes_of_job
             jobs = (lanes, observations, settings)
-            return map_lanes(lambda job: function(*job, *rest), jobs, max(1, at_once))
+            return map_lanes(lambda job: function(*job, *rest), jobs, self._jobs_side_by_side(observations))
 
         return mapped
-
-    def lanes_side_by_side(self, observations: Observation) -> int:
-        """The chunk size that a search of these observations takes on each device."""
-        num_devices = 1 if self.mesh is None else self.mesh.size
-        num_lanes = num_targets(observations) * self.num_restarts
-        one_update = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), observations.update)
-        return self.chunk_size or lanes_at_once(one_update, -(-num_lanes // num_devices))
 
     def _start_lanes(self, key: Key, observations: Observation, settings: Any) -> tuple[AttackState, Key]:
         target_keys = jax.random.split(key, num_targets(observations))
@@ -244,7 +254,7 @@ class Stepwise:
     ) -> tuple[AttackState, Key]:
         """Advances the lanes of one device, each beside the index of its target."""
         attack = self.make_attack(settings)
-        chunk_size = self.lanes_side_by_side(observations)
+        chunk_size = self._chunk_size(observations)
         in_step = 1 if self.chunk_size else lanes_in_step(chunk_size, share[1].size)
         observation_of = self._lane_function(lambda observation: observation, observations)
 
@@ -296,6 +306,16 @@ class Stepwise:
             return function(*others, observation._replace(**shared))
 
         return on_lane
+
+
+def _of_job(observations: Observation) -> Observation:
+    """Shapes of the observations of one job, of those of several."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), observations)
+
+
+def _one_update(observations: Observation) -> Update:
+    """Shapes of one target's update."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), observations.update)
 
 
 def _as_float32(settings: Any) -> Any:
