@@ -154,7 +154,7 @@ def test_more_devices_than_there_are_is_one_clear_error():
     config = job.JobConfig(model="mlp", size=12, targets=1, steps=1, devices=4096)
     task = job.prepare(config)
     with pytest.raises(ValueError, match=r"^devices is 4096, but there (is 1|are \d+)\b") as error:
-        job.execute(config, task.model, task.observations)
+        job.execute(config, task.program, task.observations)
     assert "\n" not in str(error.value)
     if jax.default_backend() == "cpu":
         assert "XLA_FLAGS=--xla_force_host_platform_device_count=4096 makes more" in str(error.value)

@@ -243,18 +243,18 @@ def test_large_lanes_step_in_pairs_to_the_same_result(monkeypatch, num_restarts,
     assert len(np.unique(results[0][0])) == num_targets * num_restarts
 
 
-@pytest.mark.parametrize(("chunk_size", "side_by_side"), [(None, 6), (1, 1), (4, 4), (100, 6)])
+@pytest.mark.parametrize(("chunk_size", "side_by_side"), [(None, 8), (1, 1), (4, 4), (100, 8)])
 def test_jobs_side_by_side_do_what_they_do_alone(chunk_size, side_by_side):
-    """Three jobs of two lanes, each with its own key, parameters and targets; a chunk of 100 is as good as all."""
-    updates = 3 * jnp.arange(3 * 2 * 2.0).reshape(3, 2, 2)
-    jobs = Observation(params=jnp.arange(6.0).reshape(3, 2), update=updates)
-    keys = jax.random.split(jax.random.key(0), 3)
-    settings = {"unused": jnp.zeros(3)}
-    together = search.Stepwise(lambda settings: Quadratic().attack(), chunk_size=chunk_size, num_jobs=3)
+    """Four jobs of two lanes, each with its own key, parameters and targets; a chunk of 100 is as good as all."""
+    updates = 3 * jnp.arange(4 * 2 * 2.0).reshape(4, 2, 2)
+    jobs = Observation(params=jnp.arange(8.0).reshape(4, 2), update=updates)
+    keys = jax.random.split(jax.random.key(0), 4)
+    settings = {"unused": jnp.zeros(4)}
+    together = search.Stepwise(lambda settings: Quadratic().attack(), chunk_size=chunk_size, num_jobs=4)
     assert together.lanes_side_by_side(jobs) == side_by_side
     *_, report = together(keys, jobs, settings, num_steps=9)
-    assert report.best_loss.shape == (3, 2, 1)
-    for j in range(3):
+    assert report.best_loss.shape == (4, 2, 1)
+    for j in range(4):
         alone = search.Stepwise(lambda settings: Quadratic().attack())
         one = jax.tree.map(lambda leaf, j=j: leaf[j], jobs)
         *_, expected = alone(keys[j], one, {"unused": 0.0}, num_steps=9)

@@ -205,7 +205,9 @@ class Stepwise:
         lanes_of_job = num_targets(job) * self.num_restarts
         num_jobs = self.num_jobs or 1
         fitting = self.chunk_size or lanes_at_once(_one_update(job), num_jobs * lanes_of_job)
-        return max(1, min(num_jobs, fitting // lanes_of_job))
+        most = max(1, min(num_jobs, fitting // lanes_of_job))
+        divisor = max(number for number in range(1, most + 1) if num_jobs % number == 0)
+        return divisor if 2 * divisor > most else most  # a remainder would be compiled, too
 
     def _over_jobs(self, function: Callable) -> Callable:
         """Maps over the jobs: `(x, observations, settings, *rest)` with an axis `J` on the first three, if any."""
