@@ -141,8 +141,8 @@ def test_the_command_line_spreads_a_network_with_convolutions(tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["num_devices"], summary["chunk_size"]) == (2, 1)
     config = job.JobConfig(model="lenet", size=12, targets=2)
-    model, observations, truth, _ = job.prepare(config)
-    client = jax.jit(client_update(config, model))
+    program, observations, truth, _ = job.prepare(config)
+    client = jax.jit(client_update(config, program.model))
     images = store.load_arrays(tmp_path / "reconstructions.npz")["reconstruction"]
     for t in range(2):
         simulated = client(observations.params, Batch(jnp.asarray(images[t : t + 1]), truth.labels[t]))
