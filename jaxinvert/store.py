@@ -8,6 +8,7 @@ import math
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -64,6 +65,12 @@ def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     write_atomically(path, lambda file: np.savez_compressed(file, allow_pickle=False, **converted))
 
 
+_UNREADABLE = (
+    *(ValueError, EOFError, OSError, MemoryError, NotImplementedError),
+    *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error),
+)
+
+
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """Reads an npz of plain arrays; never unpickles.
 
@@ -77,7 +84,7 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
             file.seek(0)
             archive = np.load(file, allow_pickle=False)
             return {name: archive[name] for name in archive.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+    except _UNREADABLE as error:
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(f"{path} is not a readable npz of plain arrays: {error}") from error

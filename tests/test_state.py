@@ -51,7 +51,25 @@ def test_an_interrupted_search_goes_on(task, whole, tmp_path):
     assert resumed.history["step"].tolist() == [*before, *steps]
     np.testing.assert_array_equal(resumed.reconstructions.inputs, whole.reconstructions.inputs)
     np.testing.assert_array_equal(resumed.history["best_loss"][-1], whole.history["best_loss"][-1])
+    assert resumed.seconds_run > interrupted.seconds_run
+    again = job.execute(CONFIG, task.program, task.observations, state_folder=tmp_path / "state")
+    assert len(again.history["step"]) > 0  # the state stays until the result is safe
+    job.forget_state(tmp_path / "state", CONFIG)
     assert not (tmp_path / "state").exists()
+
+
+def test_a_search_left_at_its_end_takes_no_step_more(task, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(job.execution, "_SECONDS_BETWEEN_STATES", 0.0)
+    finished = job.execute(CONFIG, task.program, task.observations, state_folder=tmp_path)
+    again = job.execute(CONFIG, task.program, task.observations, state_folder=tmp_path)
+    assert again.history["step"][-2:].tolist() == [30, 30]
+    np.testing.assert_array_equal(again.reconstructions.inputs, finished.reconstructions.inputs)
+    np.testing.assert_array_equal(again.history["best_loss"][-1], whole.history["best_loss"][-1])
+    shorter = job.JobConfig(**{**vars(CONFIG), "steps": 7})
+    kept = next(iter(tmp_path.iterdir()))
+    kept.rename(tmp_path / job.execution._state_name(shorter))
+    with pytest.raises(ValueError, match="has done 30 steps, more than num_steps 7"):
+        job.execute(shorter, task.program, task.observations, state_folder=tmp_path)
 
 
 def test_a_killed_search_goes_on_from_what_it_kept_last(task, whole, tmp_path, monkeypatch):
@@ -89,3 +107,4 @@ def test_the_summary_of_a_resumed_run_is_whole(task, tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["num_steps"], summary["interrupted"]) == (30, False)
     assert store.load_arrays(tmp_path / "reconstructions.npz")["truth"].shape[0] == 2
+    assert not (tmp_path / "state").exists()

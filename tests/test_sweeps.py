@@ -107,10 +107,12 @@ def test_a_job_is_named_by_all_that_determines_it(tmp_path):
         ("batch: 0", "batch is 0"),
         ("list: []", "list is"),
         ("checkpoint: nowhere.safetensors", "cannot read nowhere.safetensors"),
-        (
-            "grid: {seed: &many [1, 2, 3, 4, 5, 6], steps: *many, targets: *many, restarts: *many}",
-            "more than 1000 jobs",
-        ),
+        ("grid: {seed: &many [1, 2], steps: *many}", "by an alias"),
+        (f"grid: {{seed: {[*range(40)]}, targets: {[*range(1, 40)]}}}", "more than 1000 jobs"),
+        ('steps: !!int ""', "not readable YAML"),
+        ("tv: 1" + 400 * "0", "tv is 1000"),
+        ("date: 2026-13-45", "not readable YAML"),
+        (60 * "{list: [" + 60 * "]}", "list is"),
     ],
 )
 def test_a_file_that_cannot_be_is_refused(tmp_path, monkeypatch, text, message):
@@ -171,17 +173,18 @@ def test_damage_is_found_and_repaired_bit_for_bit(file, whole, tmp_path):
     damaged = expected[f"{names[4]}.json"].replace(b'"ssim": 0', b'"ssim": 1', 1)
     assert damaged != expected[f"{names[4]}.json"]
     (folder / "records" / f"{names[4]}.json").write_bytes(damaged)
-    (folder / "records" / f".{names[5]}.json.abc").write_text("a write that was cut short")
+    (folder / "records" / f".{names[5]}.json.abc_12").write_text("a write that was cut short")
     for name in (names[0], names[4]):
         with pytest.raises(ValueError, match=name):
             sweeps.read_record(folder, name)
     reports = list(sweeps.run(planned, folder))
+    assert not list(folder.glob("records/.*"))
     assert reports[0].done == 5
     assert reports[-1].done == 8
     assert recorded(folder) == expected
 
 
-def test_a_failing_job_stops_no_other(file, tmp_path, monkeypatch):
+def test_a_failing_job_stops_no_other(file, whole, tmp_path, monkeypatch):
     planned = sweeps.read_plan(file)
     prepare, broken = job.prepare, planned.jobs[1].config
 
@@ -200,6 +203,7 @@ def test_a_failing_job_stops_no_other(file, tmp_path, monkeypatch):
     *_, last = sweeps.run(planned, tmp_path)
     assert (last.done, last.failed) == (8, 0)
     assert sweeps.failures_of(tmp_path) == []
+    assert recorded(tmp_path) == recorded(whole[0])
 
 
 def test_a_full_disk_loses_nothing_recorded(file, whole, tmp_path, monkeypatch):
@@ -223,6 +227,33 @@ def test_a_full_disk_loses_nothing_recorded(file, whole, tmp_path, monkeypatch):
     assert recorded(tmp_path) == recorded(whole[0])
 
 
+def test_a_sweep_is_computed_once_at_a_time(file, whole):
+    running = sweeps.run(sweeps.read_plan(file), whole[0])
+    next(running)
+    with pytest.raises(ValueError, match="another process"):
+        next(sweeps.run(sweeps.read_plan(file), whole[0]))
+    running.close()
+    assert next(sweeps.run(sweeps.read_plan(file), whole[0])).done == 8
+
+
+def test_other_files_in_the_folder_stay(file, whole):
+    mine = whole[0] / "records" / ".settings.json.bak"
+    mine.write_text("mine")
+    assert next(sweeps.run(sweeps.read_plan(file), whole[0])).done == 8
+    assert mine.exists()
+    mine.unlink()
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"[" * 100_000, b"\xff\xfe", b'{"varied": 1, "jobs": 2}'])
+def test_damaged_json_is_one_clear_error(tmp_path, capsys, content):
+    (tmp_path / "failures").mkdir()
+    (tmp_path / "failures" / "one.json").write_bytes(content)
+    assert sweeps.failures_of(tmp_path) == []
+    (tmp_path / "plan.json").write_bytes(content)
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert "plan.json is damaged" in capsys.readouterr().err
+
+
 def test_kill_and_resume(file, whole, tmp_path):
     """SIGKILL as soon as the first record is there: what is recorded stays, the same command goes on."""
     out = tmp_path / "out"
@@ -231,8 +262,10 @@ def test_kill_and_resume(file, whole, tmp_path):
         deadline = time.monotonic() + 120
         while not list(out.glob("records/*.json")) and time.monotonic() < deadline:
             time.sleep(0.002)
+        assert process.poll() is None
         os.kill(process.pid, signal.SIGKILL)
-    list(sweeps.run(sweeps.read_plan(file), out))
+    first, *_ = sweeps.run(sweeps.read_plan(file), out)
+    assert 0 < first.done < 8
     assert recorded(out) == recorded(whole[0])
 
 

@@ -126,6 +126,8 @@ def invert_and_write(config: job.JobConfig, folder: Path, *, command_line: str) 
                 markup=False,
             )
         write_outcome(folder, outcome)
+        if not execution.interrupted:
+            job.forget_state(folder / "state", config)
     if execution.interrupted:
         console.print("the same command goes on where this one was interrupted", highlight=False)
     console.print(f"pictures and page: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)

@@ -49,7 +49,10 @@ Command = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit status: 0, 2 for bad input, 130 when interrupted."""
+    """Runs the command line and returns the exit status.
+
+    It is 0, 1 if jobs of a sweep failed, 2 for bad input or a file that cannot be written, 130 when interrupted.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command_line = shlex.join(["jaxinvert", *arguments])
     if arguments[:2] == ["data", "prepare"]:  # two words, one command

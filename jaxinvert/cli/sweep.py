@@ -1,5 +1,6 @@
 """`jaxinvert sweep` and `jaxinvert report`: many jobs from one file, and what came of them."""
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ def sweep(command: Sweep, command_line: str) -> int:
     if command.dry_run:
         return _show_plan(plan, console)
     store.check_writable(command.out)
-    with bad_input():  # before the bar, whose thread must not run while data are imported
+    with contextlib.suppress(ValueError):  # before the bar, whose thread must not run while data are imported
         job.set_up(plan.jobs[0].config)
     begin, finished = time.perf_counter(), None
     with progress_bar(console) as bar:
@@ -83,10 +84,11 @@ def sweep(command: Sweep, command_line: str) -> int:
                 else sweeps.on_ray(command.address, cpus=command.cpus, gpus=command.gpus)
             )
         try:
-            for finished in sweeps.run(plan, command.out, engine=engine):
-                done_before = finished.done + finished.failed
-                failed = f"{finished.failed} failed" if finished.failed else ""
-                bar.update(row, completed=done_before, loss=failed)
+            with bad_input():
+                for finished in sweeps.run(plan, command.out, engine=engine):
+                    done_before = finished.done + finished.failed
+                    failed = f"{finished.failed} failed" if finished.failed else ""
+                    bar.update(row, completed=done_before, loss=failed)
         except KeyboardInterrupt:
             bar.update(row, description="interrupted")
             bar.stop()
@@ -98,7 +100,8 @@ def sweep(command: Sweep, command_line: str) -> int:
         f"{time.perf_counter() - begin:,.0f} s",
         highlight=False,
     )
-    _report(command.out, console, command_line=command_line)
+    with bad_input():
+        _report(command.out, console, command_line=command_line)
     return _EXIT_FAILURES if finished.failed else 0
 
 

@@ -7,7 +7,7 @@ numbers share a `Setup`, and are executed side by side by `execute_jobs`.
 
 from jaxinvert.job.config import JobConfig
 from jaxinvert.job.environment import device_name, uninterruptible
-from jaxinvert.job.execution import Execution, execute, execute_jobs, peak_bytes
+from jaxinvert.job.execution import Execution, execute, execute_jobs, forget_state, peak_bytes
 from jaxinvert.job.identity import job_name
 from jaxinvert.job.measurement import Outcome, measure
 from jaxinvert.job.planning import ChunkCost, chunk_costs, fastest
@@ -28,6 +28,7 @@ __all__ = [
     "execute",
     "execute_jobs",
     "fastest",
+    "forget_state",
     "job_name",
     "measure",
     "peak_bytes",

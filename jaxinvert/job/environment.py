@@ -1,6 +1,7 @@
 """The machine and the process that a job runs in."""
 
 import contextlib
+import functools
 import os
 import platform
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import jax
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of what determines the result."""
     return {

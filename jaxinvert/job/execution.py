@@ -1,7 +1,9 @@
 """The attack: one job watched, or several side by side. It looks at observations only."""
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +41,7 @@ def execute(
     observations: Observation,
     *,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    report_every: int | None = None,
     state_folder: Path | None = None,
 ) -> Execution:
     """Attacks the observations, after restoring labels if that was asked for.
@@ -49,9 +52,10 @@ def execute(
       config: the job.
       program: for it.
       observations: all that the attacker sees; truth is not an argument.
-      on_progress: called about once a second.
+      on_progress: called after every report.
+      report_every: steps between reports; by default about a second's worth.
       state_folder: keeps the state of the search there, every minute and when interrupted; the same job goes on from
-        it, to the same result.
+        it, to the same result. It stays until `forget_state`, when the result is safe.
 
     Raises:
       ValueError: if the attack does not fit the model, or the state that was kept cannot be read.
@@ -60,29 +64,36 @@ def execute(
     if not program.iterates:
         return _solve(program, *arguments)
     search = program.search()
-    name = "" if state_folder is None else job_name(config)
+    name = "" if state_folder is None else _state_name(config)
     kept = state_folder and state.find(state_folder, name, search.form(*arguments))
-    steps, losses = ([*kept.steps], [*kept.best_loss]) if kept else ([], [])
-    progress, interrupted, last_kept = None, False, time.monotonic()
+    reports = [*zip(kept.steps, kept.best_loss)] if kept else []
+    options = {"num_steps": config.steps, "report_every": report_every}
+    progress, last_kept = None, time.monotonic()
+
+    def keep(progress: Progress) -> None:
+        if state_folder is not None:
+            state.keep(state_folder, name, state.Kept(progress.resumable, *map(np.stack, zip(*reports))))
+
     try:
-        for progress in search(*arguments, num_steps=config.steps, resume=kept.resumable if kept else None):
-            steps.append(progress.step)
-            losses.append(progress.best_loss)
+        for progress in search(*arguments, **options, resume=kept.resumable if kept else None):
+            reports.append((progress.step, progress.best_loss))
             on_progress(progress)
-            if state_folder is not None and time.monotonic() - last_kept > _SECONDS_BETWEEN_STATES:
-                state.keep(state_folder, name, state.Kept(progress.resumable, np.array(steps), np.stack(losses)))
+            if time.monotonic() - last_kept > _SECONDS_BETWEEN_STATES:
+                keep(progress)
                 last_kept = time.monotonic()
     except KeyboardInterrupt:
         if progress is None:  # nothing was computed yet
             raise
-        interrupted = True
     assert progress is not None
+    interrupted = progress.step < config.steps
     with environment.uninterruptible():
         reconstructions = jax.block_until_ready(progress.reconstruct())
-        if state_folder is not None and interrupted:
-            state.keep(state_folder, name, state.Kept(progress.resumable, np.array(steps), np.stack(losses)))
-        elif state_folder is not None:
-            state.forget(state_folder, name)
+        if interrupted:
+            try:
+                keep(progress)
+            except (OSError, ValueError) as error:  # the best so far is still worth having
+                warnings.warn(f"the state of the search could not be kept: {error}", stacklevel=2)
+    steps, losses = zip(*reports)
     return Execution(
         reconstructions=reconstructions,
         num_steps=progress.step,
@@ -112,11 +123,19 @@ def execute_jobs(
       observations: one of each job.
       on_progress: called after every report.
     """
-    if not program.iterates or program.search().mesh is not None:
-        return [execute(config, program, seen) for config, seen in zip(configs, observations)]
     num_steps = configs[0].steps
-    search, steps, losses, progress = program.search(len(configs)), [], [], None
     report_every = max(1, -(-num_steps // _REPORTS_PER_JOB))
+    if not program.iterates or program.search().mesh is not None:
+        alone = []
+        for j, (config, seen) in enumerate(zip(configs, observations)):
+            if j and config is configs[j - 1]:  # a job that only fills the batch
+                alone.append(alone[-1])
+                continue
+            alone.append(execute(config, program, seen, on_progress=on_progress, report_every=report_every))
+            if alone[-1].interrupted:
+                raise KeyboardInterrupt
+        return alone
+    search, steps, losses, progress = program.search(len(configs)), [], [], None
     arguments = _side_by_side(configs, program, observations)
     for progress in search(*arguments, num_steps=num_steps, report_every=report_every):
         steps.append(progress.step)
@@ -160,6 +179,16 @@ def _side_by_side(
         ready = [seen._replace(surrogate=None) for seen in ready]
     jobs = [(_key(config), seen, _traced(config)) for config, seen in zip(configs, ready)]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *jobs)
+
+
+def forget_state(state_folder: Path, config: JobConfig) -> None:
+    """Removes what `execute` kept of a job."""
+    state.forget(state_folder, _state_name(config))
+
+
+def _state_name(config: JobConfig) -> str:
+    """The job's name whatever its chunk size, which may be measured anew."""
+    return job_name(replace(config, chunk=None))
 
 
 def search_arguments(config: JobConfig, program: Program, observations: Observation) -> tuple:

@@ -6,12 +6,13 @@ from dataclasses import fields
 from pathlib import Path
 
 from jaxinvert.job.config import JobConfig
+from jaxinvert.job.environment import versions
 
 _FORMAT = 1
 
 
 def job_name(config: JobConfig, digests: dict[Path, str] | None = None) -> str:
-    """The hash of all that determines a job's result: fields, hyper-parameters, and the files that they name.
+    """The hash of all that determines a job's result: fields, versions, and the files that they name.
 
     Args:
       config: the job.
@@ -21,27 +22,32 @@ def job_name(config: JobConfig, digests: dict[Path, str] | None = None) -> str:
       ValueError: if a file is not there.
     """
     digests = {} if digests is None else digests
-    paths = [config.checkpoint] if config.checkpoint else []
-    paths += [Path(config.data)] if Path(config.data).is_file() else []
+    paths = [*([config.checkpoint] if config.checkpoint else []), Path(config.data).expanduser()]
     for path in paths:
-        if path not in digests:
+        if path not in digests and (path == config.checkpoint or path.exists()):
             digests[path] = digest(path)
     plain = {field.name: getattr(config, field.name) for field in fields(JobConfig)}  # none of a subclass's
+    hyperparameters = {name: float(value) for name, value in config.hyperparameters().items()}
     content = {
         "format": _FORMAT,
-        "config": {**plain, "settings": config.hyperparameters(), "tv": None, "lr": None},
-        "files": [digests[path] for path in paths],
+        "versions": versions(),
+        "config": {**plain, "settings": hyperparameters, "tv": None, "lr": None},
+        "files": [digests.get(path) for path in paths],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file.
+    """SHA-256 of a file, or of the names and contents of all files in a folder.
 
     Raises:
       ValueError: if it cannot be read.
     """
     try:
+        if path.is_dir():
+            inside = [file for file in sorted(path.rglob("*")) if file.is_file()]
+            names = "".join(f"{file.relative_to(path)}\0{digest(file)}\n" for file in inside)
+            return hashlib.sha256(names.encode()).hexdigest()
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

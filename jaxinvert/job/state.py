@@ -30,10 +30,15 @@ def keep(folder: Path, name: str, kept: Kept) -> None:
     """Writes the state of job `name`, whole or not at all, in place of an earlier one.
 
     Raises:
-      OSError: if it cannot be written.
+      OSError, ValueError: if it cannot be written.
     """
     leaves = [_as_data(leaf) for leaf in jax.tree.leaves(kept.resumable.lanes)]
-    content = {"lanes": leaves, "steps": np.asarray(kept.steps), "best_loss": np.asarray(kept.best_loss)}
+    content = {
+        "lanes": leaves,
+        "seconds": np.asarray(kept.resumable.seconds),
+        "steps": np.asarray(kept.steps),
+        "best_loss": np.asarray(kept.best_loss),
+    }
     with orbax.checkpoint.CheckpointManager((folder / name).absolute(), options=_OPTIONS) as manager:
         manager.save(kept.resumable.step, args=orbax.checkpoint.args.PyTreeSave(content))
         manager.wait_until_finished()
@@ -53,24 +58,27 @@ def find(folder: Path, name: str, form: Any) -> Kept | None:
     where = (folder / name).absolute()
     if not where.is_dir():
         return None
+    leaves, structure = jax.tree.flatten(form)
+    wanted = [jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf for leaf in leaves]
     try:
         with orbax.checkpoint.CheckpointManager(where, options=_OPTIONS) as manager:
             step = manager.latest_step()
             if step is None:
                 return None
             content: Any = manager.restore(step, args=orbax.checkpoint.args.PyTreeRestore())
-    except Exception as error:
+        found, steps, best_loss = content["lanes"], content["steps"], content["best_loss"]
+        if [(leaf.shape, leaf.dtype) for leaf in found] != [(leaf.shape, leaf.dtype) for leaf in wanted]:
+            raise ValueError("it is of another search")
+        if steps[-1] != step or len(steps) != len(best_loss):
+            raise ValueError("its history does not fit")
+        seconds = float(content["seconds"])
+    except Exception as error:  # whatever a damaged file raises in there
         raise ValueError(f"the state kept in {where} cannot be read; delete it to start anew: {error}") from error
-    leaves, structure = jax.tree.flatten(form)
-    wanted = [jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf for leaf in leaves]
-    found = content["lanes"]
-    if [(leaf.shape, leaf.dtype) for leaf in found] != [(leaf.shape, leaf.dtype) for leaf in wanted]:
-        raise ValueError(f"the state kept in {where} is of another search; delete it to start anew")
     lanes = [
         jax.random.wrap_key_data(jnp.asarray(data)) if _is_key(leaf) else jnp.asarray(data)
         for data, leaf in zip(found, leaves)
     ]
-    return Kept(Resumable(step, structure.unflatten(lanes)), content["steps"], content["best_loss"])
+    return Kept(Resumable(step, seconds, structure.unflatten(lanes)), steps, best_loss)
 
 
 def forget(folder: Path, name: str) -> None:

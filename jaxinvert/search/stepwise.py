@@ -34,10 +34,12 @@ class Resumable(NamedTuple):
 
     Attributes:
       step: optimizer steps done.
+      seconds: that they took.
       lanes: states and keys, one for each restart of each target.
     """
 
     step: int
+    seconds: float
     lanes: tuple[AttackState, Key]
 
 
@@ -48,7 +50,7 @@ class Progress(NamedTuple):
       step: optimizer steps done so far, of `num_steps`.
       num_steps: steps in all.
       best_loss: `[T, R]`, of several jobs `[J, T, R]`, lowest attack loss of every restart so far.
-      seconds: wall time since the search began to step, compilation excluded.
+      seconds: wall time of the steps so far, compilation excluded.
       reconstruct: returns the best reconstruction so far, `[T, ...]`; call it at the end, or when interrupted; with
         devices of several processes, in all of them.
       resumable: for a later call to go on from here.
@@ -139,6 +141,8 @@ class Stepwise:
             raise ValueError(f"num_steps is {num_steps}, expected at least 0")
         if report_every is not None and report_every < 1:
             raise ValueError(f"report_every is {report_every}, expected at least 1")
+        if resume is not None and resume.step > num_steps:
+            raise ValueError(f"the search to resume has done {resume.step} steps, more than num_steps {num_steps}")
         settings = _as_float32(settings)
         if self.num_jobs is None:
             check_targets(observations)
@@ -154,19 +158,22 @@ class Stepwise:
         begin = time.perf_counter()
         done = before = 0 if resume is None else resume.step
         pace = report_every or _FIRST_REPORT
+        seconds_before = 0.0 if resume is None else resume.seconds
         while True:
             upto = min(done + pace, num_steps)
-            # The iterate after the last step is evaluated once more, as in `run`.
-            lanes = self._advance(lanes, observations, settings, done, upto + (upto == num_steps))
+            if resume is None or done < num_steps:  # a search left at its end needs no more
+                # The iterate after the last step is evaluated once more, as in `run`.
+                lanes = self._advance(lanes, observations, settings, done, upto + (upto == num_steps))
             done = upto
             best_loss = to_host(lanes[0].best_loss)[..., : math.prod(shape)]
+            seconds = seconds_before + time.perf_counter() - begin
             yield Progress(
                 step=done,
                 num_steps=num_steps,
                 best_loss=best_loss.reshape(*best_loss.shape[:-1], *shape),
-                seconds=time.perf_counter() - begin,
+                seconds=seconds,
                 reconstruct=partial(self._finish, lanes, observations, settings),
-                resumable=Resumable(done, lanes),
+                resumable=Resumable(done, seconds, lanes),
             )
             if done == num_steps:
                 return

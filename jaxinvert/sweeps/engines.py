@@ -65,17 +65,22 @@ def run(plan: Plan, folder: Path | str, *, engine: Engine | None = None) -> Iter
 
     Raises:
       OSError: if a record cannot be written; what was recorded before stays.
+      ValueError: if another process computes the same sweep.
     """
     folder = Path(folder)
     store.check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    records.clear_leavings(folder)
+    with records.alone_in(folder):
+        yield from _run(plan, folder, engine or in_process())
+
+
+def _run(plan: Plan, folder: Path, engine: Engine) -> Iterator[Finished]:
     records.write_plan_file(folder, plan)
     recorded = {job.name for job in plan.jobs if records.is_recorded(folder, job.name)}
     missing = [batch for batch in plan.batches if any(job.name not in recorded for job in batch.jobs)]
     failed: set[str] = set()
     yield Finished(len(recorded), 0, len(plan.jobs), {})
-    for _, computed in (engine or in_process())(missing):
+    for _, computed in engine(missing):
         for record in computed.records:
             if record.name not in recorded:
                 records.write_record(folder, record)
@@ -113,8 +118,10 @@ def on_ray(address: str | None = None, *, cpus: float | None = None, gpus: float
       retries: of a task whose worker died.
 
     Raises:
-      ValueError: if Ray is not installed.
+      ValueError: if Ray is not installed, or later if no machine has so many CPUs and GPUs.
     """
+    if (cpus is not None and cpus <= 0) or gpus < 0:
+        raise ValueError(f"cpus is {cpus} and gpus is {gpus}, expected a positive number and at least 0")
     try:
         import ray  # pyright: ignore[reportMissingImports] (an extra)
         from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
@@ -126,8 +133,13 @@ def on_ray(address: str | None = None, *, cpus: float | None = None, gpus: float
         if started:
             ray.init(address=address, log_to_driver=False, include_dashboard=False)
         try:
-            machines = [node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]]
-            remote = ray.remote(num_cpus=cpus or min(machines), num_gpus=gpus, max_retries=retries, max_calls=0)(
+            machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+            needed = {"CPU": cpus or min(machine["CPU"] for machine in machines), "GPU": gpus}
+            if not any(
+                all(machine.get(kind, 0) >= number for kind, number in needed.items()) for machine in machines
+            ):
+                raise ValueError(f"no machine of the Ray cluster has {needed['CPU']:g} CPUs and {gpus:g} GPUs")
+            remote = ray.remote(num_cpus=needed["CPU"], num_gpus=gpus, max_retries=retries, max_calls=0)(
                 _compute_on_worker
             )
             waiting = {remote.remote(batch): batch for batch in batches}
@@ -160,31 +172,27 @@ class Bench:
     def compute(self, batch: Batch, on_progress: OnProgress = lambda batch, progress: None) -> Computed:
         """Computes a batch; whatever goes wrong with a job becomes a failure of this job or batch."""
         begin = time.time()
-        tasks, failures = self._prepare(batch)
+        tasks: dict[str, jobs.Task] = {}
+        failures: list[tuple[Job, str]] = []
+        for job in batch.jobs:
+            try:
+                tasks[job.name] = jobs.prepare(job.config, self._setup_for(job.config))
+            except Exception:
+                failures.append((job, traceback.format_exc()))
         found: list[Record] = []
         try:
             found = _attack(batch, tasks, on_progress) if tasks else []
         except Exception:
-            failures += [(job, traceback.format_exc()) for job, _ in tasks]
+            failures += [(job, traceback.format_exc()) for job in batch.jobs if job.name in tasks]
         log = {
             "begin": begin,
             "seconds": time.time() - begin,
             "jobs": [job.name for job in batch.jobs],
             "failed": len(failures),
-            "programs_traced": self._setup.program.num_traces if self._setup else 0,
+            "programs_traced": next(iter(tasks.values())).program.num_traces if tasks else 0,
             "device": device_name(),
         }
         return Computed(found, failures, log)
-
-    def _prepare(self, batch: Batch) -> tuple[list[tuple[Job, jobs.Task]], list[tuple[Job, str]]]:
-        """The jobs that can be prepared, and those that cannot."""
-        tasks, failures = [], []
-        for job in batch.jobs:
-            try:
-                tasks.append((job, jobs.prepare(job.config, self._setup_for(job.config))))
-            except Exception:
-                failures.append((job, traceback.format_exc()))
-        return tasks, failures
 
     def _setup_for(self, config: jobs.JobConfig) -> jobs.Setup:
         form = jobs.compiled_form(config)
@@ -193,19 +201,25 @@ class Bench:
         return self._setup
 
 
-def _attack(batch: Batch, tasks: list[tuple[Job, jobs.Task]], on_progress: OnProgress) -> list[Record]:
-    """Attacks and measures; the last job fills a batch that is not full, so that no other shape is compiled."""
-    lanes = tasks + [tasks[-1]] * (batch.width - len(tasks))
+def _attack(batch: Batch, tasks: dict[str, jobs.Task], on_progress: OnProgress) -> list[Record]:
+    """Attacks and measures the jobs that have a task.
+
+    Every job has its own lane, whatever became of the others; another one's task fills lanes without, so that no
+    other shape is compiled.
+    """
+    ready = [job for job in batch.jobs if job.name in tasks]
+    lanes = [job if job.name in tasks else ready[-1] for job in batch.jobs]
+    lanes += [ready[-1]] * (batch.width - len(lanes))
     executions = jobs.execute_jobs(
-        [job.config for job, _ in lanes],
-        tasks[0][1].program,
-        [task.observations for _, task in lanes],
+        [job.config for job in lanes],
+        tasks[ready[0].name].program,
+        [tasks[job.name].observations for job in lanes],
         on_progress=lambda progress: on_progress(batch, progress),
     )
-    return [
-        records.make_record(job, jobs.measure(job.config, task, execution), batch_size=batch.width)
-        for (job, task), execution in zip(tasks, executions)
-    ]
+    outcome = {
+        job.name: jobs.measure(job.config, tasks[job.name], execution) for job, execution in zip(lanes, executions)
+    }
+    return [records.make_record(job, outcome[job.name], batch_size=batch.width) for job in ready]
 
 
 _BENCH = Bench()
@@ -213,4 +227,8 @@ _BENCH = Bench()
 
 def _compute_on_worker(batch: Batch) -> Computed:
     """A Ray task; a worker keeps its bench from one task to the next."""
+    digests: dict[Path, str] = {}
+    for job in batch.jobs:
+        if jobs.job_name(job.config, digests) != job.name:
+            raise ValueError("this worker has other files, or other versions of packages, than who planned the sweep")
     return _BENCH.compute(batch)

@@ -22,7 +22,7 @@ class Estimate(NamedTuple):
       peak_bytes: memory at its peak, arguments and results included; 0 if unknown.
       num_traces: how often the attack was traced for several calls, which should be once.
       seconds_compile: measured.
-      seconds_per_step: of a whole batch, measured.
+      seconds_per_step: of a whole batch, measured; of a closed form, to solve it.
       seconds: estimated, for compilation and all batches.
     """
 
@@ -63,15 +63,16 @@ def _measured(batches: list[Batch]) -> Estimate:
         configs = [replace(one.config, steps=min(steps, one.config.steps)) for one in lanes]
         return jobs.execute_jobs(configs, setup.program, seen)[0]
 
-    compiling = execute(1)
-    per_step = execute(2).seconds_run * first.width / 3  # two steps, and the last iterate's evaluation
+    def per_evaluation(execution: jobs.Execution) -> float:
+        return execution.seconds_run * first.width / (execution.num_steps + 1)
+
+    seconds_compile = execute(1).seconds_compile * (first.width if setup.program.iterates else 1)
+    per_step = per_evaluation(execute(2))
     steps = int(_SECONDS_TO_MEASURE / max(per_step, 1e-6))
     if setup.program.iterates and steps > 2:
-        timed = execute(steps)
-        per_step = timed.seconds_run * first.width / (timed.num_steps + 1)
+        per_step = per_evaluation(execute(steps))
+    evaluations = sum(batch.jobs[0].config.steps + 1 if setup.program.iterates else 2 for batch in batches)
     num_traces = setup.program.num_traces
-    seconds_compile = compiling.seconds_compile * first.width
-    num_steps = sum(batch.jobs[0].config.steps + 1 for batch in batches)
     return Estimate(
         attack=config.attack,
         model=config.model,
@@ -82,5 +83,5 @@ def _measured(batches: list[Batch]) -> Estimate:
         num_traces=num_traces,
         seconds_compile=seconds_compile,
         seconds_per_step=per_step,
-        seconds=seconds_compile + per_step * num_steps,
+        seconds=seconds_compile + per_step * evaluations,
     )

@@ -20,6 +20,7 @@ do, nor from who computes it. Therefore a resumed sweep yields the same records.
 
 import itertools
 import json
+import reprlib
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
@@ -87,12 +88,18 @@ def read_plan(file: Path | str) -> Plan:
       ValueError: if it is no YAML of that kind, or names a field, a value or a job that cannot be.
     """
     file = Path(file)
-    if (size := file.stat().st_size) > _MAX_FILE_BYTES:
-        raise ValueError(f"{file} has {size} bytes, more than a sweep file's {_MAX_FILE_BYTES}")
+    if not file.is_file():
+        raise ValueError(f"{file} is not a file")
+    with open(file, "rb") as opened:
+        text = opened.read(_MAX_FILE_BYTES + 1)
+    if len(text) > _MAX_FILE_BYTES:
+        raise ValueError(f"{file} is larger than a sweep file's {_MAX_FILE_BYTES} bytes")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{file} is not readable YAML: {error}") from error
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise ValueError("it repeats a part by an alias (*name), which could stand for any amount")
+        content = yaml.safe_load(text)
+    except Exception as error:  # whatever a constructor raises for a value that its tag does not fit
+        raise ValueError(f"{file} is not readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds {type(content).__name__}, expected fields such as 'attack: dlg'")
     batch = content.pop("batch", None)
@@ -100,6 +107,8 @@ def read_plan(file: Path | str) -> Plan:
         raise ValueError(f"{file}: batch is {batch!r}, expected a whole number of at least 1")
     try:
         return make_plan(expand(content), batch=batch)
+    except RecursionError as error:
+        raise ValueError(f"{file}: too many lists inside one another") from error
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 
@@ -113,11 +122,11 @@ def expand(block: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     grid, blocks = block.get("grid", {}), block.get("list", [{}])
     own = {name: value for name, value in block.items() if name not in ("grid", "list")}
     if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
-        raise ValueError(f"grid is {grid!r}, expected lists of values, such as 'tv: [1e-3, 1e-2]'")
+        raise ValueError(f"grid is {reprlib.repr(grid)}, expected lists of values, such as 'tv: [1e-3, 1e-2]'")
     if not isinstance(blocks, list) or not blocks or not all(isinstance(item, dict) for item in blocks):
-        raise ValueError(f"list is {blocks!r}, expected entries such as '- attack: dlg'")
-    if twice := sorted(own.keys() & grid.keys()):
-        raise ValueError(f"{twice[0]} is given twice, as {own[twice[0]]!r} and in the grid")
+        raise ValueError(f"list is {reprlib.repr(blocks)}, expected entries such as '- attack: dlg'")
+    if twice := sorted(map(str, own.keys() & grid.keys())):
+        raise ValueError(f"{twice[0]} is given twice, as {reprlib.repr(own.get(twice[0]))} and in the grid")
     for values in itertools.product(*grid.values()):
         for item in blocks:
             inner = expand(item) if item else [{}]
@@ -143,7 +152,7 @@ def make_plan(jobs: Iterator[Mapping[str, Any]] | Sequence[Mapping[str, Any]], *
         try:
             config = JobConfig(**{name: _typed(name, value) for name, value in chosen.items()})
         except ValueError as error:
-            raise ValueError(f"job {number} {dict(chosen)}: {error}") from error
+            raise ValueError(f"job {number} {reprlib.repr(dict(chosen))}: {error}") from error
         name = job_name(config, digests)
         unique.setdefault(name, Job(name, config))
     if not unique:
@@ -206,9 +215,9 @@ def _typed(name: str, value: Any) -> Any:
     for option in options:
         try:
             return _as_type(option, value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             continue
-    raise ValueError(f"{name} is {value!r}, expected {getattr(wanted, '__name__', str(wanted))}")
+    raise ValueError(f"{name} is {reprlib.repr(value)}, expected {getattr(wanted, '__name__', str(wanted))}")
 
 
 def _as_type(wanted: Any, value: Any) -> Any:

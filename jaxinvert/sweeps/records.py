@@ -11,9 +11,11 @@ A record says nothing of time or place, so that a job computed twice by the same
 leaves the same bytes; the log does. The arrays are written first, and a record exists once its JSON does.
 """
 
+import contextlib
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +28,11 @@ import pyarrow.parquet
 from jaxinvert import store
 from jaxinvert.job import JobConfig, Outcome
 from jaxinvert.sweeps.plan import Job, Plan, varied_values
+
+try:
+    import fcntl
+except ImportError:  # where there are no such locks, nothing keeps others out
+    fcntl = None
 
 _VOLATILE = ("seconds_compile", "seconds_run", "steps_per_second", "interrupted")
 
@@ -90,19 +97,13 @@ def read_record(folder: Path | str, name: str) -> Record:
     """
     folder = Path(folder)
     content = _read_checked(folder, name)
-    try:
-        packed = _arrays_file(folder, name).read_bytes()
-    except FileNotFoundError as error:
-        raise ValueError(f"record {name} has lost its arrays") from error
-    if hashlib.sha256(packed).hexdigest() != content["arrays_sha256"]:
-        raise ValueError(f"the arrays of record {name} are not those that were written")
     return Record(name, content["config"], content["summary"], store.load_arrays(_arrays_file(folder, name)))
 
 
 def is_recorded(folder: Path, name: str) -> bool:
     """Whether there is a whole record of a job."""
     try:
-        read_record(folder, name)
+        _read_checked(folder, name)
     except (FileNotFoundError, ValueError):
         return False
     return True
@@ -129,8 +130,11 @@ def write_failure(folder: Path, job: Job, traceback: str) -> None:
 
 def failures_of(folder: Path | str) -> list[dict[str, Any]]:
     """`name`, `config` and `traceback` of the jobs that failed last time."""
-    files = sorted((Path(folder) / "failures").glob("*.json"))
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    found = []
+    for file in sorted((Path(folder) / "failures").glob("*.json")):
+        with contextlib.suppress(ValueError):  # cut short, so that the job is tried again anyhow
+            found.append(_load_json(file, {"name": str, "config": dict, "traceback": str}))
+    return found
 
 
 def write_plan_file(folder: Path, plan: Plan) -> None:
@@ -146,9 +150,8 @@ def read_plan_file(folder: Path) -> dict[str, Any]:
       ValueError: if `folder` holds no sweep.
     """
     try:
-        content = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-        return {"varied": list(content["varied"]), "jobs": dict(content["jobs"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return _load_json(folder / "plan.json", {"varied": list, "jobs": dict})
+    except OSError as error:
         raise ValueError(f"{folder} holds no sweep: {error}") from error
 
 
@@ -158,10 +161,27 @@ def append_log(folder: Path, entry: Mapping[str, Any]) -> None:
         file.write("\n" * _is_cut_short(folder / "log.jsonl") + json.dumps(store.plain(entry)) + "\n")
 
 
-def clear_leavings(folder: Path) -> None:
-    """Removes the temporary files of a run that was killed while it wrote."""
-    for leaving in [*folder.glob(".*.json.*"), *folder.glob("*/.*.json.*"), *folder.glob("*/.*.npz.*")]:
-        leaving.unlink(missing_ok=True)
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keeps others from computing the same sweep, and removes the temporary files of one that was killed.
+
+    Raises:
+      ValueError: if another process is at it.
+    """
+    with open(folder / ".lock", "w", encoding="utf-8") as lock:
+        try:
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"another process computes the sweep in {folder}") from error
+        for inside in (folder, folder / "records", folder / "failures"):
+            for leaving in inside.glob(".*") if inside.is_dir() else ():
+                if _LEAVING.fullmatch(leaving.name):
+                    leaving.unlink(missing_ok=True)
+        yield
+
+
+_LEAVING = re.compile(r"\.([0-9a-f]{24}\.(json|npz)|plan\.json|summary\.parquet|report\.html)\.\w+")
 
 
 def summarize(folder: Path | str) -> list[dict[str, Any]]:
@@ -203,14 +223,35 @@ def _fields(config: JobConfig) -> dict[str, Any]:
 
 
 def _read_checked(folder: Path, name: str) -> dict[str, Any]:
-    text = _json_file(folder, name).read_text(encoding="utf-8", errors="replace")
-    try:
-        content = json.loads(text)
-        checksum = content.pop("sha256")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"record {name} is damaged: {error}") from error
-    if checksum != _checksum(content) or content.get("name") != name:
+    """The JSON of a record, if it and its arrays are as they were written."""
+    form = {"name": str, "config": dict, "summary": dict, "arrays_sha256": str, "sha256": str}
+    content = _load_json(_json_file(folder, name), form)
+    checksum = content.pop("sha256")
+    if checksum != _checksum(content) or content["name"] != name:
         raise ValueError(f"record {name} is not as it was written")
+    try:
+        with open(_arrays_file(folder, name), "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise ValueError(f"record {name} has lost its arrays") from error
+    if found != content["arrays_sha256"]:
+        raise ValueError(f"the arrays of record {name} are not those that were written")
+    return content
+
+
+def _load_json(file: Path, form: Mapping[str, type]) -> dict[str, Any]:
+    """Reads an object with fields of these types.
+
+    Raises:
+      OSError: if there is no such file.
+      ValueError: if it holds something else.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+    if not isinstance(content, dict) or any(not isinstance(content.get(name), kind) for name, kind in form.items()):
+        raise ValueError(f"{file} is damaged: it holds no {', '.join(form)}")
     return content
 
 
