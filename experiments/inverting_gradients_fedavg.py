@@ -3,7 +3,7 @@
 Setting: untrained ConvNet-64, normalized CIFAR-10 images, labels known, local SGD with known rate and order, the
 attack differentiates through all local steps. Published: one photograph in five steps ~25.1 dB (8,000 steps of the
 attack), 8 images in five full-batch steps ~15.0 dB (24,000); one epoch over 4 images in mini-batches of 2 16.9 dB,
-over 8 in mini-batches of 2 14.7 dB, over 8 at once 16.5 dB. Scaled: small-convnet, four clients and 1,000 steps.
+over 8 in mini-batches of 2 14.7 dB, over 8 at once 16.5 dB. Scaled: small-convnet, two clients and 500 steps.
 
 Command:  python -m experiments.inverting_gradients_fedavg --data FILE.npz --json FILE.json
 Paper:    the same with --full
@@ -17,7 +17,7 @@ from experiments import harness
 from experiments.harness import Row
 
 FEDAVG = {"model": "convnet64", "client": "fedavg", "local_lr": 1e-4, "restarts": 1, "steps": 8000, "tv": 1e-6}
-SMALL = {"model": "small-convnet", "targets": 4, "steps": 1000}
+SMALL = {"model": "small-convnet", "targets": 2, "steps": 500}
 
 
 def clients(num_examples: int, epochs: int, batch_size: int) -> dict:

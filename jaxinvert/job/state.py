@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint
 
 from jaxinvert.search import Resumable
 
@@ -32,6 +31,8 @@ def keep(folder: Path, name: str, kept: Kept) -> None:
     Raises:
       OSError, ValueError: if it cannot be written.
     """
+    import orbax.checkpoint  # slow to import, and most jobs end without
+
     leaves = [_as_data(leaf) for leaf in jax.tree.leaves(kept.resumable.lanes)]
     content = {
         "lanes": leaves,
@@ -39,7 +40,7 @@ def keep(folder: Path, name: str, kept: Kept) -> None:
         "steps": np.asarray(kept.steps),
         "best_loss": np.asarray(kept.best_loss),
     }
-    with orbax.checkpoint.CheckpointManager((folder / name).absolute(), options=_OPTIONS) as manager:
+    with _manager((folder / name).absolute()) as manager:
         manager.save(kept.resumable.step, args=orbax.checkpoint.args.PyTreeSave(content))
         manager.wait_until_finished()
 
@@ -58,10 +59,12 @@ def find(folder: Path, name: str, form: Any) -> Kept | None:
     where = (folder / name).absolute()
     if not where.is_dir():
         return None
+    import orbax.checkpoint
+
     leaves, structure = jax.tree.flatten(form)
     wanted = [jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf for leaf in leaves]
     try:
-        with orbax.checkpoint.CheckpointManager(where, options=_OPTIONS) as manager:
+        with _manager(where) as manager:
             step = manager.latest_step()
             if step is None:
                 return None
@@ -88,9 +91,13 @@ def forget(folder: Path, name: str) -> None:
         folder.rmdir()
 
 
-_OPTIONS = orbax.checkpoint.CheckpointManagerOptions(
-    max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
-)
+def _manager(where: Path) -> Any:
+    import orbax.checkpoint
+
+    options = orbax.checkpoint.CheckpointManagerOptions(
+        max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
+    )
+    return orbax.checkpoint.CheckpointManager(where, options=options)
 
 
 def _is_key(leaf: Any) -> bool:
