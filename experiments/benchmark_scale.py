@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure_all(config: Config, folder: Path) -> list[dict[str, Any]]:
     """One row for each point, and one for the sweep."""
-    data = noise(folder / "noise.npz", count=max(1, *config.targets, *config.batches), size=config.size)
+    data = noise(folder / "noise.npz", count=max([10, *config.targets, *config.batches]), size=config.size)
     lanes = {**LANES, "model": config.model, "data": str(data)}
     points = [
         *(("restarts", number, {**lanes, "restarts": number}) for number in config.restarts),

@@ -61,4 +61,4 @@ def test_hostile_files_are_refused_with_their_name(tmp_path, kind):
 
 def test_objects_are_not_written():
     with pytest.raises(TypeError, match="cannot write a object"):
-        store._plain(object())
+        store.plain(object())
