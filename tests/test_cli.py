@@ -333,6 +333,18 @@ def test_sigint_ends_the_process_cleanly(tmp_path, seconds):
     assert written != ("nothing was written" in output)
 
 
+def test_an_interrupt_within_a_callback_is_not_lost():
+    """A garbage-collection callback cannot raise: Python would print a traceback and go on."""
+    code = (
+        "import gc, signal, sys, time, jaxinvert.cli; m = sys.modules['jaxinvert.cli.main']\n"
+        "def callback(*_): gc.callbacks.clear(); raise KeyboardInterrupt\n"
+        "def main():\n    gc.callbacks.append(callback); gc.collect(); time.sleep(30); return 0\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler); m.main = main; m.run()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stderr) == (130, "")
+
+
 def test_list_names_everything(capsys):
     assert cli.main(["list"]) == 0
     text = capsys.readouterr().out

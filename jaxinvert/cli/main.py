@@ -1,5 +1,6 @@
 """The command line: which commands there are, and those of a few lines."""
 
+import _thread
 import inspect
 import os
 import shlex
@@ -74,12 +75,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
+def _interrupt_again(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Sends an interrupt that came within a callback, where Python would print and forget it, once more."""
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        _thread.interrupt_main()
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
 def run() -> NoReturn:
     """Runs the command line as a process.
 
     An interrupt can leave a compiler thread behind, which the interpreter would not survive shutting down: then the
     process ends without it.
     """
+    sys.unraisablehook = _interrupt_again
     try:
         status = main()
     except KeyboardInterrupt:
