@@ -1,10 +1,11 @@
 """The command line: which commands there are, and those of a few lines."""
 
-import _thread
 import inspect
 import os
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _interrupt_again(unraisable: "sys.UnraisableHookArgs") -> None:
     """Sends an interrupt that came within a callback, where Python would print and forget it, once more."""
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
-        _thread.interrupt_main()
+        # From another thread and a little later: here it would be forgotten again.
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
     else:
         sys.__unraisablehook__(unraisable)
 
