@@ -62,14 +62,14 @@ def test_a_file_is_a_grid_of_lists_of_grids():
 
 def test_the_example_is_a_sweep():
     planned = sweeps.read_plan(Path(__file__).parents[1] / "docs" / "sweep.yaml")
-    assert (len(planned.jobs), planned.num_programs) == (21, 2)
+    assert (len(planned.jobs), len(planned.batches_by_program)) == (21, 2)
 
 
 def test_jobs_that_differ_in_numbers_share_a_program():
     jobs = [{"model": m, "tv": tv, "steps": steps} for m in ("mlp", "lenet") for tv in (0, 1e-3) for steps in (3, 4)]
     planned = sweeps.make_plan([*jobs, jobs[0]])
     assert len(planned.jobs) == 8
-    assert planned.num_programs == 2
+    assert len(planned.batches_by_program) == 2
     assert planned.varied == ("model", "steps", "settings.tv")
     assert sorted(job.name for batch in planned.batches for job in batch.jobs) == sorted(
         job.name for job in planned.jobs

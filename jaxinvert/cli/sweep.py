@@ -56,8 +56,9 @@ def sweep(command: Sweep, command_line: str) -> int:
     console = Console()
     with bad_input():
         plan = sweeps.read_plan(command.file)
+    num_programs = len(plan.batches_by_program)
     console.print(
-        f"[bold]{len(plan.jobs)} jobs[/] in {len(plan.batches)} batches, {plan.num_programs} programs to compile; "
+        f"[bold]{len(plan.jobs)} jobs[/] in {len(plan.batches)} batches, {num_programs} programs to compile; "
         f"they differ in {', '.join(plan.varied) or 'nothing'}",
         highlight=False,
     )

@@ -19,13 +19,15 @@ class Setup(NamedTuple):
 
     Attributes:
       dataset: the victims' images.
-      facts: of the checkpoint; empty without.
       program: network and compiled functions.
+      trained: the checkpoint's parameters; without one every job draws its own.
+      surrogate: `[N, H, W, C]` the attacker's public images, if the attack or the label rule reads any.
     """
 
     dataset: data.Dataset
-    facts: dict[str, Any]
     program: Program
+    trained: Params | None
+    surrogate: jax.Array | None
 
 
 class Task(NamedTuple):
@@ -69,8 +71,9 @@ def set_up(config: JobConfig) -> Setup:
             f"{config.targets} targets of {config.num_private} examples need {wanted} images, but {config.data!r} "
             f"split {config.split!r} has {len(dataset.images)}"
         )
-    facts = {} if config.checkpoint is None else models.read_facts(config.checkpoint)
-    return Setup(dataset, facts, Program(config, _network(config, dataset, facts)))
+    model, trained = _network(config, dataset)
+    surrogate = _surrogate(config) if "surrogate" in (*config.needs, *config.rule_needs) else None
+    return Setup(dataset, Program(config, model), trained, surrogate)
 
 
 def prepare(config: JobConfig, setup: Setup | None = None) -> Task:
@@ -83,13 +86,9 @@ def prepare(config: JobConfig, setup: Setup | None = None) -> Task:
     Raises:
       ValueError: as `set_up`, or for updates that are not finite.
     """
-    dataset, _, program = setup or set_up(config)
+    dataset, program, trained, surrogate = setup or set_up(config)
     model, wanted = program.model, config.targets * config.num_private
-    key = jax.random.fold_in(jax.random.key(config.seed), 0)
-    if config.checkpoint is None:
-        params = program.init(key)
-    else:
-        params = models.load_checkpoint(config.checkpoint, jax.eval_shape(model.init, key))
+    params = trained or program.init(jax.random.fold_in(jax.random.key(config.seed), 0))
     flat = Batch(jnp.asarray(dataset.images[:wanted]), jnp.asarray(dataset.labels[:wanted]))
     check_batch(flat, input_shape=model.input_shape, num_classes=model.num_classes)
     truth = jax.tree.map(lambda leaf: leaf.reshape(config.targets, config.num_private, *leaf.shape[1:]), flat)
@@ -104,7 +103,7 @@ def prepare(config: JobConfig, setup: Setup | None = None) -> Task:
         running_statistics=partial(program.sent_statistics, secret_order(config))
         if config.granted.batch_stats
         else None,
-        surrogate=_surrogate(config) if "surrogate" in (*config.needs, *config.rule_needs) else None,
+        surrogate=surrogate,
         earlier_params=earlier_params,
         earlier_updates=earlier_updates,
     )
@@ -142,14 +141,15 @@ def _surrogate(config: JobConfig) -> jax.Array:
         raise ValueError(f"threat model {config.threat_model} grants surrogate images: {error}") from error
 
 
-def _network(config: JobConfig, dataset: data.Dataset, facts: dict[str, Any]) -> models.Model:
-    """The clients' network; a checkpoint's facts bring the normalization it was trained with."""
+def _network(config: JobConfig, dataset: data.Dataset) -> tuple[models.Model, Params | None]:
+    """The clients' network, with trained parameters and their normalization if there is a checkpoint."""
+    facts = {} if config.checkpoint is None else models.read_facts(config.checkpoint)
     if (trained := facts.get("model", config.model)) != config.model:
         raise ValueError(f"{config.checkpoint} holds a {trained}, not a {config.model}: name it as the model")
     if not config.normalized and "mean" in facts:
         raise ValueError(f"normalized is False, but {config.checkpoint} was trained on normalized images")
     architecture: dict[str, Any] = {} if config.batch_norm == "eval" else {"batch_norm": config.batch_norm}
-    return models.create(
+    model = models.create(
         config.model,
         input_shape=dataset.images.shape[1:],
         num_classes=facts.get("num_classes", dataset.num_classes),
@@ -157,3 +157,6 @@ def _network(config: JobConfig, dataset: data.Dataset, facts: dict[str, Any]) ->
         std=facts.get("std", dataset.std if config.normalized else None),
         **architecture,
     )
+    if config.checkpoint is None:
+        return model, None
+    return model, models.load_checkpoint(config.checkpoint, jax.eval_shape(model.init, jax.random.key(0)))

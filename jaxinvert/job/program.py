@@ -60,7 +60,7 @@ class Program:
         """How many attack programs were traced, which is how many were compiled."""
         return sum(search.num_traces for search in self._over_jobs.values())
 
-    @property
+    @cached_property
     def iterates(self) -> bool:
         """Whether the attack takes steps, or is a closed form."""
         return isinstance(self._build(self.config.hyperparameters(), self.config.steps), Attack)

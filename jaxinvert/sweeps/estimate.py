@@ -44,11 +44,7 @@ def estimate(plan: Plan) -> Iterator[Estimate]:
     Raises:
       ValueError: if a job cannot be prepared.
     """
-    by_program: dict[str, list[Batch]] = {}
-    for batch in plan.batches:
-        form = f"{jobs.compiled_form(batch.jobs[0].config)!r} {batch.width}"
-        by_program.setdefault(form, []).append(batch)
-    for batches in by_program.values():
+    for batches in plan.batches_by_program:
         yield _measured(batches)
 
 

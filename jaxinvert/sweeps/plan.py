@@ -74,9 +74,12 @@ class Plan(NamedTuple):
     varied: tuple[str, ...]
 
     @property
-    def num_programs(self) -> int:
-        """How many attack programs have to be compiled: one for each compiled form and width."""
-        return len({(_identity(compiled_form(batch.jobs[0].config)), batch.width) for batch in self.batches})
+    def batches_by_program(self) -> list[list[Batch]]:
+        """The batches of each attack program that has to be compiled: one for each compiled form and width."""
+        together: dict[tuple[str, int], list[Batch]] = {}
+        for batch in self.batches:
+            together.setdefault((_identity(compiled_form(batch.jobs[0].config)), batch.width), []).append(batch)
+        return list(together.values())
 
 
 def read_plan(file: Path | str) -> Plan:
