@@ -24,7 +24,10 @@ def bad_input() -> Iterator[None]:
 
 
 def progress_bar(console: Console) -> Progress:
-    """A bar with fields `loss` and `speed`."""
+    """A bar with fields `loss` and `speed`, drawn when it is told to: `update(..., refresh=True)`.
+
+    No thread of its own draws it: one would meet the import machinery while data sets and compilers are loaded.
+    """
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -33,4 +36,5 @@ def progress_bar(console: Console) -> Progress:
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
         console=console,
+        auto_refresh=False,
     )

@@ -33,24 +33,29 @@ class Invert(job.JobConfig):
 def invert(command: Invert, command_line: str) -> int:
     """Runs the command and returns its exit status."""
     config: job.JobConfig = command
+    with bad_input():
+        task = job.prepare(config)
     if command.plan or command.dry_run:
-        config = planned(command, Console())
+        config, task = planned(config, task, Console())
     if command.dry_run:
         return 0
-    _, interrupted = invert_and_write(config, command.out, command_line=command_line)
+    _, interrupted = invert_and_write(config, command.out, command_line=command_line, task=task)
     return EXIT_INTERRUPTED if interrupted else 0
 
 
-def planned(config: job.JobConfig, console: Console) -> job.JobConfig:
-    """Shows what chunk sizes cost and returns the job with the fastest that fits.
+def planned(config: job.JobConfig, task: job.Task, console: Console) -> tuple[job.JobConfig, job.Task]:
+    """Shows what chunk sizes cost and returns the job with the fastest that fits, already compiled.
 
     Raises:
-      BadInputError: if none fits, or the job is not possible.
+      BadInputError: if none fits, or the attack has no lanes.
     """
+    programs: dict[int | None, job.Program] = {}
+
+    def program_for(form: job.JobConfig) -> job.Program:
+        return programs.setdefault(form.chunk, job.Program(form, task.model))
+
     with bad_input():
-        setup = job.set_up(config)
-        task = job.prepare(config, setup)
-        costs = job.chunk_costs(config, lambda form: job.Program(form, task.model), task.observations)
+        costs = job.chunk_costs(config, program_for, task.observations)
         chunk = job.fastest(costs)
     table = Table("side by side", "peak MiB", "compile s", "steps/s", "run s")
     lane_steps = (config.steps + 1) * config.targets * config.restarts
@@ -61,16 +66,19 @@ def planned(config: job.JobConfig, console: Console) -> job.JobConfig:
         table.add_row(str(cost.chunk), f"{cost.peak_bytes / 2**20:,.0f}", *figures, seconds, style=style)
     console.print(table)
     console.print(f"fastest: --chunk {chunk}", highlight=False)
-    return replace(config, chunk=chunk)
+    return replace(config, chunk=chunk), task._replace(program=programs[chunk])
 
 
-def invert_and_write(config: job.JobConfig, folder: Path, *, command_line: str) -> tuple[job.Outcome, bool]:
+def invert_and_write(
+    config: job.JobConfig, folder: Path, *, command_line: str, task: job.Task | None = None
+) -> tuple[job.Outcome, bool]:
     """Runs a job with live progress, prints its table and writes its files.
 
     Args:
       config: the job.
       folder: where `summary.json`, `reconstructions.npz`, `reconstructions.png` and `report.html` go.
       command_line: how to run it again, for the report.
+      task: the job's, if it was prepared before.
 
     Returns:
       The outcome, and whether the run was interrupted (then the outcome is the best so far).
@@ -80,7 +88,7 @@ def invert_and_write(config: job.JobConfig, folder: Path, *, command_line: str) 
     """
     console = Console()
     with bad_input():
-        task = job.prepare(config)
+        task = task or job.prepare(config)
     store.check_writable(folder)
     size = "x".join(map(str, task.model.input_shape))
     console.print(
@@ -90,6 +98,7 @@ def invert_and_write(config: job.JobConfig, folder: Path, *, command_line: str) 
     )
     with progress_bar(console) as bar:
         row = bar.add_task("compiling", total=config.steps, loss="", speed="")
+        bar.refresh()
 
         def show(progress: search.Progress) -> None:
             lanes = progress.best_loss.size
@@ -99,6 +108,7 @@ def invert_and_write(config: job.JobConfig, folder: Path, *, command_line: str) 
                 completed=progress.step,
                 loss=f"attack loss {np.median(progress.best_loss.min(axis=1)):.2e}",
                 speed=f"{progress.step * lanes / max(progress.seconds, 1e-9):,.0f} steps/s",
+                refresh=True,
             )
 
         with bad_input():  # an attack that does not fit the model says so when it is traced
@@ -106,11 +116,11 @@ def invert_and_write(config: job.JobConfig, folder: Path, *, command_line: str) 
                 config, task.program, task.observations, on_progress=show, state_folder=folder / "state"
             )
         if execution.interrupted:
-            bar.update(row, description="interrupted")
+            bar.update(row, description="interrupted", refresh=True)
         elif not execution.history:
-            bar.update(row, description="solved", total=1, completed=1)
+            bar.update(row, description="solved", total=1, completed=1, refresh=True)
         else:
-            bar.update(row, description="inverted")
+            bar.update(row, description="inverted", refresh=True)
     with job.uninterruptible():
         outcome = job.measure(config, task, execution)
         outcome.summary["command"] = command_line

@@ -1,6 +1,5 @@
 """`jaxinvert sweep` and `jaxinvert report`: many jobs from one file, and what came of them."""
 
-import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxinvert import job, report, search, store, sweeps
+from jaxinvert import report, search, store, sweeps
 from jaxinvert.cli.console import EXIT_INTERRUPTED, bad_input, progress_bar
 
 _EXIT_FAILURES = 1
@@ -65,17 +64,16 @@ def sweep(command: Sweep, command_line: str) -> int:
     if command.dry_run:
         return _show_plan(plan, console)
     store.check_writable(command.out)
-    with contextlib.suppress(ValueError):  # before the bar, whose thread must not run while data are imported
-        job.set_up(plan.jobs[0].config)
     begin, finished = time.perf_counter(), None
     with progress_bar(console) as bar:
         row = bar.add_task("jobs", total=len(plan.jobs), loss="", speed="")
+        bar.refresh()
 
         def show(batch: sweeps.Batch, progress: search.Progress) -> None:
             steps = progress.step * progress.best_loss.size
             speed = f"{steps / max(progress.seconds, 1e-9):,.0f} steps/s"
             part = progress.step / max(progress.num_steps, 1) * len(batch.jobs)
-            bar.update(row, completed=done_before + part, speed=speed)
+            bar.update(row, completed=done_before + part, speed=speed, refresh=True)
 
         done_before = 0
         with bad_input():
@@ -89,9 +87,9 @@ def sweep(command: Sweep, command_line: str) -> int:
                 for finished in sweeps.run(plan, command.out, engine=engine):
                     done_before = finished.done + finished.failed
                     failed = f"{finished.failed} failed" if finished.failed else ""
-                    bar.update(row, completed=done_before, loss=failed)
+                    bar.update(row, completed=done_before, loss=failed, refresh=True)
         except KeyboardInterrupt:
-            bar.update(row, description="interrupted")
+            bar.update(row, description="interrupted", refresh=True)
             bar.stop()
             console.print(f"interrupted; what is recorded stays, and the same command goes on: {command.out}")
             return EXIT_INTERRUPTED

@@ -18,18 +18,17 @@ The summary is the JSON object that `jaxinvert invert` writes. Every key is opti
 
 import shlex
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxinvert.report.charts import HARDLY_DB, SAME_DB, loss_chart, psnr_chart, restart_chart
 from jaxinvert.report.pictures import as_byte_pairs, data_uri, flat_psnr
-from jaxinvert.report.wording import duration, flattened, floats, image_name, number, plural
+from jaxinvert.report.templates import render
+from jaxinvert.report.wording import flattened, floats, image_name
 
 _MAX_PIXELS = 4_000_000
 
@@ -69,10 +68,8 @@ def save_report_html(
         for i in _chosen(psnr, originals[0].shape)
     ]
     command = summary.get("command") or ""
-    env = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    env.filters.update(number=number, duration=duration, plural=plural)
-    source = resources.files("jaxinvert.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
-    page = env.from_string(source).render(
+    page = render(
+        "page.html.jinja",
         summary=summary, psnr=psnr, flat_db=flat_db, same_db=SAME_DB, hardly_db=HARDLY_DB,
         command=command if isinstance(command, str) else shlex.join(map(str, command)),
         figures=figures, shape=originals.shape, several=len(images) > 1,
@@ -81,7 +78,7 @@ def save_report_html(
         restart_chart=restart_chart(targets, losses),
         settings=flattened(summary.get("config") or {}), versions=flattened(summary.get("versions") or {}),
     )  # fmt: skip
-    Path(path).write_bytes(page.encode("utf-8", "replace"))  # folder names may hold lone surrogates
+    Path(path).write_bytes(page)
 
 
 def _chosen(psnr: np.ndarray, shape: Sequence[int]) -> list[int]:

@@ -10,12 +10,10 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import jinja2
 import numpy as np
 
 from jaxinvert.report.charts import MAX_KINDS, psnr_ranges, sweep_chart
@@ -29,7 +27,8 @@ from jaxinvert.report.sweep_figures import (
     settings_of,
     without_seed,
 )
-from jaxinvert.report.wording import flattened, image_name, number, plural
+from jaxinvert.report.templates import render
+from jaxinvert.report.wording import flattened, image_name
 
 _PICKS_ORIGINALS = {"data", "split", "size", "num_examples", "targets", "aggregate"}
 _MAX_CHARTS, _MAX_POINTS = 12, 24
@@ -115,10 +114,8 @@ def save_sweep_html(
     num_jobs = len(jobs) if jobs is not None else len(done) + len(failed)
     chart_list, unfit, split = charts_of(settings, varied)
     scale, ranges = psnr_ranges([setting.figures for setting in settings[:limit]])
-    env = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    env.filters.update(number=number, plural=plural, value=setting_text)
-    source = resources.files("jaxinvert.report").joinpath("sweep.html.jinja").read_text(encoding="utf-8")
-    page = env.from_string(source).render(
+    page = render(
+        "sweep.html.jinja", setting_text=setting_text,
         title=title, command=command, fair_db=FAIR_DB, image_name=image_name,
         names=field_names(varied), fields=without_seed(varied), has_seeds="seed" in varied,
         words=[field for field in varied if any(isinstance(s.values.get(field), str) for s in settings)],
@@ -130,7 +127,7 @@ def save_sweep_html(
         charts=chart_list, unfit=unfit, split=split, groups=groups, found=found,
         failures=failures_by_kind(failed, varied), max_failures=_MAX_FAILURES,
     )  # fmt: skip
-    Path(path).write_bytes(page.encode("utf-8", "replace"))  # folder names may hold lone surrogates
+    Path(path).write_bytes(page)
 
 
 def chosen_pictures(
