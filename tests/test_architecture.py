@@ -34,6 +34,7 @@ ROOMS = [
     "analytic",
     "attacks",
     "job",
+    "audit",
     "sweeps",
     "report",
     "cli",

@@ -28,10 +28,17 @@ class Program:
     Args:
       config: any of the jobs.
       model: the clients' network.
+      attacker: changes what the attack is told; by default nothing.
     """
 
-    def __init__(self, config: JobConfig, model: models.Model) -> None:
+    def __init__(
+        self,
+        config: JobConfig,
+        model: models.Model,
+        attacker: Callable[[registry.Setting], registry.Setting] = lambda setting: setting,
+    ) -> None:
         self.config = compiled_form(config)
+        self._attacker = attacker
         self.model = model
         self.init: Callable[[Key], Params] = jax.jit(model.init)
         self.client: Callable[[Key | None, Params, Batch], Update] = jax.jit(
@@ -46,7 +53,7 @@ class Program:
     @cached_property
     def setting(self) -> registry.Setting:
         """What the attack is told: the attacker's own simulation of the client, and the network."""
-        return registry.Setting(
+        told = registry.Setting(
             client_update(self.config, self.model),
             self.model,
             self.config.num_private,
@@ -54,6 +61,7 @@ class Program:
             sent_statistics=sent_statistics(self.config, self.model) if self.config.granted.batch_stats else None,
             gradient_chunk=self.config.gradient_chunk,
         )
+        return self._attacker(told)
 
     @property
     def num_traces(self) -> int:
