@@ -13,6 +13,7 @@ Leakage is what an attack scores above the strongest of these null controls:
 
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
 
 import jax
 import jax.numpy as jnp
@@ -84,18 +85,17 @@ def blind(setting: Setting) -> Setting:
 
 @partial(jax.jit, static_argnames="lead")
 def _noise(key: Key, tree: ArrayTree, *, lead: int) -> ArrayTree:
-    """Independent noise for every tensor, see `_of_same_norm`."""
+    """Normal noise with the norm of every tensor, for every index of its `lead` leading axes."""
     leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(structure, [_of_same_norm(k, leaf, lead) for k, leaf in zip(keys, leaves)])
+    ends = list(accumulate(leaf.size for leaf in leaves))
+    draws = jnp.split(jax.random.normal(key, (ends[-1],)), ends[:-1])  # one draw for all: each takes long to compile
 
+    def of_same_norm(draw: jax.Array, leaf: jax.Array) -> jax.Array:
+        rows, wanted = draw.reshape(*leaf.shape[:lead], -1), leaf.reshape(*leaf.shape[:lead], -1)
+        scale = jnp.linalg.norm(wanted, axis=-1, keepdims=True) / jnp.linalg.norm(rows, axis=-1, keepdims=True)
+        return (rows * scale).reshape(leaf.shape).astype(leaf.dtype)
 
-def _of_same_norm(key: Key, leaf: jax.Array, lead: int) -> jax.Array:
-    """Normal noise with the norm of `leaf`, for every index of its `lead` leading axes."""
-    draw = jax.random.normal(key, leaf.shape, leaf.dtype)
-    axes = tuple(range(lead, leaf.ndim))
-    norm = lambda tensor: jnp.sqrt(jnp.sum(jnp.square(tensor), axis=axes, keepdims=True))  # noqa: E731
-    return draw * norm(leaf) / jnp.maximum(norm(draw), jnp.finfo(leaf.dtype).tiny)
+    return structure.unflatten(map(of_same_norm, draws, leaves))
 
 
 def _mean_without(ground: Ground, own: np.ndarray, eligible: np.ndarray) -> np.ndarray:

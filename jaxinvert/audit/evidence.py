@@ -18,7 +18,7 @@ References:
   Efron: Better bootstrap confidence intervals. Journal of the American Statistical Association, 1987.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -117,5 +117,6 @@ def excess(scores: ArrayLike, controls: ArrayLike, *, seed: int = 0) -> Excess:
             rng=np.random.default_rng(seed),
         )  # fmt: skip
         low, high = map(float, found.confidence_interval)
-    p_value = float(stats.wilcoxon(differences, alternative="greater")[1]) if np.any(differences) else 1.0
+    ranks: Any = stats.wilcoxon(differences, alternative="greater") if np.any(differences) else None
+    p_value = 1.0 if ranks is None else float(ranks.pvalue)
     return Excess(mean, low, high, p_value, 0.5**total)
