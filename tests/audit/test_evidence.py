@@ -25,7 +25,7 @@ def test_a_rate_of_no_clients_is_refused(count, total):
 
 
 def test_the_p_value_of_an_excess_counts_signs_and_ranks():
-    """Five positive differences are one of 2^5 assignments of signs; with the smallest negative, two are as extreme."""
+    """Five gains are one of 2^5 assignments of signs; if the smallest is a loss, two are as extreme."""
     assert excess([1.0, 2, 3, 4, 5], np.zeros(5)).p_value == pytest.approx(1 / 32)
     assert excess([-1.0, 2, 3, 4, 5], np.zeros(5)).p_value == pytest.approx(2 / 32)
     assert excess([1.0, 2, 3, 4, 5], np.zeros(5)).least_p_value == pytest.approx(1 / 32)
