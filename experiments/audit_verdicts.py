@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def audits_of_noise(config: job.JobConfig, *, num_audits: int, num_candidates: int) -> list[Audited]:
-    """Audits in which the clients sent normal noise, each with other clients and another seed; one compiled attack."""
+    """Audits in which clients sent normal noise, each with other clients and another seed; one compiled attack."""
     setup = job.set_up(config)
     images, labels = setup.dataset.images, np.asarray(setup.dataset.labels)
     audits = []
