@@ -216,12 +216,105 @@ def masked(objective: Objective, mask: ArrayTree) -> Objective:
     return restricted
 
 
+def gaussian_likelihood(spread: Callable[[Array], Scalar]) -> Objective:
+    """`sum_l |g_l - g*_l|^2 / (2 sigma_l^2)`: minus the logarithm of the likelihood under known normal noise.
+
+    At the truth twice its value is chi-squared, with as many degrees of freedom as the update has entries.
+
+    Args:
+      spread: `sigma_l` of an observed tensor, `[...] -> []` in units of the update; where it is 0, the tensor is left
+        out (a tensor that is not trained has neither gradient nor noise in units of it).
+    """
+
+    def unlikely(g: Array, g_star: Array) -> Array:
+        return 0.5 * tree_squared_norm((g - g_star) * _inverse(spread(g_star), g.dtype))
+
+    return lambda simulated, observed: tree_sum(jax.tree.map(unlikely, simulated, observed))
+
+
+def laplace_likelihood(spread: Callable[[Array], Scalar]) -> Objective:
+    """`sum_l |g_l - g*_l|_1 / b_l`: minus the logarithm of the likelihood under known Laplace noise.
+
+    Args:
+      spread: `b_l` of an observed tensor, the noise's mean absolute value; else as in `gaussian_likelihood`.
+    """
+
+    def unlikely(g: Array, g_star: Array) -> Array:
+        return jnp.sum(jnp.abs(g - g_star)) * _inverse(spread(g_star), g.dtype)
+
+    return lambda simulated, observed: tree_sum(jax.tree.map(unlikely, simulated, observed))
+
+
+def _inverse(spread: Scalar, dtype: jnp.dtype) -> Array:
+    """`1 / spread`, 0 for 0."""
+    spread = jnp.asarray(spread, dtype)
+    return jnp.where(spread > 0, 1 / jnp.where(spread > 0, spread, 1), 0)
+
+
+def relative(objective: Objective) -> Objective:
+    """`objective(g, g*) / objective(0, g*)`: 1 for an update of nothing, whatever the units of the objective.
+
+    The order of reconstructions stays; the weight of a regularizer means the same for every strength of the noise.
+    """
+
+    def share(simulated: Update, observed: Update) -> Array:
+        nothing = objective(jax.tree.map(jnp.zeros_like, observed), observed)
+        return objective(simulated, observed) / jnp.where(nothing == 0, 1.0, nothing)
+
+    return share
+
+
+def transmitted(objective: Objective) -> Objective:
+    """Restricts an objective to the entries that were sent, which are those observed as other than zero."""
+
+    def restricted(simulated: Update, observed: Update) -> Array:
+        sent = jax.tree.map(lambda g_star: (g_star != 0).astype(g_star.dtype), observed)
+        return masked(objective, sent)(simulated, observed)
+
+    return restricted
+
+
+def censored(objective: Objective, bound: Scalar) -> Objective:
+    """Takes observed entries of size `bound` for "at least as large": a simulated one beyond them agrees.
+
+    Other entries are compared as they are, so that a simulated one that is wrongly beyond has a gradient, which it
+    would not if the simulation clipped, too.
+    """
+
+    def restricted(simulated: Update, observed: Update) -> Array:
+        def within(g: Array, g_star: Array) -> Array:
+            limit = jnp.asarray(bound, g_star.dtype)
+            return jnp.where(
+                g_star >= limit, jnp.minimum(g, limit), jnp.where(g_star <= -limit, jnp.maximum(g, -limit), g)
+            )
+
+        return objective(jax.tree.map(within, simulated, observed), observed)
+
+    return restricted
+
+
+def sign_margin(simulated: Update, observed: Update) -> Array:
+    """Share of every tensor's simulated mass that has the wrong sign, `sum max(0, -g sign g*) / sum |g|`; their mean.
+
+    Signs tell nothing of sizes, neither within a tensor nor between tensors. In [0, 1]; 0 where all signs agree. Entries
+    observed as zero are left out, and so are tensors of nothing else.
+    """
+
+    def wrong(g: Array, g_star: Array) -> Array:
+        mass = jnp.sum(jnp.abs(g) * (g_star != 0))
+        return jnp.sum(jnp.maximum(0, -g * jnp.sign(g_star))) / jnp.where(mass > 0, mass, 1)
+
+    sent = tree_sum(jax.tree.map(lambda g_star: jnp.any(g_star != 0), observed))
+    return tree_sum(jax.tree.map(wrong, simulated, observed)) / jnp.maximum(sent, 1)
+
+
 REGISTRY: dict[str, Objective] = {
     "angular": angular,
     "cosine": cosine,
     "l1": l1,
     "layerwise-cosine": layerwise_cosine,
     "mean-scaled-l2": mean_scaled_l2,
+    "sign-margin": sign_margin,
     "squared-l2": squared_l2,
     "tensor-norms": tensor_norms,
 }
