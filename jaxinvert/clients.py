@@ -48,10 +48,10 @@ def fedsgd(loss_fn: AnyLossFn, *, dropout_key: Key | None = None, chunk_size: in
 
 
 def dp_fedsgd(loss_fn: LossFn, *, clip_norm: Scalar, chunk_size: int | None = None) -> ClientUpdateFn:
-    """DP-SGD's gradient before the noise: the mean of gradients that are clipped example by example (Abadi et al. 2016).
+    """DP-SGD's gradient before the noise: the mean of gradients, each clipped on its own (Abadi et al. 2016).
 
-    `1/B sum_b g_b min(1, C / |g_b|)`, differentiable in the batch: an attacker who knows of it simulates it. The noise
-    is a defense like others, `defenses.gaussian_noise(defenses.dp_noise_scale(...))`.
+    `1/B sum_b g_b min(1, C / |g_b|)`, differentiable in the batch: an attacker who knows of it simulates it. The
+    noise is a defense like others, `defenses.gaussian_noise(defenses.dp_noise_scale(...))`.
 
     | what                    | behavior                                          |
     |-------------------------|---------------------------------------------------|

@@ -293,19 +293,43 @@ def censored(objective: Objective, bound: Scalar) -> Objective:
     return restricted
 
 
-def sign_margin(simulated: Update, observed: Update) -> Array:
-    """Share of every tensor's simulated mass that has the wrong sign, `sum max(0, -g sign g*) / sum |g|`; their mean.
+def rounding_likelihood(step: Callable[[Array], Scalar]) -> Objective:
+    """`-sum log (1 - |g - g*| / step_l)`: minus the logarithm of the likelihood under unbiased random rounding.
 
-    Signs tell nothing of sizes, neither within a tensor nor between tensors. In [0, 1]; 0 where all signs agree. Entries
-    observed as zero are left out, and so are tensors of nothing else.
+    What lies between two levels is rounded to each with the probability by which it is nearer to it. Where that is
+    below 1/10, the logarithm goes on as its tangent: a start far from the truth has a finite loss.
+
+    Args:
+      step: the distance of two levels in an observed tensor, `[...] -> []`; where it is 0, the tensor is left out.
+    """
+
+    def unlikely(g: Array, g_star: Array) -> Array:
+        distance = jnp.abs(g - g_star) * _inverse(step(g_star), g.dtype)
+        near = jnp.minimum(distance, 0.9)
+        return jnp.sum(10 * (distance - near) - jnp.log1p(-near))
+
+    return lambda simulated, observed: tree_sum(jax.tree.map(unlikely, simulated, observed))
+
+
+def sign_margin(simulated: Update, observed: Update, *, margin: float = 0.3) -> Array:
+    """`mean max(0, margin - u sign g*)`, `u = g / mean |g_l|`: a hinge for signs that are wrong, or hardly right.
+
+    Signs tell nothing of sizes, so every tensor is in units of its mean size. Entries observed as zero are zero behind
+    dead units; they cost `|u|`.
+
+    Args:
+      simulated: `g`.
+      observed: `g*`, of which only the signs are read.
+      margin: in units of a tensor's mean size; 0 would be content with an update near zero.
     """
 
     def wrong(g: Array, g_star: Array) -> Array:
-        mass = jnp.sum(jnp.abs(g) * (g_star != 0))
-        return jnp.sum(jnp.maximum(0, -g * jnp.sign(g_star))) / jnp.where(mass > 0, mass, 1)
+        size = jnp.mean(jnp.abs(g))
+        unit = g / jnp.where(size > 0, size, 1)
+        return jnp.sum(jnp.where(g_star == 0, jnp.abs(unit), jnp.maximum(0, margin - unit * jnp.sign(g_star))))
 
-    sent = tree_sum(jax.tree.map(lambda g_star: jnp.any(g_star != 0), observed))
-    return tree_sum(jax.tree.map(wrong, simulated, observed)) / jnp.maximum(sent, 1)
+    num_entries = sum(leaf.size for leaf in jax.tree.leaves(observed))
+    return tree_sum(jax.tree.map(wrong, simulated, observed)) / num_entries
 
 
 REGISTRY: dict[str, Objective] = {

@@ -1,7 +1,7 @@
 """A bound on the norm of the whole update: `g min(1, C / |g|)`.
 
-The direction stays, and a cosine sees nothing else: alone, clipping protects from nothing but attacks that rely on the
-scale. Clipping every *example* before the mean, as DP-SGD does, is the client's affair (`clients.dp_fedsgd`).
+The direction stays, and a cosine sees nothing else: alone, clipping protects from nothing but attacks that rely on
+the scale. Clipping every *example* before the mean, as DP-SGD does, is the client's affair (`clients.dp_fedsgd`).
 """
 
 from jaxinvert.clients import clipped_to_norm

@@ -6,8 +6,8 @@ r"""Noise on the update: `g* = g + n`, `n` independent for every entry.
 | laplace_noise    | `Laplace(scale)`, deviation sqrt 2 s | the likelihood of g*                          |
 | percentile_noise | `N(0, (scale P95(\|g_l\|))^2)`       | the likelihood, its spread estimated from g*  |
 
-None is differentially private: without a bound on what one example can contribute, no noise hides it. DP-SGD bounds it
-first (`clients.dp_fedsgd`) and adds `gaussian_noise(dp_noise_scale(...))`.
+None is differentially private: without a bound on what one example can contribute, no noise hides it. DP-SGD bounds
+it first (`clients.dp_fedsgd`) and adds `gaussian_noise(dp_noise_scale(...))`.
 
 References:
   Hatamizadeh et al.: Do gradient inversion attacks make federated learning unsafe? IEEE TMI 2023, arXiv:2202.06924.

@@ -20,7 +20,7 @@ def sign(key: Key | None, update: Update) -> Update:
 
 
 def qsgd(levels: Scalar) -> Defense:
-    """Rounds every entry at random to multiples of `|g_l| / levels`, so that its mean is exact (Alistarh et al. 2017).
+    """Rounds every entry at random to multiples of `|g_l| / levels`, without bias (Alistarh et al. 2017).
 
     `|g_l|` is the Euclidean norm of the tensor; the authors' buckets of a tensor are not made.
 
@@ -41,7 +41,7 @@ def qsgd(levels: Scalar) -> Defense:
 
 
 def qsgd_step(observed: Array) -> Array:
-    """The distance between two levels of a tensor, read off it as its smallest non-zero size: `[]`, 0 if there is none.
+    """The distance between two levels of a tensor, its smallest non-zero size: `[]`; 0 if all are zero.
 
     A multiple of it where no entry was rounded to the first level.
     """

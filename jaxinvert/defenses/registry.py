@@ -2,7 +2,7 @@
 
 A recipe says what a client does: to its computation (`client`), to the update that comes of it (`update`), or both.
 Its `Counter` says what an attacker who knows of it and its numbers does otherwise than a naive one: which client it
-simulates, and by which distance it compares. `protect`, `defend` and `adapt` do the same for several defenses at once,
+simulates, and by which distance it compares. `protect`, `defend` and `adapt` do that for several defenses at once,
 named `"top-k+gaussian"` in the order in which the client applies them. Numbers are known by `"NAME.number"`.
 """
 
@@ -117,7 +117,7 @@ def names_in(defense: str) -> tuple[str, ...]:
     """The names in a chain such as `"dp-sgd+top-k"`; none in `"none"`.
 
     Raises:
-      ValueError: for an unknown name, one that is given twice, or one that changes the client but does not come first.
+      ValueError: for an unknown name, one given twice, or one that changes the client but does not come first.
     """
     names = () if defense == NONE else tuple(defense.split("+"))
     if unknown := [name for name in names if name not in REGISTRY]:
@@ -181,8 +181,8 @@ def adapt(
 ) -> tuple[ClientUpdateFn, Objective]:
     """What an attacker who knows the defenses simulates and compares by, instead of `client_update` and `objective`.
 
-    The last defense that suggests a distance has its way: noise on noise, or a sign after noise, hides what was before.
-    All restrictions hold.
+    The last defense that suggests a distance has its way: noise on noise, or a sign after noise, hides what was
+    before. All restrictions hold.
 
     Raises:
       ValueError: for a defense without counter.
@@ -344,8 +344,8 @@ REGISTRY: dict[str, Recipe] = {
         summary="entries rounded at random to a few levels, unbiased (Alistarh et al. 2017)",
         numbers={"levels": Number(16.0)},
         counter=Counter(
-            "dequantized, every tensor in units of its level",
-            distance=_likelihood(objectives.gaussian_likelihood, lambda observed, levels: qsgd_step(observed)),
+            "likelihood of the rounding, its levels read off each tensor",
+            distance=_likelihood(objectives.rounding_likelihood, lambda observed, levels: qsgd_step(observed)),
         ),
         update=_on_update(qsgd),
     ),
@@ -364,7 +364,10 @@ REGISTRY: dict[str, Recipe] = {
     "sign": Recipe(
         summary="the signs alone (Bernstein et al. 2018)",
         numbers={},
-        counter=Counter("margin by which signs are wrong", distance=lambda setting, numbers: objectives.sign_margin),
+        counter=Counter(
+            "hinge on the signs, every tensor in units of its mean",
+            distance=lambda setting, numbers: objectives.sign_margin,
+        ),
         update=_on_update(lambda: sign),
     ),
     "smallest-weights-zeroed": Recipe(

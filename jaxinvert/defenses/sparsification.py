@@ -4,7 +4,8 @@ Entries that are not sent arrive as exact zeros, so the attacker sees which were
 
 References:
   Zhu, Liu, Han: Deep leakage from gradients. NeurIPS 2019, arXiv:1906.08935 (pruning as a defense).
-  Wangni, Wang, Liu, Zhang: Gradient sparsification for communication-efficient distributed optimization. NeurIPS 2018.
+  Wangni, Wang, Liu, Zhang: Gradient sparsification for communication-efficient distributed optimization.
+  NeurIPS 2018, arXiv:1710.09854.
   Shokri, Shmatikov: Privacy-preserving deep learning. CCS 2015 (what NVFlare calls percentile privacy).
 """
 

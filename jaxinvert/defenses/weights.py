@@ -50,7 +50,7 @@ def smallest_weights_zeroed(params: Params, share: Scalar) -> Defense:
         def zeroed(start: Array, leaf: Array) -> Array:
             weights = start - leaf
             rank = jnp.argsort(jnp.argsort(jnp.abs(weights).ravel())).reshape(leaf.shape)
-            return jnp.where(rank < share * leaf.size, start, leaf)
+            return jnp.where(rank < share * leaf.size, start, leaf).astype(leaf.dtype)
 
         return jax.tree.map(zeroed, params, update)
 
