@@ -23,6 +23,7 @@ ROOMS = [
     "running_statistics",
     "clients",
     "defenses",
+    "accounting",
     "observe",
     "labels",
     "matching",
