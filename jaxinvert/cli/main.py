@@ -18,6 +18,7 @@ from rich.text import Text
 
 from jaxinvert import data, job, labels, models, objectives, regularizers, threat_models
 from jaxinvert.attacks import registry
+from jaxinvert.cli.audit import Audit, audit
 from jaxinvert.cli.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, BadInputError, bad_input
 from jaxinvert.cli.invert import Invert, invert
 from jaxinvert.cli.sweep import Report, Sweep, report_sweep, sweep
@@ -44,6 +45,7 @@ class Prepare:
 
 Command = (
     Annotated[Invert, tyro.conf.subcommand("invert")]
+    | Annotated[Audit, tyro.conf.subcommand("audit")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[List, tyro.conf.subcommand("list")]
@@ -149,6 +151,7 @@ def _prepare(command: Prepare, command_line: str) -> int:
 
 
 _COMMANDS: dict[type, Callable[..., int]] = {
+    Audit: audit,
     Invert: invert,
     Sweep: sweep,
     Report: report_sweep,
