@@ -51,7 +51,7 @@ def privacy(config: JobConfig, training: Training | None) -> Privacy | None:
         return Privacy(None, "an epsilon is about the whole training: give its sampling rate and number of steps")
     found = guarantee(config.defense, config.defense_settings, **training._asdict())
     words = (
-        f"epsilon {found.epsilon:.3g} with delta {found.delta:g}, over {training.num_steps:,} steps with sampling rate "
+        f"epsilon {found.epsilon:.3g} with delta {found.delta:g}, over {training.num_steps:,} steps, sampling rate "
         f"{training.sampling_rate:g}; it {found.assumption}"
     )
     return Privacy(found.epsilon, words)
