@@ -24,6 +24,7 @@ ROOMS = [
     "clients",
     "defenses",
     "observe",
+    "captures",
     "labels",
     "matching",
     "groups",
