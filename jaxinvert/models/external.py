@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen
 
+from jaxinvert.models.batch_norm import refuse_train_mode
 from jaxinvert.models.layers import unknown_value
 from jaxinvert.models.model import Model, from_functions, from_linen, training_loss
-from jaxinvert.types import Batch, Params, path_name
+from jaxinvert.types import Array, Batch, Params, path_name
 
 _EXPECTED = "a jaxinvert.models.Model, a flax.linen module, or a pair (init, apply); a loss function may follow"
 
@@ -100,6 +101,20 @@ def import_model(
         input_shape=input_shape,
         num_classes=num_classes,
     )
+
+
+def check_eval_mode(model: Model) -> None:
+    """Refuses a network of Flax modules with a BatchNorm layer in train mode, for who says that there is none.
+
+    Raises:
+      ValueError: that names the layer.
+    """
+
+    def apply(params: Params, inputs: Array) -> Array:
+        return model.apply(params, inputs)  # traced anew: JAX has model.apply itself in its cache
+
+    with linen.intercept_methods(refuse_train_mode):
+        jax.eval_shape(apply, jax.eval_shape(model.init, jax.random.key(0)), _inputs(model))
 
 
 def source_of(name: str) -> Path:

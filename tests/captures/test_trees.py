@@ -131,3 +131,23 @@ def test_an_integer_must_fit(tmp_path):
         load_tree(path, {"n": jnp.zeros((), jnp.int32)})
     with pytest.raises(ValueError, match="n is int64, expected bool"):
         load_tree(path, {"n": jnp.zeros((), bool)})
+
+
+def test_the_axes_that_the_readme_gives_for_pytorch():
+    """A convolution, a dense layer on its flattened output, and a head: the same function in either layout."""
+    rng = np.random.default_rng(1)
+    inputs, conv = rng.normal(size=(2, 3, 5, 6)).astype(np.float32), rng.normal(size=(4, 3, 2, 2)).astype(np.float32)
+    features = jax.lax.conv_general_dilated(inputs, conv, (1, 1), "VALID", dimension_numbers=("NCHW", "OIHW", "NCHW"))
+    c, h, w = features.shape[1:]
+    first, head = rng.normal(size=(7, c * h * w)).astype(np.float32), rng.normal(size=(3, 7)).astype(np.float32)
+    expected = features.reshape(2, -1) @ first.T @ head.T
+
+    ours = jax.lax.conv_general_dilated(
+        inputs.transpose(0, 2, 3, 1),
+        conv.transpose(2, 3, 1, 0),
+        (1, 1),
+        "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    first_kernel = first.reshape(-1, c, h, w).transpose(2, 3, 1, 0).reshape(h * w * c, -1)
+    np.testing.assert_allclose(ours.reshape(2, -1) @ first_kernel @ head.T, expected, rtol=1e-4, atol=1e-4)

@@ -31,6 +31,14 @@ NETWORKS = """
     def pair(): return init, apply
     def pair_and_loss(): return init, apply, loss
     def module_and_loss(): return Net(), lambda params, batch: jnp.float32(7)
+    class Normalized(Net):
+        batch_norm: str = "train"
+        @linen.compact
+        def __call__(self, x):
+            return super().__call__(linen.BatchNorm(self.batch_norm == "eval")(x))
+
+    def normalized(): return Normalized(10)
+    def moded(batch_norm="eval"): return Normalized(10, batch_norm)
     def model(width=3): return models.mlp(input_shape=(2, 2, 3), num_classes=4, mean=(0.5,) * 3, features=(width,))
     def two_heads(): return linen.Sequential([lambda x: x.reshape(x.shape[0], -1), linen.Dense(4), linen.Dense(4)])
 
@@ -204,6 +212,15 @@ def test_the_source_is_part_of_a_job_s_name(folder):
     with open(folder / "my_package" / "nets.py", "a") as file:
         file.write("# changed\n")
     assert job.job_name(config) != before
+
+
+def test_the_mode_of_batch_norm_is_what_the_job_says():
+    with pytest.raises(ValueError, match="BatchNorm layer 'BatchNorm_0' is in train mode"):
+        job.set_up(job.JobConfig(model="my_networks:normalized"))
+    job.set_up(job.JobConfig(model="my_networks:moded"))
+    with pytest.raises(ValueError, match="unknown option of model 'my_networks:normalized': 'batch_norm'"):
+        job.set_up(job.JobConfig(model="my_networks:normalized", batch_norm="train"))
+    job.set_up(job.JobConfig(model="my_networks:moded", batch_norm="train"))
 
 
 def test_jobs_take_such_a_name(capsys):
