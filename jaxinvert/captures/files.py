@@ -43,7 +43,16 @@ def open_tensors(path: Path, *, what: str) -> Iterator[dict[str, Stored]]:
         with contextlib.ExitStack() as stack:
             yield _list(path, stack.enter_context(open(path, "rb")), stack)
     except _DAMAGE as error:
-        raise ValueError(f"cannot read the {what} {path}: {error}") from error
+        raise ValueError(f"cannot read the {what} {path}: {_printable(str(error))}") from error
+
+
+_MAX_MESSAGE = 1500
+
+
+def _printable(message: str) -> str:
+    """A message without what names in a hostile file could do to a terminal, or how long they could make it."""
+    cut = message if len(message) <= _MAX_MESSAGE else f"{message[:_MAX_MESSAGE]}..."
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
 
 
 def _list(path: Path, file: BinaryIO, stack: contextlib.ExitStack) -> dict[str, Stored]:

@@ -19,7 +19,7 @@ MAX_BYTES = 1 << 30
 def load_batch(path: Path, input_shape: Shape, num_classes: int) -> Batch:
     """Reads a client's true examples from the arrays `inputs` and `labels` of an npz file.
 
-    Other arrays are not looked at; the other formats of `load_tree` will do as well.
+    Other arrays are not read; the other formats of `load_tree` will do as well.
 
     Args:
       path: the file.
@@ -54,7 +54,7 @@ def load_images(path: Path, input_shape: Shape) -> Array:
     """Reads candidates from the array `inputs` of an npz file: images that may or may not have been the client's.
 
     Args:
-      path: the file; other arrays in it are not looked at.
+      path: the file; other arrays in it are not read.
       input_shape: the model's `(H, W, C)`.
 
     Returns:

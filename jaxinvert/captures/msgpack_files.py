@@ -18,8 +18,8 @@ import numpy as np
 from jaxinvert.captures.stored import DTYPES, MAX_TENSORS, Stored
 
 _MAX_DEPTH = 32
-_MAX_NODES = 2 * MAX_TENSORS
-_MAX_NAME_BYTES = 1024
+_MAX_AXES = 16
+_MAX_NAME_BYTES = 512
 _FIXED_EXT = {0xD4 + i: 1 << i for i in range(5)}
 _SIZED = {
     **{0xC4: ("bytes", 1), 0xC5: ("bytes", 2), 0xC6: ("bytes", 4)},
@@ -45,7 +45,7 @@ def list_msgpack(file: BinaryIO) -> dict[str, Stored]:
     tensors: dict[str, Stored] = {}
     # Maps that are open, each with the prefix of its names and the number of its entries yet to come.
     pending = [("", length)]
-    for _ in range(_MAX_NODES):
+    for _ in range(MAX_TENSORS):
         while pending and pending[-1][1] == 0:
             pending.pop()
         if not pending:
@@ -53,6 +53,8 @@ def list_msgpack(file: BinaryIO) -> dict[str, Stored]:
         prefix, left = pending.pop()
         pending.append((prefix, left - 1))
         name = prefix + _text(file, "a name")
+        if len(name) > _MAX_NAME_BYTES:  # a long path costs a file little that many tensors share
+            raise ValueError(f"{name!r} is longer than {_MAX_NAME_BYTES} characters")
         kind, length = _head(file)
         if kind == "map":
             if len(pending) == _MAX_DEPTH:
@@ -68,7 +70,7 @@ def list_msgpack(file: BinaryIO) -> dict[str, Stored]:
                 "flax.serialization.to_bytes"
             )
     else:
-        raise ValueError(f"it holds more than {_MAX_NODES:,} maps and arrays")
+        raise ValueError(f"it holds more than {MAX_TENSORS:,} maps and arrays")
     if file.tell() != size:
         raise ValueError(f"it goes on for {size - file.tell():,} bytes behind its end")
     return tensors
@@ -134,7 +136,7 @@ def _stored(file: BinaryIO, name: str, length: int, file_size: int) -> Stored:
 
 def _shape(file: BinaryIO, name: str) -> Iterator[int]:
     kind, num_axes = _head(file)
-    if kind != "list" or num_axes > _MAX_DEPTH:
+    if kind != "list" or num_axes > _MAX_AXES:
         raise ValueError(f"the shape of {name!r} is a {kind} of length {num_axes:,}")
     for _ in range(num_axes):
         kind, size = _head(file)

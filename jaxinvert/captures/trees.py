@@ -20,7 +20,8 @@ def load_tree(path: Path, like: ArrayTree, *, what: str = "update", may_lack: Se
 
     The format is told by the content. A tensor is named by its path, `params/conv1/kernel`; "." may stand for "/",
     and `params/` in front may be missing. Shapes and types are those of the headers until all of them fit `like`, so
-    that a file costs no more memory than `like` does, in float64, beside a table of contents of a few MiB.
+    that a file costs no more memory than two trees like `like`, one of them in float64, beside its table of contents,
+    whose length is limited.
 
     | in the file | becomes |
     | --- | --- |

@@ -128,14 +128,15 @@ def test_a_zip_table_of_contents_of_megabytes(tmp_path):
     [
         (b"\x81\xa1w" + b"\xdd\xff\xff\xff\xff" * 500, "'w' is a list"),
         (b"\x81\xa1w" * 5000 + b"\xc0", "nested deeper than 32"),
-        (b"\xdf\xff\xff\xff\xff" + b"\xa1w\x80" * 50_000, "more than 40,000 maps and arrays"),
-        (b"\x81\xdb\xff\xff\xff\xff", "expected text of at most 1024 bytes"),
+        (b"\xdf\xff\xff\xff\xff" + b"\xa1w\x80" * 50_000, "more than 20,000 maps and arrays"),
+        (b"\x81\xdb\xff\xff\xff\xff", "expected text of at most 512 bytes"),
         (b"\x81\xa1w\xc6\xff\xff\xff\xff", "'w' is a bytes"),
         (b"\x81\xa1w\xc9\xff\xff\xff\xff\x01", "claims 4,294,967,295 bytes, but the file has 0 left"),
         (b"\x81\xa1w\xc7\x03\x05\x01\x02\x03", "extension type 5"),
         (b"\x81\xa1w\xcb" + b"\0" * 8, "'w' is a value of msgpack type 0xcb"),
         (b"\x81\x01\x80", "a name is a integer"),
         (b"\x81\xa2\xff\xfe\x80", "not UTF-8"),
+        (b"\x81\xda\x01\xff" + b"w" * 511 + b"\x81\xa1v\x80", "is longer than 512 characters"),
         (b"\x80extra", "goes on for 5 bytes"),
         (b"\x82\xa1w\x80", "ends in the middle"),
     ],
@@ -159,6 +160,12 @@ def test_msgpack_that_flax_does_not_write(content, message, tmp_path):
 def test_arrays_that_flax_does_not_write(array, message, tmp_path):
     tree = {"params": {"b": msgpack.ExtType(1, msgpack.packb(array))}}
     assert message in refusal(tmp_path / "file", msgpack.packb(tree), {"params": {"b": jnp.zeros(2)}})
+
+
+def test_names_cannot_speak_to_the_terminal(tmp_path):
+    message = refusal(tmp_path / "file", WRITERS["safetensors"]({"\x1b[2Jw" + "x" * 10_000: np.ones(1)}))
+    assert message.isprintable()
+    assert r"\x1b[2Jwxxx" in message
 
 
 def test_what_is_no_file_of_tensors(tmp_path):
