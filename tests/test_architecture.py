@@ -25,6 +25,7 @@ ROOMS = [
     "defenses",
     "accounting",
     "observe",
+    "captures",
     "labels",
     "matching",
     "groups",

@@ -114,7 +114,8 @@ def _list(command: List, command_line: str) -> int:
         "defenses": {name: _defense_described(recipe) for name, recipe in defenses.REGISTRY.items()},
         "threat models": {name: "grants " + ", ".join(model.granted) for name, model in threat_models.LADDER.items()},
         "label rules": {name: rule.summary for name, rule in labels.REGISTRY.items()},
-        "models": {name: _first_line(factory) for name, factory in models.REGISTRY.items()},
+        "models": {name: _first_line(factory) for name, factory in models.REGISTRY.items()}
+        | {"MODULE:FUNCTION": "what a function of your own returns; the module is imported, which runs it"},
         "data sets": dict.fromkeys(data.names(), "") | {"FOLDER": "any folder of images", "FILE.npz": "arrays"},
         "objectives": {name: _first_line(objective) for name, objective in objectives.REGISTRY.items()},
         "regularizers": {name: _first_line(prior) for name, prior in regularizers.REGISTRY.items()},
