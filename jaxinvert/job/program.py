@@ -1,6 +1,6 @@
 """What jobs that differ only in numbers share: one network, and every function of it compiled once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, cast
@@ -21,7 +21,7 @@ def compiled_form(config: JobConfig) -> JobConfig:
     return replace(config, seed=0, steps=0, tv=None, lr=None, settings={}, defense_settings={})
 
 
-Numbers = dict[str, Scalar]
+Numbers = Mapping[str, Scalar]
 """Those of a defense, by full name."""
 
 
