@@ -93,7 +93,8 @@ def test_protected_client(name, victim, setting):
         return registry.protect(name, setting, numbers, victim.client_update)(victim.params, batch)
 
     plain = victim.observation.update
-    changed = protected(numbers_of(name) | ({"dp-sgd.norm": 0.1} if name == "dp-sgd" else {}), victim.batch)
+    strong = numbers_of(name) | ({"dp-sgd.norm": 0.1} if name == "dp-sgd" else {})
+    changed = jax.jit(protected)(strong, victim.batch)
     assert jax.tree.map(jnp.shape, changed) == jax.tree.map(jnp.shape, plain)
     assert objectives.squared_l2(changed, plain) > 0
 
@@ -110,7 +111,7 @@ def test_an_adaptive_attacker_prefers_the_truth(name, victim, setting):
     numbers = numbers_of(name)
     client = registry.protect(name, setting, numbers, victim.client_update)
     defense = registry.defend(name, setting, numbers, victim.params)
-    observed = observe(client, victim.params, victim.batch, defense=defense, key=jax.random.key(5)).update
+    observed = observe(jax.jit(client), victim.params, victim.batch, defense=defense, key=jax.random.key(5)).update
     others = jax.random.uniform(jax.random.key(6), (16, *victim.batch.inputs.shape))
     candidates = jnp.concatenate([victim.batch.inputs[None], others])
 
@@ -166,21 +167,19 @@ def test_of_noise_and_sparsification_the_attacker_knows_both(setting):
 def test_only_dp_sgd_bounds_every_example(victim, setting):
     """Two examples of which one has a long gradient: the mean of the clipped ones, by hand."""
     loss_fn = models.cross_entropy(victim.model.apply)
+    plain = jax.jit(clients.fedsgd(loss_fn))
+    clipped = jax.jit(lambda bound, batch: clients.dp_fedsgd(loss_fn, clip_norm=bound)(victim.params, batch))
     images = jnp.concatenate([victim.batch.inputs, 40 * victim.batch.inputs])
     batch = Batch(images, jnp.array([1, 2]))
-    alone = [
-        clients.fedsgd(loss_fn)(victim.params, Batch(images[i : i + 1], batch.labels[i : i + 1])) for i in range(2)
-    ]
+    alone = [plain(victim.params, Batch(images[i : i + 1], batch.labels[i : i + 1])) for i in range(2)]
     lengths = [float(objectives.tree_norm(update)) for update in alone]
     bound = (min(lengths) + max(lengths)) / 2
     expected = jax.tree.map(
         lambda a, b: (a * min(1, bound / lengths[0]) + b * min(1, bound / lengths[1])) / 2, *alone
     )
-    found = clients.dp_fedsgd(loss_fn, clip_norm=bound)(victim.params, batch)
+    found = clipped(bound, batch)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), found, expected)
-    whole = clients.dp_fedsgd(loss_fn, clip_norm=jnp.inf)(victim.params, batch)
+    whole = clipped(jnp.inf, batch)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-        whole,
-        clients.fedsgd(loss_fn)(victim.params, batch),
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole, plain(victim.params, batch)
     )
