@@ -1,7 +1,8 @@
 r"""Distances between a simulated update `g` and the observed one `g*`: what gradient matching minimizes.
 
-Every objective is `(simulated, observed) -> []`, zero where the updates agree. Sums run over all tensors
-of the update together unless the name says otherwise.
+Every objective is `(simulated, observed) -> []`, zero where the updates agree (but for `sign_margin`, which sees
+signs only). Sums run over all tensors of the update together unless the name says otherwise. At the end are those of
+an attacker who knows what a defense did to the observed update.
 
 | update              | cosine, angular | squared_l2, l1 |
 |---------------------|-----------------|----------------|
@@ -324,8 +325,9 @@ def sign_margin(simulated: Update, observed: Update, *, margin: float = 0.3) -> 
     """
 
     def wrong(g: Array, g_star: Array) -> Array:
-        size = jnp.mean(jnp.abs(g))
-        unit = g / jnp.where(size > 0, size, 1)
+        overflows = jnp.isinf(tree_norm(g)) | jnp.isinf(tree_norm(g_star))
+        size = jnp.where(overflows, jnp.nan, jnp.mean(jnp.abs(g)))
+        unit = g / jnp.where(size == 0, 1, size)
         return jnp.sum(jnp.where(g_star == 0, jnp.abs(unit), jnp.maximum(0, margin - unit * jnp.sign(g_star))))
 
     num_entries = sum(leaf.size for leaf in jax.tree.leaves(observed))

@@ -49,12 +49,12 @@ def test_every_round_is_defended_with_its_own_draw():
 
 
 def test_strengths_share_one_program_and_each_has_its_own_effect():
-    configs = [replace(TOP_K, adaptive=True, defense_settings={"keep": keep}) for keep in (0.1, 0.6)]
+    configs = [replace(TOP_K, adaptive=True, defense_settings={"keep": keep}) for keep in (0.1, 0.3)]
     assert job.compiled_form(configs[0]) == job.compiled_form(configs[1])
     assert job.compiled_form(configs[0]) != job.compiled_form(TOP_K)
     setup = job.set_up(configs[0])
     tasks = [job.prepare(config, setup) for config in configs]
-    for task, keep in zip(tasks, (0.1, 0.6)):
+    for task, keep in zip(tasks, (0.1, 0.3)):
         assert share_sent(task.observations.update) == pytest.approx(keep, abs=1e-3)
     noisy = [replace(c, defense="gaussian", defense_settings={"scale": s}) for c, s in zip(configs, (1e-3, 1e-1))]
     setup = job.set_up(noisy[0])
@@ -72,7 +72,8 @@ def test_a_sweep_over_defenses_and_attackers(tmp_path):
     file = tmp_path / "sweep.yaml"
     file.write_text(
         "{model: mlp, size: 12, targets: 1, restarts: 1, steps: 2, list: ["
-        "{defense: none}, {defense: top-k, grid: {adaptive: [false, true], defense_settings: [{keep: 0.1}, {keep: 0.5}]}}]}"
+        "{defense: sign}, "
+        "{defense: top-k, grid: {adaptive: [false, true], defense_settings: [{keep: 0.1}, {keep: 0.5}]}}]}"
     )
     plan = sweeps.read_plan(file)
     assert plan.varied == ("defense", "adaptive", "defense.top-k.keep")

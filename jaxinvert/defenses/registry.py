@@ -34,6 +34,7 @@ NONE = "none"
 """What a client without a defense has."""
 
 Numbers = Mapping[str, Scalar]
+"""Strengths by name."""
 
 
 class Setting(NamedTuple):

@@ -16,7 +16,7 @@ from jaxinvert.clients import fedavg, fedsgd, local_batch_statistics, securely_a
 from jaxinvert.defenses import registry as defenses
 from jaxinvert.observe import FEDSGD
 from jaxinvert.threat_models import ThreatModel
-from jaxinvert.types import ArrayTree, Batch, ClientUpdateFn, Key, LocalTraining, Params, Scalar
+from jaxinvert.types import ArrayTree, Batch, ClientUpdateFn, Key, LocalTraining, Params
 
 
 @dataclass(frozen=True)
@@ -287,7 +287,7 @@ def defense_setting(config: JobConfig, model: models.Model) -> defenses.Setting:
 
 
 def defended_update(
-    config: JobConfig, model: models.Model, numbers: dict[str, Scalar], *, order_key: Key | None = None
+    config: JobConfig, model: models.Model, numbers: defenses.Numbers, *, order_key: Key | None = None
 ) -> ClientUpdateFn:
     """What the clients compute where their defense changes that, too; `numbers` are the defense's."""
     plain = client_update(config, model, order_key=order_key)
