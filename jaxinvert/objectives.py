@@ -275,6 +275,33 @@ def transmitted(objective: Objective) -> Objective:
     return restricted
 
 
+def largest_sent(objective: Objective, *, of_tensors: bool = False) -> Objective:
+    """Takes entries observed as zero for "no larger than the smallest that was sent": only what is beyond disagrees.
+
+    Says more than `transmitted` where the largest entries were sent as they are, and is as exact at the truth.
+
+    Args:
+      objective: compares the simulated update, less what the entries that were not sent may be, with the observed one.
+      of_tensors: whether each tensor's largest were sent, or those of the whole update.
+    """
+
+    def smallest_sent(g_star: Array) -> Array:
+        return jnp.min(jnp.abs(g_star), initial=jnp.inf, where=g_star != 0)
+
+    def restricted(simulated: Update, observed: Update) -> Array:
+        smallest = jax.tree.map(smallest_sent, observed)
+        if not of_tensors:
+            of_all = jnp.min(jnp.stack(jax.tree.leaves(smallest)))
+            smallest = jax.tree.map(lambda _: of_all, smallest)
+
+        def beyond(g: Array, g_star: Array, limit: Array) -> Array:
+            return jnp.where(g_star != 0, g, jnp.sign(g) * jnp.maximum(jnp.abs(g) - limit, 0)).astype(g.dtype)
+
+        return objective(jax.tree.map(beyond, simulated, observed, smallest), observed)
+
+    return restricted
+
+
 def censored(objective: Objective, bound: Scalar) -> Objective:
     """Takes observed entries of size `bound` for "at least as large": a simulated one beyond them agrees.
 

@@ -157,11 +157,12 @@ def test_a_chain_is_its_parts_in_order(setting, params, updates):
 
 
 def test_of_noise_and_sparsification_the_attacker_knows_both(setting):
-    """Normal noise, then the largest of three entries: the likelihood of that entry alone, in units of g = 0."""
+    """Normal noise, then the largest of three entries, 4: others up to 4 are as likely as none, 9 is 5 too large."""
     numbers = {"gaussian.scale": 0.5, "top-k.keep": 0.3}
     _, distance = registry.adapt("gaussian+top-k", setting, numbers, models.cross_entropy, objectives.cosine)
-    observed, simulated = {"w": jnp.array([0.0, 4.0, 0.0])}, {"w": jnp.array([9.0, 3.0, 9.0])}
-    assert float(distance(simulated, observed)) == pytest.approx(1 / 16)
+    observed = {"w": jnp.array([0.0, 4.0, 0.0])}
+    for simulated, expected in (([2.0, 3.0, -4.0], 1 / 16), ([2.0, 3.0, -9.0], 26 / 16)):
+        assert float(distance({"w": jnp.array(simulated)}, observed)) == pytest.approx(expected)
 
 
 def test_only_dp_sgd_bounds_every_example(victim, setting):

@@ -26,7 +26,7 @@ def test_the_command_line_defends_and_adapts(tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["config"]["defense_settings"] == {"top-k.keep": 0.1}
     assert "the parameters of the client's defense" in summary["assumptions"]["known"]
-    client = "defense top-k (top-k.keep 0.1), to which the attacker adapts: matches only the entries that were sent"
+    client = "defense top-k (top-k.keep 0.1), to which the attacker adapts: matches the entries that were sent"
     assert client in summary["assumptions"]["client"]
     assert client in (tmp_path / "report.html").read_text()
 

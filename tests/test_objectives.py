@@ -130,7 +130,19 @@ def test_under_top_k_only_the_transmitted_entries_agree_with_the_truth():
     """Sent are 3 and -4, 25 of a squared norm of 30.26: the naive cosine is 1 - 5 / sqrt(30.26) at the truth."""
     sent = {"a": jnp.array([3.0, 0.0, 0.0, 0.0]), "b": jnp.array([-4.0, 0.0])}
     assert float(objectives.transmitted(objectives.cosine)(TRUTH, sent)) == pytest.approx(0, abs=1e-12)
+    assert float(objectives.largest_sent(objectives.cosine)(TRUTH, sent)) == pytest.approx(0, abs=1e-12)
     assert float(objectives.cosine(TRUTH, sent)) == pytest.approx(1 - 5 / np.sqrt(30.26), rel=1e-5)
+
+
+def test_what_was_not_sent_is_no_larger_than_what_was():
+    """Sent are 3 and -4: of the whole update others are at most 3, of each tensor at most 3 and 4."""
+    sent = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([-4.0, 0.0])}
+    simulated = {"a": jnp.array([3.0, -5.0]), "b": jnp.array([-4.0, 3.5])}
+    assert float(objectives.largest_sent(objectives.squared_l2)(simulated, sent)) == pytest.approx(2**2 + 0.5**2)
+    of_tensors = objectives.largest_sent(objectives.squared_l2, of_tensors=True)
+    assert float(of_tensors(simulated, sent)) == pytest.approx(2**2)
+    nothing_sent = {"a": jnp.zeros(2), "b": sent["b"]}
+    assert float(of_tensors(simulated, nothing_sent)) == 0  # of such a tensor nothing is known
 
 
 def test_at_the_truth_twice_the_likelihood_is_chi_squared():
