@@ -5,7 +5,8 @@ server that set the training knows the defense. The adaptive attacker differs in
 how it compares updates (`jaxinvert list`). `gain_db` is the difference of the two medians with a 95 % bootstrap
 interval over images, the same images drawn for both. Strengths are not at matched utility, so rows compare attackers,
 not defenses. The counters of "sign" and "qsgd" were chosen among a few on the first four of these photos with
-small-convnet; the others are as first written.
+small-convnet; that of "top-k" was sharpened after matching the transmitted support alone had lost to the naive
+attacker there in 200 steps (-0.7 dB at 10 %, -4.8 dB at 1 %). The others are as first written.
 
 Command:  python -m experiments.adaptive_attackers --json FILE.json
           python -m experiments.adaptive_attackers --model lenet --steps 600 --tv 1e-2 --json FILE.json
@@ -13,6 +14,7 @@ Smoke:    python -m experiments.adaptive_attackers --smoke
 Measured: see experiments/README.md
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +24,7 @@ import tyro
 
 from experiments import harness
 from jaxinvert import job
+from jaxinvert.defenses import registry
 
 DEFENSES: tuple[tuple[str, dict[str, float]], ...] = (
     ("top-k", {"keep": 0.1}),
@@ -54,13 +57,13 @@ class Config:
       defenses: only those whose names contain one of these.
       seed: of the networks, the defenses and the starts.
       smoke: a run of seconds on the embedded photos that only shows that everything works.
-      json: file for the rows.
+      json: file for the rows; rows that it holds with the same setting and counter are not run again.
     """
 
     data: str = "photos"
     model: str = "small-convnet"
     targets: int = 10
-    steps: int = 200
+    steps: int = 300
     tv: float = 1e-3
     defenses: tuple[str, ...] = ()
     seed: int = 0
@@ -83,32 +86,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tv=config.tv,
         seed=config.seed,
     )
-    rows = []
+    rows, finished = [], rows_in(config.json)
     for name, numbers in [("none", {}), *chosen]:
-        rows.append(compare(replace(undefended, defense=name, defense_settings=numbers)))
+        naive = replace(undefended, defense=name, defense_settings=numbers)
+        what = described(naive)
+        rows.append(next((row for row in finished if what.items() <= row.items()), None) or what | compare(naive))
         title = f"Naive and adaptive attackers, {config.model}, {Path(config.data).stem}"
         harness.publish(title, rows, json_file=config.json)
 
 
-def compare(naive: job.JobConfig) -> dict:
-    """One row: what the naive and the adaptive attacker get out of the same observations."""
-    task = job.prepare(naive)
-    row = {
-        "model": naive.model,
+def rows_in(json_file: Path | None) -> list[dict]:
+    """The rows of an earlier run."""
+    if json_file is None or not json_file.exists():
+        return []
+    return json.loads(json_file.read_text(encoding="utf-8"))["rows"]
+
+
+def described(naive: job.JobConfig) -> dict:
+    """What determines a row."""
+    return {
         "defense": naive.defense,
         "numbers": " ".join(f"{name} {value:g}" for name, value in naive.defense_settings.items()) or "-",
+        "counter": registry.counter_summary(naive.defense) or "-",
+        "setting": f"{naive.model} {Path(naive.data).stem} steps {naive.steps} tv {naive.tv:g} seed {naive.seed}",
         "images": naive.targets,
-        "steps": naive.steps,
     }
+
+
+def compare(naive: job.JobConfig) -> dict:
+    """What the naive and the adaptive attacker get out of the same observations."""
+    task = job.prepare(naive)
     naive_db = psnr_of(naive, task)
     if naive.defense == "none":
         nothing = dict.fromkeys(("adaptive_db", "gain_db", "gain_low_db", "gain_high_db"))
-        return {**row, "naive_db": float(np.median(naive_db)), **nothing}
+        return {"naive_db": float(np.median(naive_db)), **nothing}
     adaptive = replace(naive, adaptive=True)
     adaptive_db = psnr_of(adaptive, task._replace(program=job.Program(adaptive, task.model)))
     low, high = interval(naive_db, adaptive_db)
     return {
-        **row,
         "naive_db": float(np.median(naive_db)),
         "adaptive_db": float(np.median(adaptive_db)),
         "gain_db": float(np.median(adaptive_db) - np.median(naive_db)),

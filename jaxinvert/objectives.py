@@ -276,12 +276,12 @@ def transmitted(objective: Objective) -> Objective:
 
 
 def largest_sent(objective: Objective, *, of_tensors: bool = False) -> Objective:
-    """Takes entries observed as zero for "no larger than the smallest that was sent": only what is beyond disagrees.
+    """Takes entries observed as zero for "no larger than the smallest that was sent".
 
     Says more than `transmitted` where the largest entries were sent as they are, and is as exact at the truth.
 
     Args:
-      objective: compares the simulated update, less what the entries that were not sent may be, with the observed one.
+      objective: compares the simulated update, less what entries that were not sent may be, with the observed one.
       of_tensors: whether each tensor's largest were sent, or those of the whole update.
     """
 
