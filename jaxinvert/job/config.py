@@ -177,12 +177,10 @@ class JobConfig:
     def _refuse_defenses_that_do_not_fit(self) -> None:
         """Raises ValueError for a defense that these clients cannot have, or this attacker cannot adapt to."""
         self.defense_numbers()
+        if self.defense != defenses.NONE and self.aggregate > 1:
+            raise ValueError(f"defense is {self.defense!r}, but aggregate {self.aggregate} sums undefended updates")
         for name in defenses.names_in(self.defense):
             recipe = defenses.REGISTRY[name]
-            if self.aggregate > 1:
-                raise ValueError(
-                    f"defense is {self.defense!r}, but aggregate {self.aggregate} sums undefended updates"
-                )
             if recipe.changes_client and self.batch_norm == "train":
                 raise ValueError(f"defense {name!r} looks at single examples, which batch_norm='train' couples")
             if recipe.one_step and self.client != "fedsgd":
