@@ -1,5 +1,7 @@
 """The audit as a whole: scores, controls, and a verdict that a random update does not move."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from jaxinvert import audit, job, store
 from jaxinvert.audit import controls
 from jaxinvert.audit.scoring import Images
+from jaxinvert.cli import main
 from tests.test_report import Page
 
 CONFIG = job.JobConfig(model="mlp", attack="inverting-gradients", targets=8, restarts=1, steps=30, tv=1e-3)
@@ -164,3 +167,27 @@ def test_the_record_is_json_and_the_page_shows_it(audited, tmp_path):
         2 + len(found[0].attackers["naive"].controls)
     )
     assert "http" not in text.replace("http-equiv", "")
+
+
+def test_the_command_audits_what_a_file_says_and_flags_overrule(tmp_path, capsys):
+    file = tmp_path / "audit.yaml"
+    file.write_text(
+        "model: mlp\nrestarts: 1\nsteps: 900\ntargets: 4\ndefenses: [none, 'smallest-weights-zeroed:share=0.5']\n"
+    )
+    out = tmp_path / "out"
+    assert main(["audit", str(file), "--steps", "8", "--out", str(out)]) == 0
+    record = json.loads((out / "audit.json").read_text())
+    assert [setting["name"] for setting in record["settings"]] == [
+        "no defense",
+        "row-noise (scale 0.5)",
+    ]
+    assert record["settings"][0]["attackers"]["naive"]["config"]["steps"] == 8
+    assert record["num_clients"] == 4
+    page = Page((out / "report.html").read_text(encoding="utf-8"))
+    assert "Every setting and attacker" in page.text
+    assert "no attacker here adapts" in page.text
+    printed = capsys.readouterr().out
+    assert record["settings"][0]["verdict"]["headline"].split(":")[0] in printed
+    file.write_text("modle: mlp\n")
+    assert main(["audit", str(file), "--out", str(out)]) == 2
+    assert "there is no field 'modle'" in capsys.readouterr().err

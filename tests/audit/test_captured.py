@@ -1,0 +1,95 @@
+"""Captured updates: the same verdict as of simulated clients, or only what can be said without the truth."""
+
+import jax
+import numpy as np
+import pytest
+from flax import serialization
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save_file
+
+from jaxinvert import audit, job
+from jaxinvert.cli import main
+from tests.test_report import Page
+
+CONFIG = job.JobConfig(model="mlp", targets=3, restarts=1, steps=40, tv=1e-3)
+FLAGS = ["--model", "mlp", "--restarts", "1", "--steps", "40", "--tv", "1e-3", "--update-kind", "delta"]
+
+
+@pytest.fixture(scope="module")
+def task():
+    return job.prepare(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def capture(task, tmp_path_factory):
+    """Files as a server of three clients might write them."""
+    folder, seen = tmp_path_factory.mktemp("capture"), task.observations
+    (folder / "params.msgpack").write_bytes(serialization.to_bytes(seen.params))
+    for t in range(CONFIG.targets):
+        delta = jax.tree.map(lambda leaf, t=t: np.asarray(-leaf[t]), seen.update)
+        save_file(flatten_dict(delta, sep="/"), folder / f"delta{t}.safetensors")
+    inputs, labels = (np.asarray(leaf)[:, 0] for leaf in task.truth)
+    np.savez(folder / "truth.npz", inputs=inputs, labels=labels)
+    updates = tuple(folder / f"delta{t}.safetensors" for t in range(CONFIG.targets))
+    return audit.Capture(folder / "params.msgpack", updates, "delta", folder / "truth.npz")
+
+
+def test_a_capture_is_seen_as_the_simulated_clients_are(task, capture):
+    seen = audit.captured.observe_capture(CONFIG, capture, task.model)
+    for name in ("params", "update", "labels"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(seen, name), getattr(task.observations, name))
+    assert seen.num_examples == 1
+    stranger = job.JobConfig(model="mlp", targets=3, threat_model="B")
+    with pytest.raises(ValueError, match="withholds: num_examples"):
+        audit.captured.observe_capture(stranger, capture, task.model)
+
+
+def test_with_the_truth_there_is_a_verdict(capture, tmp_path):
+    updates = [str(path) for path in capture.updates]
+    command = ["audit", *FLAGS, "--update", *updates, "--params", str(capture.params), "--truth", str(capture.truth)]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "3 of 3 clients had an image picked out among 10 candidates" in " ".join(page.text.split())
+    assert (tmp_path / "audit.json").exists()
+
+
+def test_without_the_truth_there_is_none_but_updates_are_explained(task, capture, tmp_path):
+    blind = audit.job_of_capture(CONFIG, capture._replace(truth=None))
+    assert blind.labels == "restored"
+    found = audit.explain_capture(blind, capture._replace(truth=None), task.model)
+    assert found.share.shape == (3,)
+    assert found.share.min() > 0.3
+    assert found.share_of_noise.max() < 0.03
+    seen = audit.captured.observe_capture(blind, capture, task.model)
+    inputs, labels = map(np.asarray, task.truth)
+    np.testing.assert_allclose(audit.captured.explained(task.program, seen, inputs, labels), 1, rtol=1e-5)
+    from jaxinvert import report
+
+    report.save_capture_html(tmp_path / "x.html", found={"naive": (blind, found)}, title="<mlp>")
+    page = Page((tmp_path / "x.html").read_text(encoding="utf-8"))
+    assert len(page.all("img")) == 6
+    assert "No true images were given" in page.text
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--params", "nowhere"], "name these by update"),
+        (["--update", "a.npz"], "need the parameters"),
+        (["--update", "a.npz", "--params", "b.npz"], "b.npz"),
+        (["--update", "a.npz", "--params", "b.npz", "--defenses", "none", "sign"], "one defense, not 2"),
+        (["--update", "a.npz", "--params", "b.npz", "--rounds", "2"], "one round"),
+    ],
+)
+def test_an_incomplete_capture_is_refused_in_one_line(flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["audit", "--model", "mlp", "--attack", "dlg", "--out", "x", *flags]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+
+
+def test_a_truth_of_another_size_is_refused(task, capture):
+    four = job.JobConfig(model="mlp", targets=4)
+    with pytest.raises(ValueError, match="3 examples, expected 4 clients of 1"):
+        audit.captured.true_batches(four, capture.truth, task.model)

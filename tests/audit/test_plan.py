@@ -1,0 +1,67 @@
+"""What an audit asks for, and what is promised beside what was reached."""
+
+import pytest
+
+from jaxinvert import audit, job
+
+CONFIG = job.JobConfig(model="mlp", steps=3)
+
+
+def test_every_defense_is_met_by_a_naive_and_an_adaptive_attacker():
+    none, sparse, chained = audit.settings_for(CONFIG, ["none", "top-k:keep=0.2", "clip+gaussian:norm=2,scale=0.1"])
+    assert (none.name, [*none.attackers]) == ("no defense", ["naive"])
+    assert (sparse.name, [*sparse.attackers]) == ("top-k (keep 0.2)", ["naive", "adaptive"])
+    assert sparse.attackers["adaptive"].adaptive
+    assert sparse.attackers["adaptive"].defense_settings == {"keep": 0.2}
+    assert chained.attackers["naive"].defense == "clip+gaussian"
+    assert chained.attackers["naive"].defense_numbers() == {"clip.norm": 2, "gaussian.scale": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("fields", "defense", "why"),
+    [
+        ({}, "smallest-weights-zeroed", "no attacker here adapts"),
+        ({"attack": "dlg"}, "top-k", "does not adapt to defenses"),
+        ({"threat_model": "B", "labels": "restored", "label_rule": "bias-sign"}, "top-k", "threat model withholds"),
+    ],
+)
+def test_where_nobody_adapts_the_setting_says_why(fields, defense, why):
+    config = job.JobConfig(model="mlp", **fields)
+    (setting,) = audit.settings_for(config, [defense])
+    assert [*setting.attackers] == ["naive"]
+    assert why in setting.note
+
+
+@pytest.mark.parametrize(
+    ("defenses", "message"),
+    [
+        ([], "one at least"),
+        (["none", "none"], "each once"),
+        (["top-k:keep"], "not of the form"),
+        (["top-k:keep=much"], "not of the form"),
+        (["top-k:keep=0.1,keep=0.2"], "twice"),
+        (["top-k:scale=1"], "'scale' of 'top-k' is unknown"),
+        (["blur"], "unknown defense 'blur'"),
+    ],
+)
+def test_defenses_that_cannot_be_are_refused(defenses, message):
+    with pytest.raises(ValueError, match=message):
+        audit.settings_for(CONFIG, defenses)
+    with pytest.raises(ValueError, match="takes its defenses from the list"):
+        audit.settings_for(job.JobConfig(defense="sign"), ["none"])
+
+
+def test_an_epsilon_is_the_accountants_or_there_is_none():
+    private = job.JobConfig(defense="dp-sgd+top-k", defense_settings={"norm": 1, "multiplier": 1.1})
+    promised = audit.privacy(private, audit.Training(0.01, 1000, 1e-5))
+    assert promised is not None
+    assert promised.epsilon == pytest.approx(1.515, abs=2e-3)  # of the accountant's documentation
+    assert "Poisson" in promised.words
+    without = audit.privacy(private, None)
+    assert without is not None
+    assert without.epsilon is None
+    noise = audit.privacy(job.JobConfig(defense="gaussian"), audit.Training(0.01, 1000, 1e-5))
+    assert noise is not None
+    assert noise.epsilon is None
+    assert "not differentially private" in noise.words
+    assert audit.privacy(job.JobConfig(), audit.Training(0.01, 1000, 1e-5)) is None
