@@ -8,6 +8,7 @@ import jax
 
 from jaxinvert import labels
 from jaxinvert.analytic.dense import dense_layer
+from jaxinvert.analytic.spear import exact_batch, spear
 from jaxinvert.attacks.batch_norm_leakage import batch_norm_leakage
 from jaxinvert.attacks.deep_leakage_from_model import dlm, dlm_plus, dlm_with_best_scale
 from jaxinvert.attacks.dlg import dlg, idlg
@@ -108,6 +109,16 @@ def _idlg(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar)
     return idlg(setting.client_update, batch_shape=setting.images["batch_shape"], head=setting.model.head)
 
 
+def _exact(
+    make: Callable[..., SolveFn], setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar
+) -> SolveFn:
+    del horizon  # they end when all examples are found
+    loss_fn = cross_entropy(setting.model.apply)
+    return make(
+        setting.client_update, loss_fn, num_classes=setting.model.num_classes, **setting.images, **hyperparameters
+    )
+
+
 def _from_model(
     make: Callable[..., Attack], setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar
 ) -> Attack:
@@ -203,6 +214,12 @@ REGISTRY: dict[str, Recipe] = {
         simulates=False,
         every_round=True,
     ),
+    "exact-batch": Recipe(
+        summary="exact and certified: ReLU perceptrons' batches by independence, then sparsity",
+        hyperparameters={"inactive": 0.25},
+        needs=_UPDATE,
+        build=partial(_exact, exact_batch),
+    ),
     "general-deep-leakage": Recipe(
         summary="zero-shot label counts, then cosine matching with soft bounds (Geng et al. 2021)",
         hyperparameters={"tv": 1e-2, "clip": 1e-2, "learning_rate": 0.1},
@@ -240,5 +257,11 @@ REGISTRY: dict[str, Recipe] = {
         },
         needs=(*_UPDATE, "labels"),
         build=_see_through_gradients,
+    ),
+    "spear": Recipe(
+        summary="exact and certified: ReLU perceptrons' small batches by sampling (Dimitrov et al. 2024)",
+        hyperparameters={"inactive": 0.25},
+        needs=_UPDATE,
+        build=partial(_exact, spear),
     ),
 }
