@@ -1,6 +1,6 @@
 """R-GAP: one image through convolutions with invertible activations, layer by layer from the head, without a search.
 
-From the head's gradient follow its input `h = dW db / (db . db)` and the gradient `da = W_head db` at it. Below, for a
+The head's gradient gives its input `h = dW db / (db . db)` and the gradient `da = W_head db` at it. Below, for a
 convolution `z = W * x + b`, `a = f(z)` with `a` and `da = dL/da` known,
 
     z = f^(-1)(a),    dz = f'(z) da,    W * x = z - b    and    dL/dW = x (*) dz
@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxinvert.analytic.first_layer import leaves_by_path
@@ -144,7 +145,9 @@ def rgap(
     def solve(key: Key, observation: Observation) -> Reconstruction:
         del key
         params = require(observation, "params", attack="rgap")
-        paths = [f"{path}/{leaf}" for path in (*(layer.path for layer in layers), head) for leaf in ("kernel", "bias")]
+        paths = [
+            f"{path}/{leaf}" for path in (*(layer.path for layer in layers), head) for leaf in ("kernel", "bias")
+        ]
         if missing := [path for path in paths if path not in leaves_by_path(observation.update)]:
             raise ValueError(f"rgap needs {missing}, which the update lacks")
         return in_float64(recurse)(params, observation.update)
@@ -175,15 +178,17 @@ def _layer_input(
     size = jnp.linalg.norm(output_gradient)
     scale = 1 / jnp.where(size > 0, size, 1.0)
 
-    def gradient_of(inputs: Array) -> Array:
-        _, pull_back = jax.vjp(lambda kernel: _convolution(inputs, kernel, layer), kernel)
-        return pull_back(output_gradient * scale)[0]
-
-    def system(inputs: Array) -> Array:
-        return jnp.concatenate([(slope * _convolution(inputs, kernel, layer)).ravel(), gradient_of(inputs).ravel()])
-
-    # Row j is what input j does to all equations.
-    matrix = jax.vmap(system)(jnp.eye(unknowns, dtype=kernel.dtype).reshape(unknowns, *shape))
+    # Row j is what input j does to all equations; the last row is that of the padding, which is no unknown.
+    places = _patches(layer, kernel.shape, shape)
+    flat_kernel, positions = kernel.reshape(-1, kernel.shape[3]), jnp.arange(len(places))[:, None]
+    taps, channels = jnp.arange(places.shape[1])[None], kernel.shape[3]
+    forward = jnp.zeros((unknowns + 1, len(places), channels), kernel.dtype)
+    forward = forward.at[places, positions].add(jnp.broadcast_to(flat_kernel[None], (*places.shape, channels)))
+    backward = jnp.zeros((unknowns + 1, places.shape[1], channels), kernel.dtype)
+    spread = (output_gradient * scale).reshape(len(places), 1, channels)
+    backward = backward.at[places, taps].add(jnp.broadcast_to(spread, (*places.shape, channels)))
+    forward = forward * slope.reshape(1, len(places), channels)
+    matrix = jnp.concatenate([part[:-1].reshape(unknowns, -1) for part in (forward, backward)], axis=1)
     right_side = jnp.concatenate([(slope * target).ravel(), (kernel_gradient * scale).ravel()])
     factor = jax.scipy.linalg.cho_factor(matrix @ matrix.T, lower=True)
     found = jax.scipy.linalg.cho_solve(factor, matrix @ right_side)
@@ -193,6 +198,17 @@ def _layer_input(
     pivot = jnp.nan_to_num(jnp.min(pivots) / jnp.max(pivots))
     determined = (pivot > 1e-13) & (equations >= unknowns)
     return found.reshape(shape), (residual, pivot, determined)
+
+
+def _patches(layer: Convolution, kernel_shape: Shape, input_shape: Shape) -> np.ndarray:
+    """Which input each output position sees through each tap, `[positions, taps]`; the number of inputs for padding."""
+    height, width, channels = input_shape
+    inputs = np.arange(height * width * channels).reshape(height, width, channels)
+    padding = (layer.padding, layer.padding)
+    padded = np.pad(inputs, (padding, padding, (0, 0)), constant_values=inputs.size)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, kernel_shape[:2], axis=(0, 1))
+    windows = windows[:: layer.stride, :: layer.stride].transpose(0, 1, 3, 4, 2)  # rows, columns, h, w, channels
+    return windows.reshape(windows.shape[0] * windows.shape[1], -1)
 
 
 def _convolution(inputs: Array, kernel: Array, layer: Convolution) -> Array:

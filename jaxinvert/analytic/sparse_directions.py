@@ -23,6 +23,8 @@ from jax import lax
 
 from jaxinvert.types import Array
 
+OVERSAMPLING = 10
+"""Columns of a sketch beyond the rank."""
 _EXPONENT = 0.5
 _SMALLEST = 1e-30  # squares of zeros stay invertible
 
@@ -46,7 +48,7 @@ def factorize(matrix: Array, sketch: Array, *, rank: int) -> Factors:
 
     Args:
       matrix: `[units, features]`.
-      sketch: `[features, n]` normal noise, `n > rank`; a few more make it accurate.
+      sketch: `[features, n]` normal noise, `n = rank + OVERSAMPLING`.
       rank: `B`, at most `min(units, features)`.
     """
     basis = jnp.linalg.qr(matrix @ sketch[:, : min(matrix.shape)])[0]

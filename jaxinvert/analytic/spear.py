@@ -2,8 +2,8 @@
 
 The gradient of the layer and of its bias is `[dL/dW; dL/db]^T = D^T [X, 1]` of rank `B`: `D [B, units]` gradients of
 its outputs, `X [B, features]` its inputs. From a factorization `L R` of it, `D^T = L Q` and `[X, 1] = Q^(-1) R`. ReLU
-makes every column of `D^T` sparse, which determines `Q` up to the order and scale of its columns (`sparse_directions`);
-the scale follows from the last column, which is known to be 1. What was found is proven by simulating the client on it.
+makes every column of `D^T` sparse, which determines `Q` up to order and scale of its columns (`sparse_directions`); the
+scale follows from the last column, which is known to be 1. What was found is proven by simulating the client on it.
 
 `spear` samples its candidates, as published: effort grows like `2^B`. `exact_batch` starts at the independent
 components of the images' spatial differences and walks from each to the nearest sparse direction; examples still
@@ -47,7 +47,6 @@ from jaxinvert.types import (
     Update,
 )
 
-_OVERSAMPLING = 10
 _ICA_STEPS = 100
 _WALK_STEPS = 40
 _POLISH_STEPS = 5
@@ -299,7 +298,7 @@ def _certified(
                 f"batch {batch_size}"
             )
         sketch_key, separator_key = jax.random.split(key)
-        sketch = jax.random.normal(sketch_key, (num_features + 1, batch_size + _OVERSAMPLING))
+        sketch = jax.random.normal(sketch_key, (num_features + 1, batch_size + sparse.OVERSAMPLING))
         resolution = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(observation.update))
 
         def exact(params: Params, update: Update, sketch: Array, noise: Any, inactive: Array) -> Reconstruction:

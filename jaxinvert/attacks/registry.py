@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxinvert import labels
+from jaxinvert.analytic.cocktail_party import cocktail_party
 from jaxinvert.analytic.dense import dense_layer
+from jaxinvert.analytic.rgap import rgap
 from jaxinvert.analytic.spear import exact_batch, spear
 from jaxinvert.attacks.batch_norm_leakage import batch_norm_leakage
 from jaxinvert.attacks.deep_leakage_from_model import dlm, dlm_plus, dlm_with_best_scale
@@ -90,9 +92,20 @@ def _batch_norm_leakage(setting: Setting, hyperparameters: Mapping[str, Any], ho
     )
 
 
-def _dense_layer(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> SolveFn:
+def _closed_form(
+    make: Callable[..., SolveFn], setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar
+) -> SolveFn:
     del hyperparameters, horizon  # a closed form has neither
-    return dense_layer(**setting.images)
+    return make(**setting.images)
+
+
+def _rgap(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> SolveFn:
+    del hyperparameters, horizon
+    if setting.model.name != "lenet":
+        raise ValueError(
+            f"rgap needs a chain of convolutions with sigmoids, lenet; this model is {setting.model.name}"
+        )
+    return rgap(head=setting.model.head, **setting.images)
 
 
 def _dlg(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> Attack:
@@ -177,11 +190,18 @@ REGISTRY: dict[str, Recipe] = {
         build=_batch_norm_leakage,
         joint=True,
     ),
+    "cocktail-party": Recipe(
+        summary="independent components of a wide dense layer's gradient (Kariyappa et al. 2023); large batches",
+        hyperparameters={},
+        needs=_UPDATE,
+        build=partial(_closed_form, cocktail_party),
+        simulates=False,
+    ),
     "dense-layer": Recipe(
         summary="closed form behind a biased dense layer that reads the images (exact for one example)",
         hyperparameters={},
         needs=_UPDATE,
-        build=_dense_layer,
+        build=partial(_closed_form, dense_layer),
         simulates=False,
     ),
     "dlg": Recipe(
@@ -241,6 +261,13 @@ REGISTRY: dict[str, Recipe] = {
         build=_inverting_gradients,
         joint=True,
         every_round=True,
+    ),
+    "rgap": Recipe(
+        summary="layer by layer through LeNet's convolutions (Zhu and Blaschko 2021); one example",
+        hyperparameters={},
+        needs=_UPDATE,
+        build=_rgap,
+        simulates=False,
     ),
     "see-through-gradients": Recipe(
         summary="a group of seeds, BatchNorm statistics, Langevin noise (Yin et al. 2021, GradInversion)",

@@ -71,11 +71,7 @@ def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
         {
             "attack_loss": float(attack_losses[t]),
             "failed": not np.isfinite(attack_losses[t]),
-            **{
-                name: np.asarray(info[name])[t].tolist()
-                for name in _KEPT_INFO
-                if name in info
-            },
+            **{name: np.asarray(info[name])[t].tolist() for name in _KEPT_INFO if name in info},
         }
         for t in range(config.targets)
     ]
