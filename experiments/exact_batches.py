@@ -56,10 +56,10 @@ class Config:
         ("exact-batch", 1024, 16),
         ("exact-batch", 1024, 24),
         ("exact-batch", 1024, 32),
-        ("exact-batch", 1024, 48),
-        ("exact-batch", 1024, 64),
         ("cocktail-party", 512, 64),
         ("cocktail-party", 1024, 64),
+        ("exact-batch", 1024, 48),
+        ("exact-batch", 1024, 64),
     )
     batches: int = 20
     seed: int = 0

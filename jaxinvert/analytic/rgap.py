@@ -90,10 +90,10 @@ def rgap(
       mean: scalar or `[C]`, the normalization that the model applies first.
       std: scalar or `[C]`.
 
-    The reconstruction's `attack_loss` is the largest relative residual of the layers' systems, `inf` where there is no
-    finite one. Its `info` has for each layer, from the image upward, `residuals [layers]`, `pivots [layers]` (smallest
-    over largest of the Cholesky factor, squared: near the resolution 2e-16 the input is not determined), and
-    `determined [layers]` bool, whether there are as many equations as unknowns and the pivots are above 1e-13.
+    The reconstruction's `attack_loss` is the largest relative residual of the layers' systems, `inf` where there is
+    no finite one. Its `info` has for each layer, from the image upward, `residuals [layers]`, `pivots [layers]`
+    (smallest over largest of the Cholesky factor, squared: near the resolution 2e-16 the input is not determined),
+    and `determined [layers]` bool, whether there are as many equations as unknowns and the pivots are above 1e-13.
 
     Raises:
       ValueError: for more than one example; at trace time, if the update lacks a layer.
@@ -173,7 +173,7 @@ def _layer_input(
     kernel_gradient: Array,
     output_gradient: Array,
 ) -> tuple[Array, tuple[Array, Array, Array]]:
-    """The input `[H, W, C]` that explains outputs and gradient best, with residual, pivot and whether it is unique."""
+    """The input `[H, W, C]` that explains outputs and gradient best; its residual, pivot and whether it is unique."""
     equations, unknowns = num_equations(layer, kernel.shape, shape)
     size = jnp.linalg.norm(output_gradient)
     scale = 1 / jnp.where(size > 0, size, 1.0)
@@ -201,7 +201,7 @@ def _layer_input(
 
 
 def _patches(layer: Convolution, kernel_shape: Shape, input_shape: Shape) -> np.ndarray:
-    """Which input each output position sees through each tap, `[positions, taps]`; the number of inputs for padding."""
+    """Which input each output position sees through each tap, `[positions, taps]`; for padding, one past the last."""
     height, width, channels = input_shape
     inputs = np.arange(height * width * channels).reshape(height, width, channels)
     padding = (layer.padding, layer.padding)

@@ -81,13 +81,14 @@ def mixture(factors: Factors, *, inactive: Array) -> Mixture:
 
     Args:
       factors: of the gradient.
-      inactive: `[]`, the least share of living units in [0, 1] that are off for an example.
+      inactive: `[]`, the least share of all units in [0, 1] that are off for an example.
     """
     num_units, batch_size = factors.left.shape
     noise = factors.sizes[-1] / jnp.maximum(factors.sizes[batch_size - 1], _SMALLEST)
     tolerance = jnp.clip(10 * noise, 1e-9, 1e-2) / jnp.sqrt(1.0 * num_units)
     alive = jnp.linalg.norm(factors.left, axis=1) >= tolerance
-    least_zeros = jnp.maximum(inactive * jnp.sum(alive), batch_size)  # any direction can have B - 1
+    # A dead unit is off for every example. Any direction can vanish on B - 1 living ones.
+    least_zeros = jnp.maximum(inactive * num_units - jnp.sum(~alive), batch_size + 2)
     return Mixture(factors.left, factors.right, alive, tolerance, least_zeros)
 
 

@@ -2,8 +2,8 @@
 
 The gradient of the layer and of its bias is `[dL/dW; dL/db]^T = D^T [X, 1]` of rank `B`: `D [B, units]` gradients of
 its outputs, `X [B, features]` its inputs. From a factorization `L R` of it, `D^T = L Q` and `[X, 1] = Q^(-1) R`. ReLU
-makes every column of `D^T` sparse, which determines `Q` up to order and scale of its columns (`sparse_directions`); the
-scale follows from the last column, which is known to be 1. What was found is proven by simulating the client on it.
+makes every column of `D^T` sparse, which determines `Q` up to order and scale of its columns (`sparse_directions`);
+the scale follows from the last column, which is known to be 1. It is proven by simulating the client on the result.
 
 `spear` samples its candidates, as published: effort grows like `2^B`. `exact_batch` starts at the independent
 components of the images' spatial differences and walks from each to the nearest sparse direction; examples still
@@ -32,7 +32,6 @@ from jaxinvert.observe import require
 from jaxinvert.parametrizations import per_channel
 from jaxinvert.types import (
     Array,
-    ArrayTree,
     Batch,
     ClientUpdateFn,
     Key,

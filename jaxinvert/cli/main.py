@@ -20,6 +20,7 @@ from jaxinvert import data, job, labels, models, objectives, regularizers, threa
 from jaxinvert.attacks import registry
 from jaxinvert.cli.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, BadInputError, bad_input
 from jaxinvert.cli.invert import Invert, invert
+from jaxinvert.cli.rank import Rank, rank
 from jaxinvert.cli.sweep import Report, Sweep, report_sweep, sweep
 
 
@@ -43,6 +44,7 @@ class Prepare:
 
 Command = (
     Annotated[Invert, tyro.conf.subcommand("invert")]
+    | Annotated[Rank, tyro.conf.subcommand("rank")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[List, tyro.conf.subcommand("list")]
@@ -140,6 +142,7 @@ def _prepare(command: Prepare, command_line: str) -> int:
 
 _COMMANDS: dict[type, Callable[..., int]] = {
     Invert: invert,
+    Rank: rank,
     Sweep: sweep,
     Report: report_sweep,
     List: _list,
