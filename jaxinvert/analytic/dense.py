@@ -80,6 +80,25 @@ def unit_inputs(kernel_gradient: Array, bias_gradient: Array, *, tolerance: floa
     return UnitInputs(jnp.where(valid[:, None], quotient, 0.0), valid, jnp.where(valid, weight, 0.0))
 
 
+def single_input(kernel_gradient: Array, bias_gradient: Array) -> tuple[Array, Array]:
+    """The input behind an update of one example, from the unit that rounding hurt least; nothing else is read.
+
+    Args:
+      kernel_gradient: `[features, units]`.
+      bias_gradient: `[units]`.
+
+    Returns:
+      The input `[features]`, zeros if there is none, and whether there is one: a unit with a bias gradient, and a
+      kernel gradient that is finite.
+    """
+    dtype = jnp.promote_types(bias_gradient.dtype, jnp.float32)
+    unit = jnp.argmax(jnp.abs(jnp.where(jnp.isfinite(bias_gradient), bias_gradient, 0)))
+    divisor = bias_gradient[unit].astype(dtype)
+    gradient = kernel_gradient[:, unit].astype(dtype)
+    valid = jnp.isfinite(divisor) & (divisor != 0) & jnp.all(jnp.isfinite(gradient))
+    return jnp.where(valid, gradient / jnp.where(valid, divisor, 1.0), 0.0), valid
+
+
 def distinct_inputs(
     key: Key,
     units: UnitInputs,
@@ -180,11 +199,11 @@ def dense_layer(
         first = read_first_layer(observation, tuple(image_shape), attack="dense_layer", layer=layer)
         kernel_gradient, bias_gradient = first.kernel_gradient, first.bias_gradient
         units = unit_inputs(kernel_gradient, bias_gradient)
-        images = units.inputs.reshape(-1, *image_shape) * std_image + mean_image
-        if batch_size == 1:  # every unit holds the same input: take the one that rounding hurt least
-            unit = jnp.argmax(units.weight)
-            best = Candidates(units.inputs[unit][None], units.valid[unit][None], jnp.sum(units.valid)[None])
+        if batch_size == 1:  # every unit holds the same input
+            only, valid = single_input(kernel_gradient, bias_gradient)
+            best = Candidates(only[None], valid[None], jnp.sum(units.valid)[None])
         else:
+            images = units.inputs.reshape(-1, *image_shape) * std_image + mean_image
             slack = 1e-3
             in_range = (images >= -slack) & (images <= 1 + slack)
             plausible = jnp.all(in_range.reshape(images.shape[0], -1), axis=1)
