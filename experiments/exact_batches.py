@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from jaxinvert import data, metrics, models, threat_models
 from jaxinvert.attacks import registry
 from jaxinvert.clients import fedsgd
 from jaxinvert.observe import observe
-from jaxinvert.types import Batch
+from jaxinvert.types import Batch, SolveFn
 
 EXACT_DB = 60.0
 
@@ -95,7 +96,7 @@ def measure(config: Config, dataset: data.Dataset, attack: str, width: int, batc
     )
     client = jax.jit(fedsgd(models.cross_entropy(model.apply)))
     recipe = registry.REGISTRY[attack]
-    solve = recipe.build(registry.Setting(client, model, batch_size), recipe.hyperparameters, 0)
+    solve = cast(SolveFn, recipe.build(registry.Setting(client, model, batch_size), recipe.hyperparameters, 0))
     compiled, outcomes = None, []
     for number in range(config.batches):
         rng = np.random.default_rng((config.seed, width, batch_size, number))

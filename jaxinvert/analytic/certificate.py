@@ -91,7 +91,7 @@ def labels_by_layer(
 def first_problem(problems: Mapping[Verdict, Array]) -> Array:
     """The first verdict whose condition `[]` holds, `CERTIFIED` if none does: `[]` int32."""
     verdict = jnp.int32(Verdict.CERTIFIED)
-    for problem, holds in reversed(problems.items()):
+    for problem, holds in reversed(list(problems.items())):
         verdict = jnp.where(holds, jnp.int32(problem), verdict)
     return verdict
 

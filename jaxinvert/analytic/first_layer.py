@@ -81,7 +81,7 @@ def biased_dense_layers(tree: object) -> dict[str, tuple[int, int]]:
     """Path and `(features, units)` of every dense layer that has a bias."""
     leaves = leaves_by_path(tree)
     return {
-        path.removesuffix("/kernel"): leaf.shape
+        path.removesuffix("/kernel"): (leaf.shape[0], leaf.shape[1])
         for path, leaf in leaves.items()
         if path.endswith("/kernel") and leaf.ndim == 2 and path.removesuffix("kernel") + "bias" in leaves
     }

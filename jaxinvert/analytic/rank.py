@@ -84,10 +84,10 @@ def rank_report(update: Update, *, batch_shape: Shape) -> RankReport:
 
 
 def matrix_rank(matrix: np.ndarray) -> int | None:
-    """How many singular values exceed 30 resolutions, relative to the largest; `None` if not finite.
+    """How many singular values exceed 30 resolutions of the largest; `None` if a value is not finite.
 
-    Rounding of a float32 gradient leaves values near 1e-8 where there should be none, and float32 arithmetic near 1e-7
-    would hide the smallest true ones: the values are those of a float64 decomposition.
+    Rounding of a float32 gradient leaves values near 1e-8 where there should be none; a decomposition in float32
+    would leave larger ones, so it is one in float64.
     """
     if not np.all(np.isfinite(matrix)):
         return None
