@@ -232,7 +232,11 @@ def _by_independence(batch_size: int, image_shape: Shape, *, max_rounds: int) ->
 
 
 def _separated(
-    separator: Separator, mixed: sparse.Mixture, preactivations: Callable[[Array], Array], noise: Any, max_rounds: int
+    separator: Separator,
+    mixed: sparse.Mixture,
+    preactivations: Callable[[Array], Array],
+    noise: Any,
+    max_rounds: Array,
 ) -> tuple[sparse.Basis, Array]:
     """Collects directions until each vanishes where the ReLU of its example is off, or for `max_rounds`.
 
@@ -318,7 +322,8 @@ def _certified(
             def preactivations(directions: Array) -> Array:
                 return layer_inputs(directions)[0] @ first.kernel + first.bias[None]
 
-            basis, directions = _separated(separator, mixed, preactivations, noise, max_rounds)
+            rounds = jnp.where(rank < batch_size, 0, max_rounds)  # too few dimensions for as many directions
+            basis, directions = _separated(separator, mixed, preactivations, noise, rounds)
             flat, scales = layer_inputs(directions)
             inputs = jnp.clip(flat.reshape(batch_shape) * std_image + mean_image, 0.0, 1.0)
             output_gradients = (directions @ mixed.left.T) * scales[:, None]
