@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert import objectives, parametrizations, regularizers, search
+from jaxinvert import clients, models, objectives, parametrizations, regularizers, search
 from jaxinvert.attacks import registry
+from jaxinvert.observe import observe_targets
 from jaxinvert.types import Attack
-from tests.conftest import SHAPE
+from tests.conftest import NUM_CLASSES, SHAPE
 
 IMAGES = jax.random.uniform(jax.random.key(0), (3, 2, 5, 6, 3))
 
@@ -61,8 +62,13 @@ def test_parametrization():
 @pytest.mark.parametrize("name", registry.REGISTRY)
 def test_attack(name, victim, victims):
     """Traced once, vmap equals a loop, different keys start differently, and the result has its promised form."""
-    _, observations = victims
+    batches, observations = victims
     setting = registry.Setting(victim.client_update, victim.model, 1, sent_statistics=lambda params, batch: {})
+    if name == "rgap":  # it goes through convolutions
+        model = models.create("lenet", input_shape=SHAPE[1:], num_classes=NUM_CLASSES)
+        client = clients.fedsgd(models.cross_entropy(model.apply))
+        observations = observe_targets(client, model.init(jax.random.key(0)), batches)
+        setting = registry.Setting(client, model, 1)
     recipe = registry.REGISTRY[name]
     if "batch_stats" in recipe.needs:
         observations = observations._replace(batch_stats={})

@@ -9,17 +9,17 @@ quotient is the mean of the inputs weighted by `dL/dy_i`: a unit that only one e
 exactly that example, and two such units of the same example agree, while mixtures hardly ever do.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxinvert.analytic.first_layer import read_first_layer
 from jaxinvert.objectives import tree_norm
 from jaxinvert.observe import check_update, require
 from jaxinvert.parametrizations import per_channel
-from jaxinvert.types import Array, Key, Observation, PerChannel, Reconstruction, Shape, SolveFn, path_name
+from jaxinvert.types import Array, Key, Observation, PerChannel, Reconstruction, Shape, SolveFn
 
 _SKETCH_DIMENSIONS = 16
 
@@ -78,6 +78,25 @@ def unit_inputs(kernel_gradient: Array, bias_gradient: Array, *, tolerance: floa
     valid = (weight > tolerance * jnp.max(weight)) & jnp.all(jnp.isfinite(kernel_gradient), axis=0)
     quotient = kernel_gradient.T / jnp.where(valid, bias_gradient, 1.0)[:, None]
     return UnitInputs(jnp.where(valid[:, None], quotient, 0.0), valid, jnp.where(valid, weight, 0.0))
+
+
+def single_input(kernel_gradient: Array, bias_gradient: Array) -> tuple[Array, Array]:
+    """The input behind an update of one example, from the unit that rounding hurt least; nothing else is read.
+
+    Args:
+      kernel_gradient: `[features, units]`.
+      bias_gradient: `[units]`.
+
+    Returns:
+      The input `[features]`, zeros if there is none, and whether there is one: a unit with a bias gradient, and a
+      kernel gradient that is finite.
+    """
+    dtype = jnp.promote_types(bias_gradient.dtype, jnp.float32)
+    unit = jnp.argmax(jnp.abs(jnp.where(jnp.isfinite(bias_gradient), bias_gradient, 0)))
+    divisor = bias_gradient[unit].astype(dtype)
+    gradient = kernel_gradient[:, unit].astype(dtype)
+    valid = jnp.isfinite(divisor) & (divisor != 0) & jnp.all(jnp.isfinite(gradient))
+    return jnp.where(valid, gradient / jnp.where(valid, divisor, 1.0), 0.0), valid
 
 
 def distinct_inputs(
@@ -177,13 +196,14 @@ def dense_layer(
 
     def solve(key: Key, observation: Observation) -> Reconstruction:
         check_update(require(observation, "params", attack="dense_layer"), observation.update)
-        kernel_gradient, bias_gradient = _layer_gradient(observation, layer, tuple(image_shape))
+        first = read_first_layer(observation, tuple(image_shape), attack="dense_layer", layer=layer)
+        kernel_gradient, bias_gradient = first.kernel_gradient, first.bias_gradient
         units = unit_inputs(kernel_gradient, bias_gradient)
-        images = units.inputs.reshape(-1, *image_shape) * std_image + mean_image
-        if batch_size == 1:  # every unit holds the same input: take the one that rounding hurt least
-            unit = jnp.argmax(units.weight)
-            best = Candidates(units.inputs[unit][None], units.valid[unit][None], jnp.sum(units.valid)[None])
+        if batch_size == 1:  # every unit holds the same input
+            only, valid = single_input(kernel_gradient, bias_gradient)
+            best = Candidates(only[None], valid[None], jnp.sum(units.valid)[None])
         else:
+            images = units.inputs.reshape(-1, *image_shape) * std_image + mean_image
             slack = 1e-3
             in_range = (images >= -slack) & (images <= 1 + slack)
             plausible = jnp.all(in_range.reshape(images.shape[0], -1), axis=1)
@@ -197,29 +217,3 @@ def dense_layer(
         )
 
     return solve
-
-
-def _layer_gradient(observation: Observation, layer: str | None, image_shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """The kernel and bias gradient of the layer that reads the images."""
-    num_features = math.prod(image_shape)
-    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(observation.update)}
-    dense = {
-        path.removesuffix("/kernel"): leaf
-        for path, leaf in leaves.items()
-        if path.endswith("/kernel") and leaf.ndim == 2 and path.removesuffix("kernel") + "bias" in leaves
-    }
-    readers = [name for name, kernel in dense.items() if kernel.shape[0] == num_features]
-    if layer is None and len(readers) != 1:
-        raise ValueError(
-            f"dense_layer needs one biased dense layer that reads images of shape {image_shape}, {num_features} "
-            f"features; this model has {len(readers)}, among { {n: k.shape for n, k in dense.items()} }"
-        )
-    name = readers[0] if layer is None else layer
-    if name not in dense:
-        raise ValueError(f"the update has no biased dense layer {name!r}; it has {sorted(dense)}")
-    if name not in readers:
-        raise ValueError(
-            f"layer {name!r} reads {dense[name].shape[0]} features, but images of shape {image_shape} have "
-            f"{num_features}: it is not the first layer of this model"
-        )
-    return dense[name], leaves[f"{name}/bias"]

@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxinvert import labels, objectives
+from jaxinvert.analytic.cocktail_party import cocktail_party
 from jaxinvert.analytic.dense import dense_layer
+from jaxinvert.analytic.rgap import rgap
+from jaxinvert.analytic.spear import exact_batch, spear
 from jaxinvert.attacks.batch_norm_leakage import batch_norm_leakage
 from jaxinvert.attacks.deep_leakage_from_model import dlm, dlm_plus, dlm_with_best_scale
 from jaxinvert.attacks.dlg import dlg, idlg
@@ -93,9 +96,20 @@ def _batch_norm_leakage(setting: Setting, hyperparameters: Mapping[str, Any], ho
     )
 
 
-def _dense_layer(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> SolveFn:
+def _closed_form(
+    make: Callable[..., SolveFn], setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar
+) -> SolveFn:
     del hyperparameters, horizon  # a closed form has neither
-    return dense_layer(**setting.images)
+    return make(**setting.images)
+
+
+def _rgap(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> SolveFn:
+    del hyperparameters, horizon
+    if setting.model.name != "lenet":
+        raise ValueError(
+            f"rgap needs a chain of convolutions with sigmoids, lenet; this model is {setting.model.name}"
+        )
+    return rgap(head=setting.model.head, **setting.images)
 
 
 def _dlg(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> Attack:
@@ -110,6 +124,16 @@ def _idlg(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar)
     if setting.num_examples != 1:
         raise ValueError(f"idlg finds the label of one example; here an update holds {setting.num_examples}")
     return idlg(setting.client_update, batch_shape=setting.images["batch_shape"], head=setting.model.head)
+
+
+def _exact(
+    make: Callable[..., SolveFn], setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar
+) -> SolveFn:
+    del horizon  # they end when all examples are found
+    loss_fn = training_loss(setting.model)
+    return make(
+        setting.client_update, loss_fn, num_classes=setting.model.num_classes, **setting.images, **hyperparameters
+    )
 
 
 def _from_model(
@@ -178,11 +202,18 @@ REGISTRY: dict[str, Recipe] = {
         build=_batch_norm_leakage,
         joint=True,
     ),
+    "cocktail-party": Recipe(
+        summary="independent components of a wide dense layer's gradient (Kariyappa et al. 2023); large batches",
+        hyperparameters={},
+        needs=_UPDATE,
+        build=partial(_closed_form, cocktail_party),
+        simulates=False,
+    ),
     "dense-layer": Recipe(
         summary="closed form behind a biased dense layer that reads the images (exact for one example)",
         hyperparameters={},
         needs=_UPDATE,
-        build=_dense_layer,
+        build=partial(_closed_form, dense_layer),
         simulates=False,
     ),
     "dlg": Recipe(
@@ -215,6 +246,12 @@ REGISTRY: dict[str, Recipe] = {
         simulates=False,
         every_round=True,
     ),
+    "exact-batch": Recipe(
+        summary="exact and certified: ReLU perceptrons' batches by independence, then sparsity",
+        hyperparameters={"inactive": 0.25},
+        needs=_UPDATE,
+        build=partial(_exact, exact_batch),
+    ),
     "general-deep-leakage": Recipe(
         summary="zero-shot label counts, then cosine matching with soft bounds (Geng et al. 2021)",
         hyperparameters={"tv": 1e-2, "clip": 1e-2, "learning_rate": 0.1},
@@ -239,6 +276,13 @@ REGISTRY: dict[str, Recipe] = {
         every_round=True,
         adapts=True,
     ),
+    "rgap": Recipe(
+        summary="layer by layer through LeNet's convolutions (Zhu and Blaschko 2021); one example",
+        hyperparameters={},
+        needs=_UPDATE,
+        build=_rgap,
+        simulates=False,
+    ),
     "see-through-gradients": Recipe(
         summary="a group of seeds, BatchNorm statistics, Langevin noise (Yin et al. 2021, GradInversion)",
         hyperparameters={
@@ -254,5 +298,11 @@ REGISTRY: dict[str, Recipe] = {
         },
         needs=(*_UPDATE, "labels"),
         build=_see_through_gradients,
+    ),
+    "spear": Recipe(
+        summary="exact and certified: ReLU perceptrons' small batches by sampling (Dimitrov et al. 2024)",
+        hyperparameters={"inactive": 0.25},
+        needs=_UPDATE,
+        build=partial(_exact, spear),
     ),
 }

@@ -1,6 +1,7 @@
 """`jaxinvert invert`: one job, its table, and its files."""
 
 import shlex
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxinvert import job, report, search, store
+from jaxinvert.analytic.certificate import WORDS, Verdict
 from jaxinvert.cli.console import EXIT_INTERRUPTED, bad_input, progress_bar
 from jaxinvert.report import wording
 
@@ -129,6 +131,11 @@ def invert_and_write(
             how = "restored" if config.labels == "restored" else "found"
             exact = f"exact for {np.sum(found['exact'])} of {config.targets} targets"
             console.print(f"labels {how}: {exact}, {found['recall']:.0%} of the examples", highlight=False)
+        if verdicts := [target["verdict"] for target in outcome.summary["targets"] if "verdict" in target]:
+            counts = Counter(verdicts)
+            console.print(f"certified: {counts[Verdict.CERTIFIED]} of {config.targets} targets", highlight=False)
+            for verdict in sorted(counts.keys() - {Verdict.CERTIFIED}):
+                console.print(f"{counts[verdict]} targets {WORDS[verdict]}", highlight=False)
         if failed := [t for t, target in enumerate(outcome.summary["targets"]) if target["failed"]]:
             console.print(
                 f"targets {failed}: no restart had a finite attack loss; their pictures show only a start",

@@ -21,6 +21,7 @@ from jaxinvert.attacks import registry
 from jaxinvert.cli.audit import Audit, audit
 from jaxinvert.cli.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, BadInputError, bad_input
 from jaxinvert.cli.invert import Invert, invert
+from jaxinvert.cli.rank import Rank, rank
 from jaxinvert.cli.sweep import Report, Sweep, report_sweep, sweep
 from jaxinvert.defenses import registry as defenses
 
@@ -46,6 +47,7 @@ class Prepare:
 Command = (
     Annotated[Invert, tyro.conf.subcommand("invert")]
     | Annotated[Audit, tyro.conf.subcommand("audit")]
+    | Annotated[Rank, tyro.conf.subcommand("rank")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[List, tyro.conf.subcommand("list")]
@@ -154,6 +156,7 @@ def _prepare(command: Prepare, command_line: str) -> int:
 _COMMANDS: dict[type, Callable[..., int]] = {
     Audit: audit,
     Invert: invert,
+    Rank: rank,
     Sweep: sweep,
     Report: report_sweep,
     List: _list,

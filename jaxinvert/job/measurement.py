@@ -29,6 +29,22 @@ class Outcome(NamedTuple):
     history: dict[str, np.ndarray]
 
 
+_KEPT_INFO = (
+    "winner",
+    "restart_losses",
+    "valid",
+    "num_units",
+    "scale",
+    "certified",
+    "verdict",
+    "num_found",
+    "rank",
+    "pattern_agreement",
+    "residuals",
+)
+"""What attacks report beside their images, as far as it is kept for every target."""
+
+
 def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
     """Compares the reconstructions with the truth, one-to-one within every batch."""
     found = np.asarray(execution.reconstructions.inputs)
@@ -55,11 +71,7 @@ def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
         {
             "attack_loss": float(attack_losses[t]),
             "failed": not np.isfinite(attack_losses[t]),
-            **{
-                name: np.asarray(info[name])[t].tolist()
-                for name in ("winner", "restart_losses", "valid", "num_units", "scale")
-                if name in info
-            },
+            **{name: np.asarray(info[name])[t].tolist() for name in _KEPT_INFO if name in info},
         }
         for t in range(config.targets)
     ]

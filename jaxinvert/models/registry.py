@@ -33,6 +33,7 @@ REGISTRY: dict[str, Callable[..., Model]] = {
 
 _ANY_SIZE: dict[str, Callable[..., Callable[..., Model]]] = {
     r"convnet(\d+)": lambda width: functools.partial(convnet, width=width),
+    r"mlp-(\d+)": lambda width: functools.partial(mlp, features=(width,)),
     r"resnet(\d+)-(\d+)": lambda depth, factor: functools.partial(resnet_cifar, depth=depth, width=16 * factor),
 }
 """Patterns of names whose numbers are sizes: any of them makes a network."""
@@ -62,8 +63,8 @@ def create(
       ('convnet16', 'params/head')
 
     Args:
-      name: one of `names()`, or `convnetW` and `resnetD-F` with a width, a depth and a multiple of the usual width;
-        or `module:function`, which is imported and called: see `import_model`.
+      name: one of `names()`, or `convnetW`, `mlp-W` and `resnetD-F` with a width, a depth and a multiple of the usual
+        width; or `module:function`, which is imported and called: see `import_model`.
       input_shape: `(H, W, C)` of one example.
       num_classes: `K`.
       mean: `C` per-channel means of pixels in [0, 1]; `None` = no shift.

@@ -175,3 +175,14 @@ def test_an_unfitting_layer_is_named():
         dense.dense_layer(batch_shape=(1, 4, 4, 3), layer="params/nowhere")(
             jax.random.key(0), Observation(params, params)
         )
+
+
+def test_one_example_is_read_from_its_most_reliable_unit(inputs):
+    kernel, bias = layer_gradient(jnp.array([[0.5, 0.0, -2.0]]), inputs[:1])
+    found, valid = dense.single_input(kernel, bias)
+    np.testing.assert_array_equal(found, kernel[:, 2] / bias[2])
+    assert bool(valid)
+    for broken in (bias * 0, bias * jnp.nan):
+        found, valid = dense.single_input(kernel, broken)
+        assert not bool(valid)
+        assert not np.any(found)

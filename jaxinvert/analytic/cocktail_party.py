@@ -1,0 +1,88 @@
+"""Cocktail party: a dense layer's gradient as a mixture of images, unmixed by independence alone.
+
+The rows of the gradient span the same space as the inputs, `dL/dW^T = D^T X`. Whitened and rotated to the most
+independent components, they are the inputs up to scale and order; the bias gradient, which mixes a constant 1 in the
+same way, gives the scale. Nothing is asked of the activation or of what stands behind the layer, and batches may have
+hundreds of images; the result is approximate.
+
+Where the paper descends on negentropy with total variation and decorrelation as penalties, this is the fixed point of
+FastICA on *spatial differences*, which are sparser and less dependent than pixels (`independent_components`): the
+penalties' purpose, without their weights.
+
+References:
+  Kariyappa, Guo, Maeng, Xiong, Suh, Qureshi, Lee: Cocktail Party Attack: Breaking Aggregation-Based Privacy in
+  Federated Learning Using Independent Component Analysis. ICML 2023, arXiv:2209.05578.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jaxinvert.analytic.dense import unexplained_share
+from jaxinvert.analytic.first_layer import read_first_layer
+from jaxinvert.analytic.independent_components import independent_components, spatial_differences
+from jaxinvert.analytic.sparse_directions import OVERSAMPLING, factorize
+from jaxinvert.observe import check_update, require
+from jaxinvert.parametrizations import per_channel
+from jaxinvert.types import Key, Observation, PerChannel, Reconstruction, Shape, SolveFn
+
+
+def cocktail_party(
+    *,
+    batch_shape: Shape,
+    layer: str | None = None,
+    mean: PerChannel = 0.0,
+    std: PerChannel = 1.0,
+    num_steps: int = 200,
+) -> SolveFn:
+    """Returns the attack on a biased dense layer that reads the (normalized, flattened) inputs.
+
+    Args:
+      batch_shape: `(B, H, W, C)`; at most as many images as the layer has units.
+      layer: path of the layer; by default the only one that reads images of this shape.
+      mean: scalar or `[C]`, the normalization that the model applies before the layer.
+      std: scalar or `[C]`.
+      num_steps: of the fixed point.
+
+    The reconstruction's `attack_loss` is `dense.unexplained_share`: it says whether the right space was found, not
+    whether it was unmixed. Reads `observation.params` (for checks) and `.update`.
+
+    Raises:
+      ValueError: at trace time, if the update has no such layer, or it has fewer units than the batch has examples.
+    """
+    batch_size, *image_shape = batch_shape
+    mean_image, std_image = per_channel("mean", mean, batch_shape), per_channel("std", std, batch_shape)
+
+    def solve(key: Key, observation: Observation) -> Reconstruction:
+        check_update(require(observation, "params", attack="cocktail_party"), observation.update)
+        first = read_first_layer(observation, tuple(image_shape), attack="cocktail_party", layer=layer)
+        if (num_units := len(first.bias)) < batch_size:
+            raise ValueError(
+                f"cocktail_party needs a layer of at least {batch_size} units, as many as images; "
+                f"this one has {num_units}"
+            )
+        sketch_key, start_key = jax.random.split(key)
+        dtype = jnp.promote_types(first.kernel_gradient.dtype, jnp.float32)
+        gradient = jnp.concatenate([first.kernel_gradient, first.bias_gradient[None]]).T.astype(dtype)
+        sketch = jax.random.normal(sketch_key, (math.prod(image_shape) + 1, batch_size + OVERSAMPLING), dtype)
+        mixtures = factorize(gradient, sketch, rank=batch_size).right
+        mixtures = mixtures / jnp.maximum(jnp.linalg.norm(mixtures, axis=1, keepdims=True), jnp.finfo(dtype).tiny)
+        unmixing = independent_components(
+            jax.random.normal(start_key, (batch_size, batch_size), dtype),
+            spatial_differences(mixtures[:, :-1], tuple(image_shape)),
+            num_components=batch_size,
+            num_steps=num_steps,
+        )
+        sources = unmixing @ mixtures
+        usable = jnp.all(jnp.isfinite(sources), axis=1) & (sources[:, -1] != 0)
+        flat = sources[:, :-1] / jnp.where(usable, sources[:, -1], 1.0)[:, None]
+        flat = jnp.where(usable[:, None], flat, 0.0)
+        return Reconstruction(
+            inputs=jnp.clip(flat.reshape(batch_shape) * std_image + mean_image, 0.0, 1.0),
+            labels=None,  # components come in an order of their own
+            attack_loss=unexplained_share(first.kernel_gradient, first.bias_gradient, flat, usable),
+            info={"valid": usable},
+        )
+
+    return solve

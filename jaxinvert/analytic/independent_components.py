@@ -1,0 +1,71 @@
+"""Unmixing by independence: images that a dense layer's gradient holds only as linear mixtures.
+
+Of `R = Q X` only the mixtures `R [B, features]` are known. Photographs are nearly independent of each other, and
+their *spatial differences* are sparse, hence far from normal: after whitening, `Z Z^T / N = 1`, the rotation `W` with
+the most sparse components `W Z` is the one that separates them. FastICA finds it as the fixed point of
+
+    W <- E[g(W Z) Z^T] - diag(E[g'(W Z)]) W,    W <- (W W^T)^(-1/2) W,    g(u) = u exp(-u^2 / 2).
+
+References:
+  Hyvarinen: Fast and robust fixed-point algorithms for independent component analysis. IEEE Transactions on Neural
+  Networks 10(3), 1999: the fixed point, and `g` for sparse components.
+  Kariyappa, Guo, Maeng, Xiong, Suh, Qureshi, Lee: Cocktail Party Attack. ICML 2023, arXiv:2209.05578: that a dense
+  layer's gradient is such a mixture.
+"""
+
+import math
+
+import jax.numpy as jnp
+from jax import lax
+
+from jaxinvert.types import Array, Shape
+
+
+def spatial_differences(rows: Array, image_shape: Shape) -> Array:
+    """Differences of vertical and of horizontal neighbors, centered; where there are none, the rows themselves.
+
+    Args:
+      rows: `[B, features]`.
+      image_shape: `(H, W, C)`.
+
+    Returns:
+      `[B, N]`.
+    """
+    images = rows.reshape(-1, *image_shape)
+    parts = [jnp.diff(images, axis=1), jnp.diff(images, axis=2)] if math.prod(image_shape[:2]) > 1 else [images]
+    samples = jnp.concatenate([part.reshape(len(rows), -1) for part in parts], axis=1)
+    return samples - jnp.mean(samples, axis=1, keepdims=True)
+
+
+def independent_components(start: Array, samples: Array, *, num_components: Array | int, num_steps: int) -> Array:
+    """Unmixes what may span fewer dimensions than it has rows.
+
+    Args:
+      start: `[B, B]` normal noise, where the rotation starts.
+      samples: `[B, N]` centered mixtures of `num_components` sources.
+      num_components: `[]`, at most `B`; may be traced.
+      num_steps: of the fixed point.
+
+    Returns:
+      `[B, B]` matrix whose last `num_components` rows times the mixtures are the sources, in any order and scale; its
+      other rows are 0.
+    """
+    size, num_samples = samples.shape
+    variances, axes = jnp.linalg.eigh(samples @ samples.T / num_samples)  # ascending
+    active = (jnp.arange(size) >= size - num_components) & (variances > 0)
+    whitening = jnp.where(active[:, None], axes.T / jnp.sqrt(jnp.where(active, variances, 1.0))[:, None], 0.0)
+    white = whitening @ samples
+    both_active = active[:, None] & active[None, :]
+
+    def decorrelated(rotation: Array) -> Array:
+        left, _, right = jnp.linalg.svd(jnp.where(both_active, rotation, jnp.eye(size, dtype=rotation.dtype)))
+        return left @ right
+
+    def step(rotation: Array, _: None) -> tuple[Array, None]:
+        sources = rotation @ white
+        bump = jnp.exp(-(sources**2) / 2)
+        slope = jnp.mean((1 - sources**2) * bump, axis=1)
+        return decorrelated((sources * bump) @ white.T / num_samples - slope[:, None] * rotation), None
+
+    rotation, _ = lax.scan(step, decorrelated(start), None, length=num_steps)
+    return rotation @ whitening

@@ -1,0 +1,134 @@
+"""What an update can give away by its ranks alone: in seconds, before any attack.
+
+A dense layer's gradient is a sum of one outer product for each example: its rank is at most `B`, so the batch has
+at least as many examples as the rank says. And no attack determines more unknowns than there are equations: the
+numbers of the update against the pixels of the batch. The closed forms need more than that; each says what.
+
+References:
+  Zhu, Blaschko: R-GAP: Recursive Gradient Attack on Privacy. ICLR 2021, arXiv:2010.07733: counting equations as a
+  rank analysis of an architecture.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxinvert.analytic.first_layer import biased_dense_layers, leaves_by_path
+from jaxinvert.types import Shape, Update
+
+
+class TensorRank(NamedTuple):
+    """One tensor of an update as a matrix `[inputs, outputs]`.
+
+    Attributes:
+      name: path in the update.
+      shape: of the matrix; a convolution's taps and channels are its inputs.
+      rank: numerical rank; `None` if a value is not finite.
+      is_dense: whether each example adds at most 1 to the rank.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    rank: int | None
+    is_dense: bool
+
+
+class ClosedForm(NamedTuple):
+    """Whether a closed form is possible: its name among the attacks, and the reason in words."""
+
+    attack: str
+    applies: bool
+    reason: str
+
+
+class RankReport(NamedTuple):
+    """What ranks say.
+
+    Attributes:
+      tensors: all matrices of the update.
+      least_examples: the largest rank of a dense layer: the batch has no fewer examples.
+      num_equations: numbers in the update that are not zero.
+      num_unknowns: pixels of the batch.
+      closed_forms: one for each.
+    """
+
+    tensors: tuple[TensorRank, ...]
+    least_examples: int
+    num_equations: int
+    num_unknowns: int
+    closed_forms: tuple[ClosedForm, ...]
+
+
+def rank_report(update: Update, *, batch_shape: Shape) -> RankReport:
+    """Reads one client's update; eager, in float64.
+
+    Args:
+      update: of one client, not traced.
+      batch_shape: `(B, H, W, C)` of its batch.
+    """
+    leaves = {name: np.asarray(leaf) for name, leaf in leaves_by_path(update).items()}
+    tensors = tuple(
+        TensorRank(name, matrix.shape, matrix_rank(matrix), leaf.ndim == 2)
+        for name, leaf in leaves.items()
+        if leaf.ndim >= 2
+        for matrix in [leaf.reshape(-1, leaf.shape[-1])]
+    )
+    return RankReport(
+        tensors,
+        least_examples=max((tensor.rank or 0 for tensor in tensors if tensor.is_dense), default=0),
+        num_equations=sum(int(np.count_nonzero(leaf)) for leaf in leaves.values()),
+        num_unknowns=math.prod(batch_shape),
+        closed_forms=_closed_forms(update, tensors, tuple(batch_shape)),
+    )
+
+
+def matrix_rank(matrix: np.ndarray) -> int | None:
+    """How many singular values exceed 30 resolutions of the largest; `None` if a value is not finite.
+
+    Rounding of a float32 gradient leaves values near 1e-8 where there should be none; a decomposition in float32
+    would leave larger ones, so it is one in float64.
+    """
+    if not np.all(np.isfinite(matrix)):
+        return None
+    resolution = float(np.finfo(np.float32 if matrix.dtype.itemsize >= 4 else np.float16).eps)
+    if matrix.dtype == np.float64:
+        resolution = float(np.finfo(np.float64).eps) * max(matrix.shape)
+    sizes = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)
+    return int(np.sum(sizes > 30 * resolution * sizes[0]))
+
+
+def _closed_forms(
+    update: Update, tensors: tuple[TensorRank, ...], batch_shape: tuple[int, ...]
+) -> tuple[ClosedForm, ...]:
+    batch_size, *image_shape = batch_shape
+    dense = biased_dense_layers(update)
+    readers = [name for name, shape in dense.items() if shape[0] == math.prod(image_shape)]
+    convolutions = [tensor for tensor in tensors if not tensor.is_dense]
+    through_convolutions = ClosedForm(
+        "rgap",
+        bool(convolutions) and batch_size == 1,
+        "convolutions and one example: exact if their activations are invertible and the equations suffice"
+        if convolutions and batch_size == 1
+        else f"needs convolutions, of which there are {len(convolutions)}, and one example, not {batch_size}",
+    )
+    if len(readers) != 1:
+        reason = f"needs one biased dense layer that reads the images; this model has {len(readers)}"
+        names = ("dense-layer", "spear", "exact-batch", "cocktail-party")
+        return (*(ClosedForm(name, False, reason) for name in names), through_convolutions)
+    (reader,) = readers
+    (rank,) = (tensor.rank for tensor in tensors if tensor.name == f"{reader}/kernel")
+    num_units = dense[reader][1]
+    full = rank == batch_size
+    ranks = f"{reader} has rank {rank} for {batch_size} examples and {num_units} units"
+    return (
+        ClosedForm(
+            "dense-layer",
+            bool(rank),
+            "exact: one example" if batch_size == 1 else "exact for examples that activate some unit alone",
+        ),
+        ClosedForm("spear", full and batch_size <= 14, f"{ranks}; exact behind ReLU, for at most about 14 examples"),
+        ClosedForm("exact-batch", full, f"{ranks}; exact behind ReLU where there are several units for each example"),
+        ClosedForm("cocktail-party", full, f"{ranks}; approximate behind any activation"),
+        through_convolutions,
+    )

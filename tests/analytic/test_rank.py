@@ -1,0 +1,78 @@
+"""Ranks of updates that are known by construction, and which closed forms they admit."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinvert import cli, clients, models
+from jaxinvert.analytic.rank import matrix_rank, rank_report
+from jaxinvert.types import Batch
+
+
+def report_of(model, batch_size):
+    params = model.init(jax.random.key(0))
+    inputs = jax.random.uniform(jax.random.key(1), (batch_size, *model.input_shape))
+    batch = Batch(inputs, jnp.arange(batch_size) % model.num_classes)
+    update = clients.fedsgd(models.cross_entropy(model.apply))(params, batch)
+    return rank_report(update, batch_shape=inputs.shape)
+
+
+def test_a_perceptron_shows_how_many_examples_it_saw():
+    found = report_of(models.create("mlp", features=(20,), input_shape=(4, 4, 3)), 5)
+    ranks = {tensor.name: (tensor.shape, tensor.rank) for tensor in found.tensors}
+    assert ranks["params/dense_0/kernel"] == ((48, 20), 5)
+    assert found.least_examples == 5
+    assert found.num_unknowns == 5 * 48
+    applies = {form.attack: form.applies for form in found.closed_forms}
+    assert applies == {
+        "dense-layer": True,
+        "spear": True,
+        "exact-batch": True,
+        "cocktail-party": True,
+        "rgap": False,
+    }
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_convolutional_network_admits_only_the_recursion_and_only_for_one(batch_size):
+    found = report_of(models.create("lenet", input_shape=(8, 8, 3)), batch_size)
+    assert {form.attack for form in found.closed_forms if form.applies} == ({"rgap"} if batch_size == 1 else set())
+
+
+def test_more_examples_than_units_admit_nothing_exact():
+    found = report_of(models.create("mlp", features=(4,), input_shape=(4, 4, 3)), 6)
+    assert not {form.attack for form in found.closed_forms if form.applies} & {
+        "spear",
+        "exact-batch",
+        "cocktail-party",
+    }
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rank_is_that_of_the_factors_whatever_the_rounding(dtype):
+    """Singular values 1 ... 1e-4: rounding of the entries leaves about 1e-8 of a float32 matrix beyond them."""
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.normal(size=(size, 6)))[0] for size in (80, 50))
+    matrix = (left * np.logspace(0, -4, 6)) @ right.T
+    assert matrix_rank(matrix.astype(dtype)) == 6
+
+
+def test_empty_and_broken_updates_have_a_verdict():
+    assert matrix_rank(np.zeros((3, 2))) == 0
+    assert matrix_rank(np.full((3, 2), np.nan)) is None
+    model = models.create("mlp", features=(20,), input_shape=(4, 4, 3))
+    params = model.init(jax.random.key(0))
+    for value in (0.0, np.nan):
+        found = rank_report(jax.tree.map(partial(jnp.full_like, fill_value=value), params), batch_shape=(2, 4, 4, 3))
+        assert not any(form.applies for form in found.closed_forms)
+
+
+def test_the_command_prints_ranks_and_closed_forms(capsys):
+    arguments = ["--model", "mlp-32", "--size", "12", "--targets", "1", "--num-examples", "3"]
+    assert cli.main(["rank", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "at least 3 examples" in printed
+    assert "exact-batch" in printed

@@ -1,0 +1,195 @@
+"""Exact batches: proven where they are exact, and with a reason where they are not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinvert import clients, data, models
+from jaxinvert.analytic import sparse_directions as sparse
+from jaxinvert.analytic.certificate import WORDS, Verdict, first_problem
+from jaxinvert.analytic.precision import in_float64
+from jaxinvert.analytic.spear import exact_batch, spear
+from jaxinvert.observe import observe
+from jaxinvert.types import Batch, Observation
+
+SHAPE = (4, 4, 3)
+MODEL = models.create(
+    "mlp", input_shape=SHAPE, features=(40,), num_classes=5, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3)
+)
+LOSS = models.cross_entropy(MODEL.apply)
+CLIENT = clients.fedsgd(LOSS)
+SETTING = {"num_classes": 5, "mean": MODEL.mean, "std": MODEL.std}
+BATCH_SIZE = 3
+
+
+def batch_of(size, seed=1):
+    keys = jax.random.split(jax.random.key(seed))
+    return Batch(jax.random.uniform(keys[0], (size, *SHAPE)), jax.random.randint(keys[1], (size,), 0, 5))
+
+
+@pytest.fixture(scope="module")
+def params():
+    return MODEL.init(jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def solve():
+    """The sampler for three examples, compiled once for all verdicts."""
+    return jax.jit(spear(CLIENT, LOSS, batch_shape=(BATCH_SIZE, *SHAPE), num_samples=64, max_rounds=8, **SETTING))
+
+
+def nearest(found, truth):
+    """Each true example's largest error in its nearest reconstruction, which no two may share; that one's label."""
+    difference = np.abs(np.asarray(found.inputs)[:, None] - np.asarray(truth.inputs)[None]).max(axis=(2, 3, 4))
+    order = difference.argmin(axis=0)
+    assert len(set(order)) == len(order)
+    return difference[order, np.arange(len(order))], np.asarray(found.labels)[order]
+
+
+def test_three_examples_are_exact_certified_and_labeled(solve, params):
+    batch = batch_of(BATCH_SIZE)
+    found = solve(jax.random.key(5), observe(CLIENT, params, batch))
+    errors, labels = nearest(found, batch)
+    assert errors.max() < 1e-4
+    assert labels.tolist() == batch.labels.tolist()
+    assert bool(found.info["certified"])
+    assert float(found.attack_loss) < 1e-5
+    assert (int(found.info["rank"]), int(found.info["num_found"])) == (3, 3)
+    assert float(found.info["pattern_agreement"]) == 1
+    assert found.inputs.dtype == jnp.float32
+
+
+def not_finite(params):
+    update = CLIENT(params, batch_of(BATCH_SIZE))
+    return jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), update)
+
+
+def noisy(params):
+    update = CLIENT(params, batch_of(BATCH_SIZE))
+    noise = jax.random.normal(jax.random.key(3), update["params"]["head"]["kernel"].shape)
+    update["params"]["head"]["kernel"] += 1e-3 * noise
+    return update
+
+
+def duplicated(params):
+    batch = batch_of(BATCH_SIZE)
+    return CLIENT(params, jax.tree.map(lambda leaf: leaf.at[1].set(leaf[0]), batch))
+
+
+@pytest.mark.parametrize(
+    ("update_of", "verdict"),
+    [
+        (not_finite, Verdict.NOT_FINITE),
+        (lambda params: jax.tree.map(jnp.zeros_like, params), Verdict.ZERO),
+        (duplicated, Verdict.LOW_RANK),
+        (lambda params: CLIENT(params, batch_of(2)), Verdict.LOW_RANK),
+        (lambda params: CLIENT(params, batch_of(5)), Verdict.HIGH_RANK),
+        (noisy, Verdict.DIFFERENT),
+    ],
+)
+def test_what_cannot_be_exact_gets_a_verdict_and_no_certificate(solve, params, update_of, verdict):
+    found = solve(jax.random.key(5), Observation(params, update_of(params)))
+    assert int(found.info["verdict"]) == verdict
+    assert not bool(found.info["certified"])
+    assert WORDS[verdict].startswith("not certified")
+    assert np.all(np.isfinite(found.inputs))
+
+
+def test_a_network_without_zeros_is_not_certified(solve, params):
+    """tanh is never off: no direction is sparse, and what comes out says so."""
+
+    def apply(params, inputs):
+        first, head = params["params"]["dense_0"], params["params"]["head"]
+        hidden = jnp.tanh(inputs.reshape(len(inputs), -1) @ first["kernel"] + first["bias"][None])
+        return hidden @ head["kernel"] + head["bias"][None]
+
+    update = clients.fedsgd(models.cross_entropy(apply))(params, batch_of(BATCH_SIZE))
+    found = solve(jax.random.key(0), Observation(params, update))
+    assert int(found.info["verdict"]) == Verdict.INCOMPLETE
+    assert not bool(found.info["certified"])
+
+
+def test_more_examples_than_units_are_refused(params):
+    solve = spear(CLIENT, LOSS, batch_shape=(49, *SHAPE), **SETTING)
+    with pytest.raises(ValueError, match=r"'params/dense_0' has 40, the batch 49"):
+        solve(jax.random.key(0), Observation(params, params))
+
+
+def test_photographs_are_told_apart_by_independence():
+    """Beyond the few that sampling would do: eight photographs behind 96 units, where a sample hits once in 16."""
+    photos = data.load("photos", split="test[:8]")
+    model = models.create("mlp", features=(96,), mean=photos.mean, std=photos.std)
+    loss_fn = models.cross_entropy(model.apply)
+    client = clients.fedsgd(loss_fn)
+    batch = Batch(jnp.asarray(photos.images), jnp.asarray(photos.labels))
+    observation = observe(client, model.init(jax.random.key(0)), batch)
+    setting = {"batch_shape": batch.inputs.shape, "num_classes": 10, "mean": model.mean, "std": model.std}
+    found = jax.jit(exact_batch(client, loss_fn, **setting))(jax.random.key(1), observation)
+    errors, labels = nearest(found, batch)
+    assert errors.max() < 1e-3  # 60 dB
+    assert labels.tolist() == batch.labels.tolist()
+    assert bool(found.info["certified"])
+
+
+def planted(num_units=120, batch_size=4, dead=6):
+    """Factors of a planted sparse matrix: half of its entries are zero, some units are dead, and `Q` is known."""
+    rng = np.random.default_rng(0)
+    outputs = rng.normal(size=(num_units, batch_size)) * (rng.random((num_units, batch_size)) < 0.5)
+    outputs[:dead] = 0
+    left, sizes, right = np.linalg.svd(outputs @ rng.normal(size=(batch_size, 30)), full_matrices=False)
+    truth = np.linalg.lstsq(left[:, :batch_size], outputs, rcond=None)[0].T
+    factors = sparse.Factors(
+        left[:, :batch_size], sizes[:batch_size, None] * right[:batch_size], sizes[: batch_size + 1]
+    )
+    return (
+        jax.tree.map(jnp.asarray, factors),
+        outputs,
+        jnp.asarray(truth / np.linalg.norm(truth, axis=1, keepdims=True)),
+    )
+
+
+def test_sparse_directions_are_found_from_nearby_and_ranked_by_their_zeros():
+    with jax.enable_x64(True):
+        factors, outputs, truth = planted()
+        mixed = sparse.mixture(factors, inactive=jnp.float64(0.2))
+        living = np.any(outputs != 0, axis=1)
+        np.testing.assert_array_equal(mixed.alive, living)
+        zeros = sparse.num_zeros(mixed, truth, mixed.tolerance)
+        assert zeros.tolist() == (outputs[living] == 0).sum(axis=0).tolist()
+        near = truth + 0.1 * jax.random.normal(jax.random.key(0), truth.shape)
+        walked = sparse.sparsest_near(mixed, near, wanted=jnp.ones(4, bool), num_steps=40)
+        np.testing.assert_allclose(jnp.abs(jnp.sum(walked * truth, axis=1)), 1, atol=1e-12)
+        mixture_of_two = (truth[0] + truth[1]) / jnp.linalg.norm(truth[0] + truth[1])
+        basis = sparse.sparsest_basis(mixed, jnp.concatenate([mixture_of_two[None], truth, truth[::-1]]))
+        assert basis.found.all()
+        order = np.argsort(-np.asarray(zeros), kind="stable")
+        np.testing.assert_allclose(basis.directions, truth[order])
+        few = sparse.sparsest_basis(mixed, jnp.stack([truth[2], truth[2]]))
+        assert few.found.tolist() == [True, False, False, False]
+        np.testing.assert_allclose(sparse.outside(few) @ truth[2], 0, atol=1e-12)
+
+
+def test_null_vectors_vanish_where_they_must():
+    with jax.enable_x64(True):
+        factors, outputs, truth = planted()
+        others_on = (outputs != 0).sum(axis=1) == 3
+        rows = jnp.asarray([np.flatnonzero((outputs[:, b] == 0) & others_on)[:3] for b in range(4)])
+        found = sparse.null_vectors(factors.left, rows, jax.random.normal(jax.random.key(0), (4, 4)))
+        np.testing.assert_allclose(jnp.abs(jnp.sum(found * truth, axis=1)), 1, atol=1e-9)
+        dead = sparse.null_vectors(factors.left, jnp.zeros((1, 3), int), jnp.ones((1, 4)))
+        assert np.all(np.isfinite(dead))
+
+
+def test_the_first_problem_counts():
+    true, false = jnp.array(True), jnp.array(False)
+    assert int(first_problem({Verdict.ZERO: false, Verdict.LOW_RANK: true, Verdict.INCOMPLETE: true})) == 3
+    assert int(first_problem({Verdict.ZERO: false})) == Verdict.CERTIFIED
+
+
+def test_float64_inside_of_float32_and_under_vmap():
+    """1 + 1e-12 - 1 is 0 in float32."""
+    function = in_float64(lambda x, i: ((x + 1e-12) - x, i + 1))
+    difference, integer = jax.jit(jax.vmap(function))(jnp.ones(3), jnp.arange(3))
+    np.testing.assert_allclose(difference, 1e-12, rtol=1e-3)
+    assert (difference.dtype, integer.dtype) == (jnp.float32, jnp.int32)
