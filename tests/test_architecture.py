@@ -24,6 +24,7 @@ ROOMS = [
     "clients",
     "defenses",
     "observe",
+    "federation",
     "labels",
     "matching",
     "groups",
