@@ -27,6 +27,7 @@ setup(
     install_requires=requirements(),
     extras_require={
         "dev": [
+            "dp-accounting>=0.6",
             "hypothesis>=6.100",
             "pyright>=1.1.400",
             "pytest>=8",
@@ -34,6 +35,7 @@ setup(
             "ruff>=0.9",
             "scikit-image>=0.24",
         ],
+        "privacy": ["dp-accounting>=0.6"],
         "ray": ["ray>=2.55"],
     },
     entry_points={"console_scripts": ["jaxinvert=jaxinvert.cli:run"]},

@@ -12,6 +12,7 @@ the same functions: what it does not know of the training (rate, batch size, ord
 References:
   McMahan, Moore, Ramage, Hampson, Aguera y Arcas: Communication-efficient learning of deep networks from
   decentralized data. AISTATS 2017, arXiv:1602.05629.
+  Abadi et al.: Deep learning with differential privacy. CCS 2016, arXiv:1607.00133.
 """
 
 from collections.abc import Callable
@@ -21,8 +22,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxinvert.gradients import mean_gradient
-from jaxinvert.types import Array, ArrayTree, Batch, ClientUpdateFn, Key, LossFn, Params, Update
+from jaxinvert.gradients import mean_gradient, per_example_gradients
+from jaxinvert.objectives import tree_norm
+from jaxinvert.types import Array, ArrayTree, Batch, ClientUpdateFn, Key, LossFn, Params, Scalar, Update
 
 AnyLossFn = Callable[..., Array]
 """A `LossFn`, or `(params, batch, key) -> []` for a loss that draws random numbers, such as those of dropout."""
@@ -43,6 +45,43 @@ def fedsgd(loss_fn: AnyLossFn, *, dropout_key: Key | None = None, chunk_size: in
     if dropout_key is None:
         return mean_gradient(loss_fn, chunk_size=chunk_size)
     return mean_gradient(lambda params, batch: loss_fn(params, batch, dropout_key))
+
+
+def dp_fedsgd(loss_fn: LossFn, *, clip_norm: Scalar, chunk_size: int | None = None) -> ClientUpdateFn:
+    """DP-SGD's gradient before the noise: the mean of gradients, each clipped on its own (Abadi et al. 2016).
+
+    `1/B sum_b g_b min(1, C / |g_b|)`, differentiable in the batch: an attacker who knows of it simulates it. The
+    noise is a defense like others, `defenses.gaussian_noise(defenses.dp_noise_scale(...))`.
+
+    | what                    | behavior                                          |
+    |-------------------------|---------------------------------------------------|
+    | `clip_norm = inf`       | the FedSGD update of a loss that is a mean        |
+    | a gradient that is zero | stays zero, with finite derivatives in the inputs |
+    | memory                  | `B` gradients                                     |
+
+    Args:
+      loss_fn: `(params, batch) -> []`; sees every example as a batch of one, and must not couple examples.
+      clip_norm: `C`, largest Euclidean norm of an example's gradient; positive, may be traced.
+      chunk_size: examples whose gradients are computed at once, as in `gradients.per_example_gradients`.
+
+    Raises:
+      ValueError: when traced, naming the first BatchNorm layer that is in train mode.
+    """
+    gradients = per_example_gradients(loss_fn, chunk_size=chunk_size)
+
+    def client_update(params: Params, batch: Batch) -> Update:
+        clipped = jax.vmap(clipped_to_norm, in_axes=(0, None))(gradients(params, batch), clip_norm)
+        return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), clipped)
+
+    return client_update
+
+
+def clipped_to_norm(update: Update, norm: Scalar) -> Update:
+    """The update, scaled down to Euclidean norm `norm` over all tensors if it is longer."""
+    length = tree_norm(update)
+    longer = length > norm
+    factor = jnp.where(longer, norm / jnp.where(longer, length, 1.0), 1.0)
+    return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), update)
 
 
 def fedavg(

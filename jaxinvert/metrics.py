@@ -290,13 +290,18 @@ def summarize(quality: Quality) -> Summary:
     """
     return Summary(
         num_images=int(np.size(quality.mse)),
-        psnr_db=_distribution("psnr_db", quality.psnr_db),
-        ssim=_distribution("ssim", quality.ssim),
-        mse=_distribution("mse", quality.mse),
+        psnr_db=distribution("psnr_db", quality.psnr_db),
+        ssim=distribution("ssim", quality.ssim),
+        mse=distribution("mse", quality.mse),
     )
 
 
-def _distribution(name: str, values: ArrayLike) -> Distribution:
+def distribution(name: str, values: ArrayLike) -> Distribution:
+    """Statistics of the metric `name` over `values` of any shape.
+
+    Raises:
+      ValueError: for no value at all, or one that is not finite.
+    """
     values = np.asarray(values, np.float64).ravel()
     if values.size == 0 or not np.isfinite(values).all():
         raise ValueError(f"{name} must be a non-empty array of finite scores, got {values}")

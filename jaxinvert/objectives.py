@@ -216,12 +216,129 @@ def masked(objective: Objective, mask: ArrayTree) -> Objective:
     return restricted
 
 
+def gaussian_likelihood(spread: Callable[[Array], Scalar]) -> Objective:
+    """`sum_l |g_l - g*_l|^2 / (2 sigma_l^2)`: minus the logarithm of the likelihood under known normal noise.
+
+    At the truth twice its value is chi-squared, with as many degrees of freedom as the update has entries.
+
+    Args:
+      spread: `sigma_l` of an observed tensor, `[...] -> []` in units of the update; where it is 0, the tensor is left
+        out (a tensor that is not trained has neither gradient nor noise in units of it).
+    """
+
+    def unlikely(g: Array, g_star: Array) -> Array:
+        return 0.5 * tree_squared_norm((g - g_star) * _inverse(spread(g_star), g.dtype))
+
+    return lambda simulated, observed: tree_sum(jax.tree.map(unlikely, simulated, observed))
+
+
+def laplace_likelihood(spread: Callable[[Array], Scalar]) -> Objective:
+    """`sum_l |g_l - g*_l|_1 / b_l`: minus the logarithm of the likelihood under known Laplace noise.
+
+    Args:
+      spread: `b_l` of an observed tensor, the noise's mean absolute value; else as in `gaussian_likelihood`.
+    """
+
+    def unlikely(g: Array, g_star: Array) -> Array:
+        return jnp.sum(jnp.abs(g - g_star)) * _inverse(spread(g_star), g.dtype)
+
+    return lambda simulated, observed: tree_sum(jax.tree.map(unlikely, simulated, observed))
+
+
+def _inverse(spread: Scalar, dtype: jnp.dtype) -> Array:
+    """`1 / spread`, 0 for 0."""
+    spread = jnp.asarray(spread, dtype)
+    return jnp.where(spread > 0, 1 / jnp.where(spread > 0, spread, 1), 0)
+
+
+def relative(objective: Objective) -> Objective:
+    """`objective(g, g*) / objective(0, g*)`: 1 for an update of nothing, whatever the units of the objective.
+
+    The order of reconstructions stays; the weight of a regularizer means the same for every strength of the noise.
+    """
+
+    def share(simulated: Update, observed: Update) -> Array:
+        nothing = objective(jax.tree.map(jnp.zeros_like, observed), observed)
+        return objective(simulated, observed) / jnp.where(nothing == 0, 1.0, nothing)
+
+    return share
+
+
+def transmitted(objective: Objective) -> Objective:
+    """Restricts an objective to the entries that were sent, which are those observed as other than zero."""
+
+    def restricted(simulated: Update, observed: Update) -> Array:
+        sent = jax.tree.map(lambda g_star: (g_star != 0).astype(g_star.dtype), observed)
+        return masked(objective, sent)(simulated, observed)
+
+    return restricted
+
+
+def censored(objective: Objective, bound: Scalar) -> Objective:
+    """Takes observed entries of size `bound` for "at least as large": a simulated one beyond them agrees.
+
+    Other entries are compared as they are, so that a simulated one that is wrongly beyond has a gradient, which it
+    would not if the simulation clipped, too.
+    """
+
+    def restricted(simulated: Update, observed: Update) -> Array:
+        def within(g: Array, g_star: Array) -> Array:
+            limit = jnp.asarray(bound, g_star.dtype)
+            return jnp.where(
+                g_star >= limit, jnp.minimum(g, limit), jnp.where(g_star <= -limit, jnp.maximum(g, -limit), g)
+            )
+
+        return objective(jax.tree.map(within, simulated, observed), observed)
+
+    return restricted
+
+
+def rounding_likelihood(step: Callable[[Array], Scalar]) -> Objective:
+    """`-sum log (1 - |g - g*| / step_l)`: minus the logarithm of the likelihood under unbiased random rounding.
+
+    What lies between two levels is rounded to each with the probability by which it is nearer to it. Where that is
+    below 1/10, the logarithm goes on as its tangent: a start far from the truth has a finite loss.
+
+    Args:
+      step: the distance of two levels in an observed tensor, `[...] -> []`; where it is 0, the tensor is left out.
+    """
+
+    def unlikely(g: Array, g_star: Array) -> Array:
+        distance = jnp.abs(g - g_star) * _inverse(step(g_star), g.dtype)
+        near = jnp.minimum(distance, 0.9)
+        return jnp.sum(10 * (distance - near) - jnp.log1p(-near))
+
+    return lambda simulated, observed: tree_sum(jax.tree.map(unlikely, simulated, observed))
+
+
+def sign_margin(simulated: Update, observed: Update, *, margin: float = 0.3) -> Array:
+    """`mean max(0, margin - u sign g*)`, `u = g / mean |g_l|`: a hinge for signs that are wrong, or hardly right.
+
+    Signs tell nothing of sizes, so every tensor is in units of its mean size. Entries observed as zero are zero behind
+    dead units; they cost `|u|`.
+
+    Args:
+      simulated: `g`.
+      observed: `g*`, of which only the signs are read.
+      margin: in units of a tensor's mean size; 0 would be content with an update near zero.
+    """
+
+    def wrong(g: Array, g_star: Array) -> Array:
+        size = jnp.mean(jnp.abs(g))
+        unit = g / jnp.where(size > 0, size, 1)
+        return jnp.sum(jnp.where(g_star == 0, jnp.abs(unit), jnp.maximum(0, margin - unit * jnp.sign(g_star))))
+
+    num_entries = sum(leaf.size for leaf in jax.tree.leaves(observed))
+    return tree_sum(jax.tree.map(wrong, simulated, observed)) / num_entries
+
+
 REGISTRY: dict[str, Objective] = {
     "angular": angular,
     "cosine": cosine,
     "l1": l1,
     "layerwise-cosine": layerwise_cosine,
     "mean-scaled-l2": mean_scaled_l2,
+    "sign-margin": sign_margin,
     "squared-l2": squared_l2,
     "tensor-norms": tensor_norms,
 }

@@ -1,7 +1,6 @@
 """From a client's truth to what the server sees: the only function that reads truth, and the checks at the door."""
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +27,6 @@ from jaxinvert.types import (
 
 FEDSGD = LocalTraining(learning_rate=1.0, num_steps=1)
 """The update is the gradient itself: one step with learning rate 1."""
-_NO_PARAMETERS: Mapping[str, Scalar] = MappingProxyType({})
 
 
 def observe(
@@ -38,7 +36,7 @@ def observe(
     *,
     threat_model: ThreatModel = KNOWN_LABELS,
     defense: Defense = identity,
-    defense_parameters: Mapping[str, Scalar] = _NO_PARAMETERS,
+    defense_parameters: Mapping[str, Scalar] | None = None,
     key: Key | None = None,
     local_training: LocalTraining = FEDSGD,
     batch_stats: ArrayTree | None = None,
@@ -55,7 +53,8 @@ def observe(
       batch: the private examples; `inputs [B, ...]` in [0, 1], integer `labels [B]`.
       threat_model: which of the following the attacker is granted.
       defense: what the client does to its update before it sends it.
-      defense_parameters: its strengths by name, for attackers that know them; without any, a defense stays unknown.
+      defense_parameters: its strengths by name, none for one that has none, for attackers that know of it; without
+        this a defense stays unknown.
       key: for a random defense.
       local_training: how the client trains; by default one step of FedSGD.
       batch_stats: the running statistics that the client sends beside its update, if it does.
@@ -93,7 +92,7 @@ def observe_targets(
     *,
     threat_model: ThreatModel = KNOWN_LABELS,
     defense: Defense = identity,
-    defense_parameters: Mapping[str, Scalar] = _NO_PARAMETERS,
+    defense_parameters: Mapping[str, Scalar] | None = None,
     key: Key | None = None,
     local_training: LocalTraining = FEDSGD,
     running_statistics: Callable[[Params, Batch], ArrayTree] | None = None,
@@ -148,9 +147,11 @@ def observe_targets(
     return jax.vmap(one)(batches, earlier_updates, keys)._replace(**granted)
 
 
-def _known_of(defense: Defense, parameters: Mapping[str, Scalar]) -> dict[str, Scalar] | None:
+def _known_of(defense: Defense, parameters: Mapping[str, Scalar] | None) -> dict[str, Scalar] | None:
     """What there is to know of a defense: nothing of one whose parameters are not given."""
-    return None if defense is not identity and not parameters else dict(parameters)
+    if parameters is None:
+        return {} if defense is identity else None
+    return dict(parameters)
 
 
 def require(observation: Observation, field: str, *, attack: str) -> ArrayTree:

@@ -14,7 +14,7 @@ import optax
 from jaxinvert import objectives, parametrizations, regularizers
 from jaxinvert.attacks.schedules import step_decay
 from jaxinvert.matching import gradient_matching, with_restored_labels
-from jaxinvert.types import Attack, ClientUpdateFn, PerChannel, RecoverLabels, Scalar, Shape
+from jaxinvert.types import Attack, ClientUpdateFn, Objective, PerChannel, RecoverLabels, Scalar, Shape
 
 
 def general_deep_leakage(
@@ -28,6 +28,7 @@ def general_deep_leakage(
     clip: Scalar = 1e-2,
     learning_rate: Scalar = 0.1,
     horizon: Scalar = 4800,
+    objective: Objective = objectives.cosine,
 ) -> Attack:
     """Returns the attack. What the paper leaves open, the optimizer and the weights, is as in Inverting Gradients.
 
@@ -41,11 +42,12 @@ def general_deep_leakage(
       clip: weight of the soft bounds.
       learning_rate: of Adam, in units of `std`.
       horizon: the number of steps that the learning-rate decay is laid out for.
+      objective: distance of the updates.
     """
     std_image = parametrizations.per_channel("std", std, batch_shape)
     attack = gradient_matching(
         client_update,
-        objective=objectives.cosine,
+        objective=objective,
         regularizer=regularizers.weighted(
             (tv, lambda x: regularizers.total_variation(x / std_image)), (clip, regularizers.box)
         ),

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxinvert import labels
+from jaxinvert import labels, objectives
 from jaxinvert.analytic.dense import dense_layer
 from jaxinvert.attacks.batch_norm_leakage import batch_norm_leakage
 from jaxinvert.attacks.deep_leakage_from_model import dlm, dlm_plus, dlm_with_best_scale
@@ -16,7 +16,7 @@ from jaxinvert.attacks.inverting_gradients import inverting_gradients
 from jaxinvert.attacks.see_through_gradients import see_through_gradients
 from jaxinvert.clients import fedsgd
 from jaxinvert.models import BATCH_NORM_MOMENTUM, Model, cross_entropy
-from jaxinvert.types import ArrayTree, Attack, Batch, ClientUpdateFn, Params, Scalar, Shape, SolveFn
+from jaxinvert.types import ArrayTree, Attack, Batch, ClientUpdateFn, Objective, Params, Scalar, Shape, SolveFn
 
 
 class Setting(NamedTuple):
@@ -29,6 +29,7 @@ class Setting(NamedTuple):
       joint_labels: whether an attack that reads labels shall optimize them along with the images instead.
       sent_statistics: the attacker's simulation of the running statistics that the client sends, if it does.
       gradient_chunk: examples whose gradient is computed at once, for attacks that simulate a gradient of their own.
+      objective: how attacks that adapt to defenses compare updates; both that do use the cosine without one.
     """
 
     client_update: ClientUpdateFn
@@ -37,6 +38,7 @@ class Setting(NamedTuple):
     joint_labels: bool = False
     sent_statistics: Callable[[Params, Batch], ArrayTree] | None = None
     gradient_chunk: int | None = None
+    objective: Objective = objectives.cosine
 
     @property
     def images(self) -> dict[str, Any]:
@@ -61,6 +63,7 @@ class Recipe(NamedTuple):
       joint: whether labels may be variables instead of read.
       simulates: whether it simulates the client's whole training, and must know it where there are several steps.
       every_round: whether it looks at earlier rounds, too, where it sees them.
+      adapts: whether it takes the objective of the setting, as an attacker who knows of a defense must.
     """
 
     summary: str
@@ -70,6 +73,7 @@ class Recipe(NamedTuple):
     joint: bool = False
     simulates: bool = True
     every_round: bool = False
+    adapts: bool = False
 
 
 _UPDATE = ("params", "update", "num_examples")
@@ -132,7 +136,14 @@ def _general_deep_leakage(setting: Setting, hyperparameters: Mapping[str, Any], 
     model = setting.model
     dummies = labels.natural_noise(jax.random.key(0), input_shape=model.input_shape)
     rule = labels.zero_shot(model.apply, dummies=dummies, head=model.head)
-    return general_deep_leakage(setting.client_update, rule, horizon=horizon, **setting.images, **hyperparameters)
+    return general_deep_leakage(
+        setting.client_update,
+        rule,
+        horizon=horizon,
+        objective=setting.objective,
+        **setting.images,
+        **hyperparameters,
+    )
 
 
 def _inverting_gradients(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> Attack:
@@ -140,6 +151,7 @@ def _inverting_gradients(setting: Setting, hyperparameters: Mapping[str, Any], h
         setting.client_update,
         joint_labels=setting.joint_classes,
         horizon=horizon,
+        objective=setting.objective,
         **setting.images,
         **hyperparameters,
     )
@@ -209,6 +221,7 @@ REGISTRY: dict[str, Recipe] = {
         needs=(*_UPDATE, "local_training"),
         build=_general_deep_leakage,
         every_round=True,
+        adapts=True,
     ),
     "idlg": Recipe(
         summary="label from the last layer's signs, then DLG on the image (Zhao et al. 2020); one example",
@@ -224,6 +237,7 @@ REGISTRY: dict[str, Recipe] = {
         build=_inverting_gradients,
         joint=True,
         every_round=True,
+        adapts=True,
     ),
     "see-through-gradients": Recipe(
         summary="a group of seeds, BatchNorm statistics, Langevin noise (Yin et al. 2021, GradInversion)",

@@ -21,11 +21,12 @@ from jaxinvert.attacks import registry
 from jaxinvert.cli.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, BadInputError, bad_input
 from jaxinvert.cli.invert import Invert, invert
 from jaxinvert.cli.sweep import Report, Sweep, report_sweep, sweep
+from jaxinvert.defenses import registry as defenses
 
 
 @dataclass(frozen=True)
 class List:
-    """Show attacks, threat models, label rules, models, data sets, objectives and regularizers by name."""
+    """Show attacks, defenses, threat models, label rules, models, data sets, objectives and regularizers by name."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ def _list(command: List, command_line: str) -> int:
     console = Console()
     rows = {
         "attacks": {name: _described(recipe) for name, recipe in registry.REGISTRY.items()},
+        "defenses": {name: _defense_described(recipe) for name, recipe in defenses.REGISTRY.items()},
         "threat models": {name: "grants " + ", ".join(model.granted) for name, model in threat_models.LADDER.items()},
         "label rules": {name: rule.summary for name, rule in labels.REGISTRY.items()},
         "models": {name: _first_line(factory) for name, factory in models.REGISTRY.items()},
@@ -128,6 +130,14 @@ def _list(command: List, command_line: str) -> int:
 def _described(recipe: registry.Recipe) -> str:
     settings = ", ".join(f"{name} {value:g}" for name, value in recipe.hyperparameters.items())
     return f"{recipe.summary}; settings: {settings}" if settings else recipe.summary
+
+
+def _defense_described(recipe: defenses.Recipe) -> str:
+    numbers = ", ".join(f"{name} {number.default:g}" for name, number in recipe.numbers.items())
+    counter = recipe.counter.summary if recipe.counter else "-"
+    return "; ".join(
+        [recipe.summary, *([f"settings: {numbers}"] if numbers else []), f"adaptive attacker: {counter}"]
+    )
 
 
 def _prepare(command: Prepare, command_line: str) -> int:

@@ -13,9 +13,10 @@ import optax
 from jaxinvert import labels, models, running_statistics, threat_models
 from jaxinvert.attacks import registry
 from jaxinvert.clients import fedavg, fedsgd, local_batch_statistics, securely_aggregated
+from jaxinvert.defenses import registry as defenses
 from jaxinvert.observe import FEDSGD
 from jaxinvert.threat_models import ThreatModel
-from jaxinvert.types import ArrayTree, Batch, ClientUpdateFn, Key, LocalTraining, Params
+from jaxinvert.types import ArrayTree, Batch, ClientUpdateFn, Key, LocalTraining, Params, Scalar
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,9 @@ class JobConfig:
       local_order: whether the attacker knows the order in which a fedavg client visits its examples.
       batch_norm: whether the clients' BatchNorm layers use the running statistics ("eval") or the batch's ("train").
       aggregate: clients whose mean is all that the server sees of them, as under secure aggregation.
+      defense: what the clients do to their updates, see `jaxinvert list`; several in their order, joined by "+".
+      defense_settings: its numbers, such as `keep 0.1`; `top-k.keep 0.1` where several of a chain have one.
+      adaptive: whether the attacker knows of the defense, and adapts what it simulates and how it compares.
       rounds: rounds of training in which every client sends an update on the same batch, all of them seen; between
         them the server subtracts the mean update of all targets.
       server_lr: times the mean update; by default 1 for fedavg and 0.01 for fedsgd, whose updates are gradients.
@@ -85,6 +89,9 @@ class JobConfig:
     local_order: Literal["known", "unknown"] = "known"
     batch_norm: Literal["eval", "train"] = "eval"
     aggregate: int = 1
+    defense: str = defenses.NONE
+    defense_settings: dict[str, float] = field(default_factory=dict)
+    adaptive: bool = False
     rounds: int = 1
     server_lr: float | None = None
     tv: float | None = None
@@ -126,6 +133,7 @@ class JobConfig:
             raise ValueError(f"unknown attack {self.attack!r}; known are {', '.join(registry.REGISTRY)}")
         self.hyperparameters()
         self._refuse_what_has_no_effect()
+        self._refuse_defenses_that_do_not_fit()
         if "batch_stats" in self.recipe.needs and self.batch_norm == "eval":
             raise ValueError(f"attack {self.attack!r} needs clients in train mode: batch_norm='train'")
         if self.labels == "joint" and not self.recipe.joint:
@@ -165,6 +173,27 @@ class JobConfig:
         for name, shortcut in {"tv": self.tv, "learning_rate": self.lr}.items():
             if shortcut is not None and name in self.settings:
                 raise ValueError(f"{name} is given twice, as {shortcut} and as {self.settings[name]}")
+
+    def _refuse_defenses_that_do_not_fit(self) -> None:
+        """Raises ValueError for a defense that these clients cannot have, or this attacker cannot adapt to."""
+        self.defense_numbers()
+        for name in defenses.names_in(self.defense):
+            recipe = defenses.REGISTRY[name]
+            if self.aggregate > 1:
+                raise ValueError(
+                    f"defense is {self.defense!r}, but aggregate {self.aggregate} sums undefended updates"
+                )
+            if recipe.changes_client and self.batch_norm == "train":
+                raise ValueError(f"defense {name!r} looks at single examples, which batch_norm='train' couples")
+            if recipe.one_step and self.client != "fedsgd":
+                raise ValueError(f"defense {name!r} is that of one gradient: it needs client='fedsgd'")
+        if self.adaptive:
+            if self.defense == defenses.NONE:
+                raise ValueError("adaptive is True, but there is no defense to adapt to")
+            defenses.counter_summary(self.defense)
+            if not self.recipe.adapts:
+                able = [name for name, recipe in registry.REGISTRY.items() if recipe.adapts]
+                raise ValueError(f"attack {self.attack!r} does not adapt to defenses; {', '.join(able)} do")
 
     @property
     def recipe(self) -> registry.Recipe:
@@ -207,6 +236,8 @@ class JobConfig:
             del needs["labels"]
         if self.client == "fedavg" and self.recipe.simulates:
             needs["local_training"] = None
+        if self.adaptive:
+            needs["defense"] = None
         return tuple(needs)
 
     @property
@@ -241,9 +272,30 @@ class JobConfig:
             )
         return {**known, **given}
 
+    def defense_numbers(self) -> dict[str, float]:
+        """The numbers of the defense under their full names: its defaults, replaced by what was given.
+
+        Raises:
+          ValueError: for an unknown defense or number, or one out of range.
+        """
+        return defenses.numbers_of(self.defense, self.defense_settings)
+
+
+def defense_setting(config: JobConfig, model: models.Model) -> defenses.Setting:
+    """What the clients' defense, and the attacker who adapts to it, are built for."""
+    return defenses.Setting(model, config.num_examples, config.gradient_chunk)
+
+
+def defended_update(
+    config: JobConfig, model: models.Model, numbers: dict[str, Scalar], *, order_key: Key | None = None
+) -> ClientUpdateFn:
+    """What the clients compute where their defense changes that, too; `numbers` are the defense's."""
+    plain = client_update(config, model, order_key=order_key)
+    return defenses.protect(config.defense, defense_setting(config, model), numbers, plain)
+
 
 def client_update(config: JobConfig, model: models.Model, *, order_key: Key | None = None) -> ClientUpdateFn:
-    """What the clients behind an update compute, and the attacker simulates; without `order_key` in plain order."""
+    """What clients without a defense compute, and the attacker simulates; without `order_key` in plain order."""
     loss_fn = models.cross_entropy(model.apply)
     if config.client == "fedsgd":
         one_client = fedsgd(loss_fn, chunk_size=config.gradient_chunk)
@@ -313,7 +365,7 @@ def assumptions(config: JobConfig) -> dict[str, Any]:
             if config.rounds > 1
             else []
         ),
-        "no defense",
+        _defense_in_words(config),
         f"BatchNorm, if any, in {config.batch_norm} mode",
     ]
     how_labels = {
@@ -325,7 +377,10 @@ def assumptions(config: JobConfig) -> dict[str, Any]:
     meanings = dict(threat_models.MEANINGS)
     if config.data == "photos":
         meanings["surrogate"] += " (tiles of the same scenes)"
-    absent = {"defense", *(("earlier_params", "earlier_updates") if config.rounds == 1 else ())}  # nothing to know
+    absent = {  # nothing to know
+        *(("defense",) if config.defense == defenses.NONE else ()),
+        *(("earlier_params", "earlier_updates") if config.rounds == 1 else ()),
+    }
     return {
         "threat_model": config.threat_model,
         "known": [meanings[field] for field in config.granted.granted if field not in absent],
@@ -333,3 +388,16 @@ def assumptions(config: JobConfig) -> dict[str, Any]:
         "client": "; ".join(sentences),
         "labels": how_labels[config.labels],
     }
+
+
+def _defense_in_words(config: JobConfig) -> str:
+    """What the clients do to their updates, and whether the attacker makes up for it."""
+    if config.defense == defenses.NONE:
+        return "no defense"
+    numbers = ", ".join(f"{name} {value:g}" for name, value in config.defense_numbers().items())
+    attacker = (
+        f"to which the attacker adapts: {defenses.counter_summary(config.defense)}"
+        if config.adaptive
+        else "to which the attacker does not adapt"
+    )
+    return f"defense {config.defense}{f' ({numbers})' if numbers else ''}, {attacker}"

@@ -15,6 +15,7 @@ from jaxinvert.job import environment, state
 from jaxinvert.job.config import JobConfig
 from jaxinvert.job.identity import job_name
 from jaxinvert.job.program import Program
+from jaxinvert.observe import require
 from jaxinvert.search import Progress
 from jaxinvert.types import Key, Observation, Reconstruction
 
@@ -177,7 +178,7 @@ def _side_by_side(
     ready = [_with_restored_labels(config, program, seen) for config, seen in zip(configs, observations)]
     if "surrogate" not in program.config.needs:  # it was for the label rule: too large to hand on for every job
         ready = [seen._replace(surrogate=None) for seen in ready]
-    jobs = [(_key(config), seen, _traced(config)) for config, seen in zip(configs, ready)]
+    jobs = [(_key(config), seen, _traced(config, seen)) for config, seen in zip(configs, ready)]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *jobs)
 
 
@@ -193,7 +194,7 @@ def _state_name(config: JobConfig) -> str:
 
 def search_arguments(config: JobConfig, program: Program, observations: Observation) -> tuple:
     """Key, observations and numbers that `program.search()` is called with."""
-    return _key(config), _with_restored_labels(config, program, observations), _traced(config)
+    return _key(config), _with_restored_labels(config, program, observations), _traced(config, observations)
 
 
 def _key(config: JobConfig) -> Key:
@@ -201,9 +202,10 @@ def _key(config: JobConfig) -> Key:
     return jax.random.fold_in(jax.random.key(config.seed), 1)
 
 
-def _traced(config: JobConfig) -> dict[str, Any]:
-    """The numbers that the compiled attack takes as arguments."""
-    return {"hyperparameters": config.hyperparameters(), "horizon": config.steps}
+def _traced(config: JobConfig, observations: Observation) -> dict[str, Any]:
+    """The numbers that the compiled attack takes as arguments; those of the defense are what was observed of it."""
+    known = require(observations, "defense", attack=f"adaptive {config.attack}") if config.adaptive else {}
+    return {"hyperparameters": config.hyperparameters(), "horizon": config.steps, "defense": known}
 
 
 def _with_restored_labels(config: JobConfig, program: Program, observations: Observation) -> Observation:

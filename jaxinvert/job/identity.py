@@ -5,6 +5,7 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
+from jaxinvert.defenses.registry import NONE
 from jaxinvert.job.config import JobConfig
 from jaxinvert.job.environment import versions
 
@@ -28,10 +29,16 @@ def job_name(config: JobConfig, digests: dict[Path, str] | None = None) -> str:
             digests[path] = digest(path)
     plain = {field.name: getattr(config, field.name) for field in fields(JobConfig)}  # none of a subclass's
     hyperparameters = {name: float(value) for name, value in config.hyperparameters().items()}
+    plain |= {"settings": hyperparameters, "tv": None, "lr": None}
+    if config.defense == NONE:  # the name that such jobs had when there were no defenses
+        for name in ("defense", "defense_settings", "adaptive"):
+            del plain[name]
+    else:
+        plain["defense_settings"] = {name: float(value) for name, value in config.defense_numbers().items()}
     content = {
         "format": _FORMAT,
         "versions": versions(),
-        "config": {**plain, "settings": hyperparameters, "tv": None, "lr": None},
+        "config": plain,
         "files": [digests.get(path) for path in paths],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:24]

@@ -67,7 +67,7 @@ def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
     seconds = execution.seconds_run
     summary = {
         "config": {field.name: getattr(config, field.name) for field in fields(JobConfig)}
-        | {"settings": config.hyperparameters()},
+        | {"settings": config.hyperparameters(), "defense_settings": config.defense_numbers()},
         "images": images,
         "quality": {name: statistics[name]._asdict() for name in ("psnr_db", "ssim", "mse")},
         "targets": targets,

@@ -1,5 +1,6 @@
 """Before the attack: the victims' images, the network, and what the server sees of the clients."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -7,11 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxinvert import data, metrics, models, threat_models
+from jaxinvert.defenses import identity
+from jaxinvert.defenses.registry import NONE
 from jaxinvert.job.config import JobConfig, secret_order
 from jaxinvert.job.program import Program
 from jaxinvert.observe import check_batch, observe_targets
 from jaxinvert.search import check_targets
-from jaxinvert.types import Batch, ClientUpdateFn, Observation, Params, Update
+from jaxinvert.types import Batch, ClientUpdateFn, Key, Observation, Params, Update
 
 
 class Setup(NamedTuple):
@@ -92,13 +95,18 @@ def prepare(config: JobConfig, setup: Setup | None = None) -> Task:
     flat = Batch(jnp.asarray(dataset.images[:wanted]), jnp.asarray(dataset.labels[:wanted]))
     check_batch(flat, input_shape=model.input_shape, num_classes=model.num_classes)
     truth = jax.tree.map(lambda leaf: leaf.reshape(config.targets, config.num_private, *leaf.shape[1:]), flat)
-    client = partial(program.client, secret_order(config))
-    earlier_params, earlier_updates, params = _earlier_rounds(config, client, params, truth)
+    numbers = config.defense_numbers()
+    client = partial(program.client, secret_order(config), numbers)
+    key, *earlier_keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 4), config.rounds)
+    earlier_params, earlier_updates, params = _earlier_rounds(config, program, client, params, truth, earlier_keys)
     observations = observe_targets(
         client,
         params,
         truth,
         threat_model=config.granted,
+        defense=identity if config.defense == NONE else partial(program.defend, numbers, params),
+        defense_parameters=numbers,
+        key=key,
         local_training=config.local_training,
         running_statistics=partial(program.sent_statistics, secret_order(config))
         if config.granted.batch_stats
@@ -112,14 +120,24 @@ def prepare(config: JobConfig, setup: Setup | None = None) -> Task:
 
 
 def _earlier_rounds(
-    config: JobConfig, client: ClientUpdateFn, params: Params, batches: Batch
+    config: JobConfig,
+    program: Program,
+    client: ClientUpdateFn,
+    params: Params,
+    batches: Batch,
+    keys: Sequence[Key],
 ) -> tuple[Params | None, Update | None, Params]:
-    """Parameters `[N, ...]` and updates `[T, N, ...]` of all rounds but the last, whose parameters follow."""
-    if config.rounds == 1:
+    """Parameters `[N, ...]` and updates `[T, N, ...]` of all rounds but the last, whose parameters follow.
+
+    `keys` are those of the defense, one for each of these rounds.
+    """
+    if not keys:
         return None, None, params
-    sent, received = [], []
-    for _ in range(config.rounds - 1):
+    sent, received, numbers = [], [], config.defense_numbers()
+    for key in keys:
         updates = jax.vmap(client, in_axes=(None, 0))(params, batches)
+        defend = partial(program.defend, numbers, params)
+        updates = jax.vmap(defend)(jax.random.split(key, config.targets), updates)
         sent.append(params)
         received.append(updates)
         params = jax.tree.map(lambda p, u: p - config.server_rate * u.mean(axis=0), params, updates)

@@ -9,15 +9,20 @@ import jax
 
 from jaxinvert import labels, models
 from jaxinvert.attacks import registry
+from jaxinvert.defenses import registry as defenses
 from jaxinvert.devices import first_devices
-from jaxinvert.job.config import JobConfig, client_update, sent_statistics
+from jaxinvert.job.config import JobConfig, client_update, defended_update, defense_setting, sent_statistics
 from jaxinvert.search import Stepwise, over_targets, split_shared
-from jaxinvert.types import Array, ArrayTree, Attack, Batch, Key, Observation, Params, Reconstruction, Update
+from jaxinvert.types import Array, ArrayTree, Attack, Batch, Key, Observation, Params, Reconstruction, Scalar, Update
 
 
 def compiled_form(config: JobConfig) -> JobConfig:
     """`config` without the numbers that a compiled program takes as arguments: equal for jobs that share one."""
-    return replace(config, seed=0, steps=0, tv=None, lr=None, settings={})
+    return replace(config, seed=0, steps=0, tv=None, lr=None, settings={}, defense_settings={})
+
+
+Numbers = dict[str, Scalar]
+"""Those of a defense, by full name."""
 
 
 class Program:
@@ -28,14 +33,28 @@ class Program:
     Args:
       config: any of the jobs.
       model: the clients' network.
+      attacker: changes what the attack is told; by default nothing.
     """
 
-    def __init__(self, config: JobConfig, model: models.Model) -> None:
+    def __init__(
+        self,
+        config: JobConfig,
+        model: models.Model,
+        attacker: Callable[[registry.Setting], registry.Setting] = lambda setting: setting,
+    ) -> None:
         self.config = compiled_form(config)
+        self._attacker = attacker
         self.model = model
         self.init: Callable[[Key], Params] = jax.jit(model.init)
-        self.client: Callable[[Key | None, Params, Batch], Update] = jax.jit(
-            lambda order_key, params, batch: client_update(self.config, model, order_key=order_key)(params, batch)
+        self.client: Callable[[Key | None, Numbers, Params, Batch], Update] = jax.jit(
+            lambda order_key, numbers, params, batch: defended_update(
+                self.config, model, numbers, order_key=order_key
+            )(params, batch)
+        )
+        self.defend: Callable[[Numbers, Params, Key | None, Update], Update] = jax.jit(
+            lambda numbers, params, key, update: defenses.defend(
+                self.config.defense, defense_setting(self.config, model), numbers, params
+            )(key, update)
         )
         self.sent_statistics: Callable[[Key | None, Params, Batch], ArrayTree] = jax.jit(
             lambda order_key, params, batch: sent_statistics(self.config, model, order_key=order_key)(params, batch)
@@ -46,7 +65,7 @@ class Program:
     @cached_property
     def setting(self) -> registry.Setting:
         """What the attack is told: the attacker's own simulation of the client, and the network."""
-        return registry.Setting(
+        told = registry.Setting(
             client_update(self.config, self.model),
             self.model,
             self.config.num_private,
@@ -54,6 +73,7 @@ class Program:
             sent_statistics=sent_statistics(self.config, self.model) if self.config.granted.batch_stats else None,
             gradient_chunk=self.config.gradient_chunk,
         )
+        return self._attacker(told)
 
     @property
     def num_traces(self) -> int:
@@ -63,13 +83,15 @@ class Program:
     @cached_property
     def iterates(self) -> bool:
         """Whether the attack takes steps, or is a closed form."""
-        return isinstance(self._build(self.config.hyperparameters(), self.config.steps), Attack)
+        config = self.config
+        numbers = config.defense_numbers() if config.adaptive else {}
+        return isinstance(self._build(config.hyperparameters(), config.steps, numbers), Attack)
 
     def search(self, num_jobs: int | None = None) -> Stepwise:
         """The attack on all targets from all starts, of one job or side by side for `num_jobs`."""
         if num_jobs not in self._over_jobs:
             self._over_jobs[num_jobs] = Stepwise(
-                lambda traced: cast(Attack, self._build(traced["hyperparameters"], traced["horizon"])),
+                lambda traced: cast(Attack, self._build(**traced)),
                 num_restarts=self.config.restarts,
                 chunk_size=self.config.chunk,
                 devices=None if self.config.devices in (None, 1) else first_devices(self.config.devices),
@@ -82,12 +104,23 @@ class Program:
         """The closed form on all targets, `(key, observations, hyperparameters) -> reconstructions`."""
 
         def solve(key: Key, observations: Observation, hyperparameters: dict[str, Any]) -> Reconstruction:
-            return over_targets(cast(Any, self._build(hyperparameters, self.config.steps)))(key, observations)
+            return over_targets(cast(Any, self._build(hyperparameters, self.config.steps, {})))(key, observations)
 
         return jax.jit(solve)
 
-    def _build(self, hyperparameters: dict[str, Any], horizon: Any) -> Any:
-        return self.config.recipe.build(self.setting, hyperparameters, horizon)
+    def _build(self, hyperparameters: dict[str, Any], horizon: Any, defense: Numbers) -> Any:
+        """The attack; where it adapts, `defense` holds the numbers that the attacker was granted."""
+        setting, config = self.setting, self.config
+        if config.adaptive:
+            simulated, objective = defenses.adapt(
+                config.defense,
+                defense_setting(config, self.model),
+                defense,
+                setting.client_update,
+                setting.objective,
+            )
+            setting = setting._replace(client_update=simulated, objective=objective)
+        return config.recipe.build(setting, hyperparameters, horizon)
 
     def _restore_labels(self, key: Key, observations: Observation) -> Array:
         rule_setting = labels.Setting(self.model.apply, self.model.head, self.model.input_shape, key)

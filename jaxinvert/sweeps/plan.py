@@ -66,7 +66,7 @@ class Plan(NamedTuple):
     Attributes:
       jobs: without repetitions, in the order of the file.
       batches: the same jobs; those of one program follow one another.
-      varied: the fields in which jobs differ; settings as `settings.NAME`.
+      varied: the fields in which jobs differ; settings as `settings.NAME`, a defense's as `defense.NAME`.
     """
 
     jobs: tuple[Job, ...]
@@ -187,11 +187,12 @@ def _varied(configs: Sequence[JobConfig]) -> tuple[str, ...]:
 
 
 def _flat(config: JobConfig) -> dict[str, Any]:
-    """All fields; hyper-parameters, whether given or default, as `settings.NAME`."""
+    """All fields; hyper-parameters, whether given or default, as `settings.NAME`, a defense's as `defense.NAME`."""
     plain = {field.name: getattr(config, field.name) for field in fields(config)}
-    for name in ("settings", "tv", "lr"):  # among the hyper-parameters
+    for name in ("settings", "tv", "lr", "defense_settings"):  # among the numbers
         del plain[name]
-    return plain | {f"settings.{name}": value for name, value in config.hyperparameters().items()}
+    plain |= {f"settings.{name}": value for name, value in config.hyperparameters().items()}
+    return plain | {f"defense.{name}": value for name, value in config.defense_numbers().items()}
 
 
 def _identity(config: JobConfig) -> str:

@@ -1,0 +1,35 @@
+"""The audit: does a deployment leak, how much above what anyone could show without the update, and how sure is that?
+
+`audit` attacks simulated clients under every setting, by every attacker, beside null controls, and `judge` says in
+words what the difference is worth. Truth and reconstruction meet here, and nowhere below.
+"""
+
+from jaxinvert.audit.auditing import Attacked, Audited, Setting, attack_and_score, audit, judged
+from jaxinvert.audit.evidence import Excess, Rate, excess, rate
+from jaxinvert.audit.record import record
+from jaxinvert.audit.retrieval import chance_of_any, identified
+from jaxinvert.audit.scoring import Ground, Scores, ground_truth, score
+from jaxinvert.audit.verdict import SIGNIFICANCE, Verdict, judge
+
+__all__ = [
+    "SIGNIFICANCE",
+    "Attacked",
+    "Audited",
+    "Excess",
+    "Ground",
+    "Rate",
+    "Scores",
+    "Setting",
+    "Verdict",
+    "attack_and_score",
+    "audit",
+    "chance_of_any",
+    "excess",
+    "ground_truth",
+    "identified",
+    "judge",
+    "judged",
+    "rate",
+    "record",
+    "score",
+]

@@ -1,0 +1,264 @@
+"""The audit: every setting attacked, the same attacks without the update, and what is left of the difference."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxinvert import job
+from jaxinvert.audit import controls
+from jaxinvert.audit.evidence import Excess, Rate, excess, rate
+from jaxinvert.audit.kept import kept_or_done
+from jaxinvert.audit.retrieval import chance_of_any
+from jaxinvert.audit.scoring import Ground, Scores, ground_truth, score
+from jaxinvert.audit.verdict import Verdict, judge
+from jaxinvert.job import JobConfig
+from jaxinvert.search import Progress
+from jaxinvert.types import Observation, Reconstruction
+
+Show = Callable[[str, Progress | None], None]
+"""Called with what is being done, and how far it is if that is known."""
+
+
+class Setting(NamedTuple):
+    """What is to be judged: one way to train and defend, and all who attack it.
+
+    Attributes:
+      name: for people.
+      attackers: jobs by name, such as "naive" and "adaptive"; they differ in the attack alone.
+    """
+
+    name: str
+    attackers: Mapping[str, JobConfig]
+
+
+class Attacked(NamedTuple):
+    """What one attacker reached.
+
+    Attributes:
+      config: the job.
+      summary: of the attack, as `job.measure` makes it.
+      scores: of its reconstructions.
+      controls: scores by the name of the control.
+      identified: clients with at least one image identified.
+      strongest: the control with the highest mean PSNR.
+      excess: of the PSNR over it, in dB, over clients.
+      gained: of the SSIM over the same control.
+    """
+
+    config: JobConfig
+    summary: dict[str, Any]
+    scores: Scores
+    controls: dict[str, Scores]
+    identified: Rate
+    strongest: str
+    excess: Excess
+    gained: Excess
+
+
+class Audited(NamedTuple):
+    """A setting, judged.
+
+    Attributes:
+      name: of the setting.
+      ground: truth and candidates.
+      attackers: what each reached.
+      worst: name of the attacker who reached most; the verdict is on that one.
+      verdict: in words.
+    """
+
+    name: str
+    ground: Ground
+    attackers: dict[str, Attacked]
+    worst: str
+    verdict: Verdict
+
+
+def audit(
+    settings: Sequence[Setting],
+    *,
+    num_candidates: int = 100,
+    folder: Path | None = None,
+    on_progress: Show = lambda what, progress: None,
+) -> list[Audited]:
+    """Attacks every setting by all its attackers, beside the null controls, and judges it by the worst.
+
+    Args:
+      settings: they share their data and its size.
+      num_candidates: private images and others from the same split, among which reconstructions have to pick.
+      folder: keeps what was reconstructed, so that the same audit goes on after an interrupt.
+      on_progress: called now and then.
+
+    Raises:
+      ValueError: for settings that are not possible.
+      KeyboardInterrupt: after the state of the attack in flight was kept.
+    """
+    blind: dict[str, np.ndarray] = {}
+    return [_audited(setting, num_candidates, folder, on_progress, blind) for setting in settings]
+
+
+def judged(
+    name: str, ground: Ground, found: Mapping[str, tuple[JobConfig, dict[str, Any], Scores, dict[str, Scores]]]
+) -> Audited:
+    """Weighs what the attackers of one setting reached.
+
+    Args:
+      name: of the setting.
+      ground: truth and candidates.
+      found: by attacker: the job, its summary, scores of the attack, and scores of its controls by name.
+    """
+    num_private, num_candidates = ground.private.shape[1], len(ground.candidates.labels)
+    attackers = {}
+    for attacker, (config, summary, scores, of_controls) in found.items():
+        strongest = max(of_controls, key=lambda control: of_controls[control].psnr_db.mean())
+        null = of_controls[strongest]
+        attackers[attacker] = Attacked(
+            config,
+            summary,
+            scores,
+            of_controls,
+            rate(
+                int(scores.identified.any(axis=1).sum()),
+                len(scores.identified),
+                chance=chance_of_any(num_private, num_candidates),
+            ),
+            strongest,
+            excess(scores.psnr_db.mean(axis=1), null.psnr_db.mean(axis=1)),
+            excess(scores.ssim.mean(axis=1), null.ssim.mean(axis=1)),
+        )
+    worst = max(attackers, key=lambda one: (attackers[one].identified.count, attackers[one].excess.mean))
+    chosen = attackers[worst]
+    verdict = judge(
+        chosen.identified,
+        chosen.excess,
+        num_candidates=num_candidates,
+        strongest=chosen.strongest,
+        num_attackers=len(attackers),
+    )
+    return Audited(name, ground, attackers, worst, verdict)
+
+
+def attack_and_score(
+    config: JobConfig,
+    task: job.Task,
+    ground: Ground,
+    *,
+    blind: np.ndarray | None = None,
+    folder: Path | None = None,
+    on_progress: Show = lambda what, progress: None,
+) -> tuple[JobConfig, dict[str, Any], Scores, dict[str, Scores]]:
+    """Runs the attack of a job and its controls, and scores all.
+
+    Args:
+      config: the job.
+      task: prepared for it.
+      ground: truth and candidates.
+      blind: `[T, B, H, W, C]` what the attack shows if blind to the update, if that makes sense.
+      folder: keeps what was reconstructed.
+      on_progress: called now and then.
+    """
+    key = jax.random.fold_in(jax.random.key(config.seed), 4)
+    execution = _attack("attack", config, task.program, task.observations, folder, on_progress)
+    summary = job.measure(config, task, execution).summary
+    found, used = _found(execution)
+    noise = controls.random_update(key, task.observations)
+    on_noise, used_on_noise = _found(_attack("random update", config, task.program, noise, folder, on_progress))
+    of_controls = {
+        "mean image": score(controls.mean_image(ground), used, ground),
+        "random update": score(on_noise, used_on_noise, ground),
+    }
+    if config.granted.labels:
+        of_controls["class mean"] = score(controls.class_mean(ground), used, ground)
+    if blind is not None:
+        of_controls["prior only"] = score(blind, used, ground)
+    if config.targets > 1:
+        of_controls["other client"] = score(controls.other_client(found), used, ground)
+    return config, summary, score(found, used, ground), of_controls
+
+
+def _audited(
+    setting: Setting, num_candidates: int, folder: Path | None, on_progress: Show, blind: dict[str, np.ndarray]
+) -> Audited:
+    found, ground = {}, None
+    for attacker, config in setting.attackers.items():
+        on_progress(f"{setting.name}, {attacker}: preparing", None)
+        setup = job.set_up(config)
+        task = job.prepare(config, setup)
+        ground = ground_truth(
+            task.truth, setup.dataset.images, np.asarray(setup.dataset.labels), num_candidates=num_candidates
+        )
+
+        def show(what: str, progress: Progress | None) -> None:
+            on_progress(f"{setting.name}, {attacker}: {what}", progress)  # noqa: B023  it is called within the loop
+
+        found[attacker] = attack_and_score(
+            config,
+            task,
+            ground,
+            blind=_blind(config, task, folder, show, blind),
+            folder=folder,
+            on_progress=show,
+        )
+    assert ground is not None
+    return judged(setting.name, ground, found)
+
+
+def _blind(
+    config: JobConfig, task: job.Task, folder: Path | None, on_progress: Show, known: dict[str, np.ndarray]
+) -> np.ndarray | None:
+    """What an attack shows that cannot see the update; computed once for attacks that are equal but for that."""
+    if not task.program.iterates or not config.recipe.simulates:
+        return None
+    name = job.job_name(config)
+    if name not in known:
+        program = job.Program(config, task.model, attacker=controls.blind)
+        known[name], _ = _found(_attack("prior only", config, program, task.observations, folder, on_progress))
+    return known[name]
+
+
+def _attack(
+    what: str,
+    config: JobConfig,
+    program: job.Program,
+    observations: Observation,
+    folder: Path | None,
+    on_progress: Show,
+) -> job.Execution:
+    """Attacks, or takes what was kept of it.
+
+    Raises:
+      KeyboardInterrupt: after its state was kept.
+    """
+    state = None if folder is None else folder / "state" / what.replace(" ", "-")
+
+    def attack() -> job.Execution:
+        on_progress(what, None)
+        return job.execute(
+            config,
+            program,
+            observations,
+            on_progress=lambda progress: on_progress(what, progress),
+            state_folder=state,
+        )
+
+    if folder is None:
+        execution = attack()
+    else:
+        name = f"{job.job_name(config)}-{what.replace(' ', '-')}.npz"
+        execution = kept_or_done(folder / "attacks" / name, attack)
+    if execution.interrupted:
+        raise KeyboardInterrupt
+    if state is not None:
+        job.forget_state(state, config)
+    return execution
+
+
+def _found(execution: job.Execution) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images `[T, B, H, W, C]` and the classes `[T, B]` that they were made for."""
+    found: Reconstruction = execution.reconstructions
+    labels = None if found.labels is None else np.asarray(found.labels)
+    if labels is not None and labels.ndim > 2:
+        labels = labels.argmax(axis=-1)  # soft
+    return np.asarray(found.inputs), labels

@@ -1,0 +1,54 @@
+"""Finished attacks of an audit, kept in its folder, so that an audit that was interrupted does not repeat them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from jaxinvert import store
+from jaxinvert.job import Execution
+from jaxinvert.types import Reconstruction
+
+_SCALARS = ("num_steps", "seconds_compile", "seconds_run", "num_devices", "chunk_size")
+
+
+def kept_or_done(file: Path, do: Callable[[], Execution]) -> Execution:
+    """What `file` holds of a finished attack; if it holds none, does it and keeps it, unless it was interrupted."""
+    try:
+        return _load(file)
+    except (FileNotFoundError, ValueError):  # a damaged file is as good as none
+        execution = do()
+    if not execution.interrupted:
+        _save(file, execution)
+    return execution
+
+
+def _save(file: Path, execution: Execution) -> None:
+    found = execution.reconstructions
+    arrays = {"inputs": found.inputs, "attack_loss": found.attack_loss}
+    if found.labels is not None:
+        arrays["labels"] = found.labels
+    arrays |= {f"info/{name}": value for name, value in found.info.items()}
+    arrays |= {f"history/{name}": value for name, value in execution.history.items()}
+    arrays |= {name: value for name in _SCALARS if (value := getattr(execution, name)) is not None}
+    store.save_arrays(file, arrays)
+
+
+def _load(file: Path) -> Execution:
+    """Reads what `_save` wrote.
+
+    Raises:
+      FileNotFoundError: if there is none.
+      ValueError: if it is damaged.
+    """
+    arrays = store.load_arrays(file)
+
+    def group(prefix: str) -> dict[str, np.ndarray]:
+        return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+
+    try:
+        found = Reconstruction(arrays["inputs"], arrays.get("labels"), arrays["attack_loss"], group("info/"))  # type: ignore[arg-type]
+        scalars = {name: arrays[name].item() for name in _SCALARS if name in arrays}
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{file} is not what an audit keeps: {error}") from error
+    return Execution(found, interrupted=False, history=group("history/"), **scalars)

@@ -1,0 +1,119 @@
+"""What an audit leaves as `audit.json`: every figure of the page, and nothing that depends on when it ran.
+
+    {"format": 1, "num_clients", "num_examples", "num_candidates", "significance",
+     "assumptions": {...},                       # of the first setting's first attacker
+     "settings": [{
+       "name", "worst",                          # name of the attacker on whom the verdict is
+       "verdict": {"level", "headline", "certainty"},
+       "attackers": {NAME: {
+         "config": {...},
+         "identified": {"count", "total", "low", "high", "chance", "p_value", "least_p_value"},     # clients
+         "excess_psnr_db", "excess_ssim": {"mean", "low", "high", "p_value", "least_p_value"},      # over `strongest`
+         "strongest",                            # control with the highest mean PSNR
+         "above_db": {"20": {...}, "30": {...}}, # clients with an image at or above, as "identified" but for chance
+         "identified_in_class": {"share", "num_images"} or null,
+         "labels": {"exact", "recall"} or null,  # where they were not granted
+         "attack": {"psnr_db", "ssim", "mse": DISTRIBUTION, "identified"},                          # over images
+         "controls": {NAME: {... as "attack"}},
+         "clients": [{"client", "psnr_db", "best_psnr_db", "ssim", "identified", "excess_db", "attack_loss"}, ...],
+         "images": [{"client", "example", "label", "class_name", "psnr_db", "ssim", "mse", "identified"}, ...],
+         "seconds_run"}}}],
+     "versions": {...}, "device"}
+
+A `DISTRIBUTION` has `mean`, `std`, `min`, `q25`, `median`, `q75`, `max`. Numbers that do not exist are `null`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxinvert import metrics
+from jaxinvert.audit.auditing import Attacked, Audited
+from jaxinvert.audit.evidence import rate
+from jaxinvert.audit.scoring import Scores
+from jaxinvert.audit.verdict import SIGNIFICANCE
+
+FORMAT = 1
+THRESHOLDS_DB = (20.0, 30.0)
+"""PSNR from which most pictures are recognizable, and from which they look the same as their original."""
+
+
+def record(audited: Sequence[Audited]) -> dict[str, Any]:
+    """The content of `audit.json`, see the module's docstring; `store.save_json` writes it."""
+    ground, first = audited[0].ground, next(iter(audited[0].attackers.values()))
+    return {
+        "format": FORMAT,
+        "num_clients": ground.private.shape[0],
+        "num_examples": ground.private.shape[1],
+        "num_candidates": len(ground.candidates.labels),
+        "significance": SIGNIFICANCE,
+        "assumptions": first.summary["assumptions"],
+        "settings": [
+            {
+                "name": one.name,
+                "worst": one.worst,
+                "verdict": one.verdict._asdict(),
+                "attackers": {name: _attacker(attacked) for name, attacked in one.attackers.items()},
+            }
+            for one in audited
+        ],
+        "versions": first.summary["versions"],
+        "device": first.summary["device"],
+    }
+
+
+def _attacker(attacked: Attacked) -> dict[str, Any]:
+    scores, null = attacked.scores, attacked.controls[attacked.strongest]
+    in_class = scores.identified_in_class[~np.isnan(scores.identified_in_class)]
+    found = attacked.summary["labels"]
+    return {
+        "config": attacked.summary["config"],
+        "identified": attacked.identified._asdict(),
+        "excess_psnr_db": attacked.excess._asdict(),
+        "excess_ssim": attacked.gained._asdict(),
+        "strongest": attacked.strongest,
+        "above_db": {f"{level:.0f}": _share_above(scores, level) for level in THRESHOLDS_DB},
+        "identified_in_class": {"share": float(in_class.mean()), "num_images": in_class.size}
+        if in_class.size
+        else None,
+        "labels": None if found is None else {"exact": int(np.sum(found["exact"])), "recall": found["recall"]},
+        "attack": _distributions(scores),
+        "controls": {name: _distributions(of_control) for name, of_control in attacked.controls.items()},
+        "clients": [
+            {
+                "client": t,
+                "psnr_db": float(scores.psnr_db[t].mean()),
+                "best_psnr_db": float(scores.psnr_db[t].max()),
+                "ssim": float(scores.ssim[t].mean()),
+                "identified": int(scores.identified[t].sum()),
+                "excess_db": float(scores.psnr_db[t].mean() - null.psnr_db[t].mean()),
+                "attack_loss": attacked.summary["targets"][t]["attack_loss"],
+            }
+            for t in range(len(scores.psnr_db))
+        ],
+        "images": [
+            {
+                "client": image["target"],
+                **{name: image[name] for name in ("example", "label", "class_name", "psnr_db", "ssim", "mse")},
+                "identified": bool(scores.identified[image["target"], image["example"]]),
+            }
+            for image in attacked.summary["images"]
+        ],
+        "seconds_run": attacked.summary["seconds_run"],
+    }
+
+
+def _share_above(scores: Scores, level: float) -> dict[str, Any]:
+    """Clients with an image at or above `level` dB, with the exact interval."""
+    clients = scores.psnr_db.max(axis=1) >= level
+    found = rate(int(clients.sum()), len(clients), chance=0.5)
+    return {name: getattr(found, name) for name in ("count", "total", "low", "high")}
+
+
+def _distributions(scores: Scores) -> dict[str, Any]:
+    measures = {"psnr_db": scores.psnr_db, "ssim": scores.ssim, "mse": scores.mse}
+    return {
+        **{name: metrics.distribution(name, values)._asdict() for name, values in measures.items()},
+        "identified": int(scores.identified.sum()),
+    }

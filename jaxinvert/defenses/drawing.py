@@ -1,0 +1,40 @@
+"""Random numbers for defenses: one key for every tensor of an update."""
+
+from collections.abc import Callable
+
+import jax
+
+from jaxinvert.types import Array, Key, Update
+
+
+def with_draws(
+    change: Callable[..., Array],
+    draw: Callable[..., Array],
+    key: Key | None,
+    update: Update,
+    *rest: Update,
+    name: str,
+) -> Update:
+    """`change(leaf, drawn, *rest)` for every tensor.
+
+    Args:
+      change: called as `change(leaf, drawn, *leaves of rest)`; its result is cast to the tensor's dtype.
+      draw: `(key, shape, dtype) -> array`, called with a key of its own for every tensor.
+      key: of the defense.
+      update: the client's.
+      rest: further trees of the same structure.
+      name: of the defense, for the message.
+
+    Raises:
+      ValueError: without a key.
+    """
+    if key is None:
+        raise ValueError(f"a random defense needs a key: {name} was handed None")
+    leaves, structure = jax.tree.flatten(update)
+    keys = jax.random.split(key, len(leaves))  # one key per tensor, or their noise would be correlated
+    others = (jax.tree.leaves(tree) for tree in rest)
+    changed = [
+        change(leaf, draw(leaf_key, leaf.shape, leaf.dtype), *other).astype(leaf.dtype)
+        for leaf_key, leaf, *other in zip(keys, leaves, *others)
+    ]
+    return jax.tree.unflatten(structure, changed)

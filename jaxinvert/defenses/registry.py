@@ -1,0 +1,397 @@
+"""Defenses by name, each with the attacker that adapts to it, for command lines, sweeps and audits.
+
+A recipe says what a client does: to its computation (`client`), to the update that comes of it (`update`), or both.
+Its `Counter` says what an attacker who knows of it and its numbers does otherwise than a naive one: which client it
+simulates, and by which distance it compares. `protect`, `defend` and `adapt` do that for several defenses at once,
+named `"top-k+gaussian"` in the order in which the client applies them. Numbers are known by `"NAME.number"`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxinvert import objectives
+from jaxinvert.clients import dp_fedsgd
+from jaxinvert.defenses.clipping import clipped
+from jaxinvert.defenses.composition import chain, identity
+from jaxinvert.defenses.noise import (
+    dp_noise_scale,
+    gaussian_noise,
+    laplace_noise,
+    percentile_noise,
+    percentile_noise_spread,
+)
+from jaxinvert.defenses.quantization import qsgd, qsgd_step, sign
+from jaxinvert.defenses.representation import soteria
+from jaxinvert.defenses.sparsification import percentile_privacy, random_k, top_k, top_k_of_tensors
+from jaxinvert.defenses.weights import row_noise, smallest_weights_zeroed
+from jaxinvert.models import Model, cross_entropy
+from jaxinvert.types import Batch, ClientUpdateFn, Defense, Objective, Params, Scalar, Update
+
+NONE = "none"
+"""What a client without a defense has."""
+
+Numbers = Mapping[str, Scalar]
+
+
+class Setting(NamedTuple):
+    """What a defense is built for.
+
+    Attributes:
+      model: the client's network.
+      num_examples: `B`, behind one update.
+      gradient_chunk: examples whose gradient is computed at once.
+    """
+
+    model: Model
+    num_examples: int
+    gradient_chunk: int | None = None
+
+
+class Number(NamedTuple):
+    """A strength of a defense: its default, and the most it can be; it is always positive."""
+
+    default: float
+    most: float = float(np.finfo(np.float32).max)
+
+
+def _same_client(setting: Setting, numbers: Numbers, client_update: ClientUpdateFn) -> ClientUpdateFn:
+    del setting, numbers
+    return client_update
+
+
+def _same_update(setting: Setting, numbers: Numbers, params: Params) -> Defense:
+    del setting, numbers, params
+    return identity
+
+
+def _same_objective(setting: Setting, numbers: Numbers, objective: Objective) -> Objective:
+    del setting, numbers
+    return objective
+
+
+class Counter(NamedTuple):
+    """How an attacker adapts.
+
+    Attributes:
+      summary: for people.
+      simulate: `(setting, numbers, client_update) -> client_update`, the client that it simulates.
+      distance: `(setting, numbers) -> objective`, instead of the attack's own; if `None`, that one serves.
+      restrict: `(setting, numbers, objective) -> objective`, to what the defense has left.
+    """
+
+    summary: str
+    simulate: Callable[[Setting, Numbers, ClientUpdateFn], ClientUpdateFn] = _same_client
+    distance: Callable[[Setting, Numbers], Objective] | None = None
+    restrict: Callable[[Setting, Numbers, Objective], Objective] = _same_objective
+
+
+class Recipe(NamedTuple):
+    """A defense under its name.
+
+    Attributes:
+      summary: one line for people.
+      numbers: its strengths; all may be traced. An attacker that adapts must know them.
+      counter: how an attacker adapts; `None` if nobody has written down how.
+      client: `(setting, numbers, client_update) -> client_update`, for what happens before there is an update.
+      update: `(setting, numbers, params) -> defense`, for what happens to the update.
+      one_step: whether it is defined for a client that sends one gradient only.
+    """
+
+    summary: str
+    numbers: Mapping[str, Number]
+    counter: Counter | None
+    client: Callable[[Setting, Numbers, ClientUpdateFn], ClientUpdateFn] = _same_client
+    update: Callable[[Setting, Numbers, Params], Defense] = _same_update
+    one_step: bool = False
+
+    @property
+    def changes_client(self) -> bool:
+        """Whether it acts before there is an update; such a defense looks at single examples and comes first."""
+        return self.client is not _same_client
+
+
+def names_in(defense: str) -> tuple[str, ...]:
+    """The names in a chain such as `"dp-sgd+top-k"`; none in `"none"`.
+
+    Raises:
+      ValueError: for an unknown name, one given twice, or one that changes the client but does not come first.
+    """
+    names = () if defense == NONE else tuple(defense.split("+"))
+    if unknown := [name for name in names if name not in REGISTRY]:
+        raise ValueError(f"unknown defense {unknown[0]!r}; known are {NONE}, {', '.join(REGISTRY)}, joined by '+'")
+    if len(set(names)) < len(names):
+        raise ValueError(f"defense is {defense!r}, expected every name once")
+    if late := [name for name in names[1:] if REGISTRY[name].changes_client]:
+        raise ValueError(f"defense is {defense!r}, but {late[0]} changes the client's computation: it comes first")
+    return names
+
+
+def numbers_of(defense: str, given: Mapping[str, float]) -> dict[str, float]:
+    """All numbers of a chain under their full names: the defaults, replaced by what is given.
+
+    Args:
+      defense: a chain.
+      given: by full name, or by the number's own where only one defense of the chain has it.
+
+    Raises:
+      ValueError: for a number that there is not, is ambiguous, is given twice, or is out of range.
+
+    >>> numbers_of("top-k+gaussian", {"keep": 0.5})
+    {'top-k.keep': 0.5, 'gaussian.scale': 0.01}
+    """
+    known = {f"{name}.{own}": number for name in names_in(defense) for own, number in REGISTRY[name].numbers.items()}
+    values = {full: number.default for full, number in known.items()}
+    taken: dict[str, str] = {}
+    for name, value in given.items():
+        meant = [full for full in known if name in (full, full.split(".")[1])]
+        if len(meant) != 1:
+            which = (
+                f"is ambiguous among {', '.join(meant)}" if meant else f"is unknown; there are {[*known] or 'none'}"
+            )
+            raise ValueError(f"defense setting {name!r} of {defense!r} {which}")
+        (full,) = meant
+        if full in taken:
+            raise ValueError(f"defense setting {full} is given twice, as {taken[full]!r} and as {name!r}")
+        if not 0 < value <= known[full].most:
+            raise ValueError(
+                f"defense setting {full} is {value}, expected more than 0 and at most {known[full].most:g}"
+            )
+        taken[full], values[full] = name, value
+    return values
+
+
+def protect(defense: str, setting: Setting, numbers: Numbers, client_update: ClientUpdateFn) -> ClientUpdateFn:
+    """The client with what the defenses change in its computation."""
+    for recipe, own in _recipes(defense, numbers):
+        client_update = recipe.client(setting, own, client_update)
+    return client_update
+
+
+def defend(defense: str, setting: Setting, numbers: Numbers, params: Params) -> Defense:
+    """What the defenses do to an update of `params`."""
+    parts = [recipe.update(setting, own, params) for recipe, own in _recipes(defense, numbers)]
+    return chain(*parts) if parts else identity
+
+
+def adapt(
+    defense: str, setting: Setting, numbers: Numbers, client_update: ClientUpdateFn, objective: Objective
+) -> tuple[ClientUpdateFn, Objective]:
+    """What an attacker who knows the defenses simulates and compares by, instead of `client_update` and `objective`.
+
+    The last defense that suggests a distance has its way: noise on noise, or a sign after noise, hides what was
+    before. All restrictions hold.
+
+    Raises:
+      ValueError: for a defense without counter.
+    """
+    counters = [(_counter(name), own) for name, (_, own) in zip(names_in(defense), _recipes(defense, numbers))]
+    for counter, own in counters:
+        client_update = counter.simulate(setting, own, client_update)
+        objective = objective if counter.distance is None else counter.distance(setting, own)
+    for counter, own in counters:
+        objective = counter.restrict(setting, own, objective)
+    return client_update, objective
+
+
+def counter_summary(defense: str) -> str:
+    """How an attacker adapts to a chain, in words.
+
+    Raises:
+      ValueError: for a defense without counter.
+    """
+    return "; ".join(_counter(name).summary for name in names_in(defense))
+
+
+def _counter(name: str) -> Counter:
+    if (counter := REGISTRY[name].counter) is None:
+        able = [other for other, recipe in REGISTRY.items() if recipe.counter is not None]
+        raise ValueError(f"no attacker here adapts to defense {name!r}; there are some for {', '.join(able)}")
+    return counter
+
+
+def _recipes(defense: str, numbers: Numbers) -> Iterator[tuple[Recipe, dict[str, Scalar]]]:
+    """Every recipe of a chain with its own numbers under their own names."""
+    for name in names_in(defense):
+        yield REGISTRY[name], {own: numbers[f"{name}.{own}"] for own in REGISTRY[name].numbers}
+
+
+def _on_update(make: Callable[..., Defense]) -> Callable[[Setting, Numbers, Params], Defense]:
+    """For a defense that is made of its numbers alone."""
+    return lambda setting, numbers, params: make(**numbers)
+
+
+def _on_weights(make: Callable[..., Defense]) -> Callable[[Setting, Numbers, Params], Defense]:
+    """For a defense that is made of the parameters and its numbers."""
+    return lambda setting, numbers, params: make(params, **numbers)
+
+
+def _likelihood(
+    make: Callable[..., Objective], spread: Callable[..., Scalar]
+) -> Callable[[Setting, Numbers], Objective]:
+    """For noise of known law: `spread(observed tensor, **numbers)`."""
+    return lambda setting, numbers: objectives.relative(make(partial(spread, **numbers)))
+
+
+def _constant(observed: object, scale: Scalar) -> Scalar:
+    del observed
+    return scale
+
+
+def _sent_only(setting: Setting, numbers: Numbers, objective: Objective) -> Objective:
+    del setting, numbers
+    return objectives.transmitted(objective)
+
+
+def _sent_and_censored(setting: Setting, numbers: Numbers, objective: Objective) -> Objective:
+    del setting
+    return objectives.transmitted(objectives.censored(objective, numbers["bound"]))
+
+
+def _without_head_kernel(setting: Setting, numbers: Numbers, objective: Objective) -> Objective:
+    del numbers
+    return objectives.layer_subset(objective, lambda path: path != f"{setting.model.head}/kernel")
+
+
+def _clipped_client(setting: Setting, numbers: Numbers, client_update: ClientUpdateFn) -> ClientUpdateFn:
+    del setting
+    clip = clipped(**numbers)
+
+    def simulated(params: Params, batch: Batch) -> Update:
+        return clip(None, client_update(params, batch))
+
+    return simulated
+
+
+def _per_example_clipping(setting: Setting, numbers: Numbers, client_update: ClientUpdateFn) -> ClientUpdateFn:
+    del client_update  # the gradient of the mean, which cannot be clipped any more
+    loss_fn = cross_entropy(setting.model.apply)
+    return dp_fedsgd(loss_fn, clip_norm=numbers["norm"], chunk_size=setting.gradient_chunk)
+
+
+def _dp_scale(setting: Setting, numbers: Numbers) -> Scalar:
+    return dp_noise_scale(numbers["multiplier"], numbers["norm"], setting.num_examples)
+
+
+def _dp_noise(setting: Setting, numbers: Numbers, params: Params) -> Defense:
+    del params
+    return gaussian_noise(_dp_scale(setting, numbers))
+
+
+def _dp_likelihood(setting: Setting, numbers: Numbers) -> Objective:
+    scale = _dp_scale(setting, numbers)
+    return objectives.relative(objectives.gaussian_likelihood(lambda observed: scale))
+
+
+def _soteria(setting: Setting, numbers: Numbers, client_update: ClientUpdateFn) -> ClientUpdateFn:
+    return soteria(client_update, setting.model.apply, head=setting.model.head, **numbers)
+
+
+_SUPPORT = Counter("matches only the entries that were sent", restrict=_sent_only)
+_SHARE = Number(0.1, most=1)
+
+REGISTRY: dict[str, Recipe] = {
+    "clip": Recipe(
+        summary="the update scaled down to a norm",
+        numbers={"norm": Number(4.0)},
+        counter=Counter("clips what it simulates, too", simulate=_clipped_client),
+        update=_on_update(clipped),
+    ),
+    "dp-sgd": Recipe(
+        summary="every example's gradient clipped to a norm, normal noise on their mean (Abadi et al. 2016)",
+        numbers={"norm": Number(1.0), "multiplier": Number(0.1)},
+        counter=Counter(
+            "clips every example it simulates, likelihood of the noise",
+            simulate=_per_example_clipping,
+            distance=_dp_likelihood,
+        ),
+        client=_per_example_clipping,
+        update=_dp_noise,
+        one_step=True,
+    ),
+    "gaussian": Recipe(
+        summary="normal noise of a fixed scale; not differentially private",
+        numbers={"scale": Number(1e-2)},
+        counter=Counter("likelihood of the noise", distance=_likelihood(objectives.gaussian_likelihood, _constant)),
+        update=_on_update(gaussian_noise),
+    ),
+    "laplace": Recipe(
+        summary="Laplace noise of a fixed scale; not differentially private",
+        numbers={"scale": Number(1e-2)},
+        counter=Counter("likelihood of the noise", distance=_likelihood(objectives.laplace_likelihood, _constant)),
+        update=_on_update(laplace_noise),
+    ),
+    "percentile-noise": Recipe(
+        summary="normal noise in units of each tensor's 95th percentile (Hatamizadeh et al. 2023)",
+        numbers={"scale": Number(1.0)},
+        counter=Counter(
+            "likelihood of the noise, its scale in each tensor estimated",
+            distance=_likelihood(objectives.gaussian_likelihood, percentile_noise_spread),
+        ),
+        update=_on_update(percentile_noise),
+    ),
+    "percentile-privacy": Recipe(
+        summary="small entries of each tensor zeroed, large ones clipped (Shokri, Shmatikov 2015)",
+        numbers={"percentile": Number(10.0, most=100), "bound": Number(0.01)},
+        counter=Counter(
+            "matches only the entries that were sent, clipped ones as lower bounds", restrict=_sent_and_censored
+        ),
+        update=_on_update(percentile_privacy),
+    ),
+    "qsgd": Recipe(
+        summary="entries rounded at random to a few levels, unbiased (Alistarh et al. 2017)",
+        numbers={"levels": Number(16.0)},
+        counter=Counter(
+            "likelihood of the rounding, its levels read off each tensor",
+            distance=_likelihood(objectives.rounding_likelihood, lambda observed, levels: qsgd_step(observed)),
+        ),
+        update=_on_update(qsgd),
+    ),
+    "random-k": Recipe(
+        summary="a random share of the entries, rescaled to be unbiased (Wangni et al. 2018)",
+        numbers={"keep": _SHARE},
+        counter=_SUPPORT,
+        update=_on_update(random_k),
+    ),
+    "row-noise": Recipe(
+        summary="noise on the weights sent, relative to their largest row (Zhao et al. 2022)",
+        numbers={"scale": Number(1e-3), "bound": Number(0.2)},
+        counter=None,
+        update=_on_weights(row_noise),
+    ),
+    "sign": Recipe(
+        summary="the signs alone (Bernstein et al. 2018)",
+        numbers={},
+        counter=Counter(
+            "hinge on the signs, every tensor in units of its mean",
+            distance=lambda setting, numbers: objectives.sign_margin,
+        ),
+        update=_on_update(lambda: sign),
+    ),
+    "smallest-weights-zeroed": Recipe(
+        summary="zeros for the smallest weights sent (Zhao et al. 2022)",
+        numbers={"share": Number(0.9, most=1)},
+        counter=None,
+        update=_on_weights(smallest_weights_zeroed),
+    ),
+    "soteria": Recipe(
+        summary="zeros in the head's gradient for the features that tell most of the input (Sun et al. 2021)",
+        numbers={"share": Number(0.8, most=1)},
+        counter=Counter("leaves the head's kernel out", restrict=_without_head_kernel),
+        client=_soteria,
+    ),
+    "top-k": Recipe(
+        summary="the largest entries of the whole update",
+        numbers={"keep": _SHARE},
+        counter=_SUPPORT,
+        update=_on_update(top_k),
+    ),
+    "top-k-per-tensor": Recipe(
+        summary="the largest entries of every tensor",
+        numbers={"keep": _SHARE},
+        counter=_SUPPORT,
+        update=_on_update(top_k_of_tensors),
+    ),
+}

@@ -1,0 +1,106 @@
+"""Soteria: hide the features that tell most of the input, in the gradient of the layer behind them.
+
+The gradient of the head, `dL/dW = h^T (p - y)`, hands out the features `h` that it reads. The client sends zeros for
+those rows of it whose features have the largest
+
+    |h_m| / |dh_m / dx|,
+
+those that move least for a large change of the input per unit of the feature. All other layers stay as they are.
+
+References:
+  Sun, Li, Wang, Yang, Li, Chen: Soteria: provable defense against privacy leakage in federated learning from
+  representation perspective. CVPR 2021, arXiv:2012.06043.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxinvert.types import ApplyFn, Array, Batch, ClientUpdateFn, Params, Scalar, Update, path_name
+
+_PIXELS_AT_ONCE = 16
+
+
+def soteria(client_update: ClientUpdateFn, apply: ApplyFn, *, head: str, share: Scalar) -> ClientUpdateFn:
+    """Returns the client with Soteria: zeros in the gradient of the head for a share of the features it reads.
+
+    Which features these are is decided by the sum of their scores over the batch, as in the authors' program.
+    Takes one forward derivative for every number of an input.
+
+    Args:
+      client_update: the client without it.
+      apply: the network, in which examples must not be coupled.
+      head: path of the dense layer behind the defended representation, as in `Model.head`.
+      share: of the features, in [0, 1]; the authors prune 80 %. May be traced.
+
+    Returns:
+      `(params, batch) -> update`; the choice of features is not differentiated.
+
+    Raises:
+      ValueError: when traced, if the parameters have no such layer.
+    """
+    kernel_name = f"{head}/kernel"
+
+    def protected(params: Params, batch: Batch) -> Update:
+        scores = lax.stop_gradient(jnp.sum(_scores(apply, kernel_name, params, batch.inputs), axis=0))
+        rank = jnp.argsort(jnp.argsort(scores, descending=True))
+        kept = rank >= jnp.round(share * scores.size)
+        update = client_update(params, batch)
+        return _with(update, kernel_name, lambda kernel: kernel * kept[:, None].astype(kernel.dtype))
+
+    return protected
+
+
+def features(apply: ApplyFn, kernel_name: str, params: Params, inputs: Array) -> Array:
+    """What a dense layer reads, `[B, M]`: the derivative of its first output in the weights that lead there.
+
+    Args:
+      apply: a network that returns this layer's outputs.
+      kernel_name: path of the layer's kernel `[M, K]`.
+      params: of the network.
+      inputs: `[B, H, W, C]` in [0, 1].
+    """
+    num_features = _leaf(params, kernel_name).shape[0]
+
+    def first_output(column: Array) -> Array:
+        moved = _with(params, kernel_name, lambda kernel: kernel.at[:, 0].add(column))
+        return apply(moved, inputs)[:, 0]
+
+    return jax.jacrev(first_output)(jnp.zeros(num_features, inputs.dtype))
+
+
+def _scores(apply: ApplyFn, kernel_name: str, params: Params, inputs: Array) -> Array:
+    """`|h_m| / |dh_m / dx|`, `[B, M]`; 0 where nothing depends on the input, as behind a dead ReLU."""
+    shape = inputs.shape[1:]
+    num_pixels = math.prod(shape)
+
+    def read(images: Array) -> Array:
+        return features(apply, kernel_name, params, images)
+
+    def along(pixel: Array) -> Array:
+        direction = jax.nn.one_hot(pixel, num_pixels, dtype=inputs.dtype).reshape(1, *shape)
+        return jax.jvp(read, (inputs,), (jnp.broadcast_to(direction, inputs.shape),))[1]
+
+    def add(total: Array, pixels: Array) -> tuple[Array, None]:
+        return total + jnp.sum(jnp.square(jax.vmap(along)(pixels)), axis=0), None
+
+    values = read(inputs)
+    num_chunks = -(-num_pixels // _PIXELS_AT_ONCE)  # pixels beyond the last have no one-hot and add nothing
+    pixels = jnp.arange(num_chunks * _PIXELS_AT_ONCE).reshape(num_chunks, _PIXELS_AT_ONCE)
+    squared, _ = lax.scan(add, jnp.zeros_like(values), pixels)
+    return jnp.where(squared > 0, jnp.abs(values) / jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
+
+
+def _leaf(tree: Params, name: str) -> Array:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if path_name(path) == name:
+            return leaf
+    raise ValueError(f"soteria needs the layer behind the representation, but the parameters have no {name!r}")
+
+
+def _with(tree: Params, name: str, change) -> Params:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: change(leaf) if path_name(path) == name else leaf, tree
+    )

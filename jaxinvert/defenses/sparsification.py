@@ -1,0 +1,100 @@
+"""Part of the update only: the largest entries, a random choice, or what lies within percentiles.
+
+Entries that are not sent arrive as exact zeros, so the attacker sees which were: the transmitted support.
+
+References:
+  Zhu, Liu, Han: Deep leakage from gradients. NeurIPS 2019, arXiv:1906.08935 (pruning as a defense).
+  Wangni, Wang, Liu, Zhang: Gradient sparsification for communication-efficient distributed optimization.
+  NeurIPS 2018, arXiv:1710.09854.
+  Shokri, Shmatikov: Privacy-preserving deep learning. CCS 2015 (what NVFlare calls percentile privacy).
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from jaxinvert.defenses.drawing import with_draws
+from jaxinvert.types import Array, Defense, Key, Scalar, Update
+
+
+def top_k(keep: Scalar) -> Defense:
+    """Keeps the largest entries of the whole update, by absolute value.
+
+    Exactly `round(keep N)` of `N` entries are kept, but at least one; of equal ones those that come first.
+
+    Args:
+      keep: share in (0, 1]; may be traced.
+    """
+
+    def defend(key: Key | None, update: Update) -> Update:
+        del key
+        sizes, unravel = ravel_pytree(jax.tree.map(jnp.abs, update))
+        kept = unravel(_among_largest(sizes, keep).astype(sizes.dtype))
+        return jax.tree.map(jnp.multiply, update, kept)
+
+    return defend
+
+
+def top_k_of_tensors(keep: Scalar) -> Defense:
+    """Keeps the largest entries of every tensor, counted as in `top_k`.
+
+    Args:
+      keep: share in (0, 1]; may be traced.
+    """
+
+    def defend(key: Key | None, update: Update) -> Update:
+        del key
+
+        def sparse(leaf: Array) -> Array:
+            return jnp.where(_among_largest(jnp.abs(leaf).ravel(), keep).reshape(leaf.shape), leaf, 0)
+
+        return jax.tree.map(sparse, update)
+
+    return defend
+
+
+def random_k(keep: Scalar) -> Defense:
+    """Keeps every entry with probability `keep` and divides it by that: unbiased (Wangni et al. 2018, uniform).
+
+    Args:
+      keep: in (0, 1]; may be traced.
+    """
+
+    def defend(key: Key | None, update: Update) -> Update:
+        def sparse(leaf: Array, uniform: Array) -> Array:
+            return jnp.where(uniform < keep, leaf / keep, 0)
+
+        return with_draws(sparse, jax.random.uniform, key, update, name="random_k")
+
+    return defend
+
+
+def percentile_privacy(percentile: Scalar, bound: Scalar) -> Defense:
+    """Sends zero for small entries of a tensor and clips large ones (Shokri and Shmatikov 2015).
+
+    Not differentially private, whatever its name: nothing is random.
+
+    Args:
+      percentile: 0 ... 100, of a tensor's absolute values; smaller entries are sent as zero; 10 in the literature.
+        May be traced.
+      bound: entries are clipped to [-bound, bound], in units of the update; 0.01 in the literature. May be traced.
+    """
+
+    def defend(key: Key | None, update: Update) -> Update:
+        del key
+        return jax.tree.map(partial(_within_percentiles, percentile=percentile, bound=bound), update)
+
+    return defend
+
+
+def _within_percentiles(leaf: Array, *, percentile: Scalar, bound: Scalar) -> Array:
+    size = jnp.abs(leaf)
+    return jnp.where(size < jnp.percentile(size, percentile), 0, jnp.clip(leaf, -bound, bound)).astype(leaf.dtype)
+
+
+def _among_largest(sizes: Array, keep: Scalar) -> Array:
+    """`[N]` bool: the `round(keep N)` largest, the first of equal ones, and at least one."""
+    rank = jnp.argsort(jnp.argsort(sizes, descending=True, stable=True))
+    return rank < jnp.maximum(1, jnp.round(keep * sizes.size))

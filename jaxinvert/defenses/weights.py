@@ -1,0 +1,57 @@
+"""Changes of the *weights* that a client sends, `params - update`: they take the parameters when they are made.
+
+What they return is again an update.
+
+References:
+  Zhao, Luo, Ding: Deep leakage from model in federated learning, 2022, arXiv:2206.04887.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxinvert.defenses.noise import add_normal
+from jaxinvert.types import Array, Defense, Key, Params, Scalar, Update
+
+
+def row_noise(params: Params, scale: Scalar, *, bound: Scalar = 0.2) -> Defense:
+    """Noise on the weights sent, relative to their largest row (Zhao et al. 2022, DLM, first defense).
+
+    Every weight tensor is divided by `a = max(1, max_row |row| / bound)`, gets `N(0, scale^2)`, and is multiplied by
+    `a` again. A row is what feeds one output: all axes but the last are flattened.
+
+    Args:
+      params: the parameters the client started from.
+      scale: standard deviation of the noise on the weights after the division; the paper tries 1e-5 ... 1.
+      bound: on the norm of the rows.
+    """
+
+    def defend(key: Key | None, update: Update) -> Update:
+        def spread(weights: Array) -> Array:
+            rows = weights.reshape(-1, weights.shape[-1]) if weights.ndim > 1 else weights[None]
+            return scale * jnp.maximum(1.0, jnp.sqrt(jnp.max(jnp.sum(jnp.square(rows), axis=0))) / bound)
+
+        scales = jax.tree.map(lambda w, u: spread(w - u), params, update)
+        return add_normal(key, update, scales, name="row_noise")
+
+    return defend
+
+
+def smallest_weights_zeroed(params: Params, share: Scalar) -> Defense:
+    """Sends zeros for the smallest weights of every tensor (Zhao et al. 2022, DLM, second defense).
+
+    Args:
+      params: the parameters the client started from; the weights sent are `params - update`.
+      share: 0 ... 1, of the weights by absolute value; 0 changes nothing. May be traced.
+    """
+
+    def defend(key: Key | None, update: Update) -> Update:
+        del key
+
+        def zeroed(start: Array, leaf: Array) -> Array:
+            weights = start - leaf
+            rank = jnp.argsort(jnp.argsort(jnp.abs(weights).ravel())).reshape(leaf.shape)
+            return jnp.where(rank < share * leaf.size, start, leaf).astype(leaf.dtype)
+
+        return jax.tree.map(zeroed, params, update)
+
+    return defend

@@ -1,0 +1,113 @@
+"""One self-contained HTML page about an audit: the verdict first, then what it rests on.
+
+It computes nothing: figures, tests and words come from the audit. Pictures are chosen by rule, not by eye. Strings
+may come from anywhere (class names are folder names), so everything that enters the page is escaped.
+"""
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxinvert.audit import SIGNIFICANCE, Audited
+from jaxinvert.report.charts import psnr_ranges
+from jaxinvert.report.pictures import as_byte_pairs, data_uri
+from jaxinvert.report.templates import render
+from jaxinvert.report.wording import flattened, image_name
+
+_NUM_RANDOM = 2
+_MAX_COLUMNS = 12
+
+
+class Pick(NamedTuple):
+    """A private image to show.
+
+    Attributes:
+      why: it was chosen.
+      client: whose it is.
+      example: which of the client's.
+    """
+
+    why: str
+    client: int
+    example: int
+
+
+class Picture(NamedTuple):
+    """A picture as an address that holds it, and its PSNR in dB, if it is not an original."""
+
+    address: str
+    psnr_db: float | None
+
+
+def save_audit_html(
+    path: str | PathLike[str],
+    *,
+    audited: Sequence[Audited],
+    record: Mapping[str, Any],
+    title: str = "",
+    command: str = "",
+) -> None:
+    """Writes one HTML page that needs nothing else: no script, no request, pictures and charts inside.
+
+    Args:
+      path: the file to write.
+      audited: the settings, the one that is in the headline first.
+      record: of them, see `jaxinvert.audit.record`.
+      title: what was audited.
+      command: how to run it again.
+    """
+    first = record["settings"][0]
+    worst = first["attackers"][first["worst"]]
+    rows = {"the attack": worst["attack"], **worst["controls"]}
+    scale, ranges = psnr_ranges([row["psnr_db"] for row in rows.values()])
+    picks = picks_of(audited[0])
+    page = render(
+        "audit.html.jinja",
+        record=record, title=title, command=command, significance=SIGNIFICANCE,
+        first=first, worst=worst, settings=record["settings"],
+        evidence=list(zip(rows, rows.values(), ranges)), scale=scale,
+        picks=picks, columns=picture_columns(audited, picks), height=audited[0].ground.truth.inputs.shape[2],
+        image_name=image_name, assumptions=record["assumptions"],
+        config=flattened(worst["config"]), versions=flattened(record["versions"]),
+    )  # fmt: skip
+    Path(path).write_bytes(page)
+
+
+def picks_of(one: Audited) -> list[Pick]:
+    """Images at random, and the median and the best reconstructed by PSNR, each once."""
+    psnr = one.attackers[one.worst].scores.psnr_db
+    order = np.argsort(psnr, axis=None, kind="stable")
+    at_random = np.random.default_rng(0).permutation(psnr.size)[:_NUM_RANDOM]
+    chosen = {int(order[-1]): "worst leak", int(order[(len(order) - 1) // 2]): "median"}
+    for index in at_random:
+        chosen.setdefault(int(index), "at random")
+    width = psnr.shape[1]
+    return [
+        Pick(why, index // width, index % width)
+        for index, why in sorted(chosen.items(), key=lambda one: -psnr.flat[one[0]])
+    ]
+
+
+def picture_columns(audited: Sequence[Audited], picks: Sequence[Pick]) -> list[tuple[str, list[Picture]]]:
+    """For every column of pictures its heading, and pictures, one for each pick.
+
+    The columns are the originals, what the worst attacker of every setting made of them, and the first's controls.
+    """
+    truth, first = audited[0].ground.truth.inputs, audited[0].attackers[audited[0].worst]
+    sources = [(one.name, one.attackers[one.worst].scores) for one in audited]
+    sources += [(f"control: {name}", scores) for name, scores in first.controls.items()]
+    columns = [("original", [Picture(_address(truth[pick.client, pick.example]), None) for pick in picks])]
+    for name, scores in sources[:_MAX_COLUMNS]:
+        pictures = [
+            Picture(_address(scores.matched[at]), float(scores.psnr_db[at]))
+            for at in ((pick.client, pick.example) for pick in picks)
+        ]
+        columns.append((name, pictures))
+    return columns
+
+
+def _address(image: np.ndarray) -> str:
+    return data_uri(as_byte_pairs(image[None], image[None])[0][0])

@@ -1,0 +1,166 @@
+"""The audit as a whole: scores, controls, and a verdict that a random update does not move."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinvert import audit, job, store
+from jaxinvert.audit import controls
+from jaxinvert.audit.scoring import Images
+from tests.test_report import Page
+
+CONFIG = job.JobConfig(model="mlp", attack="inverting-gradients", targets=8, restarts=1, steps=30, tv=1e-3)
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    setup = job.set_up(CONFIG)
+    task = job.prepare(CONFIG, setup)
+    ground = audit.ground_truth(task.truth, setup.dataset.images, setup.dataset.labels, num_candidates=100)
+    return task, ground
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory):
+    folder, seen = tmp_path_factory.mktemp("audit"), []
+    found = audit.audit(
+        [audit.Setting("no defense", {"naive": CONFIG})], folder=folder, on_progress=lambda what, _: seen.append(what)
+    )
+    return found, folder, seen
+
+
+def a_ground(num_clients=4, size=2, total=12):
+    generator = np.random.default_rng(0)
+    images = generator.random((total, 12, 12, 3), np.float32)
+    labels = np.arange(total) % 3
+    count = num_clients * size
+    truth = Images(images[:count].reshape(num_clients, size, 12, 12, 3), labels[:count].reshape(num_clients, size))
+    return audit.ground_truth(truth, images, labels, num_candidates=total)
+
+
+def test_candidates_begin_with_the_private_images():
+    ground = a_ground()
+    assert np.array_equal(ground.candidates.inputs[ground.private], ground.truth.inputs)
+    with pytest.raises(ValueError, match="first 8 candidates must be the private images"):
+        audit.ground_truth(ground.truth, ground.candidates.inputs[::-1], ground.candidates.labels, num_candidates=12)
+
+
+def test_scores_do_not_depend_on_the_order_of_a_batch():
+    ground = a_ground()
+    noise = 0.05 * np.random.default_rng(1).normal(size=ground.truth.inputs.shape)
+    found = ground.truth.inputs + noise
+    there, back = (audit.score(each, ground.truth.labels, ground) for each in (found, found[:, ::-1]))
+    assert np.array_equal(there.psnr_db, back.psnr_db)
+    assert np.array_equal(there.matched, back.matched)
+    assert there.identified.all()
+    assert back.identified.all()
+
+
+def test_a_duplicated_reconstruction_earns_nothing():
+    ground = a_ground()
+    found = np.repeat(ground.truth.inputs[:, :1], 2, axis=1)
+    scores = audit.score(found, ground.truth.labels, ground)
+    assert np.all(scores.psnr_db.max(axis=1) == 120)
+    assert np.all(scores.psnr_db.min(axis=1) < 15)
+    assert scores.identified.sum(axis=1).max() <= 2
+    assert np.mean(scores.identified[:, 1]) < 1
+
+
+def test_a_shift_in_brightness_costs_pixels_but_not_recognition():
+    ground = a_ground()
+    scores = audit.score(0.5 * ground.truth.inputs + 0.4, ground.truth.labels, ground)
+    assert np.all(scores.psnr_db < 20)
+    assert scores.identified.all()
+
+
+def test_in_its_class_an_image_competes_with_that_class_alone():
+    ground = a_ground(num_clients=2, size=1, total=12)
+    scores = audit.score(ground.truth.inputs, ground.truth.labels, ground)
+    assert np.all(scores.identified_in_class == 1)
+    assert np.all(np.isnan(audit.score(ground.truth.inputs, None, ground).identified_in_class))
+    alone = a_ground(num_clients=1, size=2, total=3)  # classes 0, 1, 2: nobody to be confused with
+    assert np.all(np.isnan(audit.score(alone.truth.inputs, alone.truth.labels, alone).identified_in_class))
+
+
+def test_mean_pictures_leave_the_client_out():
+    ground = a_ground(num_clients=2, size=1, total=4)
+    expected = ground.candidates.inputs[1:].mean(axis=0)
+    np.testing.assert_allclose(controls.mean_image(ground)[0, 0], expected, rtol=1e-6)
+    same_class = ground.candidates.inputs[3]  # labels 0, 1, 2, 0
+    np.testing.assert_allclose(controls.class_mean(ground)[0, 0], same_class, rtol=1e-6)
+    assert controls.other_client(np.arange(3)).tolist() == [1, 2, 0]
+
+
+def test_a_random_update_has_the_norms_and_nothing_else(prepared):
+    task, _ = prepared
+    noise = controls.random_update(jax.random.key(0), task.observations)
+    for mine, theirs in zip(jax.tree.leaves(task.observations.update), jax.tree.leaves(noise.update)):
+        rows, others = (np.asarray(leaf).reshape(len(leaf), -1) for leaf in (mine, theirs))
+        np.testing.assert_allclose(np.linalg.norm(others, axis=1), np.linalg.norm(rows, axis=1), rtol=1e-4)
+        cosine = np.sum(rows * others, axis=1) / np.maximum(np.sum(rows**2, axis=1), 1e-30)
+        assert np.all(np.abs(cosine) < 6 / np.sqrt(rows.shape[1]))
+    assert noise.labels is task.observations.labels
+
+
+def test_a_blind_attacker_learns_nothing(prepared):
+    """Its reconstruction is the same whatever the clients sent."""
+    task, _ = prepared
+    program = job.Program(CONFIG, task.model, attacker=controls.blind)
+    other = task.observations._replace(update=jax.tree.map(jnp.negative, task.observations.update))
+    pictures = [job.execute(CONFIG, program, seen).reconstructions.inputs for seen in (task.observations, other)]
+    assert np.array_equal(*pictures)
+
+
+def test_an_audit_finds_a_leak_and_says_what_it_rests_on(audited):
+    (found,), _, _ = audited
+    assert found.verdict.level == "leaks"
+    attacked = found.attackers[found.worst]
+    assert attacked.identified.count >= 6
+    assert attacked.strongest in attacked.controls
+    assert set(attacked.controls) == {"mean image", "random update", "class mean", "prior only", "other client"}
+    strongest = max(scores.psnr_db.mean() for scores in attacked.controls.values())
+    assert attacked.excess.mean == pytest.approx(attacked.scores.psnr_db.mean() - strongest)
+
+
+def test_an_audit_of_random_updates_finds_nothing(prepared):
+    task, ground = prepared
+    nothing = task._replace(observations=controls.random_update(jax.random.key(9), task.observations))
+    found = audit.judged("random", ground, {"naive": audit.attack_and_score(CONFIG, nothing, ground)})
+    assert found.verdict.level == "none"
+    assert found.attackers["naive"].identified.count <= 3
+
+
+def test_finished_attacks_are_not_repeated_and_damaged_files_are(audited, tmp_path):
+    (found,), folder, seen = audited
+    assert any("attack" in what for what in seen)
+    files = sorted((folder / "attacks").glob("*.npz"))
+    assert len(files) == 3
+    files[0].write_bytes(files[0].read_bytes()[:-30])
+    again: list[str] = []
+    (repeated,) = audit.audit(
+        [audit.Setting("no defense", {"naive": CONFIG})],
+        folder=folder,
+        on_progress=lambda what, _: again.append(what),
+    )
+    assert sum("preparing" not in what for what in set(again)) == 1
+    assert repeated.verdict == found.verdict
+    for mine, theirs in zip(repeated.attackers["naive"].scores, found.attackers["naive"].scores):
+        assert np.array_equal(mine, theirs, equal_nan=True)
+
+
+def test_the_record_is_json_and_the_page_shows_it(audited, tmp_path):
+    from jaxinvert import report
+
+    found, _, _ = audited
+    record = audit.record(found)
+    store.save_json(tmp_path / "audit.json", record)
+    report.save_audit_html(tmp_path / "x.html", audited=found, record=record, command="jaxinvert audit <&>")
+    text = (tmp_path / "x.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert found[0].verdict.headline in " ".join(page.text.split())
+    assert "jaxinvert audit &lt;&amp;&gt;" in text
+    assert len(page.all("img")) == len(report.audit_page.picks_of(found[0])) * (
+        2 + len(found[0].attackers["naive"].controls)
+    )
+    assert "http" not in text.replace("http-equiv", "")

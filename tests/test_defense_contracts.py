@@ -1,0 +1,186 @@
+"""One contract for every registered defense, and for every attacker who adapts to one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinvert import clients, models, objectives
+from jaxinvert.defenses import registry
+from jaxinvert.observe import observe
+from jaxinvert.types import Batch
+
+ON_UPDATE = [name for name, recipe in registry.REGISTRY.items() if recipe.update is not registry._same_update]
+ON_CLIENT = [name for name, recipe in registry.REGISTRY.items() if recipe.changes_client]
+RANDOM = {"dp-sgd", "gaussian", "laplace", "percentile-noise", "qsgd", "random-k", "row-noise"}
+COUNTERED = [name for name, recipe in registry.REGISTRY.items() if recipe.counter is not None]
+KEYS = jax.random.split(jax.random.key(3), 3)
+
+
+def numbers_of(name):
+    return {full: jnp.float32(value) for full, value in registry.numbers_of(name, {}).items()}
+
+
+@pytest.fixture
+def updates():
+    """Three updates, longer than any default clipping norm."""
+    keys = jax.random.split(jax.random.key(1))
+    return {"w": 3 * jax.random.normal(keys[0], (3, 8, 10)), "b": jax.random.normal(keys[1], (3, 80))}
+
+
+@pytest.fixture
+def params():
+    keys = jax.random.split(jax.random.key(2))
+    return {"w": jax.random.normal(keys[0], (8, 10)), "b": jax.random.normal(keys[1], (80,))}
+
+
+@pytest.fixture
+def setting(victim):
+    return registry.Setting(victim.model, num_examples=1)
+
+
+def one(tree, t=1):
+    return jax.tree.map(lambda leaf: leaf[t], tree)
+
+
+@pytest.mark.parametrize("name", ON_UPDATE)
+def test_defense(name, setting, params, updates):
+    def defend(key, update, numbers):
+        return registry.defend(name, setting, numbers, params)(key, update)
+
+    eager = defend(KEYS[1], one(updates), numbers_of(name))
+    mapped = jax.jit(jax.vmap(defend, in_axes=(0, 0, None)))(KEYS, updates, numbers_of(name))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one(mapped), eager)
+    assert jax.tree.structure(mapped) == jax.tree.structure(updates)
+    for leaf, defended in zip(jax.tree.leaves(updates), jax.tree.leaves(mapped)):
+        assert (leaf.shape, leaf.dtype) == (defended.shape, defended.dtype)
+        assert bool(jnp.all(jnp.any(leaf != defended, axis=tuple(range(1, leaf.ndim)))))
+
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), one(updates))
+    assert {leaf.dtype for leaf in jax.tree.leaves(defend(KEYS[0], half, numbers_of(name)))} == {
+        jnp.dtype("bfloat16")
+    }
+    nothing = defend(KEYS[0], jax.tree.map(jnp.zeros_like, one(updates)), numbers_of(name))
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(nothing))
+
+
+@pytest.mark.parametrize("name", sorted(RANDOM))
+def test_random_defenses_draw_anew_for_every_key_tensor_and_target(name, setting):
+    """From the same numbers in two tensors and two targets."""
+    start = jnp.linspace(-1.0, 1.0, 900)
+    update = {"a": start, "b": start}
+    params = {"a": jnp.ones(900), "b": jnp.ones(900)}
+    defend = registry.defend(name, setting, numbers_of(name), params)
+    drawn = jax.vmap(defend, in_axes=(0, None))(KEYS, update)
+    with pytest.raises(ValueError, match="a random defense needs a key"):
+        defend(None, update)
+    changes = [np.asarray(drawn[leaf][t] - start) for leaf in update for t in range(2)]
+    changes = [change - (change @ start) / (start @ start) * start for change in changes]
+    correlations = np.corrcoef(np.stack(changes)) - np.eye(4)
+    assert np.max(np.abs(correlations)) < 0.2
+
+
+@pytest.mark.parametrize("name", sorted(set(ON_UPDATE) - RANDOM))
+def test_others_need_no_key(name, setting, params, updates):
+    registry.defend(name, setting, numbers_of(name), params)(None, one(updates))
+
+
+@pytest.mark.parametrize("name", ON_CLIENT)
+def test_protected_client(name, victim, setting):
+    """A protected client is as differentiable in its images as the plain one."""
+
+    def protected(numbers, batch):
+        return registry.protect(name, setting, numbers, victim.client_update)(victim.params, batch)
+
+    plain = victim.observation.update
+    changed = protected(numbers_of(name) | ({"dp-sgd.norm": 0.1} if name == "dp-sgd" else {}), victim.batch)
+    assert jax.tree.map(jnp.shape, changed) == jax.tree.map(jnp.shape, plain)
+    assert objectives.squared_l2(changed, plain) > 0
+
+    def size(inputs):
+        return objectives.tree_squared_norm(protected(numbers_of(name), victim.batch._replace(inputs=inputs)))
+
+    slope = jax.jit(jax.grad(size))(victim.batch.inputs)
+    assert bool(jnp.all(jnp.isfinite(slope)) & jnp.any(slope != 0))
+
+
+@pytest.mark.parametrize("name", COUNTERED)
+def test_an_adaptive_attacker_prefers_the_truth(name, victim, setting):
+    """Of the truth and 16 random images, truth explains best what was sent; gradients are finite there, too."""
+    numbers = numbers_of(name)
+    client = registry.protect(name, setting, numbers, victim.client_update)
+    defense = registry.defend(name, setting, numbers, victim.params)
+    observed = observe(client, victim.params, victim.batch, defense=defense, key=jax.random.key(5)).update
+    others = jax.random.uniform(jax.random.key(6), (16, *victim.batch.inputs.shape))
+    candidates = jnp.concatenate([victim.batch.inputs[None], others])
+
+    @jax.jit
+    @jax.vmap
+    def explain(inputs):
+        simulate, distance = registry.adapt(name, setting, numbers, victim.client_update, objectives.cosine)
+
+        def loss(inputs):
+            return distance(simulate(victim.params, Batch(inputs, victim.batch.labels)), observed)
+
+        return jax.value_and_grad(loss)(inputs)
+
+    losses, slopes = explain(candidates)
+    assert int(jnp.argmin(losses)) == 0
+    assert bool(jnp.all(jnp.isfinite(slopes)))
+
+
+def test_numbers_have_full_names_and_ranges():
+    assert registry.numbers_of("top-k", {"keep": 0.5}) == {"top-k.keep": 0.5}
+    both = registry.numbers_of("laplace+gaussian", {"laplace.scale": 2.0})
+    assert both == {"laplace.scale": 2.0, "gaussian.scale": 0.01}
+    for chain, given, message in (
+        ("laplace+gaussian", {"scale": 1.0}, "'scale' .* is ambiguous among laplace.scale, gaussian.scale"),
+        ("top-k", {"share": 1.0}, "'share' of 'top-k' is unknown; there are .*top-k.keep"),
+        ("none", {"keep": 1.0}, "'keep' of 'none' is unknown; there are none"),
+        ("top-k", {"keep": 0.5, "top-k.keep": 0.5}, "top-k.keep is given twice"),
+        ("top-k", {"keep": 1.5}, "top-k.keep is 1.5, expected more than 0 and at most 1"),
+        ("top-k", {"keep": float("nan")}, "top-k.keep is nan"),
+        ("topk", {}, "unknown defense 'topk'; known are none, clip"),
+        ("sign+sign", {}, "expected every name once"),
+        ("clip+soteria", {}, "soteria changes the client's computation: it comes first"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            registry.numbers_of(chain, given)
+
+
+def test_a_chain_is_its_parts_in_order(setting, params, updates):
+    numbers = {"clip.norm": 1.0, "top-k.keep": 0.1}
+    found = registry.defend("top-k+clip", setting, numbers, params)(None, one(updates))
+    assert float(objectives.tree_norm(found)) == pytest.approx(1.0, rel=1e-6)
+    assert sum(int(jnp.sum(leaf != 0)) for leaf in jax.tree.leaves(found)) == 16
+
+
+def test_of_noise_and_sparsification_the_attacker_knows_both(setting):
+    """Normal noise, then the largest of three entries: the likelihood of that entry alone, in units of g = 0."""
+    numbers = {"gaussian.scale": 0.5, "top-k.keep": 0.3}
+    _, distance = registry.adapt("gaussian+top-k", setting, numbers, models.cross_entropy, objectives.cosine)
+    observed, simulated = {"w": jnp.array([0.0, 4.0, 0.0])}, {"w": jnp.array([9.0, 3.0, 9.0])}
+    assert float(distance(simulated, observed)) == pytest.approx(1 / 16)
+
+
+def test_only_dp_sgd_bounds_every_example(victim, setting):
+    """Two examples of which one has a long gradient: the mean of the clipped ones, by hand."""
+    loss_fn = models.cross_entropy(victim.model.apply)
+    images = jnp.concatenate([victim.batch.inputs, 40 * victim.batch.inputs])
+    batch = Batch(images, jnp.array([1, 2]))
+    alone = [
+        clients.fedsgd(loss_fn)(victim.params, Batch(images[i : i + 1], batch.labels[i : i + 1])) for i in range(2)
+    ]
+    lengths = [float(objectives.tree_norm(update)) for update in alone]
+    bound = (min(lengths) + max(lengths)) / 2
+    expected = jax.tree.map(
+        lambda a, b: (a * min(1, bound / lengths[0]) + b * min(1, bound / lengths[1])) / 2, *alone
+    )
+    found = clients.dp_fedsgd(loss_fn, clip_norm=bound)(victim.params, batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), found, expected)
+    whole = clients.dp_fedsgd(loss_fn, clip_norm=jnp.inf)(victim.params, batch)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        whole,
+        clients.fedsgd(loss_fn)(victim.params, batch),
+    )
