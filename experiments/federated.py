@@ -10,9 +10,17 @@ import numpy as np
 import optax
 
 from jaxinvert import attacks, clients, data, metrics, models, search
-from jaxinvert.federation import Population, Snapshot, Training, dirichlet_split, federated_averaging, populate
+from jaxinvert.federation import (
+    Federation,
+    Population,
+    Snapshot,
+    Training,
+    dirichlet_split,
+    federated_averaging,
+    populate,
+)
 from jaxinvert.observe import observe_targets
-from jaxinvert.types import Array, Batch, ClientUpdateFn, Defense, Key, Observation, Params
+from jaxinvert.types import Array, Batch, ClientUpdateFn, Defense, Observation, Params
 
 MakeDefense = Callable[[Any], Defense]
 """`strength -> Defense`; the strength is traced, so that all strengths are one program."""
@@ -40,11 +48,11 @@ class Setting:
     model: str = "lenet"
     clients: int = 100
     concentration: float = float("inf")
-    clients_per_round: int = 64
+    clients_per_round: int = 32
     examples: int = 1
     learning_rate: float = 0.01
-    targets: int = 16
-    steps: int = 1200
+    targets: int = 10
+    steps: int = 600
     tv: float = 0.01
     seed: int = 0
 
@@ -109,7 +117,7 @@ def train(
 ) -> list[list[Snapshot]]:
     """For every strength of a defense a training of its own: snapshots after each of `rounds`."""
 
-    def make_federation(strength: Array) -> Any:
+    def make_federation(strength: Array) -> Federation:
         return federated_averaging(
             task.client_update,
             clients_per_round=setting.clients_per_round,
@@ -126,57 +134,55 @@ def train(
     ]
 
 
-class Attacker:
-    """The same attack on every defense: it knows of none. One compiled program for all.
+def make_attack(
+    setting: Setting, task: Task, *, prior: Array | None = None
+) -> Callable[[MakeDefense], Callable[[Params, float], np.ndarray]]:
+    """The same attack on every defense, `make_defense -> (params, strength) -> images [T, B, ...]`; it knows of none.
 
     Args:
       setting: of the study.
       task: what comes of it.
       prior: `[H, W, C]` what the attack starts from; `None` = normal noise.
     """
-
-    def __init__(self, setting: Setting, task: Task, *, prior: Array | None = None) -> None:
-        self.setting, self.task = setting, task
-        self._search = search.Stepwise(
-            lambda horizon: attacks.inverting_gradients(
-                task.client_update,
-                batch_shape=task.attacked.inputs.shape[1:],
-                mean=task.model.mean,
-                std=task.model.std,
-                tv=setting.tv,
-                horizon=horizon,
-                prior=prior,
-            )
+    search_all = search.Stepwise(
+        lambda horizon: attacks.inverting_gradients(
+            task.client_update,
+            batch_shape=task.attacked.inputs.shape[1:],
+            mean=task.model.mean,
+            std=task.model.std,
+            tv=setting.tv,
+            horizon=horizon,
+            prior=prior,
         )
+    )
+    defense_key, attack_key = jax.random.split(jax.random.key(setting.seed + 2))
 
-    def __call__(self, params: Params, make_defense: MakeDefense, strengths: Sequence[float]) -> list[np.ndarray]:
-        """For every strength, what the attack makes of the defended updates: `[T, B, ...]`, matched to the truth."""
-
+    def on(make_defense: MakeDefense) -> Callable[[Params, float], np.ndarray]:
         @jax.jit
-        def observe(key: Key, params: Params, attacked: Batch, strength: Array) -> Observation:
-            defense = make_defense(strength)
-            seen = observe_targets(self.task.client_update, params, attacked, defense=defense, key=key)
+        def observe(params: Params, attacked: Batch, strength: Array) -> Observation:
+            seen = observe_targets(
+                task.client_update, params, attacked, defense=make_defense(strength), key=defense_key
+            )
             return seen._replace(num_examples=None, local_training=None, defense=None)
 
-        defense_key, attack_key = jax.random.split(jax.random.key(self.setting.seed + 2))
-        found = []
-        for strength in strengths:
-            seen = observe(defense_key, params, self.task.attacked, jnp.float32(strength))
-            *_, last = self._search(attack_key, seen, self.setting.steps, num_steps=self.setting.steps)
-            guesses = np.asarray(last.reconstruct().inputs)
-            truth = np.asarray(self.task.attacked.inputs)
-            order = [metrics.match_one_to_one(guess, images) for guess, images in zip(guesses, truth)]
-            found.append(np.stack([guess[permutation] for guess, permutation in zip(guesses, order)]))
-        return found
+        def attack(params: Params, strength: float) -> np.ndarray:
+            seen = observe(params, task.attacked, jnp.float32(strength))
+            *_, last = search_all(attack_key, seen, setting.steps, num_steps=setting.steps)
+            return np.asarray(last.reconstruct().inputs)
+
+        return attack
+
+    return on
 
 
 def leakage(task: Task, found: np.ndarray) -> dict[str, float]:
-    """How well reconstructions `[T, B, ...]` show the attacked images, and whether they tell them from the test's."""
-    images = np.asarray(task.attacked.inputs).reshape(-1, *task.model.input_shape)
-    found = found.reshape(images.shape)
-    candidates = np.concatenate([images, np.asarray(task.test.inputs)])
+    """How well images `[T, B, ...]` show the attacked ones, and whether they tell them from the test images."""
+    truth = np.asarray(task.attacked.inputs)
+    quality = [metrics.evaluate(*pair) for pair in zip(found, truth)]
+    matched = np.concatenate([images[q.permutation] for images, q in zip(found, quality)])
+    candidates = np.concatenate([*truth, np.asarray(task.test.inputs)])
     return {
-        "median_psnr_db": float(np.median(metrics.psnr(found, images))),
-        "median_ssim": float(np.median(metrics.ssim(found, images))),
-        "identified": float(metrics.identified(found, candidates, np.arange(len(images))).mean()),
+        "median_psnr_db": float(np.median([q.psnr_db for q in quality])),
+        "median_ssim": float(np.median([q.ssim for q in quality])),
+        "identified": float(metrics.identified(matched, candidates, np.arange(len(matched))).mean()),
     }
