@@ -57,7 +57,7 @@ class Setting:
     seed: int = 0
 
 
-SMOKE = {"data": "photos", "clients": 8, "clients_per_round": 2, "targets": 2, "steps": 2}
+SMOKE = {"data": "photos", "model": "mlp", "clients": 8, "clients_per_round": 2, "targets": 2, "steps": 2}
 """What a run of seconds changes."""
 
 
