@@ -7,6 +7,7 @@ A server sees a client's gradient; an attack turns it back into images. Reading 
 from jaxinvert import (
     analytic,
     attacks,
+    captures,
     clients,
     data,
     defenses,
@@ -33,6 +34,7 @@ __all__ = [
     "Reconstruction",
     "analytic",
     "attacks",
+    "captures",
     "clients",
     "data",
     "defenses",

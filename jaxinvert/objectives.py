@@ -314,7 +314,7 @@ def rounding_likelihood(step: Callable[[Array], Scalar]) -> Objective:
 def sign_margin(simulated: Update, observed: Update, *, margin: float = 0.3) -> Array:
     """`mean max(0, margin - u sign g*)`, `u = g / mean |g_l|`: a hinge for signs that are wrong, or hardly right.
 
-    Signs tell nothing of sizes, so every tensor is in units of its mean size. Entries observed as zero are zero behind
+    Signs tell nothing of sizes, so every tensor is in units of its mean size. Entries observed as zero lie behind
     dead units; they cost `|u|`.
 
     Args:

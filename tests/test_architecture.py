@@ -26,6 +26,7 @@ ROOMS = [
     "accounting",
     "observe",
     "federation",
+    "captures",
     "labels",
     "matching",
     "groups",

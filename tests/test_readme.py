@@ -5,6 +5,8 @@ import io
 import re
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from experiments import tables
@@ -12,8 +14,11 @@ from experiments import tables
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
+PROGRAMS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
 def test_the_attack_runs_and_leaks():
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    code = PROGRAMS[0]
     assert len([line for line in code.splitlines() if line.strip()]) <= 14
     # A quarter of the steps: enough to see that it works, not to reach the figure that the README prints.
     code = code.replace("num_steps=500", "num_steps=125").replace("horizon=500", "horizon=125")
@@ -21,6 +26,13 @@ def test_the_attack_runs_and_leaks():
     with contextlib.redirect_stdout(printed):
         exec(compile(code, "README.md", "exec"), {})
     assert float(printed.getvalue().split()[0]) > 20
+
+
+def test_a_captured_update_is_read():
+    names = {}
+    exec(compile(PROGRAMS[1], "README.md", "exec"), names)
+    for leaf in jax.tree.leaves(names["update"]):
+        np.testing.assert_allclose(leaf, -0.01, atol=1e-7)  # the pseudo-gradient, params - local_params
 
 
 def test_linked_files_exist():

@@ -15,7 +15,7 @@ from jaxinvert.attacks.general_deep_leakage import general_deep_leakage
 from jaxinvert.attacks.inverting_gradients import inverting_gradients
 from jaxinvert.attacks.see_through_gradients import see_through_gradients
 from jaxinvert.clients import fedsgd
-from jaxinvert.models import BATCH_NORM_MOMENTUM, Model, cross_entropy
+from jaxinvert.models import BATCH_NORM_MOMENTUM, Model, training_loss
 from jaxinvert.types import ArrayTree, Attack, Batch, ClientUpdateFn, Objective, Params, Scalar, Shape, SolveFn
 
 
@@ -117,7 +117,7 @@ def _from_model(
 ) -> Attack:
     del horizon  # their rate is constant
     gradient = fedsgd(
-        cross_entropy(setting.model.apply), chunk_size=setting.gradient_chunk
+        training_loss(setting.model), chunk_size=setting.gradient_chunk
     )  # the attacker does not know how the client trains
     shape = setting.images["batch_shape"]
     return make(gradient, batch_shape=shape, num_classes=setting.model.num_classes, **hyperparameters)
@@ -126,7 +126,7 @@ def _from_model(
 def _dlm_with_best_scale(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> Attack:
     del horizon
     gradient, rule = (
-        fedsgd(cross_entropy(setting.model.apply), chunk_size=setting.gradient_chunk),
+        fedsgd(training_loss(setting.model), chunk_size=setting.gradient_chunk),
         labels.bias_sign(head=setting.model.head),
     )
     return dlm_with_best_scale(gradient, rule, batch_shape=setting.images["batch_shape"], **hyperparameters)

@@ -6,6 +6,8 @@ words what the difference is worth. Truth and reconstruction meet here, and nowh
 
 from jaxinvert.audit.auditing import Attacked, Audited, Setting, attack_and_score, audit, judged
 from jaxinvert.audit.evidence import Excess, Rate, excess, rate
+from jaxinvert.audit.plan import parse_defense, settings_for
+from jaxinvert.audit.privacy import Privacy, Training, privacy
 from jaxinvert.audit.record import record
 from jaxinvert.audit.retrieval import chance_of_any, identified
 from jaxinvert.audit.scoring import Ground, Scores, ground_truth, score
@@ -17,9 +19,11 @@ __all__ = [
     "Audited",
     "Excess",
     "Ground",
+    "Privacy",
     "Rate",
     "Scores",
     "Setting",
+    "Training",
     "Verdict",
     "attack_and_score",
     "audit",
@@ -29,7 +33,10 @@ __all__ = [
     "identified",
     "judge",
     "judged",
+    "parse_defense",
+    "privacy",
     "rate",
     "record",
     "score",
+    "settings_for",
 ]

@@ -1,6 +1,7 @@
 """The audit: every setting attacked, the same attacks without the update, and what is left of the difference."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from jaxinvert.audit.kept import kept_or_done
 from jaxinvert.audit.retrieval import chance_of_any
 from jaxinvert.audit.scoring import Ground, Scores, ground_truth, score
 from jaxinvert.audit.verdict import Verdict, judge
+from jaxinvert.defenses.registry import NONE
 from jaxinvert.job import JobConfig
 from jaxinvert.search import Progress
 from jaxinvert.types import Observation, Reconstruction
@@ -28,10 +30,12 @@ class Setting(NamedTuple):
     Attributes:
       name: for people.
       attackers: jobs by name, such as "naive" and "adaptive"; they differ in the attack alone.
+      note: what a reader must know about the attackers, such as why none adapts.
     """
 
     name: str
     attackers: Mapping[str, JobConfig]
+    note: str = ""
 
 
 class Attacked(NamedTuple):
@@ -67,6 +71,7 @@ class Audited(NamedTuple):
       attackers: what each reached.
       worst: name of the attacker who reached most; the verdict is on that one.
       verdict: in words.
+      note: that of the setting.
     """
 
     name: str
@@ -74,6 +79,7 @@ class Audited(NamedTuple):
     attackers: dict[str, Attacked]
     worst: str
     verdict: Verdict
+    note: str = ""
 
 
 def audit(
@@ -86,7 +92,7 @@ def audit(
     """Attacks every setting by all its attackers, beside the null controls, and judges it by the worst.
 
     Args:
-      settings: they share their data and its size.
+      settings: they share data, network and all else but defense and attack.
       num_candidates: private images and others from the same split, among which reconstructions have to pick.
       folder: keeps what was reconstructed, so that the same audit goes on after an interrupt.
       on_progress: called now and then.
@@ -95,8 +101,10 @@ def audit(
       ValueError: for settings that are not possible.
       KeyboardInterrupt: after the state of the attack in flight was kept.
     """
+    on_progress("preparing", None)
+    setup = job.set_up(next(iter(settings[0].attackers.values())))
     blind: dict[str, np.ndarray] = {}
-    return [_audited(setting, num_candidates, folder, on_progress, blind) for setting in settings]
+    return [_audited(setting, setup, num_candidates, folder, on_progress, blind) for setting in settings]
 
 
 def judged(
@@ -179,12 +187,17 @@ def attack_and_score(
 
 
 def _audited(
-    setting: Setting, num_candidates: int, folder: Path | None, on_progress: Show, blind: dict[str, np.ndarray]
+    setting: Setting,
+    setup: job.Setup,
+    num_candidates: int,
+    folder: Path | None,
+    on_progress: Show,
+    blind: dict[str, np.ndarray],
 ) -> Audited:
     found, ground = {}, None
     for attacker, config in setting.attackers.items():
         on_progress(f"{setting.name}, {attacker}: preparing", None)
-        setup = job.set_up(config)
+        setup = setup._replace(program=job.Program(config, setup.program.model))
         task = job.prepare(config, setup)
         ground = ground_truth(
             task.truth, setup.dataset.images, np.asarray(setup.dataset.labels), num_candidates=num_candidates
@@ -202,15 +215,17 @@ def _audited(
             on_progress=show,
         )
     assert ground is not None
-    return judged(setting.name, ground, found)
+    return judged(setting.name, ground, found)._replace(note=setting.note)
 
 
 def _blind(
     config: JobConfig, task: job.Task, folder: Path | None, on_progress: Show, known: dict[str, np.ndarray]
 ) -> np.ndarray | None:
-    """What an attack shows that cannot see the update; computed once for attacks that are equal but for that."""
+    """What an attack shows that cannot see the update: the same for all defenses, unless it restores labels first."""
     if not task.program.iterates or not config.recipe.simulates:
         return None
+    if config.granted.labels:
+        config = replace(config, defense=NONE, defense_settings={}, adaptive=False)
     name = job.job_name(config)
     if name not in known:
         program = job.Program(config, task.model, attacker=controls.blind)

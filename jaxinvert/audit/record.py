@@ -5,6 +5,8 @@
      "settings": [{
        "name", "worst",                          # name of the attacker on whom the verdict is
        "verdict": {"level", "headline", "certainty"},
+       "note",                                   # such as why no attacker adapts
+       "privacy": {"epsilon" or null, "words"} or null,
        "attackers": {NAME: {
          "config": {...},
          "identified": {"count", "total", "low", "high", "chance", "p_value", "least_p_value"},     # clients
@@ -31,6 +33,7 @@ import numpy as np
 from jaxinvert import metrics
 from jaxinvert.audit.auditing import Attacked, Audited
 from jaxinvert.audit.evidence import rate
+from jaxinvert.audit.privacy import Training, privacy
 from jaxinvert.audit.scoring import Scores
 from jaxinvert.audit.verdict import SIGNIFICANCE
 
@@ -39,8 +42,16 @@ THRESHOLDS_DB = (20.0, 30.0)
 """PSNR from which most pictures are recognizable, and from which they look the same as their original."""
 
 
-def record(audited: Sequence[Audited]) -> dict[str, Any]:
-    """The content of `audit.json`, see the module's docstring; `store.save_json` writes it."""
+def record(audited: Sequence[Audited], training: Training | None = None) -> dict[str, Any]:
+    """The content of `audit.json`, see the module's docstring; `store.save_json` writes it.
+
+    Args:
+      audited: the settings.
+      training: that differential privacy is accounted for, if it is known.
+
+    Raises:
+      ValueError: as `privacy`.
+    """
     ground, first = audited[0].ground, next(iter(audited[0].attackers.values()))
     return {
         "format": FORMAT,
@@ -54,6 +65,8 @@ def record(audited: Sequence[Audited]) -> dict[str, Any]:
                 "name": one.name,
                 "worst": one.worst,
                 "verdict": one.verdict._asdict(),
+                "note": one.note,
+                "privacy": _privacy(one, training),
                 "attackers": {name: _attacker(attacked) for name, attacked in one.attackers.items()},
             }
             for one in audited
@@ -61,6 +74,11 @@ def record(audited: Sequence[Audited]) -> dict[str, Any]:
         "versions": first.summary["versions"],
         "device": first.summary["device"],
     }
+
+
+def _privacy(one: Audited, training: Training | None) -> dict[str, Any] | None:
+    promised = privacy(one.attackers[one.worst].config, training)
+    return None if promised is None else promised._asdict()
 
 
 def _attacker(attacked: Attacked) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def judge(
         f"(95 % interval {excess.low:+.1f} to {excess.high:+.1f})"
     )
     if identified.p_value < enough:
-        closer = gain if excess.p_value < enough else f"in pixels they need not be close: {gain}"
+        closer = gain if excess.low > 0 else f"in pixels they need not be close: {gain}"
         return Verdict("leaks", f"This leaks: {picked}.", f"{_sentence(interval)} {_sentence(closer)}")
     if excess.p_value < enough:
         return Verdict(

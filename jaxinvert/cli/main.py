@@ -18,6 +18,7 @@ from rich.text import Text
 
 from jaxinvert import data, job, labels, models, objectives, regularizers, threat_models
 from jaxinvert.attacks import registry
+from jaxinvert.cli.audit import Audit, audit
 from jaxinvert.cli.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, BadInputError, bad_input
 from jaxinvert.cli.invert import Invert, invert
 from jaxinvert.cli.sweep import Report, Sweep, report_sweep, sweep
@@ -44,6 +45,7 @@ class Prepare:
 
 Command = (
     Annotated[Invert, tyro.conf.subcommand("invert")]
+    | Annotated[Audit, tyro.conf.subcommand("audit")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[List, tyro.conf.subcommand("list")]
@@ -112,7 +114,8 @@ def _list(command: List, command_line: str) -> int:
         "defenses": {name: _defense_described(recipe) for name, recipe in defenses.REGISTRY.items()},
         "threat models": {name: "grants " + ", ".join(model.granted) for name, model in threat_models.LADDER.items()},
         "label rules": {name: rule.summary for name, rule in labels.REGISTRY.items()},
-        "models": {name: _first_line(factory) for name, factory in models.REGISTRY.items()},
+        "models": {name: _first_line(factory) for name, factory in models.REGISTRY.items()}
+        | {"MODULE:FUNCTION": "what a function of your own returns; the module is imported, which runs it"},
         "data sets": dict.fromkeys(data.names(), "") | {"FOLDER": "any folder of images", "FILE.npz": "arrays"},
         "objectives": {name: _first_line(objective) for name, objective in objectives.REGISTRY.items()},
         "regularizers": {name: _first_line(prior) for name, prior in regularizers.REGISTRY.items()},
@@ -149,6 +152,7 @@ def _prepare(command: Prepare, command_line: str) -> int:
 
 
 _COMMANDS: dict[type, Callable[..., int]] = {
+    Audit: audit,
     Invert: invert,
     Sweep: sweep,
     Report: report_sweep,

@@ -27,7 +27,7 @@ from jaxinvert.defenses.quantization import qsgd, qsgd_step, sign
 from jaxinvert.defenses.representation import soteria
 from jaxinvert.defenses.sparsification import percentile_privacy, random_k, top_k, top_k_of_tensors
 from jaxinvert.defenses.weights import row_noise, smallest_weights_zeroed
-from jaxinvert.models import Model, cross_entropy
+from jaxinvert.models import Model, training_loss
 from jaxinvert.types import Batch, ClientUpdateFn, Defense, Objective, Params, Scalar, Update
 
 NONE = "none"
@@ -267,7 +267,7 @@ def _clipped_client(setting: Setting, numbers: Numbers, client_update: ClientUpd
 
 def _per_example_clipping(setting: Setting, numbers: Numbers, client_update: ClientUpdateFn) -> ClientUpdateFn:
     del client_update  # the gradient of the mean, which cannot be clipped any more
-    loss_fn = cross_entropy(setting.model.apply)
+    loss_fn = training_loss(setting.model)
     return dp_fedsgd(loss_fn, clip_norm=numbers["norm"], chunk_size=setting.gradient_chunk)
 
 

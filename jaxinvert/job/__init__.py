@@ -8,6 +8,7 @@ numbers share a `Setup`, and are executed side by side by `execute_jobs`.
 from jaxinvert.job.config import JobConfig
 from jaxinvert.job.environment import device_name, uninterruptible
 from jaxinvert.job.execution import Execution, execute, execute_jobs, forget_state, peak_bytes
+from jaxinvert.job.fields import read_yaml, typed
 from jaxinvert.job.identity import job_name
 from jaxinvert.job.measurement import Outcome, measure
 from jaxinvert.job.planning import ChunkCost, chunk_costs, fastest
@@ -33,6 +34,8 @@ __all__ = [
     "measure",
     "peak_bytes",
     "prepare",
+    "read_yaml",
     "set_up",
+    "typed",
     "uninterruptible",
 ]

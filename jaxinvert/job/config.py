@@ -25,7 +25,8 @@ class JobConfig:
 
     Attributes:
       attack: name of the attack, see `jaxinvert list`.
-      model: name of the clients' network.
+      model: name of the clients' network; or `module:function`, a network of your own: the module is imported, which
+        runs it, and the function called.
       normalized: whether the network subtracts the data set's mean from its inputs and divides by its deviation.
       checkpoint: safetensors file with the network's parameters; by default they are fresh.
       data: name of a data set, a folder of images, or an npz file.
@@ -296,7 +297,7 @@ def defended_update(
 
 def client_update(config: JobConfig, model: models.Model, *, order_key: Key | None = None) -> ClientUpdateFn:
     """What clients without a defense compute, and the attacker simulates; without `order_key` in plain order."""
-    loss_fn = models.cross_entropy(model.apply)
+    loss_fn = models.training_loss(model)
     if config.client == "fedsgd":
         one_client = fedsgd(loss_fn, chunk_size=config.gradient_chunk)
     else:
@@ -314,7 +315,7 @@ def sent_statistics(
 ) -> Callable[[Params, Batch], ArrayTree]:
     """The running statistics that clients in train mode send beside their updates."""
     measure = local_batch_statistics(
-        models.cross_entropy(model.apply),
+        models.training_loss(model),
         model.batch_statistics,
         order_key=order_key,
         **_local_training(config),

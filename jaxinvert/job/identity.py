@@ -5,6 +5,7 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
+from jaxinvert import models
 from jaxinvert.defenses.registry import NONE
 from jaxinvert.job.config import JobConfig
 from jaxinvert.job.environment import versions
@@ -15,6 +16,8 @@ _FORMAT = 1
 def job_name(config: JobConfig, digests: dict[Path, str] | None = None) -> str:
     """The hash of all that determines a job's result: fields, versions, and the files that they name.
 
+    Of a model of the user's own that is the module's file, not what it imports.
+
     Args:
       config: the job.
       digests: of files that were hashed before; is added to.
@@ -23,9 +26,11 @@ def job_name(config: JobConfig, digests: dict[Path, str] | None = None) -> str:
       ValueError: if a file is not there.
     """
     digests = {} if digests is None else digests
-    paths = [*([config.checkpoint] if config.checkpoint else []), Path(config.data).expanduser()]
+    named = [config.checkpoint] if config.checkpoint else []
+    named += [models.source_of(config.model)] if models.is_external(config.model) else []
+    paths = [*named, Path(config.data).expanduser()]
     for path in paths:
-        if path not in digests and (path == config.checkpoint or path.exists()):
+        if path not in digests and (path in named or path.exists()):
             digests[path] = digest(path)
     plain = {field.name: getattr(config, field.name) for field in fields(JobConfig)}  # none of a subclass's
     hyperparameters = {name: float(value) for name, value in config.hyperparameters().items()}

@@ -175,6 +175,8 @@ def _network(config: JobConfig, dataset: data.Dataset) -> tuple[models.Model, Pa
         std=facts.get("std", dataset.std if config.normalized else None),
         **architecture,
     )
+    if config.batch_norm == "eval" and models.is_external(config.model):
+        models.check_eval_mode(model)
     if config.checkpoint is None:
         return model, None
     return model, models.load_checkpoint(config.checkpoint, jax.eval_shape(model.init, jax.random.key(0)))

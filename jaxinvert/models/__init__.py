@@ -1,18 +1,20 @@
 """The networks that gradient inversion is published on, and the door for any other.
 
 An attack needs only `apply(params, inputs) -> logits` or a loss function `(params, batch) -> []`; `create` makes the
-published ones by name, `load_checkpoint` reads trained parameters for them, `from_linen` wraps a Flax module, and
+published ones by name, `load_checkpoint` reads trained parameters for them, `from_linen` wraps a Flax module,
+`from_functions` a pair of functions, and `import_model` either, by the name of a function of yours.
 `cross_entropy(apply)`, or for several labels per example `binary_cross_entropy(apply)`, turns either, or any other
-pure function, into a client's loss.
+pure function, into a client's loss; `training_loss(model)` is the one that a model's clients minimize.
 """
 
 from jaxinvert.models.checkpoints import load_checkpoint, read_facts, save_checkpoint
 from jaxinvert.models.convnet import convnet
+from jaxinvert.models.external import check_eval_mode, import_model, is_external, source_of
 from jaxinvert.models.layers import BATCH_NORM_MOMENTUM
 from jaxinvert.models.lenet import lenet
 from jaxinvert.models.losses import binary_cross_entropy, cross_entropy
 from jaxinvert.models.mlp import mlp
-from jaxinvert.models.model import Model, from_linen
+from jaxinvert.models.model import Model, from_functions, from_linen, training_loss
 from jaxinvert.models.registry import REGISTRY, create, names
 from jaxinvert.models.resnet import resnet_cifar, resnet_imagenet
 from jaxinvert.models.small_convnet import small_convnet
@@ -22,10 +24,14 @@ __all__ = [
     "REGISTRY",
     "Model",
     "binary_cross_entropy",
+    "check_eval_mode",
     "convnet",
     "create",
     "cross_entropy",
+    "from_functions",
     "from_linen",
+    "import_model",
+    "is_external",
     "lenet",
     "load_checkpoint",
     "mlp",
@@ -35,4 +41,6 @@ __all__ = [
     "resnet_imagenet",
     "save_checkpoint",
     "small_convnet",
+    "source_of",
+    "training_loss",
 ]

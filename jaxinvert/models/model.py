@@ -1,8 +1,8 @@
 """What the rest of jaxinvert knows of a network: `init`, `apply` and a few static facts.
 
 The contract with anybody's model is the function `apply(params, inputs) -> logits` (or a loss function built
-on it), not this package: the networks here are those that the attacks were published on. `from_linen` puts a
-Flax module of your own behind the same contract.
+on it), not this package: the networks here are those that the attacks were published on. `from_linen` and
+`from_functions` put a Flax module or a pair of functions of your own behind the same contract.
 
 `params` is the *full* Flax variables dictionary, `{"params": ..., "batch_stats": ...}`: everything the server
 sends. Running statistics of BatchNorm are sent but not trained, so `apply` cuts them off with
@@ -11,7 +11,7 @@ zero.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from flax import linen
 
 from jaxinvert.models.batch_norm import sow_batch_statistics
-from jaxinvert.types import ApplyFn, Array, ArrayTree, Key, Params
+from jaxinvert.models.losses import cross_entropy
+from jaxinvert.types import ApplyFn, Array, ArrayTree, Key, LossFn, Params
 
 
 class Model(NamedTuple):
@@ -39,6 +40,8 @@ class Model(NamedTuple):
       batch_statistics: `(params, inputs [B, H, W, C] in [0, 1]) -> statistics`, the tree of
         `params["batch_stats"]`: mean and biased variance, over batch and pixels, of what enters each BatchNorm layer
         in `apply`; `{}` without such layers. Differentiable in `inputs`.
+      loss_fn: `(params, batch) -> []`, what the clients minimize if it is not the mean cross-entropy; see
+        `training_loss`.
     """
 
     name: str
@@ -50,6 +53,12 @@ class Model(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     batch_statistics: Callable[[Params, Array], ArrayTree]
+    loss_fn: LossFn | None = None
+
+
+def training_loss(model: Model) -> LossFn:
+    """What the clients of a model minimize: its own loss if it has one, else the mean cross-entropy."""
+    return model.loss_fn or cross_entropy(model.apply)
 
 
 def from_linen(
@@ -86,41 +95,129 @@ def from_linen(
       ValueError: at once for a bad shape, class count, mean or std; later, from `apply`, for inputs that are
         not `[B, *input_shape]`.
     """
+    facts = _facts(name, input_shape, num_classes, mean, std)
+
+    def init(key: Key) -> Params:
+        # lazy_init traces the forward pass for its shapes only; nothing but the initializers runs.
+        return module.lazy_init(key, jax.ShapeDtypeStruct((1, *facts.input_shape), jnp.float32))
+
+    def apply(params: Params, inputs: Array) -> Array:
+        # "mutable" lets BatchNorm in train mode write its running statistics, which are then dropped.
+        logits, _ = module.apply(_untrained_cut_off(params), _normalized(inputs, facts), mutable=["batch_stats"])
+        return logits
+
+    def batch_statistics(params: Params, inputs: Array) -> ArrayTree:
+        with linen.intercept_methods(sow_batch_statistics):
+            _, written = module.apply(
+                _untrained_cut_off(params),
+                _normalized(inputs, facts),
+                mutable=["batch_stats", "batch_statistics"],
+            )
+        return written.get("batch_statistics", {})
+
+    return Model(
+        head=head,
+        init=init,
+        apply=apply,
+        batch_statistics=batch_statistics,
+        num_classes=num_classes,
+        **facts._asdict(),
+    )
+
+
+def from_functions(
+    init: Callable[[Key], Params],
+    apply: ApplyFn,
+    *,
+    name: str,
+    input_shape: Sequence[int],
+    num_classes: int,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    head: str = "params/head",
+) -> Model:
+    """Makes a `Model` of two pure functions, written with any library or none.
+
+    Args:
+      init: `key -> params`, any tree.
+      apply: `(params, normalized inputs [B, H, W, C]) -> logits [B, K]`.
+      name: what reports call it.
+      input_shape: `(H, W, C)`, all positive.
+      num_classes: `K`, at least 1.
+      mean: `C` per-channel means of pixels in [0, 1]; `None` = zeros.
+      std: `C` positive per-channel standard deviations; `None` = ones.
+      head: path of the last dense layer in `params`.
+
+    Returns:
+      The model. What `params` holds below "batch_stats" is not trained. What enters the BatchNorm layers of such a
+      model cannot be seen: its `batch_statistics` raises ValueError if there are any.
+
+    Raises:
+      ValueError: as `from_linen`.
+    """
+    facts = _facts(name, input_shape, num_classes, mean, std)
+
+    def apply_to_pixels(params: Params, inputs: Array) -> Array:
+        return apply(_untrained_cut_off(params), _normalized(inputs, facts))
+
+    def batch_statistics(params: Params, inputs: Array) -> ArrayTree:
+        del inputs
+        if isinstance(params, Mapping) and params.get("batch_stats"):
+            raise ValueError(
+                f"{name} is a pair of functions, whose BatchNorm layers cannot be seen: use a Flax module"
+            )
+        return {}
+
+    return Model(
+        head=head,
+        init=init,
+        apply=apply_to_pixels,
+        batch_statistics=batch_statistics,
+        num_classes=num_classes,
+        **facts._asdict(),
+    )
+
+
+class _Facts(NamedTuple):
+    """What is static about the inputs of the network `name`."""
+
+    name: str
+    input_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def _facts(
+    name: str,
+    input_shape: Sequence[int],
+    num_classes: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> _Facts:
     height, width, channels = _three_positive(input_shape)
-    shape = (height, width, channels)
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     mean = _per_channel("mean", mean, channels, default=0.0)
     std = _per_channel("std", std, channels, default=1.0)
     if not all(value > 0 for value in std):
         raise ValueError(f"std must be positive in every channel, got {std}")
+    return _Facts(name, (height, width, channels), mean, std)
 
-    def init(key: Key) -> Params:
-        # lazy_init traces the forward pass for its shapes only; nothing but the initializers runs.
-        return module.lazy_init(key, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
 
-    def prepare(params: Params, inputs: Array) -> tuple[Params, Array]:
-        if inputs.ndim != 4 or inputs.shape[1:] != shape:
-            raise ValueError(f"{name} expects inputs [B, {height}, {width}, {channels}], got {inputs.shape}")
-        per_channel = (1, 1, 1, channels)
-        normalized = inputs - jnp.asarray(mean, inputs.dtype).reshape(per_channel)
-        normalized = normalized / jnp.asarray(std, inputs.dtype).reshape(per_channel)
-        variables = dict(params)
-        if "batch_stats" in variables:
-            variables["batch_stats"] = jax.lax.stop_gradient(variables["batch_stats"])
-        return variables, normalized
+def _normalized(inputs: Array, facts: _Facts) -> Array:
+    height, width, channels = facts.input_shape
+    if inputs.ndim != 4 or inputs.shape[1:] != facts.input_shape:
+        raise ValueError(f"{facts.name} expects inputs [B, {height}, {width}, {channels}], got {inputs.shape}")
+    per_channel = (1, 1, 1, channels)
+    centered = inputs - jnp.asarray(facts.mean, inputs.dtype).reshape(per_channel)
+    return centered / jnp.asarray(facts.std, inputs.dtype).reshape(per_channel)
 
-    def apply(params: Params, inputs: Array) -> Array:
-        # "mutable" lets BatchNorm in train mode write its running statistics, which are then dropped.
-        logits, _ = module.apply(*prepare(params, inputs), mutable=["batch_stats"])
-        return logits
 
-    def batch_statistics(params: Params, inputs: Array) -> ArrayTree:
-        with linen.intercept_methods(sow_batch_statistics):
-            _, written = module.apply(*prepare(params, inputs), mutable=["batch_stats", "batch_statistics"])
-        return written.get("batch_statistics", {})
-
-    return Model(name, shape, num_classes, head, init, apply, mean, std, batch_statistics)
+def _untrained_cut_off(params: Params) -> Params:
+    """`params` with running statistics that pass no gradient."""
+    if not isinstance(params, Mapping) or "batch_stats" not in params:
+        return params
+    return {**params, "batch_stats": jax.lax.stop_gradient(params["batch_stats"])}
 
 
 def _three_positive(input_shape: Sequence[int]) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxinvert.models.convnet import convnet
+from jaxinvert.models.external import import_model, is_external
 from jaxinvert.models.layers import ConvolutionFn, unknown_value
 from jaxinvert.models.lenet import lenet
 from jaxinvert.models.mlp import mlp
@@ -52,7 +53,7 @@ def create(
     conv_general_dilated: ConvolutionFn | None = None,
     **architecture: Any,
 ) -> Model:
-    """Creates a registered network.
+    """Creates a registered network, or imports one of the user's own.
 
     Example:
       >>> from jaxinvert import models
@@ -61,7 +62,8 @@ def create(
       ('convnet16', 'params/head')
 
     Args:
-      name: one of `names()`, or `convnetW` and `resnetD-F` with a width, a depth and a multiple of the usual width.
+      name: one of `names()`, or `convnetW` and `resnetD-F` with a width, a depth and a multiple of the usual width;
+        or `module:function`, which is imported and called: see `import_model`.
       input_shape: `(H, W, C)` of one example.
       num_classes: `K`.
       mean: `C` per-channel means of pixels in [0, 1]; `None` = no shift.
@@ -77,10 +79,12 @@ def create(
       ValueError: for an unknown name or an option that the factory does not have, with the known ones and the
         closest of them; and whatever the factory refuses.
     """
-    factory = _factory(name)
     options = dict(architecture)
     if conv_general_dilated is not None:
         options["conv_general_dilated"] = conv_general_dilated
+    if is_external(name):
+        return import_model(name, input_shape=input_shape, num_classes=num_classes, mean=mean, std=std, **options)
+    factory = _factory(name)
     known = set(inspect.signature(factory).parameters)
     for option in options:
         if option not in known:

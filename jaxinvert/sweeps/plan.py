@@ -21,18 +21,14 @@ do, nor from who computes it. Therefore a resumed sweep yields the same records.
 import itertools
 import json
 import reprlib
-import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple
 
-import yaml
-
-from jaxinvert.job import JobConfig, compiled_form, job_name
+from jaxinvert.job import JobConfig, compiled_form, job_name, read_yaml, typed
 
 MAX_JOBS = 1_000_000
-_MAX_FILE_BYTES = 2**20
 _LANES_PER_BATCH = 64
 
 
@@ -90,21 +86,7 @@ def read_plan(file: Path | str) -> Plan:
     Raises:
       ValueError: if it is no YAML of that kind, or names a field, a value or a job that cannot be.
     """
-    file = Path(file)
-    if not file.is_file():
-        raise ValueError(f"{file} is not a file")
-    with open(file, "rb") as opened:
-        text = opened.read(_MAX_FILE_BYTES + 1)
-    if len(text) > _MAX_FILE_BYTES:
-        raise ValueError(f"{file} is larger than a sweep file's {_MAX_FILE_BYTES} bytes")
-    try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ValueError("it repeats a part by an alias (*name), which could stand for any amount")
-        content = yaml.safe_load(text)
-    except Exception as error:  # whatever a constructor raises for a value that its tag does not fit
-        raise ValueError(f"{file} is not readable YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds {type(content).__name__}, expected fields such as 'attack: dlg'")
+    content = read_yaml(file)
     batch = content.pop("batch", None)
     if batch is not None and (not isinstance(batch, int) or isinstance(batch, bool) or batch < 1):
         raise ValueError(f"{file}: batch is {batch!r}, expected a whole number of at least 1")
@@ -153,7 +135,7 @@ def make_plan(jobs: Iterator[Mapping[str, Any]] | Sequence[Mapping[str, Any]], *
         if number == MAX_JOBS:
             raise ValueError(f"more than {MAX_JOBS} jobs")
         try:
-            config = JobConfig(**{name: _typed(name, value) for name, value in chosen.items()})
+            config = JobConfig(**typed(JobConfig, chosen))
         except ValueError as error:
             raise ValueError(f"job {number} {reprlib.repr(dict(chosen))}: {error}") from error
         name = job_name(config, digests)
@@ -201,45 +183,3 @@ def _identity(config: JobConfig) -> str:
 
 def _canonical(content: Any) -> str:
     return json.dumps(content, sort_keys=True, default=str)
-
-
-_TYPES = get_type_hints(JobConfig)
-
-
-def _typed(name: str, value: Any) -> Any:
-    """The value as the field `name` wants it; YAML reads `1e-3` as text and knows no paths.
-
-    Raises:
-      ValueError: if there is no such field, or it wants something else.
-    """
-    if name not in _TYPES:
-        raise ValueError(f"there is no field {name!r}; there are {', '.join(_TYPES)}")
-    wanted = _TYPES[name]
-    options = get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
-    for option in options:
-        try:
-            return _as_type(option, value)
-        except (TypeError, ValueError, OverflowError):
-            continue
-    raise ValueError(f"{name} is {reprlib.repr(value)}, expected {getattr(wanted, '__name__', str(wanted))}")
-
-
-def _as_type(wanted: Any, value: Any) -> Any:
-    if get_origin(wanted) is Literal:
-        if value in get_args(wanted):
-            return value
-    elif get_origin(wanted) is dict:
-        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-            return {key: _as_type(float, number) for key, number in value.items()}
-    elif wanted is type(None):
-        if value is None:
-            return None
-    elif wanted is float:
-        if isinstance(value, int | float | str) and not isinstance(value, bool):
-            return float(value)
-    elif wanted is Path:
-        if isinstance(value, str | Path):
-            return Path(value)
-    elif isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool)):
-        return value
-    raise TypeError

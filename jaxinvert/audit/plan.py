@@ -1,0 +1,71 @@
+"""What an audit asks for: one deployment, several defenses, and for each of them all who attack it.
+
+A defense is written `NAME`, `NAME:number=value,number=value`, or as a chain `top-k+gaussian:keep=0.1,scale=0.01`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from jaxinvert.audit.auditing import Setting
+from jaxinvert.defenses.registry import NONE
+from jaxinvert.job import JobConfig
+from jaxinvert.threat_models import check_needs
+
+NAIVE, ADAPTIVE = "naive", "adaptive"
+
+
+def settings_for(config: JobConfig, defenses: Sequence[str] = (NONE,)) -> list[Setting]:
+    """One setting for each defense: attacked by a naive attacker, and by one that adapts to it, if there is one.
+
+    Args:
+      config: the deployment and the attack, without a defense.
+      defenses: as in the module's docstring.
+
+    Raises:
+      ValueError: for a defense that cannot be, or is named twice, or none at all.
+
+    >>> [[*setting.attackers] for setting in settings_for(JobConfig(), ["none", "top-k:keep=0.1"])]
+    [['naive'], ['naive', 'adaptive']]
+    """
+    if config.defense != NONE or config.adaptive:
+        raise ValueError("an audit takes its defenses from the list `defenses`, and its attackers follow from them")
+    if not defenses or len(set(defenses)) < len(defenses):
+        raise ValueError(f"defenses are {list(defenses)}, expected one at least, and each once")
+    return [_setting(config, text) for text in defenses]
+
+
+def _setting(config: JobConfig, text: str) -> Setting:
+    name, numbers = parse_defense(text)
+    naive = replace(config, defense=name, defense_settings=numbers)
+    if name == NONE:
+        return Setting("no defense", {NAIVE: naive})
+    attackers, title = {NAIVE: naive}, name
+    if numbers:
+        title += f" ({', '.join(f'{number} {value:g}' for number, value in numbers.items())})"
+    try:
+        adaptive = replace(naive, adaptive=True)
+        check_needs(adaptive.granted, adaptive.needs, attack=f"an adaptive {adaptive.attack}")
+        attackers[ADAPTIVE] = adaptive
+    except ValueError as error:
+        return Setting(title, attackers, f"nobody adapts: {error}")
+    return Setting(title, attackers)
+
+
+def parse_defense(text: str) -> tuple[str, dict[str, float]]:
+    """Name and numbers of a defense.
+
+    Raises:
+      ValueError: if the text is not of that form.
+
+    >>> parse_defense("top-k:keep=0.1")
+    ('top-k', {'keep': 0.1})
+    """
+    name, colon, numbers = text.partition(":")
+    try:
+        pairs = [part.split("=") for part in numbers.split(",")] if colon else []
+        parsed = {key.strip(): float(value) for key, value in pairs}
+    except ValueError as error:
+        raise ValueError(f"defense {text!r} is not of the form NAME:number=value,number=value") from error
+    if len(parsed) < len(pairs):
+        raise ValueError(f"defense {text!r} gives a number twice")
+    return name.strip(), parsed

@@ -1,0 +1,255 @@
+"""Anybody's network by the name of a function, `module:function`, for command lines, sweeps and experiments.
+
+Naming a module runs it: it is imported, like any module that a program of yours imports, with the working directory
+on the path as `python -m` has it. Only name what you would run.
+"""
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+from flax import linen
+
+from jaxinvert.models.batch_norm import refuse_train_mode
+from jaxinvert.models.layers import unknown_value
+from jaxinvert.models.model import Model, from_functions, from_linen, training_loss
+from jaxinvert.types import Array, Batch, Params, path_name
+
+_EXPECTED = "a jaxinvert.models.Model, a flax.linen module, or a pair (init, apply); a loss function may follow"
+
+
+def is_external(name: str) -> bool:
+    """Whether `name` is of the form `module:function`."""
+    return ":" in name
+
+
+def import_model(
+    name: str,
+    *,
+    input_shape: Sequence[int] | None = None,
+    num_classes: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    head: str | None = None,
+    **options: Any,
+) -> Model:
+    """Imports a module, calls its function, and makes a `Model` of what it returns.
+
+    The function is called with those of `input_shape`, `num_classes`, `mean` and `std` that are given and that it
+    names as arguments.
+
+    | it returns | the network takes |
+    | --- | --- |
+    | a `Model` | pixels |
+    | a Flax module, or `(init, apply)` | pixels, if the function names `mean` or `std`; else normalized pixels |
+    | `(model, loss_fn)`, `(module, loss_fn)`, `(init, apply, loss_fn)` | the same; clients minimize `loss_fn` |
+
+    A loss is `(params, batch) -> []` of a `jaxinvert.Batch` of pixels and integer labels; without one, clients
+    minimize the mean cross-entropy. BatchNorm layers are in the mode that the network gives them.
+
+    Args:
+      name: such as "my_net:make", or "package.module:function".
+      input_shape: `(H, W, C)` of one example; a `Model` that was returned has its own, and must agree.
+      num_classes: `K`; by default as many as the network has logits.
+      mean: `C` per-channel means of pixels in [0, 1]; `None` = no shift.
+      std: `C` per-channel standard deviations; `None` = no scale.
+      head: path of the last dense layer in the parameters, for attacks that read it. By default a `Model`'s own, else
+        "params/head", or the only dense layer with `K` outputs; "" if there are several.
+      **options: further arguments for the function, which must name them.
+
+    Raises:
+      ValueError: if there is no such module or function, it fails, does not name an option, or returns something
+        else; if its logits are not `[B, K]` floats, or its loss is not one number. `jax.eval_shape` tells, nothing
+        is computed.
+    """
+    function = _import_function(name)
+    accepted = _parameters(function, name)
+    for option in options:
+        if option not in accepted:
+            raise unknown_value(f"option of model {name!r}:", option, accepted)
+    given = {"input_shape": input_shape, "num_classes": num_classes, "mean": mean, "std": std}
+    arguments = {key: value for key, value in given.items() if value is not None and key in accepted} | options
+    if lacking := [key for key, needed in accepted.items() if needed and key not in arguments]:
+        raise ValueError(f"model {name} needs {', '.join(lacking)}, which is not given")
+    with _failure_named(f"{name} failed when called with {', '.join(arguments) or 'nothing'}"):
+        returned = function(**arguments)
+    network, loss_fn = _network_and_loss(returned, name)
+    if not isinstance(network, Model):
+        if input_shape is None:
+            raise ValueError(f"model {name} needs input_shape: what it returned has none")
+        if {"mean", "std"} & accepted.keys():
+            mean = std = None
+        is_module = isinstance(network, linen.Module)
+        make = functools.partial(from_linen, network) if is_module else functools.partial(from_functions, *network)
+        facts = {"input_shape": input_shape, "num_classes": num_classes or 1, "mean": mean, "std": std}
+        network = make(name=name, head="", **facts)
+        network = _with_classes_and_head(network, num_classes)
+    return _checked(
+        network._replace(loss_fn=loss_fn or network.loss_fn, head=network.head if head is None else head),
+        name,
+        input_shape=input_shape,
+        num_classes=num_classes,
+    )
+
+
+def check_eval_mode(model: Model) -> None:
+    """Refuses a network of Flax modules with a BatchNorm layer in train mode, for who says that there is none.
+
+    Raises:
+      ValueError: that names the layer.
+    """
+
+    def apply(params: Params, inputs: Array) -> Array:
+        return model.apply(params, inputs)  # traced anew: JAX has model.apply itself in its cache
+
+    with linen.intercept_methods(refuse_train_mode):
+        jax.eval_shape(apply, jax.eval_shape(model.init, jax.random.key(0)), _inputs(model))
+
+
+def source_of(name: str) -> Path:
+    """The file of the module in `module:function`, whose content decides what the model is; imports its parents.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    module_name, _ = _parsed(name)
+    with _failure_named(f"importing {module_name} failed"):
+        found = importlib.util.find_spec(module_name)
+    if found is None or found.origin is None or not Path(found.origin).is_file():
+        raise _no_module(module_name)
+    return Path(found.origin)
+
+
+def _parsed(name: str) -> tuple[str, str]:
+    """Module and function, with the working directory on the path from here on, as `python -m` has it."""
+    module_name, _, function_name = name.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), function_name)):
+        raise ValueError(f"model {name!r} is not of the form module:function, such as my_net:make")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    return module_name, function_name
+
+
+def _import_function(name: str) -> Callable[..., Any]:
+    module_name, function_name = _parsed(name)
+    try:
+        with _failure_named(f"importing {module_name} failed"):
+            module = importlib.import_module(module_name)
+    except ValueError as error:
+        missing = getattr(error.__cause__, "name", None)
+        if isinstance(error.__cause__, ModuleNotFoundError) and f"{module_name}.".startswith(f"{missing}."):
+            raise _no_module(module_name) from error
+        raise
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise unknown_value(f"function of {module_name}:", function_name, known)
+    return function
+
+
+def _no_module(module_name: str) -> ValueError:
+    """The error for a module that is not there, with those of the working directory."""
+    here = Path.cwd()
+    known = {file.stem for file in here.glob("*.py")} | {file.parent.name for file in here.glob("*/__init__.py")}
+    return unknown_value(f"module (not installed, and not in {here}):", module_name, known)
+
+
+def _parameters(function: Callable[..., Any], name: str) -> dict[str, bool]:
+    """The arguments that a function can be given by name, and whether it must be."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the arguments of {name} are unknown: {error}") from error
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {item.name: item.default is item.empty for item in parameters if item.kind in by_name}
+
+
+@contextlib.contextmanager
+def _failure_named(what: str) -> Iterator[None]:
+    """Turns whatever foreign code raises into a ValueError, with the line of that code."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_FOREIGN)]
+        where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+        raise ValueError(f"{what}: {type(error).__name__}: {error}{where}") from error
+
+
+_NOT_FOREIGN = ("<", *(os.path.dirname(file) for file in (jax.__file__, flax.__file__, os.path.dirname(__file__))))
+
+
+def _network_and_loss(returned: Any, name: str) -> tuple[Any, Any]:
+    match returned:
+        case Model() | linen.Module():
+            return returned, None
+        case (Model() | linen.Module() as network, loss_fn) if callable(loss_fn):
+            return network, loss_fn
+        case (init, apply) if callable(init) and callable(apply):
+            return (init, apply), None
+        case (init, apply, loss_fn) if callable(init) and callable(apply) and callable(loss_fn):
+            return (init, apply), loss_fn
+    kinds = f" of {', '.join(type(item).__name__ for item in returned)}" if isinstance(returned, tuple) else ""
+    raise ValueError(f"model {name} returned a {type(returned).__name__}{kinds}, expected {_EXPECTED}")
+
+
+def _with_classes_and_head(model: Model, num_classes: int | None) -> Model:
+    """The model with what its parameters and logits say about its last layer."""
+    params, logits = _shapes(model)
+    num_classes = num_classes or (logits.shape[-1] if getattr(logits, "ndim", 0) == 2 else 1)
+    heads = [
+        path.removesuffix("/kernel")
+        for path, leaf in ((path_name(key), leaf) for key, leaf in jax.tree_util.tree_leaves_with_path(params))
+        if path.endswith("/kernel") and leaf.ndim == 2 and leaf.shape[1] == num_classes
+    ]
+    head = "params/head" if "params/head" in heads else heads[0] if len(heads) == 1 else ""
+    return model._replace(num_classes=num_classes, head=head)
+
+
+def _checked(model: Model, name: str, *, input_shape: Sequence[int] | None, num_classes: int | None) -> Model:
+    """The model, if it takes and returns what it should."""
+    if input_shape is not None and tuple(input_shape) != tuple(model.input_shape):
+        raise ValueError(f"model {name} takes inputs {tuple(model.input_shape)}, expected {tuple(input_shape)}")
+    if num_classes is not None and num_classes != model.num_classes:
+        raise ValueError(f"model {name} has {model.num_classes} classes, expected {num_classes}")
+    params, logits = _shapes(model)
+    expected = (_BATCH_SIZE, model.num_classes)
+    if getattr(logits, "shape", None) != expected or not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(f"the logits of model {name} are {_described(logits)}, expected floats {expected}: [B, K]")
+    if model.loss_fn is not None:
+        labels: Any = jax.ShapeDtypeStruct((_BATCH_SIZE,), jnp.int32)
+        with _failure_named(f"the loss of model {name} failed on {_BATCH_SIZE} examples"):
+            loss = jax.eval_shape(training_loss(model), params, Batch(_inputs(model), labels))
+        if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
+            raise ValueError(f"the loss of model {name} is {_described(loss)}, expected one float")
+    return model
+
+
+_BATCH_SIZE = 3
+"""Of the shapes that a model is tried on: neither 1, which would be broadcast, nor a usual number of classes."""
+
+
+def _shapes(model: Model) -> tuple[Params, Any]:
+    """The shapes of parameters and logits."""
+    with _failure_named(f"the parameters of model {model.name} cannot be initialized"):
+        params = jax.eval_shape(model.init, jax.random.key(0))
+    with _failure_named(f"model {model.name} failed on inputs [{_BATCH_SIZE}, *{tuple(model.input_shape)}]"):
+        return params, jax.eval_shape(model.apply, params, _inputs(model))
+
+
+def _inputs(model: Model) -> Any:
+    return jax.ShapeDtypeStruct((_BATCH_SIZE, *model.input_shape), jnp.float32)
+
+
+def _described(value: Any) -> str:
+    return f"{value.dtype} {value.shape}" if hasattr(value, "shape") else f"a {type(value).__name__}"
