@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rounds=2,
             report_every=2,
             attacked_rounds=(0,),
-            defenses=("clip, gaussian",),
+            defenses=("sign",),
         )
     rows, curves = measure(config)
     title = f"Accuracy against leakage, {config.setting.model}, {Path(config.setting.data).stem}"
