@@ -1,7 +1,8 @@
 r"""Distances between a simulated update `g` and the observed one `g*`: what gradient matching minimizes.
 
-Every objective is `(simulated, observed) -> []`, zero where the updates agree. Sums run over all tensors
-of the update together unless the name says otherwise.
+Every objective is `(simulated, observed) -> []`, zero where the updates agree (but for `sign_margin`, which sees
+signs only). Sums run over all tensors of the update together unless the name says otherwise. At the end are those of
+an attacker who knows what a defense did to the observed update.
 
 | update              | cosine, angular | squared_l2, l1 |
 |---------------------|-----------------|----------------|
@@ -274,6 +275,33 @@ def transmitted(objective: Objective) -> Objective:
     return restricted
 
 
+def largest_sent(objective: Objective, *, of_tensors: bool = False) -> Objective:
+    """Takes entries observed as zero for "no larger than the smallest that was sent".
+
+    Says more than `transmitted` where the largest entries were sent as they are, and is as exact at the truth.
+
+    Args:
+      objective: compares the simulated update, less what entries that were not sent may be, with the observed one.
+      of_tensors: whether each tensor's largest were sent, or those of the whole update.
+    """
+
+    def smallest_sent(g_star: Array) -> Array:
+        return jnp.min(jnp.abs(g_star), initial=jnp.inf, where=g_star != 0)
+
+    def restricted(simulated: Update, observed: Update) -> Array:
+        smallest = jax.tree.map(smallest_sent, observed)
+        if not of_tensors:
+            of_all = jnp.min(jnp.stack(jax.tree.leaves(smallest)))
+            smallest = jax.tree.map(lambda _: of_all, smallest)
+
+        def beyond(g: Array, g_star: Array, limit: Array) -> Array:
+            return jnp.where(g_star != 0, g, jnp.sign(g) * jnp.maximum(jnp.abs(g) - limit, 0)).astype(g.dtype)
+
+        return objective(jax.tree.map(beyond, simulated, observed, smallest), observed)
+
+    return restricted
+
+
 def censored(objective: Objective, bound: Scalar) -> Objective:
     """Takes observed entries of size `bound` for "at least as large": a simulated one beyond them agrees.
 
@@ -314,8 +342,8 @@ def rounding_likelihood(step: Callable[[Array], Scalar]) -> Objective:
 def sign_margin(simulated: Update, observed: Update, *, margin: float = 0.3) -> Array:
     """`mean max(0, margin - u sign g*)`, `u = g / mean |g_l|`: a hinge for signs that are wrong, or hardly right.
 
-    Signs tell nothing of sizes, so every tensor is in units of its mean size. Entries observed as zero lie behind
-    dead units; they cost `|u|`.
+    Signs tell nothing of sizes, so every tensor is in units of its mean size. An entry observed as zero, as behind a
+    dead unit, costs `|u|`.
 
     Args:
       simulated: `g`.
@@ -324,8 +352,9 @@ def sign_margin(simulated: Update, observed: Update, *, margin: float = 0.3) -> 
     """
 
     def wrong(g: Array, g_star: Array) -> Array:
-        size = jnp.mean(jnp.abs(g))
-        unit = g / jnp.where(size > 0, size, 1)
+        overflows = jnp.isinf(tree_norm(g)) | jnp.isinf(tree_norm(g_star))
+        size = jnp.where(overflows, jnp.nan, jnp.mean(jnp.abs(g)))
+        unit = g / jnp.where(size == 0, 1, size)
         return jnp.sum(jnp.where(g_star == 0, jnp.abs(unit), jnp.maximum(0, margin - unit * jnp.sign(g_star))))
 
     num_entries = sum(leaf.size for leaf in jax.tree.leaves(observed))

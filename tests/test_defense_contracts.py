@@ -93,7 +93,8 @@ def test_protected_client(name, victim, setting):
         return registry.protect(name, setting, numbers, victim.client_update)(victim.params, batch)
 
     plain = victim.observation.update
-    changed = protected(numbers_of(name) | ({"dp-sgd.norm": 0.1} if name == "dp-sgd" else {}), victim.batch)
+    strong = numbers_of(name) | ({"dp-sgd.norm": 0.1} if name == "dp-sgd" else {})
+    changed = jax.jit(protected)(strong, victim.batch)
     assert jax.tree.map(jnp.shape, changed) == jax.tree.map(jnp.shape, plain)
     assert objectives.squared_l2(changed, plain) > 0
 
@@ -110,7 +111,7 @@ def test_an_adaptive_attacker_prefers_the_truth(name, victim, setting):
     numbers = numbers_of(name)
     client = registry.protect(name, setting, numbers, victim.client_update)
     defense = registry.defend(name, setting, numbers, victim.params)
-    observed = observe(client, victim.params, victim.batch, defense=defense, key=jax.random.key(5)).update
+    observed = observe(jax.jit(client), victim.params, victim.batch, defense=defense, key=jax.random.key(5)).update
     others = jax.random.uniform(jax.random.key(6), (16, *victim.batch.inputs.shape))
     candidates = jnp.concatenate([victim.batch.inputs[None], others])
 
@@ -156,31 +157,30 @@ def test_a_chain_is_its_parts_in_order(setting, params, updates):
 
 
 def test_of_noise_and_sparsification_the_attacker_knows_both(setting):
-    """Normal noise, then the largest of three entries: the likelihood of that entry alone, in units of g = 0."""
+    """Normal noise, then the largest of three entries, 4: others up to 4 are as likely as none, 9 is 5 too large."""
     numbers = {"gaussian.scale": 0.5, "top-k.keep": 0.3}
     _, distance = registry.adapt("gaussian+top-k", setting, numbers, models.cross_entropy, objectives.cosine)
-    observed, simulated = {"w": jnp.array([0.0, 4.0, 0.0])}, {"w": jnp.array([9.0, 3.0, 9.0])}
-    assert float(distance(simulated, observed)) == pytest.approx(1 / 16)
+    observed = {"w": jnp.array([0.0, 4.0, 0.0])}
+    for simulated, expected in (([2.0, 3.0, -4.0], 1 / 16), ([2.0, 3.0, -9.0], 26 / 16)):
+        assert float(distance({"w": jnp.array(simulated)}, observed)) == pytest.approx(expected)
 
 
 def test_only_dp_sgd_bounds_every_example(victim, setting):
     """Two examples of which one has a long gradient: the mean of the clipped ones, by hand."""
     loss_fn = models.cross_entropy(victim.model.apply)
+    plain = jax.jit(clients.fedsgd(loss_fn))
+    clipped = jax.jit(lambda bound, batch: clients.dp_fedsgd(loss_fn, clip_norm=bound)(victim.params, batch))
     images = jnp.concatenate([victim.batch.inputs, 40 * victim.batch.inputs])
     batch = Batch(images, jnp.array([1, 2]))
-    alone = [
-        clients.fedsgd(loss_fn)(victim.params, Batch(images[i : i + 1], batch.labels[i : i + 1])) for i in range(2)
-    ]
+    alone = [plain(victim.params, Batch(images[i : i + 1], batch.labels[i : i + 1])) for i in range(2)]
     lengths = [float(objectives.tree_norm(update)) for update in alone]
     bound = (min(lengths) + max(lengths)) / 2
     expected = jax.tree.map(
         lambda a, b: (a * min(1, bound / lengths[0]) + b * min(1, bound / lengths[1])) / 2, *alone
     )
-    found = clients.dp_fedsgd(loss_fn, clip_norm=bound)(victim.params, batch)
+    found = clipped(bound, batch)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), found, expected)
-    whole = clients.dp_fedsgd(loss_fn, clip_norm=jnp.inf)(victim.params, batch)
+    whole = clipped(jnp.inf, batch)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-        whole,
-        clients.fedsgd(loss_fn)(victim.params, batch),
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole, plain(victim.params, batch)
     )

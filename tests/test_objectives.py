@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from jaxinvert import objectives
 
@@ -120,3 +121,85 @@ def test_float32_keeps_the_derivative_of_the_cosine(distance):
     b = jnp.array([3 * np.cos(angle) + 4 * np.sin(angle), 4 * np.cos(angle) - 3 * np.sin(angle)], jnp.float32)
     expected = ((1 - distance) * np.asarray(a) / 5 - np.asarray(b) / 5) / 5
     np.testing.assert_allclose(jax.grad(objectives.cosine)(a, b), expected, rtol=1e-3)
+
+
+TRUTH = {"a": jnp.array([3.0, -1.0, 0.5, 2.0]), "b": jnp.array([-4.0, 0.1])}
+
+
+def test_under_top_k_only_the_transmitted_entries_agree_with_the_truth():
+    """Sent are 3 and -4, 25 of a squared norm of 30.26: the naive cosine is 1 - 5 / sqrt(30.26) at the truth."""
+    sent = {"a": jnp.array([3.0, 0.0, 0.0, 0.0]), "b": jnp.array([-4.0, 0.0])}
+    assert float(objectives.transmitted(objectives.cosine)(TRUTH, sent)) == pytest.approx(0, abs=1e-12)
+    assert float(objectives.largest_sent(objectives.cosine)(TRUTH, sent)) == pytest.approx(0, abs=1e-12)
+    assert float(objectives.cosine(TRUTH, sent)) == pytest.approx(1 - 5 / np.sqrt(30.26), rel=1e-5)
+
+
+def test_what_was_not_sent_is_no_larger_than_what_was():
+    """Sent are 3 and -4: of the whole update others are at most 3, of each tensor at most 3 and 4."""
+    sent = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([-4.0, 0.0])}
+    simulated = {"a": jnp.array([3.0, -5.0]), "b": jnp.array([-4.0, 3.5])}
+    assert float(objectives.largest_sent(objectives.squared_l2)(simulated, sent)) == pytest.approx(2**2 + 0.5**2)
+    of_tensors = objectives.largest_sent(objectives.squared_l2, of_tensors=True)
+    assert float(of_tensors(simulated, sent)) == pytest.approx(2**2)
+    nothing_sent = {"a": jnp.zeros(2), "b": sent["b"]}
+    assert float(of_tensors(simulated, nothing_sent)) == 0  # of such a tensor nothing is known
+
+
+def test_at_the_truth_twice_the_likelihood_is_chi_squared():
+    """Noise of another scale for each tensor, and one tensor without any, which is left out."""
+    scales = {4000: 0.2, 3000: 5.0, 10: 0.0}
+    update = {str(size): jnp.zeros(size) for size in scales}
+    keys = jax.random.split(jax.random.key(0), 2)
+    noisy = {
+        "4000": 0.2 * jax.random.normal(keys[0], (4000,)),
+        "3000": 5.0 * jax.random.normal(keys[1], (3000,)),
+        "10": jnp.ones(10),
+    }
+
+    def p_value(factor):
+        likelihood = objectives.gaussian_likelihood(lambda leaf: factor * scales[leaf.size])
+        return stats.chi2.sf(2 * float(likelihood(update, noisy)), 7000)
+
+    assert 1e-3 < p_value(1.0) < 1 - 1e-3
+    assert p_value(0.95) < 1e-3
+    assert p_value(1.05) > 1 - 1e-3
+
+
+def test_laplace_likelihood_and_units_of_nothing_found():
+    objective = objectives.laplace_likelihood(lambda leaf: 0.5)
+    observed = {"a": TRUTH["a"] + jnp.array([1.0, -1.0, 0.0, 2.0]), "b": TRUTH["b"]}
+    assert float(objective(TRUTH, observed)) == pytest.approx(8.0)
+    nothing = jax.tree.map(jnp.zeros_like, TRUTH)
+    assert float(objectives.relative(objective)(nothing, observed)) == pytest.approx(1.0)
+    assert float(objectives.relative(objectives.squared_l2)(TRUTH, nothing)) == pytest.approx(30.26)  # no units
+
+
+def test_clipped_entries_are_lower_bounds():
+    """What was clipped to 1 agrees with 3 but not with 0.5; what was not clipped must be met, even beyond it."""
+    distance = objectives.censored(objectives.squared_l2, 1.0)
+    observed = {"w": jnp.array([1.0, -1.0, 0.25])}
+    for simulated, expected in (([3.0, -7.0, 0.25], 0.0), ([0.5, 0.0, 0.25], 1.25), ([1.0, -1.0, 2.25], 4.0)):
+        assert float(distance({"w": jnp.array(simulated)}, observed)) == pytest.approx(expected)
+
+
+def test_rounding_likelihood_is_the_probability_of_the_level():
+    """0.75 is rounded to 1 with probability 3/4 and to 0 with 1/4; 2.5 cannot be: tangent at 0.9, slope 10."""
+    likelihood = objectives.rounding_likelihood(lambda leaf: 2.0)
+    for simulated, observed, expected in (
+        (1.5, 2.0, -np.log(0.75)),
+        (1.5, 0.0, -np.log(0.25)),
+        (-1.5, -2.0, -np.log(0.75)),
+        (5.0, 0.0, -np.log(0.1) + 10 * 1.6),
+    ):
+        found = likelihood({"w": jnp.array([simulated])}, {"w": jnp.array([observed])})
+        assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_sign_margin_by_hand_and_blind_to_scale():
+    """The mean size is 1: right by 2, wrong by 1, right by less than the margin, and zero: 0 + 1.5 + 0.4 + 0.9."""
+    simulated = {"w": jnp.array([2.0, -1.0, 0.1, 0.9])}
+    signs = {"w": jnp.array([1.0, 1.0, 1.0, 0.0])}
+    found = float(objectives.sign_margin(simulated, signs, margin=0.5))
+    assert found == pytest.approx((0 + 1.5 + 0.4 + 0.9) / 4, rel=1e-6)
+    larger = {"w": 1e4 * simulated["w"]}
+    assert float(objectives.sign_margin(larger, signs, margin=0.5)) == pytest.approx(found, rel=1e-5)

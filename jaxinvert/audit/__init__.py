@@ -4,7 +4,9 @@
 words what the difference is worth. Truth and reconstruction meet here, and nowhere below.
 """
 
+from jaxinvert.audit.attacks import Show
 from jaxinvert.audit.auditing import Attacked, Audited, Setting, attack_and_score, audit, judged
+from jaxinvert.audit.captured import Capture, Explained, audit_capture, explain_capture, job_of_capture
 from jaxinvert.audit.evidence import Excess, Rate, excess, rate
 from jaxinvert.audit.plan import parse_defense, settings_for
 from jaxinvert.audit.privacy import Privacy, Training, privacy
@@ -17,20 +19,26 @@ __all__ = [
     "SIGNIFICANCE",
     "Attacked",
     "Audited",
+    "Capture",
     "Excess",
+    "Explained",
     "Ground",
     "Privacy",
     "Rate",
     "Scores",
     "Setting",
+    "Show",
     "Training",
     "Verdict",
     "attack_and_score",
     "audit",
+    "audit_capture",
     "chance_of_any",
     "excess",
+    "explain_capture",
     "ground_truth",
     "identified",
+    "job_of_capture",
     "judge",
     "judged",
     "parse_defense",

@@ -1,6 +1,6 @@
 """The audit: every setting attacked, the same attacks without the update, and what is left of the difference."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,18 +10,14 @@ import numpy as np
 
 from jaxinvert import job
 from jaxinvert.audit import controls
+from jaxinvert.audit.attacks import Show, attack, found_in
 from jaxinvert.audit.evidence import Excess, Rate, excess, rate
-from jaxinvert.audit.kept import kept_or_done
 from jaxinvert.audit.retrieval import chance_of_any
 from jaxinvert.audit.scoring import Ground, Scores, ground_truth, score
 from jaxinvert.audit.verdict import Verdict, judge
 from jaxinvert.defenses.registry import NONE
 from jaxinvert.job import JobConfig
 from jaxinvert.search import Progress
-from jaxinvert.types import Observation, Reconstruction
-
-Show = Callable[[str, Progress | None], None]
-"""Called with what is being done, and how far it is if that is known."""
 
 
 class Setting(NamedTuple):
@@ -168,11 +164,11 @@ def attack_and_score(
       on_progress: called now and then.
     """
     key = jax.random.fold_in(jax.random.key(config.seed), 4)
-    execution = _attack("attack", config, task.program, task.observations, folder, on_progress)
+    execution = attack("attack", config, task.program, task.observations, folder, on_progress)
     summary = job.measure(config, task, execution).summary
-    found, used = _found(execution)
+    found, used = found_in(execution)
     noise = controls.random_update(key, task.observations)
-    on_noise, used_on_noise = _found(_attack("random update", config, task.program, noise, folder, on_progress))
+    on_noise, used_on_noise = found_in(attack("random update", config, task.program, noise, folder, on_progress))
     of_controls = {
         "mean image": score(controls.mean_image(ground), used, ground),
         "random update": score(on_noise, used_on_noise, ground),
@@ -210,7 +206,7 @@ def _audited(
             config,
             task,
             ground,
-            blind=_blind(config, task, folder, show, blind),
+            blind=blind_attack(config, task, folder, show, blind),
             folder=folder,
             on_progress=show,
         )
@@ -218,10 +214,21 @@ def _audited(
     return judged(setting.name, ground, found)._replace(note=setting.note)
 
 
-def _blind(
+def blind_attack(
     config: JobConfig, task: job.Task, folder: Path | None, on_progress: Show, known: dict[str, np.ndarray]
 ) -> np.ndarray | None:
-    """What an attack shows that cannot see the update: the same for all defenses, unless it restores labels first."""
+    """What an attack shows that cannot see the update: the same for all defenses, unless it restores labels first.
+
+    Args:
+      config: the job.
+      task: prepared for it.
+      folder: keeps the result.
+      on_progress: called now and then.
+      known: results by the name of the job, to which this one is added.
+
+    Returns:
+      `[T, B, H, W, C]`, or `None` for attacks that do not simulate clients step by step.
+    """
     if not task.program.iterates or not config.recipe.simulates:
         return None
     if config.granted.labels:
@@ -229,51 +236,5 @@ def _blind(
     name = job.job_name(config)
     if name not in known:
         program = job.Program(config, task.model, attacker=controls.blind)
-        known[name], _ = _found(_attack("prior only", config, program, task.observations, folder, on_progress))
+        known[name], _ = found_in(attack("prior only", config, program, task.observations, folder, on_progress))
     return known[name]
-
-
-def _attack(
-    what: str,
-    config: JobConfig,
-    program: job.Program,
-    observations: Observation,
-    folder: Path | None,
-    on_progress: Show,
-) -> job.Execution:
-    """Attacks, or takes what was kept of it.
-
-    Raises:
-      KeyboardInterrupt: after its state was kept.
-    """
-    state = None if folder is None else folder / "state" / what.replace(" ", "-")
-
-    def attack() -> job.Execution:
-        on_progress(what, None)
-        return job.execute(
-            config,
-            program,
-            observations,
-            on_progress=lambda progress: on_progress(what, progress),
-            state_folder=state,
-        )
-
-    if folder is None:
-        execution = attack()
-    else:
-        name = f"{job.job_name(config)}-{what.replace(' ', '-')}.npz"
-        execution = kept_or_done(folder / "attacks" / name, attack)
-    if execution.interrupted:
-        raise KeyboardInterrupt
-    if state is not None:
-        job.forget_state(state, config)
-    return execution
-
-
-def _found(execution: job.Execution) -> tuple[np.ndarray, np.ndarray | None]:
-    """Images `[T, B, H, W, C]` and the classes `[T, B]` that they were made for."""
-    found: Reconstruction = execution.reconstructions
-    labels = None if found.labels is None else np.asarray(found.labels)
-    if labels is not None and labels.ndim > 2:
-        labels = labels.argmax(axis=-1)  # soft
-    return np.asarray(found.inputs), labels

@@ -8,6 +8,6 @@ what an owner compares reconstructions with. The rest of jaxinvert then sees onl
 
 from jaxinvert.captures.images import load_batch, load_images
 from jaxinvert.captures.trees import load_tree
-from jaxinvert.captures.updates import KINDS, as_update
+from jaxinvert.captures.updates import KINDS, Kind, as_update
 
-__all__ = ["KINDS", "as_update", "load_batch", "load_images", "load_tree"]
+__all__ = ["KINDS", "Kind", "as_update", "load_batch", "load_images", "load_tree"]

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxinvert import audit as audits
-from jaxinvert import job, report, store
+from jaxinvert import captures, data, job, models, report, store
 from jaxinvert.cli.console import EXIT_INTERRUPTED, bad_input, progress_bar
 from jaxinvert.search import Progress
 
@@ -24,6 +24,13 @@ class Audit(job.JobConfig):
       defenses: each is judged by the worst of a naive and an adaptive attacker: `none`, `top-k:keep=0.1`,
         `clip+gaussian:norm=1,scale=0.01` ..., see `jaxinvert list`.
       candidates: images among which reconstructions have to pick the private ones, these included.
+      update: files of updates that clients sent (safetensors, npz, Flax msgpack): these are audited instead of
+        simulated clients, of `num_examples` each, whose defense is the only one of `defenses`.
+      params: file of the parameters that these clients were sent.
+      update_kind: what the files hold: before minus after or a gradient, a delta after minus before, or the weights.
+      truth: npz with `inputs` and `labels` of these clients, one after the other, for scores and a verdict.
+      input_shape: of one example, height, width and channels; by default that of `data`.
+      num_classes: by default that of `data`.
       sampling_rate: probability with which an example takes part in a step of the whole training, for the epsilon of
         dp-sgd.
       training_steps: of the whole training, for the same.
@@ -35,6 +42,12 @@ class Audit(job.JobConfig):
     file: tyro.conf.Positional[Path | None] = None
     defenses: tuple[str, ...] = ("none",)
     candidates: int = 100
+    update: tuple[Path, ...] = ()
+    params: Path | None = None
+    update_kind: captures.Kind = "pseudo-gradient"
+    truth: Path | None = None
+    input_shape: tuple[int, int, int] | None = None
+    num_classes: int | None = None
     sampling_rate: float | None = None
     training_steps: int | None = None
     delta: float = 1e-5
@@ -48,15 +61,20 @@ def audit(command: Audit, command_line: str) -> int:
     with bad_input():
         command = _with_file(command)
         config = job.JobConfig(**{field.name: getattr(command, field.name) for field in fields(job.JobConfig)})
+        capture = _capture(command)
+        if capture is not None:
+            config = audits.job_of_capture(config, capture)
         settings = audits.settings_for(config, command.defenses)
+        if capture is not None and len(settings) > 1:
+            raise ValueError(f"captured updates have one defense, not {len(settings)}: name the one the clients had")
         training = _training(command)
         for setting in settings:  # what cannot be said is found out now, not after the attacks
             audits.privacy(next(iter(setting.attackers.values())), training)
     store.check_writable(command.out)
     num_attacks = sum(len(setting.attackers) for setting in settings)
     console.print(
-        f"[bold]{len(settings)} settings[/], {num_attacks} attacks with their controls, on {config.targets} clients "
-        f"of {config.num_private} examples",
+        f"[bold]{len(settings)} settings[/], {num_attacks} attacks with their controls, on {config.targets} "
+        f"{'captured' if capture else 'simulated'} clients of {config.num_examples} examples",
         highlight=False,
     )
     begin = time.perf_counter()
@@ -71,28 +89,72 @@ def audit(command: Audit, command_line: str) -> int:
 
         try:
             with bad_input():
-                audited = audits.audit(
-                    settings, num_candidates=command.candidates, folder=command.out, on_progress=show
-                )
+                if capture is None:
+                    found = audits.audit(
+                        settings, num_candidates=command.candidates, folder=command.out, on_progress=show
+                    )
+                else:
+                    found = _of_capture(command, settings[0], capture, show)
         except KeyboardInterrupt:
             bar.update(row, description="interrupted", refresh=True)
             bar.stop()
             console.print(f"interrupted; what is finished stays, and the same command goes on: {command.out}")
             return EXIT_INTERRUPTED
         bar.update(row, description="audited", completed=config.steps, refresh=True)
+    page = command.out / "report.html"
     with job.uninterruptible():
-        record = audits.record(audited, training)
-        store.save_json(command.out / "audit.json", {**record, "command": command_line})
-        report.save_audit_html(
-            command.out / "report.html", audited=audited, record=record, title=config.model, command=command_line
-        )
-    console.print(_table(audited))
-    for one in audited:
-        console.print(Text.assemble((f"{one.name}: ", "bold"), f"{one.verdict.headline} {one.verdict.certainty}"))
-    console.print(
-        f"{time.perf_counter() - begin:,.0f} s; page: {command.out / 'report.html'}", highlight=False, soft_wrap=True
-    )
+        if isinstance(found, dict):
+            command.out.mkdir(parents=True, exist_ok=True)
+            report.save_capture_html(page, found=found, title=config.model, command=command_line)
+            _print_explained(found, console)
+        else:
+            record = audits.record(found, training)
+            store.save_json(command.out / "audit.json", {**record, "command": command_line})
+            report.save_audit_html(page, audited=found, record=record, title=config.model, command=command_line)
+            _print_verdicts(found, console)
+    console.print(f"{time.perf_counter() - begin:,.0f} s; page: {page}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _capture(command: Audit) -> audits.Capture | None:
+    """The captured files, if there are any.
+
+    Raises:
+      ValueError: if only a part of them is named.
+    """
+    if not command.update:
+        if command.params is not None or command.truth is not None:
+            raise ValueError("params and truth are those of captured updates: name these by update, too")
+        return None
+    if command.params is None:
+        raise ValueError("captured updates need the parameters that the clients were sent: params")
+    return audits.Capture(command.params, command.update, command.update_kind, command.truth)
+
+
+def _of_capture(
+    command: Audit, setting: audits.Setting, capture: audits.Capture, show: audits.Show
+) -> list[audits.Audited] | dict[str, tuple[job.JobConfig, audits.Explained]]:
+    """Judges captured updates if their truth is known, and says what can be said if not.
+
+    Raises:
+      ValueError: for files that do not fit the model.
+    """
+    shape, num_classes, others, mean, std = command.input_shape, command.num_classes, None, None, None
+    if shape is None or num_classes is None:
+        others = data.load(command.data, split=command.split, size=command.size)
+        shape, num_classes = shape or others.images.shape[1:], num_classes or others.num_classes
+        if command.normalized:
+            mean, std = others.mean, others.std
+        if others.images.shape[1:] != tuple(shape):
+            others = None
+    model = models.create(command.model, input_shape=shape, num_classes=num_classes, mean=mean, std=std)
+    if capture.truth is None:
+        return {
+            name: (config, audits.explain_capture(config, capture, model, folder=command.out, on_progress=show))
+            for name, config in setting.attackers.items()
+        }
+    options = {"num_candidates": command.candidates, "folder": command.out, "on_progress": show}
+    return [audits.audit_capture(setting, capture, model, others, **options)]
 
 
 def _training(command: Audit) -> audits.Training | None:
@@ -126,6 +188,23 @@ def _with_file(command: Audit) -> Audit:
 
 def _speed(progress: Progress) -> str:
     return f"{progress.step * progress.best_loss.size / max(progress.seconds, 1e-9):,.0f} steps/s"
+
+
+def _print_explained(found: dict[str, tuple[job.JobConfig, audits.Explained]], console: Console) -> None:
+    """What was explained of every captured update."""
+    for name, (_, one) in found.items():
+        table = Table("client", "update explained", "random update explained", title=f"{name} attacker")
+        for client, (share, noise) in enumerate(zip(one.share, one.share_of_noise)):
+            table.add_row(str(client), f"{share:.1%}", f"{noise:.1%}")
+        console.print(table)
+    console.print("no true images were given, so there is no verdict: look at the page, or give --truth")
+
+
+def _print_verdicts(audited: list[audits.Audited], console: Console) -> None:
+    """The figures, and a verdict on every setting."""
+    console.print(_table(audited))
+    for one in audited:
+        console.print(Text.assemble((f"{one.name}: ", "bold"), f"{one.verdict.headline} {one.verdict.certainty}"))
 
 
 def _table(audited: list[audits.Audited]) -> Table:

@@ -34,6 +34,7 @@ NONE = "none"
 """What a client without a defense has."""
 
 Numbers = Mapping[str, Scalar]
+"""Strengths by name."""
 
 
 class Setting(NamedTuple):
@@ -245,6 +246,11 @@ def _sent_only(setting: Setting, numbers: Numbers, objective: Objective) -> Obje
     return objectives.transmitted(objective)
 
 
+def _largest_sent(setting: Setting, numbers: Numbers, objective: Objective, *, of_tensors: bool) -> Objective:
+    del setting, numbers
+    return objectives.largest_sent(objective, of_tensors=of_tensors)
+
+
 def _sent_and_censored(setting: Setting, numbers: Numbers, objective: Objective) -> Objective:
     del setting
     return objectives.transmitted(objectives.censored(objective, numbers["bound"]))
@@ -289,7 +295,7 @@ def _soteria(setting: Setting, numbers: Numbers, client_update: ClientUpdateFn) 
     return soteria(client_update, setting.model.apply, head=setting.model.head, **numbers)
 
 
-_SUPPORT = Counter("matches only the entries that were sent", restrict=_sent_only)
+_LARGEST = "matches the entries that were sent, and takes the others for no larger"
 _SHARE = Number(0.1, most=1)
 
 REGISTRY: dict[str, Recipe] = {
@@ -352,7 +358,7 @@ REGISTRY: dict[str, Recipe] = {
     "random-k": Recipe(
         summary="a random share of the entries, rescaled to be unbiased (Wangni et al. 2018)",
         numbers={"keep": _SHARE},
-        counter=_SUPPORT,
+        counter=Counter("matches only the entries that were sent", restrict=_sent_only),
         update=_on_update(random_k),
     ),
     "row-noise": Recipe(
@@ -385,13 +391,13 @@ REGISTRY: dict[str, Recipe] = {
     "top-k": Recipe(
         summary="the largest entries of the whole update",
         numbers={"keep": _SHARE},
-        counter=_SUPPORT,
+        counter=Counter(_LARGEST, restrict=partial(_largest_sent, of_tensors=False)),
         update=_on_update(top_k),
     ),
     "top-k-per-tensor": Recipe(
         summary="the largest entries of every tensor",
         numbers={"keep": _SHARE},
-        counter=_SUPPORT,
+        counter=Counter(_LARGEST, restrict=partial(_largest_sent, of_tensors=True)),
         update=_on_update(top_k_of_tensors),
     ),
 }

@@ -5,11 +5,11 @@ observations; `measure` is where truth and reconstruction meet, after the attack
 numbers share a `Setup`, and are executed side by side by `execute_jobs`.
 """
 
-from jaxinvert.job.config import JobConfig
-from jaxinvert.job.environment import device_name, uninterruptible
+from jaxinvert.job.config import JobConfig, assumptions
+from jaxinvert.job.environment import device_name, uninterruptible, versions
 from jaxinvert.job.execution import Execution, execute, execute_jobs, forget_state, peak_bytes
 from jaxinvert.job.fields import read_yaml, typed
-from jaxinvert.job.identity import job_name
+from jaxinvert.job.identity import digest, job_name
 from jaxinvert.job.measurement import Outcome, measure
 from jaxinvert.job.planning import ChunkCost, chunk_costs, fastest
 from jaxinvert.job.preparation import Setup, Task, prepare, set_up
@@ -23,9 +23,11 @@ __all__ = [
     "Program",
     "Setup",
     "Task",
+    "assumptions",
     "chunk_costs",
     "compiled_form",
     "device_name",
+    "digest",
     "execute",
     "execute_jobs",
     "fastest",
@@ -38,4 +40,5 @@ __all__ = [
     "set_up",
     "typed",
     "uninterruptible",
+    "versions",
 ]

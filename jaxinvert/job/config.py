@@ -16,7 +16,7 @@ from jaxinvert.clients import fedavg, fedsgd, local_batch_statistics, securely_a
 from jaxinvert.defenses import registry as defenses
 from jaxinvert.observe import FEDSGD
 from jaxinvert.threat_models import ThreatModel
-from jaxinvert.types import ArrayTree, Batch, ClientUpdateFn, Key, LocalTraining, Params, Scalar
+from jaxinvert.types import ArrayTree, Batch, ClientUpdateFn, Key, LocalTraining, Params
 
 
 @dataclass(frozen=True)
@@ -178,12 +178,10 @@ class JobConfig:
     def _refuse_defenses_that_do_not_fit(self) -> None:
         """Raises ValueError for a defense that these clients cannot have, or this attacker cannot adapt to."""
         self.defense_numbers()
+        if self.defense != defenses.NONE and self.aggregate > 1:
+            raise ValueError(f"defense is {self.defense!r}, but aggregate {self.aggregate} sums undefended updates")
         for name in defenses.names_in(self.defense):
             recipe = defenses.REGISTRY[name]
-            if self.aggregate > 1:
-                raise ValueError(
-                    f"defense is {self.defense!r}, but aggregate {self.aggregate} sums undefended updates"
-                )
             if recipe.changes_client and self.batch_norm == "train":
                 raise ValueError(f"defense {name!r} looks at single examples, which batch_norm='train' couples")
             if recipe.one_step and self.client != "fedsgd":
@@ -288,7 +286,7 @@ def defense_setting(config: JobConfig, model: models.Model) -> defenses.Setting:
 
 
 def defended_update(
-    config: JobConfig, model: models.Model, numbers: dict[str, Scalar], *, order_key: Key | None = None
+    config: JobConfig, model: models.Model, numbers: defenses.Numbers, *, order_key: Key | None = None
 ) -> ClientUpdateFn:
     """What the clients compute where their defense changes that, too; `numbers` are the defense's."""
     plain = client_update(config, model, order_key=order_key)

@@ -10,19 +10,16 @@ import jax
 from jaxinvert import labels, models
 from jaxinvert.attacks import registry
 from jaxinvert.defenses import registry as defenses
+from jaxinvert.defenses.registry import Numbers
 from jaxinvert.devices import first_devices
 from jaxinvert.job.config import JobConfig, client_update, defended_update, defense_setting, sent_statistics
 from jaxinvert.search import Stepwise, over_targets, split_shared
-from jaxinvert.types import Array, ArrayTree, Attack, Batch, Key, Observation, Params, Reconstruction, Scalar, Update
+from jaxinvert.types import Array, ArrayTree, Attack, Batch, Key, Observation, Params, Reconstruction, Update
 
 
 def compiled_form(config: JobConfig) -> JobConfig:
     """`config` without the numbers that a compiled program takes as arguments: equal for jobs that share one."""
     return replace(config, seed=0, steps=0, tv=None, lr=None, settings={}, defense_settings={})
-
-
-Numbers = dict[str, Scalar]
-"""Those of a defense, by full name."""
 
 
 class Program:

@@ -1,6 +1,7 @@
 """What a person looks at after an attack or a sweep: pictures as PNG, self-contained pages as HTML, and a table."""
 
 from jaxinvert.report.audit_page import save_audit_html
+from jaxinvert.report.capture_page import save_capture_html
 from jaxinvert.report.page import save_report_html
 from jaxinvert.report.pictures import save_reconstructions_png
 from jaxinvert.report.sweep_figures import sweep_table
@@ -10,6 +11,7 @@ from jaxinvert.report.wording import captions
 __all__ = [
     "captions",
     "save_audit_html",
+    "save_capture_html",
     "save_reconstructions_png",
     "save_report_html",
     "save_sweep_html",

@@ -1,0 +1,78 @@
+"""One self-contained HTML page about captured updates whose true images nobody has given."""
+
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxinvert import job
+from jaxinvert.audit import Explained
+from jaxinvert.report.pictures import as_byte_pairs, data_uri
+from jaxinvert.report.templates import render
+from jaxinvert.report.wording import flattened
+
+_MAX_PICTURES, _MAX_CONTROLS = 60, 12
+
+
+class Figure(NamedTuple):
+    """A reconstruction as an address that holds it, whose it is, its class, and the share of the update explained."""
+
+    address: str
+    client: int
+    example: int
+    label: int | None
+    share: float
+
+
+def save_capture_html(
+    path: str | PathLike[str],
+    *,
+    found: Mapping[str, tuple[job.JobConfig, Explained]],
+    title: str = "",
+    command: str = "",
+) -> None:
+    """Writes one HTML page that needs nothing else.
+
+    Args:
+      path: the file to write.
+      found: by attacker, the job and what came of it.
+      title: what was captured.
+      command: how to run it again.
+    """
+    config, _ = next(iter(found.values()))
+    attackers = [
+        {
+            "name": name,
+            "height": one.reconstruction.shape[2],
+            "share": one.share.tolist(),
+            "share_of_noise": one.share_of_noise.tolist(),
+            "figures": _figures(one.reconstruction, one.labels, one.share)[:_MAX_PICTURES],
+            "controls": _figures(one.on_noise, None, one.share_of_noise)[:_MAX_CONTROLS],
+        }
+        for name, (_, one) in found.items()
+    ]
+    fields: dict[str, Any] = {name: value for name, value in vars(config).items()}
+    page = render(
+        "capture.html.jinja",
+        attackers=attackers, title=title, command=command, assumptions=job.assumptions(config),
+        config=flattened(fields), machine=[("device", job.device_name()), *flattened(job.versions())],
+    )  # fmt: skip
+    Path(path).write_bytes(page)
+
+
+def _figures(images: np.ndarray, labels: np.ndarray | None, share: np.ndarray) -> list[Figure]:
+    """All pictures of all clients, in their order."""
+    pixels, _ = as_byte_pairs(images.reshape(-1, *images.shape[2:]), images.reshape(-1, *images.shape[2:]))
+    size = images.shape[1]
+    return [
+        Figure(
+            data_uri(one),
+            i // size,
+            i % size,
+            None if labels is None else int(labels[i // size, i % size]),
+            float(share[i // size]),
+        )
+        for i, one in enumerate(pixels)
+    ]

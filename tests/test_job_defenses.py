@@ -1,0 +1,134 @@
+"""Jobs of defended clients: what reaches the server, who may adapt, and what is compiled once."""
+
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from jaxinvert import cli, job, sweeps
+
+SMALL = job.JobConfig(model="mlp", size=12, targets=2, restarts=1, steps=3)
+TOP_K = replace(SMALL, defense="top-k", defense_settings={"keep": 0.1})
+
+
+def share_sent(tree):
+    """The share of non-zero entries."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+    return sum(np.count_nonzero(leaf) for leaf in leaves) / sum(leaf.size for leaf in leaves)
+
+
+def test_the_command_line_defends_and_adapts(tmp_path):
+    flags = ["--model", "mlp", "--size", "12", "--targets", "2", "--restarts", "1", "--steps", "3"]
+    defense = ["--defense", "top-k", "--defense-settings", "keep", "0.1", "--adaptive"]
+    assert cli.main(["invert", *flags, *defense, "--out", str(tmp_path)]) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["config"]["defense_settings"] == {"top-k.keep": 0.1}
+    assert "the parameters of the client's defense" in summary["assumptions"]["known"]
+    client = "defense top-k (top-k.keep 0.1), to which the attacker adapts: matches the entries that were sent"
+    assert client in summary["assumptions"]["client"]
+    assert client in (tmp_path / "report.html").read_text()
+
+
+def test_every_round_is_defended_with_its_own_draw():
+    rounds = replace(SMALL, rounds=2, defense="top-k+gaussian", defense_settings={"keep": 0.1, "scale": 1e-2})
+    seen = job.prepare(rounds).observations
+    assert set(seen.defense) == {"top-k.keep", "gaussian.scale"}
+    undefended = job.prepare(replace(rounds, defense="top-k", defense_settings={"keep": 0.1})).observations
+    assert share_sent(undefended.update) == pytest.approx(0.1, abs=1e-3)
+    assert share_sent(undefended.earlier_updates) == pytest.approx(0.1, abs=1e-3)
+    kernel, sparse = (one.earlier_updates["params"]["dense_0"]["kernel"][:, 0] for one in (seen, undefended))
+    noise = np.asarray(kernel - sparse).reshape(2, -1)
+    assert np.std(noise) == pytest.approx(1e-2, rel=0.02)
+    assert abs(np.corrcoef(noise)[0, 1]) < 0.05
+    last = np.asarray(seen.update["params"]["dense_0"]["kernel"]).reshape(2, -1)
+    dropped = np.asarray(undefended.update["params"]["dense_0"]["kernel"]).reshape(2, -1) == 0
+    both = dropped[0] & (np.asarray(sparse[0]).ravel() == 0)
+    assert abs(np.corrcoef(last[0][both], noise[0][both])[0, 1]) < 0.05
+
+
+def test_strengths_share_one_program_and_each_has_its_own_effect():
+    configs = [replace(TOP_K, adaptive=True, defense_settings={"keep": keep}) for keep in (0.1, 0.3)]
+    assert job.compiled_form(configs[0]) == job.compiled_form(configs[1])
+    assert job.compiled_form(configs[0]) != job.compiled_form(TOP_K)
+    setup = job.set_up(configs[0])
+    tasks = [job.prepare(config, setup) for config in configs]
+    for task, keep in zip(tasks, (0.1, 0.3)):
+        assert share_sent(task.observations.update) == pytest.approx(keep, abs=1e-3)
+    noisy = [replace(c, defense="gaussian", defense_settings={"scale": s}) for c, s in zip(configs, (1e-3, 1e-1))]
+    setup = job.set_up(noisy[0])
+    tasks = [job.prepare(config, setup) for config in noisy]
+    seen = [task.observations for task in tasks]
+    together = job.execute_jobs(noisy, setup.program, seen)
+    alone = [job.execute(config, setup.program, one) for config, one in zip(noisy, seen)]
+    for one, other in zip(together, alone):
+        found, expected = one.reconstructions.attack_loss, other.reconstructions.attack_loss
+        np.testing.assert_allclose(found, expected, rtol=1e-3)
+    assert setup.program.num_traces == 2  # side by side, and alone
+
+
+def test_a_sweep_over_defenses_and_attackers(tmp_path):
+    file = tmp_path / "sweep.yaml"
+    file.write_text(
+        "{model: mlp, size: 12, targets: 1, restarts: 1, steps: 2, list: ["
+        "{defense: sign}, "
+        "{defense: top-k, grid: {adaptive: [false, true], defense_settings: [{keep: 0.1}, {keep: 0.5}]}}]}"
+    )
+    plan = sweeps.read_plan(file)
+    assert plan.varied == ("defense", "adaptive", "defense.top-k.keep")
+    assert len(plan.jobs) == 5
+    assert len(plan.batches_by_program) == 3
+    *_, finished = sweeps.run(plan, tmp_path / "out", engine=sweeps.in_process(lambda batch, progress: None))
+    assert (finished.done, finished.failed) == (5, 0)
+
+
+def test_the_name_of_a_job_follows_its_defense():
+    names = [
+        job.job_name(config)
+        for config in (
+            SMALL,
+            TOP_K,
+            replace(TOP_K, adaptive=True),
+            replace(TOP_K, defense_settings={"keep": 0.2}),
+            replace(TOP_K, defense="top-k-per-tensor"),
+        )
+    ]
+    assert len(set(names)) == 5
+    assert job.job_name(replace(TOP_K, defense_settings={"top-k.keep": 0.1})) == names[1]
+    assert job.job_name(replace(TOP_K, defense_settings={})) == names[1]  # its default
+
+
+def test_an_attacker_who_does_not_know_the_defense_cannot_adapt():
+    blind = replace(TOP_K, threat_model="B", attack="general-deep-leakage", adaptive=True)
+    with pytest.raises(ValueError, match=r"withholds: .*defense \(the parameters of the client's defense\)"):
+        job.prepare(blind)
+    task = job.prepare(replace(TOP_K, threat_model="C", adaptive=True))
+    withheld = task.observations._replace(defense=None)
+    with pytest.raises(ValueError, match=r"adaptive inverting-gradients needs observation\.defense"):
+        job.execute(replace(TOP_K, adaptive=True), task.program, withheld)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"adaptive": True}, "adaptive is True, but there is no defense to adapt to"),
+        ({"defense": "topk"}, "unknown defense 'topk'; known are none, clip"),
+        ({"defense_settings": {"keep": 0.5}}, "defense setting 'keep' of 'none' is unknown"),
+        ({"defense": "row-noise", "adaptive": True}, "no attacker here adapts to defense 'row-noise'"),
+        ({"defense": "clip", "adaptive": True, "attack": "dlg"}, "'dlg' does not adapt to defenses; general-deep"),
+        ({"defense": "clip", "aggregate": 2}, "aggregate 2 sums undefended updates"),
+        ({"defense": "dp-sgd", "client": "fedavg"}, "'dp-sgd' is that of one gradient: it needs client='fedsgd'"),
+        ({"defense": "soteria", "batch_norm": "train"}, "'soteria' looks at single examples"),
+    ],
+)
+def test_what_cannot_be_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SMALL, **changes)
+
+
+def test_the_list_names_defenses_and_counters(capsys):
+    assert cli.main(["list"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "percentile-privacy" in text
+    assert "adaptive attacker: matches only the entries that were sent" in text
