@@ -1,8 +1,8 @@
 """Percentiles and ranks of an update's entries, without sorting them.
 
-The bits of non-negative floats, read as an integer, are in the order of the floats: an order statistic is found bit
-by bit, each bit by counting what lies below. That is exact, its rank may be traced, and it spares XLA's sorts, slow on
-CPU: with many clients side by side they would dominate a round.
+The bits of non-negative floats, read as an integer, are in the order of the floats: an order statistic is found
+bit by bit, each bit by counting what lies below. That is exact, its rank may be traced, and it spares XLA's sorts,
+slow on CPU: with many clients side by side they would dominate a round.
 """
 
 import jax
