@@ -249,6 +249,22 @@ def securely_aggregated(client_update: ClientUpdateFn, *, num_clients: int) -> C
     return update_of_all
 
 
+def only_trained(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The optimizer for everything but `params["batch_stats"]`: running statistics are sent but not trained.
+
+    Their gradients are zero, but weight decay would shrink them all the same and Adam's square root would make
+    derivatives NaN.
+    """
+
+    def labels(params: Params) -> ArrayTree:
+        def label(path: tuple, _: Array) -> str:
+            return "kept" if path and getattr(path[0], "key", None) == "batch_stats" else "trained"
+
+        return jax.tree_util.tree_map_with_path(label, params)
+
+    return optax.partition({"trained": optimizer, "kept": optax.set_to_zero()}, labels)
+
+
 _Carry = tuple[Update, ArrayTree]
 """The pseudo-gradient so far, and the state of the client's optimizer."""
 
@@ -269,7 +285,7 @@ def _local_training(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if num_epochs < 1:
         raise ValueError(f"num_epochs must be at least 1, got {num_epochs}")
-    optimizer = optax.partition({"trained": optimizer, "kept": optax.set_to_zero()}, _trained_or_kept)
+    optimizer = only_trained(optimizer)
 
     def train(params: Params, batch: Batch) -> tuple[Update, ArrayTree]:
         num_examples = batch.inputs.shape[0]
@@ -312,19 +328,6 @@ def _example_order(num_examples: int, num_epochs: int, order_key: Key | None) ->
         return jnp.tile(jnp.arange(num_examples), (num_epochs, 1))
     epoch_keys = jax.random.split(order_key, num_epochs)
     return jax.vmap(lambda key: jax.random.permutation(key, num_examples))(epoch_keys)
-
-
-def _trained_or_kept(params: Params) -> ArrayTree:
-    """Labels for `optax.partition`: running statistics are sent but not trained.
-
-    Their gradients are zero, but weight decay would shrink them all the same and Adam's square root would make
-    derivatives NaN.
-    """
-
-    def label(path: tuple, _: Array) -> str:
-        return "kept" if path and getattr(path[0], "key", None) == "batch_stats" else "trained"
-
-    return jax.tree_util.tree_map_with_path(label, params)
 
 
 def _nothing(params: Params, batch: Batch) -> ArrayTree:

@@ -25,6 +25,7 @@ ROOMS = [
     "defenses",
     "accounting",
     "observe",
+    "federation",
     "captures",
     "labels",
     "matching",

@@ -16,6 +16,7 @@ References:
 import jax
 import jax.numpy as jnp
 
+from jaxinvert.defenses import ranking
 from jaxinvert.defenses.drawing import with_draws
 from jaxinvert.types import Array, Defense, Key, Scalar, Update
 
@@ -65,7 +66,7 @@ def percentile_noise(scale: Scalar, *, percentile: float = 95.0) -> Defense:
     """
 
     def defend(key: Key | None, update: Update) -> Update:
-        scales = jax.tree.map(lambda leaf: scale * jnp.percentile(jnp.abs(leaf), percentile), update)
+        scales = jax.tree.map(lambda leaf: scale * ranking.percentile(jnp.abs(leaf), percentile), update)
         return add_normal(key, update, scales, name="percentile_noise")
 
     return defend

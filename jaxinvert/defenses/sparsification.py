@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from jaxinvert.defenses import ranking
 from jaxinvert.defenses.drawing import with_draws
+from jaxinvert.defenses.ranking import among_largest
 from jaxinvert.types import Array, Defense, Key, Scalar, Update
 
 
@@ -31,7 +33,7 @@ def top_k(keep: Scalar) -> Defense:
     def defend(key: Key | None, update: Update) -> Update:
         del key
         sizes, unravel = ravel_pytree(jax.tree.map(jnp.abs, update))
-        kept = unravel(_among_largest(sizes, keep).astype(sizes.dtype))
+        kept = unravel(among_largest(sizes, keep).astype(sizes.dtype))
         return jax.tree.map(jnp.multiply, update, kept)
 
     return defend
@@ -48,7 +50,7 @@ def top_k_of_tensors(keep: Scalar) -> Defense:
         del key
 
         def sparse(leaf: Array) -> Array:
-            return jnp.where(_among_largest(jnp.abs(leaf).ravel(), keep).reshape(leaf.shape), leaf, 0)
+            return jnp.where(among_largest(jnp.abs(leaf).ravel(), keep).reshape(leaf.shape), leaf, 0)
 
         return jax.tree.map(sparse, update)
 
@@ -91,10 +93,4 @@ def percentile_privacy(percentile: Scalar, bound: Scalar) -> Defense:
 
 def _within_percentiles(leaf: Array, *, percentile: Scalar, bound: Scalar) -> Array:
     size = jnp.abs(leaf)
-    return jnp.where(size < jnp.percentile(size, percentile), 0, jnp.clip(leaf, -bound, bound)).astype(leaf.dtype)
-
-
-def _among_largest(sizes: Array, keep: Scalar) -> Array:
-    """`[N]` bool: the `round(keep N)` largest, the first of equal ones, and at least one."""
-    rank = jnp.argsort(jnp.argsort(sizes, descending=True, stable=True))
-    return rank < jnp.maximum(1, jnp.round(keep * sizes.size))
+    return jnp.where(size < ranking.percentile(size, percentile), 0, jnp.clip(leaf, -bound, bound)).astype(leaf.dtype)

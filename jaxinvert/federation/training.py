@@ -1,0 +1,121 @@
+"""The host loop: federated training as repeated calls of one compiled program, to be watched and resumed."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from jaxinvert.federation.averaging import Federation, FederationState
+from jaxinvert.federation.population import Population
+from jaxinvert.types import ApplyFn, Array, Batch, Key, Params
+
+
+class Snapshot(NamedTuple):
+    """One report of a running training.
+
+    Attributes:
+      round: rounds done.
+      accuracy: share of the test examples whose class is found, 0 ... 1.
+      loss: mean cross-entropy of the test examples.
+      update_norm: Euclidean norm of the average that the server saw in the last round; `None` before the first.
+      state: to go on from here; `state.params` is what clients train on, and attackers know, in the next round.
+    """
+
+    round: int
+    accuracy: float
+    loss: float
+    update_norm: float | None
+    state: FederationState
+
+
+class Training:
+    """Federated training as a host loop over one compiled program.
+
+    Construct it once and call it often: settings and numbers of rounds are traced, so that only a new shape compiles
+    anew. The host synchronizes once per report, never per round.
+
+    Args:
+      make_federation: `settings -> Federation`; called inside the traced function.
+      apply: `(params, inputs [B, ...]) -> logits [B, K]`, by which accuracy is measured; BatchNorm in eval mode.
+      chunk_size: test examples that are measured side by side.
+
+    Attributes:
+      num_traces: how often the program was traced so far.
+    """
+
+    def __init__(
+        self, make_federation: Callable[[Any], Federation], apply: ApplyFn, *, chunk_size: int = 256
+    ) -> None:
+        self.make_federation = make_federation
+        self.apply = apply
+        self.chunk_size = chunk_size
+        self.num_traces = 0
+        self._advance = jax.jit(self._advance_and_measure)
+
+    def __call__(
+        self,
+        key: Key,
+        params: Params,
+        population: Population,
+        test: Batch,
+        settings: Any = (),
+        *,
+        rounds: Iterable[int],
+        resume: FederationState | None = None,
+    ) -> Iterator[Snapshot]:
+        """Yields a report after each of `rounds`, and trains up to the last.
+
+        Args:
+          key: determines the result together with the shapes; which rounds are reported does not matter.
+          params: the model's, before the first round.
+          population: the clients.
+          test: `inputs [M, ...]`, integer `labels [M]`.
+          settings: handed to `make_federation` as float32 scalars.
+          rounds: ascending; 0 is before the first.
+          resume: an earlier call's `Snapshot.state`, to go on from there, in place of `params`, to the same result;
+            what it has behind it is not reported again.
+
+        Raises:
+          ValueError: if `rounds` do not ascend from 0 on.
+        """
+        rounds = [*rounds]
+        if any(later <= earlier for earlier, later in zip([-1, *rounds], rounds)):
+            raise ValueError(f"rounds must ascend, and begin at 0 or later, got {rounds}")
+        settings = jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), settings)
+        state = self.make_federation(settings).init(params) if resume is None else resume
+        for upto in rounds:
+            if resume is not None and upto <= int(resume.round):
+                continue
+            state, update_norm, accuracy, loss = self._advance(key, state, population, test, settings, upto)
+            yield Snapshot(upto, float(accuracy), float(loss), float(update_norm) if upto else None, state)
+
+    def _advance_and_measure(
+        self, key: Key, state: FederationState, population: Population, test: Batch, settings: Any, upto: Array
+    ) -> tuple[FederationState, Array, Array, Array]:
+        self.num_traces += 1
+        federation = self.make_federation(settings)
+
+        def round_(carry: tuple[FederationState, Array]) -> tuple[FederationState, Array]:
+            return federation.round(key, carry[0], population)
+
+        norm = jax.eval_shape(federation.round, key, state, population)[1]
+        start = (state, jnp.zeros(norm.shape, norm.dtype))
+        state, update_norm = lax.while_loop(lambda carry: carry[0].round < upto, round_, start)
+        return state, update_norm, *evaluate(self.apply, state.params, test, chunk_size=self.chunk_size)
+
+
+def evaluate(apply: ApplyFn, params: Params, test: Batch, *, chunk_size: int = 256) -> tuple[Array, Array]:
+    """Share of the examples whose class is found, and their mean cross-entropy: `([], [])`. Pure.
+
+    Args:
+      apply: `(params, inputs [B, ...]) -> logits [B, K]`; must not couple examples.
+      params: of the model.
+      test: `inputs [M, ...]`, integer `labels [M]`.
+      chunk_size: examples at once.
+    """
+    logits = lax.map(lambda one: apply(params, one[None])[0], test.inputs, batch_size=chunk_size)
+    accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == test.labels)
+    return accuracy, jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, test.labels))
