@@ -13,6 +13,7 @@ from jaxinvert.audit.privacy import Privacy, Training, privacy
 from jaxinvert.audit.record import record
 from jaxinvert.audit.retrieval import chance_of_any, identified
 from jaxinvert.audit.scoring import Ground, Scores, ground_truth, score
+from jaxinvert.audit.utility import Utility, utility
 from jaxinvert.audit.verdict import SIGNIFICANCE, Verdict, judge
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Setting",
     "Show",
     "Training",
+    "Utility",
     "Verdict",
     "attack_and_score",
     "audit",
@@ -47,4 +49,5 @@ __all__ = [
     "record",
     "score",
     "settings_for",
+    "utility",
 ]

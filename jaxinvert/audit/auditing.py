@@ -14,6 +14,7 @@ from jaxinvert.audit.attacks import Show, attack, found_in
 from jaxinvert.audit.evidence import Excess, Rate, excess, rate
 from jaxinvert.audit.retrieval import chance_of_any
 from jaxinvert.audit.scoring import Ground, Scores, ground_truth, score
+from jaxinvert.audit.utility import Utility, utility
 from jaxinvert.audit.verdict import Verdict, judge
 from jaxinvert.defenses.registry import NONE
 from jaxinvert.job import JobConfig
@@ -68,6 +69,7 @@ class Audited(NamedTuple):
       worst: name of the attacker who reached most; the verdict is on that one.
       verdict: in words.
       note: that of the setting.
+      utility: accuracy of training under this defense, if it was asked for and can be measured.
     """
 
     name: str
@@ -76,12 +78,14 @@ class Audited(NamedTuple):
     worst: str
     verdict: Verdict
     note: str = ""
+    utility: Utility | None = None
 
 
 def audit(
     settings: Sequence[Setting],
     *,
     num_candidates: int = 100,
+    accuracy_rounds: int = 0,
     folder: Path | None = None,
     on_progress: Show = lambda what, progress: None,
 ) -> list[Audited]:
@@ -90,6 +94,7 @@ def audit(
     Args:
       settings: they share data, network and all else but defense and attack.
       num_candidates: private images and others from the same split, among which reconstructions have to pick.
+      accuracy_rounds: of federated training under every defense, to set what it costs beside what it hides; 0 = none.
       folder: keeps what was reconstructed, so that the same audit goes on after an interrupt.
       on_progress: called now and then.
 
@@ -100,7 +105,13 @@ def audit(
     on_progress("preparing", None)
     setup = job.set_up(next(iter(settings[0].attackers.values())))
     blind: dict[str, np.ndarray] = {}
-    return [_audited(setting, setup, num_candidates, folder, on_progress, blind) for setting in settings]
+    audited = [_audited(setting, setup, num_candidates, folder, on_progress, blind) for setting in settings]
+    if accuracy_rounds:
+        audited = [
+            _with_utility(one, setting, setup, accuracy_rounds, on_progress)
+            for one, setting in zip(audited, settings)
+        ]
+    return audited
 
 
 def judged(
@@ -212,6 +223,16 @@ def _audited(
         )
     assert ground is not None
     return judged(setting.name, ground, found)._replace(note=setting.note)
+
+
+def _with_utility(one: Audited, setting: Setting, setup: job.Setup, num_rounds: int, on_progress: Show) -> Audited:
+    """Adds the accuracy under the setting's defense, or why there is none."""
+    on_progress(f"{one.name}: training for the accuracy", None)
+    config = next(iter(setting.attackers.values()))
+    try:
+        return one._replace(utility=utility(config, setup, num_rounds=num_rounds))
+    except ValueError as error:
+        return one._replace(note="; ".join(filter(None, [one.note, str(error)])))
 
 
 def blind_attack(

@@ -7,6 +7,7 @@
        "verdict": {"level", "headline", "certainty"},
        "note",                                   # such as why no attacker adapts
        "privacy": {"epsilon" or null, "words"} or null,
+       "utility": {"rounds", "accuracy": [...], "num_test"} or null,
        "attackers": {NAME: {
          "config": {...},
          "identified": {"count", "total", "low", "high", "chance", "p_value", "least_p_value"},     # clients
@@ -67,6 +68,7 @@ def record(audited: Sequence[Audited], training: Training | None = None) -> dict
                 "verdict": one.verdict._asdict(),
                 "note": one.note,
                 "privacy": _privacy(one, training),
+                "utility": None if one.utility is None else one.utility._asdict(),
                 "attackers": {name: _attacker(attacked) for name, attacked in one.attackers.items()},
             }
             for one in audited

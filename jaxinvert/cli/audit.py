@@ -24,6 +24,8 @@ class Audit(job.JobConfig):
       defenses: each is judged by the worst of a naive and an adaptive attacker: `none`, `top-k:keep=0.1`,
         `clip+gaussian:norm=1,scale=0.01` ..., see `jaxinvert list`.
       candidates: images among which reconstructions have to pick the private ones, these included.
+      accuracy_rounds: rounds of federated training on the split "train" under every defense, for its accuracy on the
+        victims' split; by default none.
       update: files of updates that clients sent (safetensors, npz, Flax msgpack): these are audited instead of
         simulated clients, of `num_examples` each, whose defense is the only one of `defenses`.
       params: file of the parameters that these clients were sent.
@@ -42,6 +44,7 @@ class Audit(job.JobConfig):
     file: tyro.conf.Positional[Path | None] = None
     defenses: tuple[str, ...] = ("none",)
     candidates: int = 100
+    accuracy_rounds: int = 0
     update: tuple[Path, ...] = ()
     params: Path | None = None
     update_kind: captures.Kind = "pseudo-gradient"
@@ -91,7 +94,11 @@ def audit(command: Audit, command_line: str) -> int:
             with bad_input():
                 if capture is None:
                     found = audits.audit(
-                        settings, num_candidates=command.candidates, folder=command.out, on_progress=show
+                        settings,
+                        num_candidates=command.candidates,
+                        accuracy_rounds=command.accuracy_rounds,
+                        folder=command.out,
+                        on_progress=show,
                     )
                 else:
                     found = _of_capture(command, settings[0], capture, show)

@@ -99,6 +99,7 @@ class Recipe(NamedTuple):
       client: `(setting, numbers, client_update) -> client_update`, for what happens before there is an update.
       update: `(setting, numbers, params) -> defense`, for what happens to the update.
       one_step: whether it is defined for a client that sends one gradient only.
+      reads_params: whether it works on the weights sent, and so depends on the parameters.
     """
 
     summary: str
@@ -107,6 +108,7 @@ class Recipe(NamedTuple):
     client: Callable[[Setting, Numbers, ClientUpdateFn], ClientUpdateFn] = _same_client
     update: Callable[[Setting, Numbers, Params], Defense] = _same_update
     one_step: bool = False
+    reads_params: bool = False
 
     @property
     def changes_client(self) -> bool:
@@ -366,6 +368,7 @@ REGISTRY: dict[str, Recipe] = {
         numbers={"scale": Number(1e-3), "bound": Number(0.2)},
         counter=None,
         update=_on_weights(row_noise),
+        reads_params=True,
     ),
     "sign": Recipe(
         summary="the signs alone (Bernstein et al. 2018)",
@@ -381,6 +384,7 @@ REGISTRY: dict[str, Recipe] = {
         numbers={"share": Number(0.9, most=1)},
         counter=None,
         update=_on_weights(smallest_weights_zeroed),
+        reads_params=True,
     ),
     "soteria": Recipe(
         summary="zeros in the head's gradient for the features that tell most of the input (Sun et al. 2021)",

@@ -5,7 +5,7 @@ observations; `measure` is where truth and reconstruction meet, after the attack
 numbers share a `Setup`, and are executed side by side by `execute_jobs`.
 """
 
-from jaxinvert.job.config import JobConfig, assumptions
+from jaxinvert.job.config import JobConfig, assumptions, defended_update, defense_setting
 from jaxinvert.job.environment import device_name, uninterruptible, versions
 from jaxinvert.job.execution import Execution, execute, execute_jobs, forget_state, peak_bytes
 from jaxinvert.job.fields import read_yaml, typed
@@ -26,6 +26,8 @@ __all__ = [
     "assumptions",
     "chunk_costs",
     "compiled_form",
+    "defended_update",
+    "defense_setting",
     "device_name",
     "digest",
     "execute",

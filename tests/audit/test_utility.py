@@ -1,0 +1,30 @@
+"""What a defense costs: accuracy of training under it, or why there is none."""
+
+from dataclasses import replace
+
+import pytest
+
+from jaxinvert import audit, job
+
+CONFIG = job.JobConfig(model="mlp-32", targets=2, num_examples=2)
+
+
+@pytest.fixture(scope="module")
+def setup():
+    return job.set_up(CONFIG)
+
+
+def test_training_without_a_defense_learns_and_repeats(setup):
+    found = audit.utility(CONFIG, setup, num_rounds=40)
+    assert found.rounds == [0, 8, 16, 24, 32, 40]
+    assert found.num_test == 10
+    assert found.accuracy[-1] >= found.accuracy[0] + 0.3
+    assert audit.utility(CONFIG, setup, num_rounds=40) == found
+
+
+def test_what_cannot_be_measured_is_refused(setup):
+    weights = replace(CONFIG, defense="row-noise")
+    with pytest.raises(ValueError, match="'row-noise' is not measured"):
+        audit.utility(weights, setup, num_rounds=1)
+    with pytest.raises(ValueError, match="single clients of known order"):
+        audit.utility(replace(CONFIG, aggregate=2), setup, num_rounds=1)
