@@ -338,7 +338,8 @@ def test_an_interrupt_within_a_callback_is_not_lost():
     code = (
         "import gc, signal, sys, time, jaxinvert.cli; m = sys.modules['jaxinvert.cli.main']\n"
         "def callback(*_): gc.callbacks.clear(); raise KeyboardInterrupt\n"
-        "def main():\n    gc.callbacks.append(callback); gc.collect(); time.sleep(30); return 0\n"
+        "def main():\n    gc.callbacks.append(callback); gc.collect()\n"
+        "    for _ in range(3000): time.sleep(0.01)\n    return 0\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler); m.main = main; m.run()"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
