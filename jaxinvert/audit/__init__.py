@@ -4,14 +4,14 @@
 words what the difference is worth. Truth and reconstruction meet here, and nowhere below.
 """
 
-from jaxinvert.audit.attacks import Show
 from jaxinvert.audit.auditing import Attacked, Audited, Setting, attack_and_score, audit, judged
 from jaxinvert.audit.captured import Capture, Explained, audit_capture, explain_capture, job_of_capture
 from jaxinvert.audit.evidence import Excess, Rate, excess, rate
 from jaxinvert.audit.plan import parse_defense, settings_for
 from jaxinvert.audit.privacy import Privacy, Training, privacy
-from jaxinvert.audit.record import record
+from jaxinvert.audit.record import record, record_of_capture
 from jaxinvert.audit.retrieval import chance_of_any, identified
+from jaxinvert.audit.running import Show
 from jaxinvert.audit.scoring import Ground, Scores, ground_truth, score
 from jaxinvert.audit.utility import Utility, utility
 from jaxinvert.audit.verdict import SIGNIFICANCE, Verdict, judge
@@ -47,6 +47,7 @@ __all__ = [
     "privacy",
     "rate",
     "record",
+    "record_of_capture",
     "score",
     "settings_for",
     "utility",

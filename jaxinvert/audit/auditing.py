@@ -10,9 +10,9 @@ import numpy as np
 
 from jaxinvert import job
 from jaxinvert.audit import controls
-from jaxinvert.audit.attacks import Show, attack, found_in
 from jaxinvert.audit.evidence import Excess, Rate, excess, rate
 from jaxinvert.audit.retrieval import chance_of_any
+from jaxinvert.audit.running import Show, attack, found_in
 from jaxinvert.audit.scoring import Ground, Scores, ground_truth, score
 from jaxinvert.audit.utility import Utility, utility
 from jaxinvert.audit.verdict import Verdict, judge
@@ -174,7 +174,7 @@ def attack_and_score(
       folder: keeps what was reconstructed.
       on_progress: called now and then.
     """
-    key = jax.random.fold_in(jax.random.key(config.seed), 4)
+    key = jax.random.fold_in(jax.random.key(config.seed), 7)
     execution = attack("attack", config, task.program, task.observations, folder, on_progress)
     summary = job.measure(config, task, execution).summary
     found, used = found_in(execution)

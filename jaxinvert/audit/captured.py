@@ -16,8 +16,8 @@ import numpy as np
 
 from jaxinvert import captures, data, job, models, threat_models
 from jaxinvert.audit import controls
-from jaxinvert.audit.attacks import Show, attack, found_in
 from jaxinvert.audit.auditing import Audited, Setting, attack_and_score, blind_attack, judged
+from jaxinvert.audit.running import Show, attack, found_in
 from jaxinvert.audit.scoring import Ground, ground_truth
 from jaxinvert.job import JobConfig
 from jaxinvert.search import check_targets
@@ -171,7 +171,7 @@ def explain_capture(
     program, seen = job.Program(config, model), observe_capture(config, capture, model)
     kept = folder and folder / digest_of(capture)
     found, used = found_in(attack("attack", config, program, seen, kept, on_progress))
-    noise = controls.random_update(jax.random.fold_in(jax.random.key(config.seed), 4), seen)
+    noise = controls.random_update(jax.random.fold_in(jax.random.key(config.seed), 7), seen)
     on_noise, used_on_noise = found_in(attack("random update", config, program, noise, kept, on_progress))
     return Explained(
         found,

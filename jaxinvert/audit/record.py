@@ -23,20 +23,28 @@
          "seconds_run"}}}],
      "versions": {...}, "device"}
 
+Of captured updates without their truth there is less to say:
+
+    {"format": 1, "assumptions", "versions", "device",
+     "explained": {ATTACKER: {"config", "share": [T], "share_of_random_updates": [T]}}}
+
 A `DISTRIBUTION` has `mean`, `std`, `min`, `q25`, `median`, `q75`, `max`. Numbers that do not exist are `null`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from jaxinvert import metrics
+from jaxinvert import job, metrics
 from jaxinvert.audit.auditing import Attacked, Audited
+from jaxinvert.audit.captured import Explained
 from jaxinvert.audit.evidence import rate
 from jaxinvert.audit.privacy import Training, privacy
 from jaxinvert.audit.scoring import Scores
 from jaxinvert.audit.verdict import SIGNIFICANCE
+from jaxinvert.job import JobConfig
 
 FORMAT = 1
 THRESHOLDS_DB = (20.0, 30.0)
@@ -75,6 +83,21 @@ def record(audited: Sequence[Audited], training: Training | None = None) -> dict
         ],
         "versions": first.summary["versions"],
         "device": first.summary["device"],
+    }
+
+
+def record_of_capture(found: Mapping[str, tuple[JobConfig, Explained]]) -> dict[str, Any]:
+    """The content of `audit.json` for captured updates whose truth is not known."""
+    config, _ = next(iter(found.values()))
+    return {
+        "format": FORMAT,
+        "assumptions": job.assumptions(config),
+        "explained": {
+            name: {"config": asdict(config), "share": one.share, "share_of_random_updates": one.share_of_noise}
+            for name, (config, one) in found.items()
+        },
+        "versions": job.versions(),
+        "device": job.device_name(),
     }
 
 

@@ -111,7 +111,8 @@ def audit(command: Audit, command_line: str) -> int:
     page = command.out / "report.html"
     with job.uninterruptible():
         if isinstance(found, dict):
-            command.out.mkdir(parents=True, exist_ok=True)
+            record = audits.record_of_capture(found)
+            store.save_json(command.out / "audit.json", {**record, "command": command_line})
             report.save_capture_html(page, found=found, title=config.model, command=command_line)
             _print_explained(found, console)
         else:

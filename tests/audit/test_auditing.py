@@ -1,6 +1,8 @@
 """The audit as a whole: scores, controls, and a verdict that a random update does not move."""
 
 import json
+import shutil
+import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -189,3 +191,21 @@ def test_the_command_audits_what_a_file_says_and_flags_overrule(tmp_path, capsys
     file.write_text("modle: mlp\n")
     assert main(["audit", str(file), "--out", str(out)]) == 2
     assert "there is no field 'modle'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no headless browser here")
+def test_the_page_opens_in_a_browser_without_a_complaint(audited, tmp_path):
+    from jaxinvert import report
+
+    found, _, _ = audited
+    report.save_audit_html(tmp_path / "x.html", audited=found, record=audit.record(found))
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+    result = subprocess.run(
+        [*command, f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "x.html").as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert found[0].verdict.headline in result.stdout
+    assert "CONSOLE" not in result.stderr  # such as a picture that the page's own policy forbids

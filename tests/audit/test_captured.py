@@ -7,7 +7,7 @@ from flax import serialization
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
-from jaxinvert import audit, job
+from jaxinvert import audit, job, store
 from jaxinvert.cli import main
 from tests.test_report import Page
 
@@ -66,6 +66,7 @@ def test_without_the_truth_there_is_none_but_updates_are_explained(task, capture
     from jaxinvert import report
 
     report.save_capture_html(tmp_path / "x.html", found={"naive": (blind, found)}, title="<mlp>")
+    store.save_json(tmp_path / "audit.json", audit.record_of_capture({"naive": (blind, found)}))
     page = Page((tmp_path / "x.html").read_text(encoding="utf-8"))
     assert len(page.all("img")) == 6
     assert "No true images were given" in page.text
