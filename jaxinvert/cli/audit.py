@@ -4,6 +4,7 @@ import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -220,7 +221,7 @@ def _table(audited: list[audits.Audited]) -> Table:
     table = Table("setting", "attacker", "verdict", "identified", "above control dB", "median dB", "worst dB")
     for one in audited:
         for name, attacked in one.attackers.items():
-            psnr = sorted(attacked.scores.psnr_db.ravel())
+            psnr = attacked.scores.psnr_db
             found, gain = attacked.identified, attacked.excess
             table.add_row(
                 Text(one.name),
@@ -228,7 +229,7 @@ def _table(audited: list[audits.Audited]) -> Table:
                 one.verdict.level if name == one.worst else "",
                 f"{found.count} of {found.total}",
                 f"{gain.mean:+.1f} ({gain.low:+.1f} to {gain.high:+.1f})",
-                f"{psnr[len(psnr) // 2]:.1f}",
-                f"{psnr[-1]:.1f}",
+                f"{np.median(psnr):.1f}",
+                f"{psnr.max():.1f}",
             )
     return table
