@@ -93,9 +93,10 @@ def spectrum(batch_shape: Shape, *, around: Array | float = 0.5) -> Parametrizat
 
         x = around + sum_kl v_kl s_kl cos_k cos_l,   s_kl ~ 1 / (1 + |(k, l)|)^1.5
 
-    in opponent colors, of which brightness has most of the contrast. Frequencies are in half periods per image. `s` is
-    scaled so that standard normal variables make pixels with the standard deviation of photographs, 1/4. The start
-    is a tenth of that; `project` clips pixels to [0, 1].
+    in opponent colors, of which brightness has most of the contrast. Frequencies are in half periods per image; the
+    amplitudes `s` are
+    such that standard normal variables make pixels with the standard deviation of photographs, 1/4. The start
+    has half of that, at a given picture a tenth. `project` clips pixels to [0, 1].
 
     Photographs' amplitudes fall like 1/f (Field: "Relations between the statistics of natural images and the
     response properties of cortical cells", JOSA A 1987); falling faster pays in attacks, which have to find large
@@ -123,8 +124,10 @@ def spectrum(batch_shape: Shape, *, around: Array | float = 0.5) -> Parametrizat
     amplitude = _color_contrast(channels) / (1 + frequency[:, :, None]) ** 1.5
     amplitude *= 0.25 / jnp.sqrt(jnp.sum(jnp.square(amplitude)) / (height * width * channels))
 
+    noise = START_NOISE if jnp.ndim(around) else 0.5
+
     def init(key: Key) -> Array:
-        return START_NOISE * jax.random.normal(key, batch_shape, jnp.float32)
+        return noise * jax.random.normal(key, batch_shape, jnp.float32)
 
     def decode(variables: Array) -> Array:
         chex.assert_shape(variables, batch_shape)
