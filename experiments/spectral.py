@@ -2,9 +2,10 @@
 
 Setting: labels known, one restart, selected by attack loss. Inverting Gradients has the TV weight of its paper
 (of our demo for the small convolutional network); spectral matching has its defaults everywhere, tuned on images
-`train[2000:2100]` with LeNet, the small network and one image on ResNet20-4. Both start from their own law of starts. For every case the
-published attack runs for `steps`, spectral matching for shares of them; `gain_db` is the mean over clients of the
-difference to the published attack's full run on the same images, with its bootstrap interval (BCa).
+`train[2000:2100]` with LeNet, the small network and one image on ResNet20-4. Both start from their own law of
+starts. For every case the published attack runs for `steps`, spectral matching for shares of them; `gain_db` is the
+mean over clients of the difference to the published attack's full run on the same images, with its bootstrap
+interval (BCa).
 
 Command:  python -m experiments.spectral --data FILE.npz --json FILE.json --figure FILE.png
 Smoke:    python -m experiments.spectral --smoke
