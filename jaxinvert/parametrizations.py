@@ -121,8 +121,8 @@ def spectrum(batch_shape: Shape, *, around: Array | float = 0.5) -> Parametrizat
     frequency = jnp.hypot(
         *jnp.meshgrid(jnp.arange(height) * longest / height, jnp.arange(width) * longest / width, indexing="ij")
     )
-    amplitude = _color_contrast(channels) / (1 + frequency[:, :, None]) ** 1.5
-    amplitude *= 0.25 / jnp.sqrt(jnp.sum(jnp.square(amplitude)) / (height * width * channels))
+    amplitude = _color_contrast(channels)[None, None, None] / (1 + frequency[None, :, :, None]) ** 1.5
+    amplitude *= 0.25 / jnp.sqrt(jnp.mean(jnp.square(amplitude)))
 
     noise = START_NOISE if jnp.ndim(around) else 0.5
 

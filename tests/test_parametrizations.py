@@ -70,3 +70,44 @@ def test_refuses_to_start_at_pictures_of_another_shape():
     images = parametrizations.pixels((2, 2, 2, 1))
     with pytest.raises(ValueError, match=r"has shape \(3, 2, 2, 1\), expected \(2, 2, 1\) or \(2, 2, 2, 1\)"):
         parametrizations.start_at(images, jnp.zeros((3, 2, 2, 1)), batch_shape=(2, 2, 2, 1))
+
+
+def test_a_frequency_is_its_cosine_in_units_of_the_spectrum():
+    spectrum = parametrizations.spectrum((1, 4, 4, 1))
+    np.testing.assert_array_equal(spectrum.decode(jnp.zeros((1, 4, 4, 1))), jnp.full((1, 4, 4, 1), 0.5))
+    one = jnp.zeros((1, 4, 4, 1)).at[0, 1, 2, 0].set(3.0)
+    down, across = np.meshgrid(np.arange(4), np.arange(4), indexing="ij")
+    falling = (1 + np.hypot(down, across)) ** -1.5
+    amplitude = falling[1, 2] * 0.25 / np.sqrt(np.mean(falling**2))
+    wave = np.cos(np.pi * (down + 0.5) / 4) * np.cos(np.pi * 2 * (across + 0.5) / 4) * np.sqrt(2 / 4) ** 2
+    np.testing.assert_allclose(spectrum.decode(one)[0, :, :, 0], 0.5 + 3 * amplitude * wave, atol=1e-6)
+
+
+def test_standard_normal_variables_have_the_contrast_of_photographs():
+    spectrum = parametrizations.spectrum((64, 8, 16, 3))
+    images = spectrum.decode(jax.random.normal(jax.random.key(0), (64, 8, 16, 3)))
+    # The lowest frequency has most of the energy: its 64 draws leave a standard error of 9 % in the deviation.
+    assert abs(float(images.std()) / 0.25 - 1) < 0.3
+    gray = images.mean(axis=3, keepdims=True)
+    assert float((images - gray).std()) < 0.2 * float(gray.std())
+
+
+def test_the_spectrum_holds_every_image_and_project_clips_its_pixels():
+    spectrum = parametrizations.spectrum((2, 5, 6, 3))
+    images = jax.random.uniform(jax.random.key(0), (2, 5, 6, 3))
+    # From a start at the images, nothing is left to find; projecting what is in the box changes nothing.
+    at_images = parametrizations.spectrum((2, 5, 6, 3), around=images)
+    np.testing.assert_allclose(at_images.decode(at_images.project(jnp.zeros((2, 5, 6, 3)))), images, atol=1e-6)
+    wild = 20 * jax.random.normal(jax.random.key(1), (2, 5, 6, 3))
+    projected = spectrum.project(wild)
+    np.testing.assert_allclose(spectrum.decode(projected), jnp.clip(spectrum.decode(wild), 0, 1), atol=1e-5)
+    np.testing.assert_allclose(spectrum.decode(spectrum.project(projected)), spectrum.decode(projected), atol=1e-5)
+
+
+def test_the_spectrum_starts_near_a_picture_and_refuses_one_of_another_shape():
+    picture = jax.random.uniform(jax.random.key(0), (5, 6, 3))
+    around = parametrizations.spectrum((2, 5, 6, 3), around=picture)
+    start = around.decode(around.init(jax.random.key(1)))
+    assert 0 < float(jnp.abs(start - picture[None]).max()) < 0.3
+    with pytest.raises(ValueError, match=r"the picture to start at has shape \(5, 6, 1\), expected \(5, 6, 3\)"):
+        parametrizations.spectrum((2, 5, 6, 3), around=picture[:, :, :1])

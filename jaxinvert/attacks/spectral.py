@@ -58,7 +58,7 @@ def spectral(
     return search_inputs(
         distance,
         optimizer=optax.chain(
-            optax.scale_by_adam(b2=0.95),
+            optax.scale_by_adam(b2=0.95, eps=1e-12),  # gradients near a match fall below the usual 1e-8
             optax.scale_by_learning_rate(warmup_cosine(learning_rate, horizon, warmup=0)),
         ),
         parametrization=parametrization,

@@ -1,0 +1,59 @@
+"""Spectral matching: its loss by hand, its result and its null, and what makes it quick."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinvert import objectives, regularizers, search
+from jaxinvert.attacks import spectral
+from jaxinvert.types import Batch
+from tests.conftest import SHAPE
+
+
+def error(found, victim):
+    return float(jnp.mean((found.inputs - victim.batch.inputs) ** 2))
+
+
+def solved(attack, observation, *, steps):
+    return jax.jit(search.run(attack, num_steps=steps))(jax.random.key(1), observation)
+
+
+def test_the_prior_multiplies_the_distance(victim):
+    attack = spectral(victim.client_update, batch_shape=SHAPE, tv=0.7, horizon=100)
+    state = attack.init(jax.random.key(0), victim.observation)
+    x = attack.decode(state, victim.observation).inputs
+    _, info = attack.step(jax.random.key(0), state, victim.observation)
+    simulated = victim.client_update(victim.params, Batch(x, victim.batch.labels))
+    distance = objectives.cosine(simulated, victim.observation.update)
+    expected = distance * np.exp(0.7 * float(regularizers.total_variation(x)))
+    np.testing.assert_allclose(info.attack_loss, expected, rtol=1e-4)
+
+
+def test_recovers_the_example_far_better_than_from_another_clients_gradient(victim):
+    """The control uses the update of a client that holds another image: it must not score."""
+    attack = spectral(victim.client_update, batch_shape=SHAPE, horizon=300)
+    other = victim.client_update(victim.params, Batch(1 - victim.batch.inputs, victim.batch.labels))
+    leaked = solved(attack, victim.observation, steps=300)
+    assert error(leaked, victim) < 1e-4
+    assert error(solved(attack, victim.observation._replace(update=other), steps=300), victim) > 0.05
+
+
+def test_labels_are_found_where_they_are_variables(victim):
+    attack = spectral(victim.client_update, batch_shape=SHAPE, horizon=400, joint_labels=3)
+    found = solved(attack, victim.observation._replace(labels=None), steps=400)
+    assert int(jnp.argmax(found.labels)) == int(victim.batch.labels[0])
+    assert error(found, victim) < 1e-2
+
+
+def test_where_the_update_is_noise_the_prior_keeps_its_weight(victim):
+    """Added to the loss, a weight fit for exact updates would leave the picture as rough as the noise."""
+    leaves, structure = jax.tree.flatten(victim.observation.update)
+    keys = jax.random.split(jax.random.key(5), len(leaves))
+    noisy = [g + jnp.std(g) * jax.random.normal(k, g.shape) for g, k in zip(leaves, keys)]
+    observation = victim.observation._replace(update=structure.unflatten(noisy))
+
+    def roughness(tv):
+        attack = spectral(victim.client_update, batch_shape=SHAPE, tv=tv, horizon=200)
+        return float(regularizers.total_variation(solved(attack, observation, steps=200).inputs))
+
+    assert roughness(3.0) < 0.7 * roughness(0.0)

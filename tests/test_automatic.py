@@ -1,0 +1,71 @@
+"""The attack `auto`: what it takes follows from what the server sees, and what is not explained is searched for."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinvert import job
+from jaxinvert.audit.auditing import blind_attack
+from jaxinvert.job import automatic
+
+PERCEPTRON = job.JobConfig(attack="auto", model="mlp-32", size=12, targets=2, restarts=1, steps=20)
+
+
+@pytest.fixture(scope="module")
+def perceptron():
+    return job.prepare(PERCEPTRON)
+
+
+def executed(config, task, **changed):
+    observations = task.observations._replace(**changed)
+    return job.execute(config, task.program, observations)
+
+
+def test_one_example_behind_a_dense_layer_is_read_in_closed_form(perceptron):
+    execution = executed(PERCEPTRON, perceptron)
+    np.testing.assert_allclose(execution.reconstructions.inputs, perceptron.truth.inputs, atol=1e-5)
+    assert not execution.history
+    assert execution.choice == "dense-layer (exact: one example) explains 2 of 2 updates"
+    assert job.measure(PERCEPTRON, perceptron, execution).summary["choice"] == execution.choice
+
+
+def test_an_update_that_the_closed_form_does_not_explain_is_searched_for(perceptron):
+    """The second client's first layer is noise: no single example causes it."""
+    update = jax.tree.map(lambda leaf: leaf, perceptron.observations.update)
+    layer = update["params"]["dense_0"]["kernel"]
+    noise = jnp.std(layer[1]) * jax.random.normal(jax.random.key(0), layer[1].shape)
+    update["params"]["dense_0"]["kernel"] = layer.at[1].set(noise)
+    execution = executed(PERCEPTRON, perceptron, update=update)
+    np.testing.assert_array_equal(execution.reconstructions.info["closed_form"], [True, False])
+    np.testing.assert_allclose(execution.reconstructions.inputs[0], perceptron.truth.inputs[0], atol=1e-5)
+    assert execution.choice.endswith("explains 1 of 2 updates; spectral for the others")
+    assert list(execution.history["step"])[-1] == PERCEPTRON.steps
+
+
+@pytest.mark.parametrize(
+    ("changed", "taken"),
+    [
+        ({}, "dense-layer"),
+        ({"num_examples": 2}, "exact-batch"),
+        ({"num_examples": 2, "client": "fedavg"}, None),
+        ({"num_examples": 2, "aggregate": 2, "targets": 1}, None),
+        ({"model": "small-convnet", "size": 12}, None),
+        ({"model": "lenet", "size": None}, "rgap"),
+        ({"model": "lenet", "size": None, "client": "fedavg"}, None),
+    ],
+)
+def test_the_choice_follows_from_network_batch_and_client(changed, taken):
+    config = replace(PERCEPTRON, **changed)
+    task = job.prepare(config)
+    choice = automatic.choose(config, task.observations, task.model.input_shape)
+    assert choice.closed_form == taken
+    assert choice.reason
+
+
+def test_the_blind_control_shows_no_image(perceptron):
+    """A closed form would read it from the update, which the control must not see."""
+    shown = blind_attack(PERCEPTRON, perceptron, None, lambda what, progress: None, {})
+    assert float(np.abs(shown - np.asarray(perceptron.truth.inputs)).mean(axis=(1, 2, 3, 4)).min()) > 0.05
