@@ -155,7 +155,7 @@ def distinct_inputs(
     return Candidates(jnp.where(valid[:, None], units.inputs[chosen], 0.0), valid, jnp.where(valid, votes[chosen], 0))
 
 
-def unexplained_share(kernel_gradient: Array, bias_gradient: Array, inputs: Array, valid: Array) -> Array:
+def unexplained_share(kernel_gradient: Array, bias_gradient: Array | None, inputs: Array, valid: Array) -> Array:
     """Share of a dense layer's gradient that no mixture of `inputs` explains: `[]` in [0, 1].
 
     The rows `(dL/dW_i, dL/db_i)` of a true batch lie in the span of the rows `(h_b, 1)`, so a complete and correct
@@ -164,28 +164,27 @@ def unexplained_share(kernel_gradient: Array, bias_gradient: Array, inputs: Arra
 
     Args:
       kernel_gradient: `[features, units]`.
-      bias_gradient: `[units]`.
+      bias_gradient: `[units]`, or `None` for a layer without bias, whose rows lie in the span of the `h_b`.
       inputs: `[B, features]`.
       valid: `[B]` bool; the others explain nothing. 1 is returned where none is valid or the gradient is zero.
     """
     dtype = jnp.promote_types(kernel_gradient.dtype, jnp.float32)
-    kernel_gradient, bias_gradient = kernel_gradient.astype(dtype), bias_gradient.astype(dtype)[None]
-    spanning = jnp.concatenate([inputs, jnp.ones_like(inputs[:, :1])], axis=1).astype(dtype) * valid[:, None]
-    directions = _orthonormal_rows(spanning)
-    of_kernel, of_bias = directions[:, :-1], directions[:, -1:]
-    # The gradient is by far the largest array here: it is read, but neither copied nor transposed.
-    coordinates = jnp.matmul(of_kernel, kernel_gradient, precision="highest") + of_bias * bias_gradient
+    parts, spanning = [kernel_gradient.astype(dtype)], inputs.astype(dtype)
+    if bias_gradient is not None:
+        parts.append(bias_gradient.astype(dtype)[None])
+        spanning = jnp.concatenate([spanning, jnp.ones_like(spanning[:, :1])], axis=1)
+    directions = _orthonormal_rows(spanning * valid[:, None])
+    of_parts = [directions[:, : inputs.shape[1]], directions[:, inputs.shape[1] :]]
+    # The kernel's gradient is by far the largest array here: it is read, but neither copied nor transposed.
+    coordinates = sum(jnp.matmul(directions, part, precision="highest") for directions, part in zip(of_parts, parts))
 
-    def residual(gradient: Array, directions: Array) -> Array:
+    def residual(part: Array, directions: Array) -> Array:
         if len(directions) == 1:  # as a product of numbers it is never stored
-            return gradient - directions.T * coordinates
-        return gradient - jnp.matmul(directions.T, coordinates, precision="highest")
+            return part - directions.T * coordinates
+        return part - jnp.matmul(directions.T, coordinates, precision="highest")
 
-    def squared(*parts: Array) -> Array:
-        return sum((jnp.sum(jnp.square(part)) for part in parts), start=jnp.zeros((), dtype))
-
-    size = squared(kernel_gradient, bias_gradient)
-    unexplained = squared(residual(kernel_gradient, of_kernel), residual(bias_gradient, of_bias))
+    size = sum(jnp.sum(jnp.square(part)) for part in parts)
+    unexplained = sum(jnp.sum(jnp.square(residual(*pair))) for pair in zip(parts, of_parts))
     share = jnp.sqrt(unexplained / jnp.where(size > 0, size, 1.0))
     return jnp.where((size > 0) & jnp.any(valid), share, 1.0)
 
