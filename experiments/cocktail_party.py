@@ -3,8 +3,8 @@
 Setting: FedSGD clients with an untrained perceptron of one hidden layer, no defense; every batch has its own network
 and its own images, drawn without replacement. The cocktail party knows nothing but the batch size. Inverting
 Gradients knows the labels, too; after a trial of a few steps that tells its speed, its schedule is laid out for as
-long as the cocktail party took on the same batch, or `times` as long. Compilation counts for neither. Images are matched
-one-to-one; `above_20_db` is the share of all images.
+long as the cocktail party took on the same batch, or `times` as long. Compilation counts for neither. Images are
+matched one-to-one; `above_20_db` is the share of all images.
 
 Command:  python -m experiments.cocktail_party --data FILE.npz --json experiments/results/cocktail_party.json
 Smoke:    python -m experiments.cocktail_party --smoke
