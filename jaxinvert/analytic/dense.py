@@ -174,17 +174,17 @@ def unexplained_share(kernel_gradient: Array, bias_gradient: Array | None, input
         parts.append(bias_gradient.astype(dtype)[None])
         spanning = jnp.concatenate([spanning, jnp.ones_like(spanning[:, :1])], axis=1)
     directions = _orthonormal_rows(spanning * valid[:, None])
-    of_parts = [directions[:, : inputs.shape[1]], directions[:, inputs.shape[1] :]]
+    axes = [directions[:, : inputs.shape[1]], directions[:, inputs.shape[1] :]]
     # The kernel's gradient is by far the largest array here: it is read, but neither copied nor transposed.
-    coordinates = sum(jnp.matmul(directions, part, precision="highest") for directions, part in zip(of_parts, parts))
+    coordinates = sum(jnp.matmul(*pair, precision="highest") for pair in zip(axes, parts))
 
-    def residual(part: Array, directions: Array) -> Array:
-        if len(directions) == 1:  # as a product of numbers it is never stored
-            return part - directions.T * coordinates
-        return part - jnp.matmul(directions.T, coordinates, precision="highest")
+    def residual(part: Array, along: Array) -> Array:
+        if len(along) == 1:  # as a product of numbers it is never stored
+            return part - along.T * coordinates
+        return part - jnp.matmul(along.T, coordinates, precision="highest")
 
     size = sum(jnp.sum(jnp.square(part)) for part in parts)
-    unexplained = sum(jnp.sum(jnp.square(residual(*pair))) for pair in zip(parts, of_parts))
+    unexplained = sum(jnp.sum(jnp.square(residual(*pair))) for pair in zip(parts, axes))
     share = jnp.sqrt(unexplained / jnp.where(size > 0, size, 1.0))
     return jnp.where((size > 0) & jnp.any(valid), share, 1.0)
 
