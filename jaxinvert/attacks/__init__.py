@@ -6,6 +6,7 @@ from jaxinvert.attacks.dlg import dlg, idlg
 from jaxinvert.attacks.general_deep_leakage import general_deep_leakage
 from jaxinvert.attacks.inverting_gradients import inverting_gradients
 from jaxinvert.attacks.see_through_gradients import see_through_gradients
+from jaxinvert.attacks.spectral import spectral
 from jaxinvert.attacks.tableak import tableak
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "idlg",
     "inverting_gradients",
     "see_through_gradients",
+    "spectral",
     "tableak",
 ]
