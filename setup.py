@@ -34,9 +34,11 @@ setup(
             "pytest-xdist>=3.5",
             "ruff>=0.9",
             "scikit-image>=0.24",
+            "scikit-learn>=1.5",
         ],
         "privacy": ["dp-accounting>=0.6"],
         "ray": ["ray>=2.55"],
+        "tabular": ["scikit-learn>=1.5"],
     },
     entry_points={"console_scripts": ["jaxinvert=jaxinvert.cli:run"]},
     classifiers=[

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxinvert.records import Schema, blocks, encoded_width
 from jaxinvert.types import Array, ArrayTree, Batch, Key, Parametrization, PerChannel, Shape
 
 
@@ -195,6 +196,39 @@ def with_soft_labels(
         return images.project(image_variables), logits
 
     return Parametrization(init, decode, stay if images.project is stay else project)
+
+
+def records(schema: Schema, *, batch_size: int, mean: PerChannel = 0.0, std: PerChannel = 1.0) -> Parametrization:
+    """Tabular records: continuous columns as `pixels`, each categorical one the softmax of free logits.
+
+    The relaxation of Vero et al. (2023): a record is always a mixture of categories, and gradients reach all of them.
+
+    Args:
+      schema: the columns.
+      batch_size: `B`.
+      mean: scalar or `[F]`, the model's normalization; that of categories is not read.
+      std: scalar or `[F]`.
+    """
+    shape = (batch_size, 1, 1, encoded_width(schema))
+    values = pixels(shape, mean=mean, std=std)
+    columns = list(zip(schema, blocks(schema)))
+
+    def decode(variables: Array) -> Array:
+        continuous = values.decode(variables)
+        return jnp.concatenate(
+            [
+                jax.nn.softmax(variables[..., block]) if column.categories else continuous[..., block]
+                for column, block in columns
+            ],
+            axis=-1,
+        )
+
+    is_logit = jnp.concatenate([jnp.full(column.width, bool(column.categories)) for column in schema])
+
+    def project(variables: Array) -> Array:
+        return jnp.where(is_logit[None, None, None], variables, values.project(variables))
+
+    return Parametrization(values.init, decode, project)
 
 
 def per_channel(name: str, value: PerChannel, batch_shape: Shape) -> Array:

@@ -2,8 +2,9 @@
 
 from jaxinvert.analytic.cocktail_party import cocktail_party
 from jaxinvert.analytic.dense import dense_layer
+from jaxinvert.analytic.dense_chain import dense_chain
 from jaxinvert.analytic.rank import rank_report
 from jaxinvert.analytic.rgap import rgap
 from jaxinvert.analytic.spear import exact_batch, spear
 
-__all__ = ["cocktail_party", "dense_layer", "exact_batch", "rank_report", "rgap", "spear"]
+__all__ = ["cocktail_party", "dense_chain", "dense_layer", "exact_batch", "rank_report", "rgap", "spear"]

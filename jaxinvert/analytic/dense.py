@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxinvert.analytic.first_layer import read_first_layer
-from jaxinvert.objectives import tree_norm
 from jaxinvert.observe import check_update, require
 from jaxinvert.parametrizations import per_channel
 from jaxinvert.types import Array, Key, Observation, PerChannel, Reconstruction, Shape, SolveFn
@@ -69,15 +68,26 @@ def unit_inputs(kernel_gradient: Array, bias_gradient: Array, *, tolerance: floa
     | all 0               | no unit                    |
     | NaN or inf          | no, other units unaffected |
     """
-    if tolerance is None:
-        tolerance = min(1e3 * float(jnp.finfo(bias_gradient.dtype).eps), 0.1)
     # Half precision is what was sent, not what to divide in.
     dtype = jnp.promote_types(bias_gradient.dtype, jnp.float32)
+    weight = reliability(bias_gradient, tolerance=tolerance).astype(dtype)
     kernel_gradient, bias_gradient = kernel_gradient.astype(dtype), bias_gradient.astype(dtype)
-    weight = jnp.where(jnp.isfinite(bias_gradient), jnp.abs(bias_gradient), 0.0)
-    valid = (weight > tolerance * jnp.max(weight)) & jnp.all(jnp.isfinite(kernel_gradient), axis=0)
+    valid = (weight > 0) & jnp.all(jnp.isfinite(kernel_gradient), axis=0)
     quotient = kernel_gradient.T / jnp.where(valid, bias_gradient, 1.0)[:, None]
     return UnitInputs(jnp.where(valid[:, None], quotient, 0.0), valid, jnp.where(valid, weight, 0.0))
+
+
+def reliability(bias_gradient: Array, *, tolerance: float | None = None) -> Array:
+    """`|dL/db_i|` of the units that can be divided by, 0 for the others: `[units]`.
+
+    Args:
+      bias_gradient: `[units]`.
+      tolerance: as `unit_inputs`.
+    """
+    if tolerance is None:
+        tolerance = min(1e3 * float(jnp.finfo(bias_gradient.dtype).eps), 0.1)
+    weight = jnp.where(jnp.isfinite(bias_gradient), jnp.abs(bias_gradient), 0)
+    return jnp.where(weight > tolerance * jnp.max(weight), weight, 0)
 
 
 def single_input(kernel_gradient: Array, bias_gradient: Array) -> tuple[Array, Array]:
@@ -145,7 +155,7 @@ def distinct_inputs(
     return Candidates(jnp.where(valid[:, None], units.inputs[chosen], 0.0), valid, jnp.where(valid, votes[chosen], 0))
 
 
-def unexplained_share(kernel_gradient: Array, bias_gradient: Array, inputs: Array, valid: Array) -> Array:
+def unexplained_share(kernel_gradient: Array, bias_gradient: Array | None, inputs: Array, valid: Array) -> Array:
     """Share of a dense layer's gradient that no mixture of `inputs` explains: `[]` in [0, 1].
 
     The rows `(dL/dW_i, dL/db_i)` of a true batch lie in the span of the rows `(h_b, 1)`, so a complete and correct
@@ -154,20 +164,40 @@ def unexplained_share(kernel_gradient: Array, bias_gradient: Array, inputs: Arra
 
     Args:
       kernel_gradient: `[features, units]`.
-      bias_gradient: `[units]`.
+      bias_gradient: `[units]`, or `None` for a layer without bias, whose rows lie in the span of the `h_b`.
       inputs: `[B, features]`.
       valid: `[B]` bool; the others explain nothing. 1 is returned where none is valid or the gradient is zero.
     """
-    rows = jnp.concatenate([kernel_gradient, bias_gradient[None, :]]).T
-    spanning = jnp.concatenate([inputs, jnp.ones_like(inputs[:, :1])], axis=1) * valid[:, None]
-    directions, sizes, _ = jnp.linalg.svd(spanning.T, full_matrices=False)
-    # Repeated inputs leave singular values that are zero up to rounding, with arbitrary directions.
+    dtype = jnp.promote_types(kernel_gradient.dtype, jnp.float32)
+    parts, spanning = [kernel_gradient.astype(dtype)], inputs.astype(dtype)
+    if bias_gradient is not None:
+        parts.append(bias_gradient.astype(dtype)[None])
+        spanning = jnp.concatenate([spanning, jnp.ones_like(spanning[:, :1])], axis=1)
+    directions = _orthonormal_rows(spanning * valid[:, None])
+    axes = [directions[:, : inputs.shape[1]], directions[:, inputs.shape[1] :]]
+    # The kernel's gradient is by far the largest array here: it is read, but neither copied nor transposed.
+    coordinates = sum(jnp.matmul(*pair, precision="highest") for pair in zip(axes, parts))
+
+    def residual(part: Array, along: Array) -> Array:
+        if len(along) == 1:  # as a product of numbers it is never stored
+            return part - along.T * coordinates
+        return part - jnp.matmul(along.T, coordinates, precision="highest")
+
+    size = sum(jnp.sum(jnp.square(part)) for part in parts)
+    unexplained = sum(jnp.sum(jnp.square(residual(*pair))) for pair in zip(parts, axes))
+    share = jnp.sqrt(unexplained / jnp.where(size > 0, size, 1.0))
+    return jnp.where((size > 0) & jnp.any(valid), share, 1.0)
+
+
+def _orthonormal_rows(rows: Array) -> Array:
+    """Directions `[B, N]` that span the same as rows `[B, N]`; zeros where these span fewer dimensions than `B`."""
+    if len(rows) == 1:
+        length = jnp.linalg.norm(rows)
+        return rows / jnp.where(length > 0, length, 1.0)
+    _, sizes, directions = jnp.linalg.svd(rows, full_matrices=False)
+    # Repeated rows leave singular values that are zero up to rounding, with arbitrary directions.
     independent = sizes > 1e3 * jnp.finfo(rows.dtype).eps * sizes[0]
-    directions = jnp.where(independent[None, :], directions, 0.0)
-    coordinates = jnp.matmul(rows, directions, precision="highest")
-    residual = rows - jnp.matmul(coordinates, directions.T, precision="highest")
-    share = tree_norm(residual) / jnp.where(tree_norm(rows) > 0, tree_norm(rows), 1.0)
-    return jnp.where((tree_norm(rows) > 0) & jnp.any(valid), share, 1.0)
+    return jnp.where(independent[:, None], directions, 0.0)
 
 
 def dense_layer(
@@ -198,11 +228,12 @@ def dense_layer(
         check_update(require(observation, "params", attack="dense_layer"), observation.update)
         first = read_first_layer(observation, tuple(image_shape), attack="dense_layer", layer=layer)
         kernel_gradient, bias_gradient = first.kernel_gradient, first.bias_gradient
-        units = unit_inputs(kernel_gradient, bias_gradient)
-        if batch_size == 1:  # every unit holds the same input
+        if batch_size == 1:  # every unit holds the same input, and one division gives it
             only, valid = single_input(kernel_gradient, bias_gradient)
-            best = Candidates(only[None], valid[None], jnp.sum(units.valid)[None])
+            num_units = jnp.where(valid, jnp.sum(reliability(bias_gradient) > 0), 0)
+            best = Candidates(only[None], valid[None], num_units[None])
         else:
+            units = unit_inputs(kernel_gradient, bias_gradient)
             images = units.inputs.reshape(-1, *image_shape) * std_image + mean_image
             slack = 1e-3
             in_range = (images >= -slack) & (images <= 1 + slack)

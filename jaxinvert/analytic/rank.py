@@ -48,7 +48,7 @@ class RankReport(NamedTuple):
     Attributes:
       tensors: all matrices of the update.
       least_examples: the largest rank of a dense layer: the batch has no fewer examples.
-      num_equations: numbers in the update that are not zero.
+      num_equations: finite numbers in the update that are not zero.
       num_unknowns: pixels of the batch.
       closed_forms: one for each.
     """
@@ -77,7 +77,7 @@ def rank_report(update: Update, *, batch_shape: Shape) -> RankReport:
     return RankReport(
         tensors,
         least_examples=max((tensor.rank or 0 for tensor in tensors if tensor.is_dense), default=0),
-        num_equations=sum(int(np.count_nonzero(leaf)) for leaf in leaves.values()),
+        num_equations=sum(int(np.count_nonzero(leaf[np.isfinite(leaf)])) for leaf in leaves.values()),
         num_unknowns=math.prod(batch_shape),
         closed_forms=_closed_forms(update, tensors, tuple(batch_shape)),
     )
@@ -112,19 +112,22 @@ def _closed_forms(
         if convolutions and batch_size == 1
         else f"needs convolutions, of which there are {len(convolutions)}, and one example, not {batch_size}",
     )
+    names = ("dense-layer", "spear", "exact-batch", "cocktail-party")
     if len(readers) != 1:
         reason = f"needs one biased dense layer that reads the images; this model has {len(readers)}"
-        names = ("dense-layer", "spear", "exact-batch", "cocktail-party")
         return (*(ClosedForm(name, False, reason) for name in names), through_convolutions)
     (reader,) = readers
     (rank,) = (tensor.rank for tensor in tensors if tensor.name == f"{reader}/kernel")
+    if not rank:
+        reason = f"{reader} holds values that are not finite" if rank is None else f"the update of {reader} is zero"
+        return (*(ClosedForm(name, False, reason) for name in names), through_convolutions)
     num_units = dense[reader][1]
     full = rank == batch_size
     ranks = f"{reader} has rank {rank} for {batch_size} examples and {num_units} units"
     return (
         ClosedForm(
             "dense-layer",
-            bool(rank),
+            True,
             "exact: one example" if batch_size == 1 else "exact for examples that activate some unit alone",
         ),
         ClosedForm("spear", full and batch_size <= 14, f"{ranks}; exact behind ReLU, for at most about 14 examples"),

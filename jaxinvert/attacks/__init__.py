@@ -7,6 +7,7 @@ from jaxinvert.attacks.general_deep_leakage import general_deep_leakage
 from jaxinvert.attacks.inverting_gradients import inverting_gradients
 from jaxinvert.attacks.see_through_gradients import see_through_gradients
 from jaxinvert.attacks.spectral import spectral
+from jaxinvert.attacks.tableak import tableak
 
 __all__ = [
     "batch_norm_leakage",
@@ -20,4 +21,5 @@ __all__ = [
     "inverting_gradients",
     "see_through_gradients",
     "spectral",
+    "tableak",
 ]

@@ -1,5 +1,6 @@
-"""`jaxinvert rank`: what the ranks of a job's first update say, before an expensive attack."""
+"""`jaxinvert rank`: what the ranks of a job's updates say, before an expensive attack."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import jax
@@ -8,15 +9,16 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxinvert import job
-from jaxinvert.analytic.rank import rank_report
+from jaxinvert.analytic.rank import RankReport, rank_report
 from jaxinvert.cli.console import bad_input
 
 
 @dataclass(frozen=True)
 class Rank(job.JobConfig):
-    """Show in seconds what the first client's update gives away by its ranks, and which closed forms apply.
+    """Show in seconds what clients' updates give away by their ranks, and which closed forms apply to how many.
 
-    It takes the arguments of `invert`, and attacks nothing.
+    It takes the arguments of `invert`, and attacks nothing. One update in which a closed form applies is a leak:
+    where updates differ, the reason is that of such a one.
     """
 
 
@@ -25,20 +27,46 @@ def rank(command: Rank, command_line: str) -> int:
     del command_line
     with bad_input():
         task = job.prepare(command)
-    update = jax.tree.map(lambda leaf: leaf[0], task.observations.update)
-    found = rank_report(update, batch_shape=task.truth.inputs.shape[1:])
-    console = Console()
-    tensors = Table("tensor", "inputs", "outputs", "rank")
-    for tensor in found.tensors:
-        tensors.add_row(Text(tensor.name), *map(str, tensor.shape), str(tensor.rank))
-    console.print(tensors)
-    console.print(
-        f"at least {found.least_examples} examples; {found.num_equations:,} numbers for {found.num_unknowns:,} "
-        f"unknown pixels: {'enough' if found.num_equations >= found.num_unknowns else 'too few for a unique answer'}",
-        highlight=False,
-    )
-    closed_forms = Table("closed form", "applies", "why")
-    for form in found.closed_forms:
-        closed_forms.add_row(form.attack, "yes" if form.applies else "no", Text(form.reason))
-    console.print(closed_forms)
+    updates = jax.device_get(task.observations.update)
+    reports = [
+        rank_report(jax.tree.map(lambda leaf, client=client: leaf[client], updates), batch_shape=batch.shape)
+        for client, batch in enumerate(task.truth.inputs)
+    ]
+    show(Console(), reports)
     return 0
+
+
+def show(console: Console, reports: list[RankReport]) -> None:
+    """Prints the reports of all clients of one model as one."""
+    first = reports[0]
+    tensors = Table("tensor", "inputs", "outputs", "rank")
+    for number, tensor in enumerate(first.tensors):
+        ranks = (report.tensors[number].rank for report in reports)
+        tensors.add_row(Text(tensor.name), *map(str, tensor.shape), Text(_span(ranks, unknown="not finite")))
+    console.print(tensors)
+    enough = sum(report.num_equations >= report.num_unknowns for report in reports)
+    console.print(
+        f"clients: {len(reports)}; each has at least {_span(report.least_examples for report in reports)} examples; "
+        f"{_span(report.num_equations for report in reports)} numbers for {first.num_unknowns:,} unknown pixels, "
+        f"enough for a unique answer: {_of_all(enough, reports)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    closed_forms = Table("closed form", "applies to", "why")
+    for number, form in enumerate(first.closed_forms):
+        verdicts = [report.closed_forms[number] for report in reports]
+        leaks = [verdict for verdict in verdicts if verdict.applies]
+        closed_forms.add_row(form.attack, _of_all(len(leaks), reports), Text((leaks or verdicts)[0].reason))
+    console.print(closed_forms)
+
+
+def _span(numbers: Iterable[int | None], *, unknown: str = "") -> str:
+    """The smallest and the largest number, and whether one is unknown."""
+    numbers = list(numbers)
+    known = sorted({number for number in numbers if number is not None})
+    ends = " to ".join(f"{number:,}" for number in dict.fromkeys([known[0], known[-1]])) if known else ""
+    return ", ".join(filter(None, [ends, unknown if None in numbers else ""]))
+
+
+def _of_all(count: int, reports: list[RankReport]) -> str:
+    return {0: "none", len(reports): "all"}.get(count, f"{count} of {len(reports)}")

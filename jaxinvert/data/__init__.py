@@ -4,6 +4,7 @@
 - `cifar10`, `cifar100`, `mnist`, `fashion_mnist`: official sets, once prepared by
   `jaxinvert data prepare NAME [--from DIR]`.
 - any folder of PNG, JPEG, WebP or BMP files; any `.npz` file with `SPLIT_images` and `SPLIT_labels`.
+- tables of mixed records, by `load_table` (in `tabular`): one-pixel images.
 """
 
 import os
@@ -14,8 +15,9 @@ from jaxinvert.data.folders import load_folder
 from jaxinvert.data.npz import load_npz
 from jaxinvert.data.official import prepare
 from jaxinvert.data.prepared import OFFICIAL_NAMES, load_official, load_photos
+from jaxinvert.data.tabular import Table, load_table
 
-__all__ = ["Dataset", "load", "names", "prepare"]
+__all__ = ["Dataset", "Table", "load", "load_table", "names", "prepare"]
 
 
 def names() -> tuple[str, ...]:

@@ -186,3 +186,25 @@ def test_one_example_is_read_from_its_most_reliable_unit(inputs):
         found, valid = dense.single_input(kernel, broken)
         assert not bool(valid)
         assert not np.any(found)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_broken_updates_are_not_believed(batch_size):
+    """In one program: zeros, NaN, a bias gradient without kernel gradient, and one broken number."""
+    params = MLP.init(jax.random.key(0))
+    honest = jax.tree.map(lambda leaf: jnp.ones_like(leaf), params)
+    no_kernel = jax.tree.map(jnp.zeros_like, params)
+    no_kernel["params"]["dense_0"]["bias"] = jnp.ones(32)
+    one_nan = jax.tree.map(jnp.copy, honest)
+    one_nan["params"]["dense_0"]["kernel"] = one_nan["params"]["dense_0"]["kernel"].at[3, 5].set(jnp.nan)
+    broken = [jax.tree.map(lambda leaf, value=value: leaf * value, honest) for value in (0.0, jnp.nan)]
+    updates = jax.tree.map(lambda *leaves: jnp.stack(leaves), *broken, no_kernel, one_nan)
+    solve = dense.dense_layer(batch_shape=(batch_size, 4, 4, 3))
+    found = jax.jit(jax.vmap(lambda update: solve(jax.random.key(0), Observation(params, update))))(updates)
+    assert not found.info["valid"][:2].any()
+    assert (found.attack_loss[:2] == 1).all()
+    assert float(found.attack_loss[2]) < 1e-6  # a black image explains it
+    assert found.info["valid"][2, 0]
+    assert float(found.attack_loss[3]) == 1  # whatever was read of the other units is not certain
+    assert np.isfinite(found.inputs).all()
+    np.testing.assert_array_equal(found.info["num_units"][:2], 0)

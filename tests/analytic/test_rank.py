@@ -1,14 +1,17 @@
 """Ranks of updates that are known by construction, and which closed forms they admit."""
 
+import io
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 from jaxinvert import cli, clients, models
 from jaxinvert.analytic.rank import matrix_rank, rank_report
+from jaxinvert.cli.rank import show
 from jaxinvert.types import Batch
 
 
@@ -65,14 +68,38 @@ def test_empty_and_broken_updates_have_a_verdict():
     assert matrix_rank(np.full((3, 2), np.nan)) is None
     model = models.create("mlp", features=(20,), input_shape=(4, 4, 3))
     params = model.init(jax.random.key(0))
-    for value in (0.0, np.nan):
+    for value, reason in ((0.0, "the update of params/dense_0 is zero"), (np.nan, "not finite")):
         found = rank_report(jax.tree.map(partial(jnp.full_like, fill_value=value), params), batch_shape=(2, 4, 4, 3))
         assert not any(form.applies for form in found.closed_forms)
+        assert reason in found.closed_forms[0].reason
+        assert found.num_equations == 0
 
 
-def test_the_command_prints_ranks_and_closed_forms(capsys):
-    arguments = ["--model", "mlp-32", "--size", "12", "--targets", "1", "--num-examples", "3"]
+def test_the_command_prints_ranks_and_closed_forms_of_all_clients(capsys):
+    arguments = ["--model", "mlp-32", "--size", "12", "--targets", "2", "--num-examples", "3"]
     assert cli.main(["rank", *arguments]) == 0
     printed = capsys.readouterr().out
-    assert "at least 3 examples" in printed
+    assert "clients: 2; each has at least 3 examples" in printed
+    assert "enough for a unique answer: all" in printed
     assert "exact-batch" in printed
+
+
+def test_clients_that_differ_are_shown_apart():
+    """One update of rank 2, one of rank 1 although it has two examples, and one that is not finite."""
+    model = models.create("mlp", features=(20,), input_shape=(4, 4, 3))
+    update = jax.tree.map(np.zeros_like, model.init(jax.random.key(0)))
+    reports = []
+    for kernel in (np.eye(48, 20) * (np.arange(20) < 2), np.ones((48, 20)), np.full((48, 20), np.nan)):
+        update["params"]["dense_0"]["kernel"] = kernel.astype(np.float32)
+        reports.append(rank_report(update, batch_shape=(2, 4, 4, 3)))
+    console = Console(width=150, record=True, file=io.StringIO())
+    show(console, reports)
+    lines = console.export_text().splitlines()
+    (kernel,) = [line for line in lines if "dense_0/kernel" in line]
+    assert "1 to 2, not finite" in kernel
+    (spear,) = [line for line in lines if "spear" in line]
+    assert "1 of 3" in spear
+    assert "rank 2 for 2 examples" in spear  # why it applies, not why not to others
+    assert any("2 of 3" in line for line in lines if "dense-layer" in line)
+    # 960 ones are more than 96 unknown pixels; two of a diagonal are not, nor is what is not finite.
+    assert any("enough for a unique answer: 1 of 3" in line for line in lines)
