@@ -1,8 +1,7 @@
 """The main job in a minute: clients train on photographs, the server sees one gradient each and gets the photos back.
 
 Three clients' networks side by side, on the same embedded photographs: a small convolutional network and DLG's
-LeNet, both inverted by gradient matching (Inverting Gradients), and a perceptron, whose gradient gives the image
-away in closed form. Writes a folder per network and `overview.png`.
+LeNet, both inverted by spectral matching, and a perceptron, whose gradient gives the image away in closed form. Writes a folder per network and `overview.png`.
 
 Command:  make demo
 Smoke:    python -m experiments.demo --smoke --out /tmp/demo
@@ -37,8 +36,8 @@ class Config:
 
 
 JOBS = {
-    "small convolutional network": job.JobConfig(model="small-convnet", restarts=2, steps=500, tv=1e-3),
-    "LeNet": job.JobConfig(model="lenet", restarts=8, steps=1500, tv=1e-2),
+    "small convolutional network": job.JobConfig(attack="spectral", model="small-convnet", restarts=1, steps=400),
+    "LeNet": job.JobConfig(attack="spectral", model="lenet", restarts=2, steps=1500),
     "perceptron, closed form": job.JobConfig(attack="dense-layer", model="mlp"),
 }
 

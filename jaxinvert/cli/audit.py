@@ -21,6 +21,7 @@ class Audit(job.JobConfig):
     """Judge whether clients' updates leak: attacks and null controls under several defenses, a verdict and a page.
 
     Attributes:
+      attack: by default `auto`: a closed form where one is exact, else spectral matching.
       file: YAML with any of these fields (`_` for `-`); flags that are given as well take precedence.
       defenses: each is judged by the worst of a naive and an adaptive attacker: `none`, `top-k:keep=0.1`,
         `clip+gaussian:norm=1,scale=0.01` ..., see `jaxinvert list`.
@@ -43,6 +44,7 @@ class Audit(job.JobConfig):
     """
 
     file: tyro.conf.Positional[Path | None] = None
+    attack: str = "auto"
     defenses: tuple[str, ...] = ("none",)
     candidates: int = 100
     accuracy_rounds: int = 0
