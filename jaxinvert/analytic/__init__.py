@@ -1,5 +1,6 @@
 """Closed-form and algebraic attacks: what linear algebra says about an update, without a search."""
 
+from jaxinvert.analytic.april import april, patch_embedding
 from jaxinvert.analytic.cocktail_party import cocktail_party
 from jaxinvert.analytic.dense import dense_layer
 from jaxinvert.analytic.rank import rank_report

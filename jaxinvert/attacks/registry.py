@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxinvert import labels, objectives
+from jaxinvert.analytic.april import april, patch_embedding
 from jaxinvert.analytic.cocktail_party import cocktail_party
 from jaxinvert.analytic.dense import dense_layer
 from jaxinvert.analytic.rgap import rgap
@@ -112,6 +113,21 @@ def _rgap(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar)
     return rgap(head=setting.model.head, **setting.images)
 
 
+def _april(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> SolveFn:
+    del hyperparameters, horizon
+    if setting.model.name.startswith("vit-pre-norm"):
+        raise ValueError(
+            f"april needs tokens that enter self-attention as they are, vit-plain; {setting.model.name} has a norm "
+            "before its attention and a skip around it: patch-embedding does without"
+        )
+    return april(setting.client_update, **setting.images)
+
+
+def _patch_embedding(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> SolveFn:
+    del hyperparameters, horizon
+    return patch_embedding(setting.client_update, **setting.images)
+
+
 def _dlg(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> Attack:
     del hyperparameters, horizon  # its line search needs neither
     return dlg(
@@ -188,6 +204,12 @@ def _see_through_gradients(setting: Setting, hyperparameters: Mapping[str, Any],
 
 
 REGISTRY: dict[str, Recipe] = {
+    "april": Recipe(
+        summary="closed form through the first attention (Lu et al. 2022): vit-plain, exact for one example",
+        hyperparameters={},
+        needs=_UPDATE,
+        build=_april,
+    ),
     "batch-norm-leakage": Recipe(
         summary="matching of update and batch statistics (Hatamizadeh et al. 2022); BatchNorm in train mode",
         hyperparameters={
@@ -275,6 +297,12 @@ REGISTRY: dict[str, Recipe] = {
         joint=True,
         every_round=True,
         adapts=True,
+    ),
+    "patch-embedding": Recipe(
+        summary="closed form of any vit with position embeddings, from its layer of patches; exact for one example",
+        hyperparameters={},
+        needs=_UPDATE,
+        build=_patch_embedding,
     ),
     "rgap": Recipe(
         summary="layer by layer through LeNet's convolutions (Zhu and Blaschko 2021); one example",
