@@ -50,19 +50,25 @@ PROJECTIONS = ("query", "key", "value")
 
 
 class Layout(NamedTuple):
-    """Where a transformer keeps what is read; the defaults are those of `models.vit`.
+    """Where a transformer keeps what is read.
 
     Attributes:
       patches: path of the dense layer that makes tokens of patches, `kernel [patch * patch * C, d]` and `bias [d]`.
       positions: path of the position embeddings `[n, d]`.
       attention: path of the first attention, with the dense layers `query`, `key` and `value`.
+      first_norm: path of a norm before that attention, which there may be or not.
       head: path of the last dense layer, with a bias.
     """
 
     patches: str = "params/patches"
     positions: str = "params/positions"
     attention: str = "params/attention_0"
+    first_norm: str = "params/attention_norm_0"
     head: str = "params/head"
+
+
+VIT = Layout()
+"""The layout of `models.vit`."""
 
 
 _Leaves = Mapping[str, Array]
@@ -74,7 +80,7 @@ def april(
     client_update: ClientUpdateFn,
     *,
     batch_shape: Shape,
-    layout: Layout = Layout(),
+    layout: Layout = VIT,
     mean: PerChannel = 0.0,
     std: PerChannel = 1.0,
 ) -> SolveFn:
@@ -87,21 +93,22 @@ def april(
       mean: scalar or `[C]`, the normalization that the model applies first.
       std: scalar or `[C]`.
 
-    A network with a norm before its first attention, or a skip around it, looks the same from its parameters: there
-    the result is wrong, and not certified. The label is that of the head's bias with the negative gradient.
+    A skip around the first attention does not show in the parameters: there the result is wrong, and not certified.
+    The label is that of the head's bias with the negative gradient.
 
     The reconstruction's `attack_loss` is the relative error of the re-simulated update (`inf` without any). Its
     `info` has `certified`, `verdict` (`certificate.Verdict`), the `rank` of `G`, and its `conditioning`: the least of
     its `n` singular values over the largest, by the inverse of which rounding of the update grows.
 
     Raises:
-      ValueError: for more than one example; at trace time, if the update lacks a layer of the layout, it is no layer
-        of patches of such images, or it has fewer columns than an image has patches or a patch has numbers.
+      ValueError: for more than one example; at trace time, if the update lacks a layer of the layout or has the norm,
+        its patches do not make up such images, or it has fewer columns than an image has patches or a patch has
+        numbers.
     """
     return _from_positions(
         client_update,
         _patches_by_attention,
-        [f"{layout.attention}/{name}/kernel" for name in PROJECTIONS],
+        check_attention,
         batch_shape=batch_shape,
         layout=layout,
         mean=mean,
@@ -114,7 +121,7 @@ def patch_embedding(
     client_update: ClientUpdateFn,
     *,
     batch_shape: Shape,
-    layout: Layout = Layout(),
+    layout: Layout = VIT,
     mean: PerChannel = 0.0,
     std: PerChannel = 1.0,
 ) -> SolveFn:
@@ -130,7 +137,7 @@ def patch_embedding(
     return _from_positions(
         client_update,
         _patches_by_embedding,
-        [],
+        check_positions,
         batch_shape=batch_shape,
         layout=layout,
         mean=mean,
@@ -155,7 +162,7 @@ def _patches_by_embedding(weights: _Leaves, gradients: _Leaves, layout: Layout, 
 def _from_positions(
     client_update: ClientUpdateFn,
     equation: _Equation,
-    needed: list[str],
+    check: Callable[..., None],
     *,
     batch_shape: Shape,
     layout: Layout,
@@ -172,7 +179,7 @@ def _from_positions(
     def solve(key: Key, observation: Observation) -> Reconstruction:
         del key
         params = require(observation, "params", attack=name)
-        check_layout(observation.update, tuple(image_shape), attack=name, layout=layout, needed=needed)
+        check(observation.update, tuple(image_shape), attack=name, layout=layout)
         resolution = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(observation.update))
 
         def exact(params: Params, update: Update) -> Reconstruction:
@@ -216,38 +223,64 @@ def _from_positions(
     return solve
 
 
-def check_layout(
-    tree: object, image_shape: tuple[int, ...], *, attack: str, layout: Layout = Layout(), needed: list[str]
-) -> None:
-    """Refuses a network that is not laid out like a Vision Transformer whose image the equations determine.
+def check_positions(tree: object, image_shape: tuple[int, ...], *, attack: str, layout: Layout = VIT) -> None:
+    """Refuses a network that has no learnable position embeddings for patches, or too narrow ones.
 
     Args:
       tree: parameters or update.
       image_shape: `(H, W, C)`.
       attack: for messages.
       layout: of the tree.
-      needed: paths of further leaves.
 
     Raises:
       ValueError: naming what is missing, or does not fit.
     """
-    shapes = {path: leaf.shape for path, leaf in leaves_by_path(tree).items()}
     kernel = f"{layout.patches}/kernel"
-    paths = [kernel, f"{layout.patches}/bias", layout.positions, f"{layout.head}/bias", *needed]
-    if missing := [path for path in paths if path not in shapes]:
-        raise ValueError(
-            f"{attack} needs a Vision Transformer with learnable position embeddings; this model lacks {missing}"
-        )
-    height, width, channels = image_shape
-    (num_patches, _), (num_numbers, num_columns) = shapes[layout.positions], shapes[kernel]
+    shapes = _shapes_of(tree, [kernel, f"{layout.patches}/bias", layout.positions, f"{layout.head}/bias"], attack)
+    (num_patches, width), num_numbers = shapes[layout.positions], shapes[kernel][0]
+    rows, columns, channels = image_shape
     side = math.isqrt(num_numbers // channels)
-    if num_numbers != side**2 * channels or (height // side) * (width // side) != num_patches:
+    if num_numbers != side**2 * channels or (rows // side) * (columns // side) != num_patches:
         raise ValueError(
             f"{attack}: {num_patches} patches of {num_numbers} numbers, as {layout.positions} and {kernel} say, do "
             f"not make up an image of shape {image_shape}"
         )
-    if num_columns < max(num_patches, num_numbers):
+    if width < num_patches:
+        raise ValueError(f"{attack} needs tokens at least as wide as there are patches, {num_patches}; got {width}")
+
+
+def check_attention(tree: object, image_shape: tuple[int, ...], *, attack: str, layout: Layout = VIT) -> None:
+    """Refuses what `check_positions` does, and tokens that do not enter attention as they are, or lose patches.
+
+    Args:
+      tree: as in `check_positions`, and so are the others.
+      image_shape: `(H, W, C)`.
+      attack: for messages.
+      layout: of the tree.
+
+    Raises:
+      ValueError: naming what is missing, or does not fit.
+    """
+    check_positions(tree, image_shape, attack=attack, layout=layout)
+    kernel = f"{layout.patches}/kernel"
+    shapes = _shapes_of(tree, [f"{layout.attention}/{name}/kernel" for name in PROJECTIONS], attack)
+    if any(path.startswith(f"{layout.first_norm}/") for path in shapes):
         raise ValueError(
-            f"{attack} needs tokens of a width of at least {max(num_patches, num_numbers)}, as an image has "
-            f"{num_patches} patches of {num_numbers} numbers each; this model's have {num_columns}"
+            f"{attack} needs tokens that enter self-attention as they are, as in vit-plain; this model has "
+            f"{layout.first_norm} before it"
         )
+    num_numbers, width = shapes[kernel]
+    if width < num_numbers:
+        raise ValueError(
+            f"{attack} needs tokens at least as wide as patches have numbers, {num_numbers}; got {width}"
+        )
+
+
+def _shapes_of(tree: object, needed: list[str], attack: str) -> dict[str, tuple[int, ...]]:
+    """Shapes by path; raises ValueError if a needed one is missing."""
+    shapes = {path: leaf.shape for path, leaf in leaves_by_path(tree).items()}
+    if missing := [path for path in needed if path not in shapes]:
+        raise ValueError(
+            f"{attack} needs a Vision Transformer with learnable position embeddings; this model lacks {missing}"
+        )
+    return shapes

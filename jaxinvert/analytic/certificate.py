@@ -42,7 +42,7 @@ WORDS = {
     Verdict.INCOMPLETE: "not certified: not every example was told apart",
     Verdict.DIFFERENT: "not certified: the re-simulated update differs from the observed one",
     Verdict.UNDETERMINED: "not certified: the update's equations have a lower rank than there are unknowns",
-    Verdict.SPAN_FULL: "not certified: every candidate lies in the span of the layer's update, which tells none apart",
+    Verdict.SPAN_FULL: "not certified: everything lies in the span of the layer's update, which tells nothing apart",
     Verdict.AMBIGUOUS: "not certified: more candidates lie in the span of the layer's update than it has dimensions",
 }
 """Verdicts for people."""

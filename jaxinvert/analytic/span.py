@@ -61,8 +61,8 @@ class Span(NamedTuple):
 def tolerances(resolution: float) -> Tolerances:
     """Those for a gradient of this resolution (`jnp.finfo(dtype).eps`), that of the client, not of the decomposition.
 
-    Rounding leaves singular values of up to about a resolution where there should be none, and turns the span of those
-    that are 1e-3 of the largest by a thousand resolutions.
+    Rounding leaves singular values of about a resolution where there should be none, and turns the directions of
+    those that are 1e-3 of the largest by a thousand resolutions.
     """
     return Tolerances(rank=30 * resolution, distance=max(100 * resolution, 1e-10))
 
@@ -81,7 +81,8 @@ def read_gradient(gradients: Mapping[str, Array], layers: Sequence[str]) -> Arra
     if missing := [path for path in paths if path not in gradients]:
         raise ValueError(f"the update lacks {missing}")
     return jnp.concatenate(
-        [jnp.concatenate([gradients[f"{layer}/kernel"], gradients[f"{layer}/bias"][None]]) for layer in layers], axis=1
+        [jnp.concatenate([gradients[f"{layer}/kernel"], gradients[f"{layer}/bias"][None]]) for layer in layers],
+        axis=1,
     )
 
 
@@ -94,24 +95,17 @@ def column_span(gradient: Array, *, tolerance: Scalar) -> Span:
 
 
 def distances(span: Span, candidates: Array) -> Array:
-    """How far candidates `[..., D - 1]`, with a 1 for the bias, lie from a span, over their length: `[...]` in [0, 1]."""
+    """How far candidates `[..., D - 1]`, and a 1 for the bias, lie from a span, over their length: `[...]`."""
     rows = jnp.concatenate([candidates, jnp.ones_like(candidates[..., :1])], axis=-1)
     rows = rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
     return jnp.linalg.norm(rows - (rows @ span.basis) @ span.basis.T, axis=-1)
 
 
-def doubt(span: Span, inside: Array) -> Array:
-    """The `Verdict` on a span and the candidates in it, `CERTIFIED` if nothing speaks against them: `[]` int32.
+def doubt(span: Span, full: Array) -> Array:
+    """The `Verdict` on a span itself, `CERTIFIED` if nothing speaks against reading it: `[]` int32.
 
     Args:
       span: of the gradient.
-      inside: `[...]` bool, of all candidates.
+      full: `[]` bool, whether it holds everything.
     """
-    return first_problem(
-        {
-            Verdict.NOT_FINITE: ~span.finite,
-            Verdict.ZERO: span.rank == 0,
-            Verdict.SPAN_FULL: jnp.all(inside),
-            Verdict.AMBIGUOUS: jnp.sum(inside) > span.rank,
-        }
-    )
+    return first_problem({Verdict.NOT_FINITE: ~span.finite, Verdict.ZERO: span.rank == 0, Verdict.SPAN_FULL: full})

@@ -113,19 +113,11 @@ def _rgap(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar)
     return rgap(head=setting.model.head, **setting.images)
 
 
-def _april(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> SolveFn:
+def _from_positions(
+    make: Callable[..., SolveFn], setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar
+) -> SolveFn:
     del hyperparameters, horizon
-    if setting.model.name.startswith("vit-pre-norm"):
-        raise ValueError(
-            f"april needs tokens that enter self-attention as they are, vit-plain; {setting.model.name} has a norm "
-            "before its attention and a skip around it: patch-embedding does without"
-        )
-    return april(setting.client_update, **setting.images)
-
-
-def _patch_embedding(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> SolveFn:
-    del hyperparameters, horizon
-    return patch_embedding(setting.client_update, **setting.images)
+    return make(setting.client_update, **setting.images)
 
 
 def _dlg(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> Attack:
@@ -208,7 +200,7 @@ REGISTRY: dict[str, Recipe] = {
         summary="closed form through the first attention (Lu et al. 2022): vit-plain, exact for one example",
         hyperparameters={},
         needs=_UPDATE,
-        build=_april,
+        build=partial(_from_positions, april),
     ),
     "batch-norm-leakage": Recipe(
         summary="matching of update and batch statistics (Hatamizadeh et al. 2022); BatchNorm in train mode",
@@ -302,7 +294,7 @@ REGISTRY: dict[str, Recipe] = {
         summary="closed form of any vit with position embeddings, from its layer of patches; exact for one example",
         hyperparameters={},
         needs=_UPDATE,
-        build=_patch_embedding,
+        build=partial(_from_positions, patch_embedding),
     ),
     "rgap": Recipe(
         summary="layer by layer through LeNet's convolutions (Zhu and Blaschko 2021); one example",

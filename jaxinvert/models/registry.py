@@ -74,7 +74,8 @@ def create(
 
     Args:
       name: one of `names()`, or `convnetW`, `mlp-W` and `resnetD-F` with a width, a depth and a multiple of the usual
-        width, or `vit-KIND-P-W-D` with a patch, a width and a depth; or `module:function`, which is imported and called: see `import_model`.
+        width, `vit-plain-P-W-D` and `vit-pre-norm-P-W-D` with a patch, a width and a depth; or `module:function`,
+        which is imported and called: see `import_model`.
       input_shape: `(H, W, C)` of one example.
       num_classes: `K`.
       mean: `C` per-channel means of pixels in [0, 1]; `None` = no shift.

@@ -3,8 +3,8 @@
     h_s = table[t_s] + e_s    for the token at position s,    then `depth` pre-norm blocks, a norm and a head:
     y = h + attention(norm(h)),   y + perceptron(norm(y)).
 
-A *decoder* sees what came before and predicts a token at every position (Radford et al. 2019, GPT-2); an *encoder* sees
-everything and classifies the mean of all tokens. They are no `models.Model`, whose inputs are images.
+A *decoder* sees what came before and predicts a token at every position (Radford et al. 2019, GPT-2); an *encoder*
+sees everything and classifies the mean of all tokens. They are no `models.Model`, whose inputs are images.
 
 References:
   Radford, Wu, Child, Luan, Amodei, Sutskever: Language Models are Unsupervised Multitask Learners. 2019.
@@ -33,8 +33,8 @@ class TextModel(NamedTuple):
       head: path of the last dense layer in `params`.
       init: `key -> params`.
       apply: `(params, tokens [B, n]) -> logits`, `[B, n, V]` of a decoder, `[B, K]` of an encoder.
-      attention_inputs: `(params, tokens [B, n]) -> [depth, B, n, d]`, what each attention's `query`, `key` and `value`
-        read.
+      attention_inputs: `(params, tokens [B, n]) -> [depth, B, n, d]`, what `query`, `key` and `value` of each
+        attention read.
       features: `(params, tokens [B, n]) -> [B, n, d]` or `[B, d]`, what the head reads.
       loss_fn: `(params, batch) -> []`, the mean cross-entropy of a batch of `inputs [B, n]` and integer `labels`,
         `[B, n]` the tokens to predict, or `[B]` classes.

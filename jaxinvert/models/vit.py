@@ -36,7 +36,7 @@ _SIZES = (4, 128, 1)
 
 
 class VisionTransformer(linen.Module):
-    """Layers `patches`, `positions`, and for each block `attention_i`, `perceptron_i` and their norms; then `head`."""
+    """Layers `patches`, `positions`, for each block `attention_i`, `perceptron_i` and their norms; then `head`."""
 
     num_classes: int
     patch: int
