@@ -40,7 +40,18 @@ from jaxinvert.analytic.first_layer import leaves_by_path
 from jaxinvert.analytic.precision import in_float64
 from jaxinvert.models.text_transformer import TextModel
 from jaxinvert.observe import require
-from jaxinvert.types import Array, Batch, ClientUpdateFn, Key, Observation, Params, Reconstruction, SolveFn, Update
+from jaxinvert.types import (
+    Array,
+    Batch,
+    ClientUpdateFn,
+    Key,
+    Observation,
+    Params,
+    Reconstruction,
+    Scalar,
+    SolveFn,
+    Update,
+)
 
 _AT_ONCE = 512
 _MOST_COMBINATIONS = 4096
@@ -183,7 +194,7 @@ def _grown(
     span: spans.Span,
     found: Found,
     num_sequences: int,
-    tolerance: Array,
+    tolerance: Scalar,
 ) -> Sequences:
     """Sequences whose inputs of the second block lie in its span, one position after the other."""
     num_tokens = found.tokens.shape[1]
@@ -212,7 +223,7 @@ def _combined(
     span: spans.Span,
     found: Found,
     num_sequences: int,
-    tolerance: Array,
+    tolerance: Scalar,
 ) -> Sequences:
     """Those of all combinations of the nearest tokens whose inputs of the second block lie in its span."""
     num_combinations = num_sequences**model.length
@@ -235,7 +246,7 @@ def _in_order(
     span: spans.Span,
     found: Found,
     num_sequences: int,
-    tolerance: Array,
+    tolerance: Scalar,
 ) -> Sequences:
     """Tokens of each position in the order of their distance: a sequence if there is one of each."""
     del model, params, span, tolerance

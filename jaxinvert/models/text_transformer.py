@@ -11,7 +11,7 @@ References:
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -150,7 +150,7 @@ def _text_model(
     def run(params: Params, tokens: Array) -> tuple[Array, Array, Array]:
         if tokens.ndim != 2 or tokens.shape[1] != length:
             raise ValueError(f"the {name} expects tokens [B, {length}], got {tokens.shape}")
-        return module.apply(params, tokens)
+        return cast(tuple[Array, Array, Array], module.apply(params, tokens))
 
     def loss_fn(params: Params, batch: Batch) -> Array:
         logits, _, _ = run(params, batch.inputs)
