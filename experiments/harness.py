@@ -94,7 +94,7 @@ def run_table(title: str, rows: Sequence[Row], *, description: str | None, argum
                 "jax": jax.__version__,
             }
         if config.json is not None:
-            _save(config.json, title, list(finished.values()))
+            save(config.json, title, list(finished.values()))
     hidden = ("setting", "device", "jax")
     publish(title, [{name: row[name] for name in row if name not in hidden} for row in finished.values()])
 
@@ -148,10 +148,11 @@ def publish(title: str, rows: Sequence[Mapping[str, Any]], *, json_file: Path | 
         table.add_row(*(Text(format_value(value)) for value in row.values()))
     console.print(table)
     if json_file is not None:
-        _save(json_file, title, rows)
+        save(json_file, title, rows)
 
 
-def _save(json_file: Path, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+def save(json_file: Path, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes `{"title", "device", "jax", "rows"}`."""
     content = {"title": title, "device": device_name(), "jax": jax.__version__, "rows": list(rows)}
     store.save_json(json_file, content)
 
