@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Attacks every row's batches and prints the table."""
     config = tyro.cli(Config, description=__doc__, args=arguments)
     if config.smoke:
-        config = replace(config, settings=(Text("decoder", 2, 3, width=16),), vocabulary=30, batches=1)
+        config = replace(config, settings=(Text("encoder", 1, 3, width=16),), vocabulary=30, batches=1)
     rows = []
     for text in config.settings:
         rows.append(measure(config, text))

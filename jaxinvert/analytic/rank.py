@@ -72,7 +72,7 @@ def rank_report(update: Update, *, batch_shape: Shape) -> RankReport:
     """
     leaves = {name: np.asarray(leaf) for name, leaf in leaves_by_path(update).items()}
     tensors = tuple(
-        TensorRank(name, matrix.shape, matrix_rank(matrix), leaf.ndim == 2 and _reads_examples(name, leaves))
+        TensorRank(name, matrix.shape, matrix_rank(matrix), leaf.ndim == 2 and _reads_one_vector(name, leaves))
         for name, leaf in leaves.items()
         if leaf.ndim >= 2
         for matrix in [leaf.reshape(-1, leaf.shape[-1])]
@@ -86,8 +86,8 @@ def rank_report(update: Update, *, batch_shape: Shape) -> RankReport:
     )
 
 
-def _reads_examples(name: str, leaves: Mapping[str, np.ndarray]) -> bool:
-    """Whether a layer reads one vector of an example, as all of a transformer's but its head do not."""
+def _reads_one_vector(name: str, leaves: Mapping[str, np.ndarray]) -> bool:
+    """Whether a layer reads one vector of each example; of a transformer's only the head does."""
     return VIT.positions not in leaves or name == f"{VIT.head}/kernel"
 
 
@@ -111,7 +111,12 @@ def _closed_forms(
 ) -> tuple[ClosedForm, ...]:
     batch_size, *image_shape = batch_shape
     dense = biased_dense_layers(update)
-    readers = [name for name, shape in dense.items() if shape[0] == math.prod(image_shape)]
+    per_example = {tensor.name for tensor in tensors if tensor.is_dense}
+    readers = [
+        name
+        for name, shape in dense.items()
+        if shape[0] == math.prod(image_shape) and f"{name}/kernel" in per_example
+    ]
     num_convolutions = sum(leaf.ndim == 4 for leaf in leaves_by_path(update).values())
     through_convolutions = ClosedForm(
         "rgap",

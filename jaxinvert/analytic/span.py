@@ -48,7 +48,7 @@ class Span(NamedTuple):
     """The column span of a gradient.
 
     Attributes:
-      basis: `[D, D]` orthonormal columns, those beyond the rank zero.
+      basis: `[D, min(D, units)]` orthonormal columns, those beyond the rank zero.
       rank: `[]` int32.
       finite: `[]` bool, whether the gradient is; the span of one that is not is empty.
     """
