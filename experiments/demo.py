@@ -1,7 +1,8 @@
 """The main job in a minute: clients train on photographs, the server sees one gradient each and gets the photos back.
 
 Three clients' networks side by side, on the same embedded photographs: a small convolutional network and DLG's
-LeNet, both inverted by spectral matching, and a perceptron, whose gradient gives the image away in closed form. Writes a folder per network and `overview.png`.
+LeNet, both inverted by spectral matching, and a perceptron, whose gradient gives the image away in closed form.
+Writes a folder per network and `overview.png`.
 
 Command:  make demo
 Smoke:    python -m experiments.demo --smoke --out /tmp/demo

@@ -11,6 +11,8 @@ from jaxinvert.observe import observe_targets
 from jaxinvert.types import Attack
 from tests.conftest import NUM_CLASSES, SHAPE
 
+OWN_MODELS = {"rgap": "lenet", "april": "vit-plain-3-16-1", "patch-embedding": "vit-plain-3-16-1"}
+"""Of attacks that go through convolutions or attention."""
 IMAGES = jax.random.uniform(jax.random.key(0), (3, 2, 5, 6, 3))
 
 
@@ -64,8 +66,8 @@ def test_attack(name, victim, victims):
     """Traced once, vmap equals a loop, different keys start differently, and the result has its promised form."""
     batches, observations = victims
     setting = registry.Setting(victim.client_update, victim.model, 1, sent_statistics=lambda params, batch: {})
-    if name == "rgap":  # it goes through convolutions
-        model = models.create("lenet", input_shape=SHAPE[1:], num_classes=NUM_CLASSES)
+    if name in OWN_MODELS:
+        model = models.create(OWN_MODELS[name], input_shape=SHAPE[1:], num_classes=NUM_CLASSES)
         client = clients.fedsgd(models.cross_entropy(model.apply))
         observations = observe_targets(client, model.init(jax.random.key(0)), batches)
         setting = registry.Setting(client, model, 1)

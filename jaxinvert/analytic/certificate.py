@@ -28,6 +28,9 @@ class Verdict(enum.IntEnum):
     HIGH_RANK = 4
     INCOMPLETE = 5
     DIFFERENT = 6
+    UNDETERMINED = 7
+    SPAN_FULL = 8
+    AMBIGUOUS = 9
 
 
 WORDS = {
@@ -38,8 +41,15 @@ WORDS = {
     Verdict.HIGH_RANK: "not certified: the layer's update has a higher rank than the batch has examples",
     Verdict.INCOMPLETE: "not certified: not every example was told apart",
     Verdict.DIFFERENT: "not certified: the re-simulated update differs from the observed one",
+    Verdict.UNDETERMINED: "not certified: the update's equations have a lower rank than there are unknowns",
+    Verdict.SPAN_FULL: "not certified: everything lies in the span of the layer's update, which tells nothing apart",
+    Verdict.AMBIGUOUS: "not certified: more candidates lie in the span of the layer's update than it has dimensions",
 }
 """Verdicts for people."""
+
+
+_DOUBTS = (Verdict.INCOMPLETE, Verdict.AMBIGUOUS)
+"""What an equal update removes."""
 
 
 class Certificate(NamedTuple):
@@ -107,14 +117,15 @@ def certify(
       update: what came back.
       batch: the reconstruction.
       tolerance: relative error up to which two updates are equal.
-      problem: `[]` int32, the `Verdict` on what is known without a simulation. `INCOMPLETE` is overruled by an equal
-        update, the others stand.
+      problem: `[]` int32, the `Verdict` on what is known without a simulation. An equal update overrules
+        `INCOMPLETE` and `AMBIGUOUS`, the others stand.
     """
     simulated = client_update(params, batch)
     length = tree_norm(update)
     error = tree_norm(jax.tree.map(jnp.subtract, simulated, update)) / jnp.where(length > 0, length, 1.0)
     error = jnp.where(jnp.isfinite(error) & (length > 0), error, jnp.inf)
     simulation = jnp.where(error <= tolerance, jnp.int32(Verdict.CERTIFIED), jnp.int32(Verdict.DIFFERENT))
-    stands = (problem != Verdict.CERTIFIED) & ((problem != Verdict.INCOMPLETE) | (error > tolerance))
+    doubt = jnp.any(problem == jnp.array(_DOUBTS))
+    stands = (problem != Verdict.CERTIFIED) & (~doubt | (error > tolerance))
     verdict = jnp.where(stands, problem, simulation).astype(jnp.int32)
     return Certificate(verdict == Verdict.CERTIFIED, verdict, error)

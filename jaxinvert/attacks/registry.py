@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxinvert import labels, objectives
+from jaxinvert.analytic.april import april, patch_embedding
 from jaxinvert.analytic.cocktail_party import cocktail_party
 from jaxinvert.analytic.dense import dense_layer
 from jaxinvert.analytic.rgap import rgap
@@ -113,6 +114,13 @@ def _rgap(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar)
     return rgap(head=setting.model.head, **setting.images)
 
 
+def _from_positions(
+    make: Callable[..., SolveFn], setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar
+) -> SolveFn:
+    del hyperparameters, horizon
+    return make(setting.client_update, **setting.images)
+
+
 def _dlg(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> Attack:
     del hyperparameters, horizon  # its line search needs neither
     return dlg(
@@ -210,6 +218,12 @@ _SPECTRAL = Recipe(
 )
 
 REGISTRY: dict[str, Recipe] = {
+    "april": Recipe(
+        summary="closed form through the first attention (Lu et al. 2022): vit-plain, exact for one example",
+        hyperparameters={},
+        needs=_UPDATE,
+        build=partial(_from_positions, april),
+    ),
     "auto": _SPECTRAL._replace(
         summary="a closed form where one is exact, else spectral; says what it took and why (only as part of a job)"
     ),
@@ -300,6 +314,12 @@ REGISTRY: dict[str, Recipe] = {
         joint=True,
         every_round=True,
         adapts=True,
+    ),
+    "patch-embedding": Recipe(
+        summary="closed form of any vit with position embeddings, from its layer of patches; exact for one example",
+        hyperparameters={},
+        needs=_UPDATE,
+        build=partial(_from_positions, patch_embedding),
     ),
     "rgap": Recipe(
         summary="layer by layer through LeNet's convolutions (Zhu and Blaschko 2021); one example",

@@ -18,6 +18,7 @@ from jaxinvert.models.model import Model, from_functions, from_linen, training_l
 from jaxinvert.models.registry import REGISTRY, create, names
 from jaxinvert.models.resnet import resnet_cifar, resnet_imagenet
 from jaxinvert.models.small_convnet import small_convnet
+from jaxinvert.models.vit import vit
 
 __all__ = [
     "BATCH_NORM_MOMENTUM",
@@ -43,4 +44,5 @@ __all__ = [
     "small_convnet",
     "source_of",
     "training_loss",
+    "vit",
 ]

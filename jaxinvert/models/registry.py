@@ -17,6 +17,7 @@ from jaxinvert.models.mlp import mlp
 from jaxinvert.models.model import Model
 from jaxinvert.models.resnet import resnet_cifar, resnet_imagenet
 from jaxinvert.models.small_convnet import small_convnet
+from jaxinvert.models.vit import vit
 
 REGISTRY: dict[str, Callable[..., Model]] = {
     "lenet": lenet,
@@ -28,13 +29,22 @@ REGISTRY: dict[str, Callable[..., Model]] = {
     "resnet18": functools.partial(resnet_imagenet, depth=18),
     "resnet34": functools.partial(resnet_imagenet, depth=34),
     "resnet50": functools.partial(resnet_imagenet, depth=50),
+    "vit-plain": functools.partial(vit, kind="plain"),
+    "vit-pre-norm": functools.partial(vit, kind="pre-norm"),
 }
 """Name -> factory with keyword arguments only; its signature lists the options."""
+
+
+def _sized_vit(kind: str, patch: int, width: int, depth: int) -> Callable[..., Model]:
+    return functools.partial(vit, kind=kind, patch=patch, width=width, depth=depth)
+
 
 _ANY_SIZE: dict[str, Callable[..., Callable[..., Model]]] = {
     r"convnet(\d+)": lambda width: functools.partial(convnet, width=width),
     r"mlp-(\d+)": lambda width: functools.partial(mlp, features=(width,)),
     r"resnet(\d+)-(\d+)": lambda depth, factor: functools.partial(resnet_cifar, depth=depth, width=16 * factor),
+    r"vit-plain-(\d+)-(\d+)-(\d+)": functools.partial(_sized_vit, "plain"),
+    r"vit-pre-norm-(\d+)-(\d+)-(\d+)": functools.partial(_sized_vit, "pre-norm"),
 }
 """Patterns of names whose numbers are sizes: any of them makes a network."""
 
@@ -64,7 +74,8 @@ def create(
 
     Args:
       name: one of `names()`, or `convnetW`, `mlp-W` and `resnetD-F` with a width, a depth and a multiple of the usual
-        width; or `module:function`, which is imported and called: see `import_model`.
+        width, `vit-plain-P-W-D` and `vit-pre-norm-P-W-D` with a patch, a width and a depth; or `module:function`,
+        which is imported and called: see `import_model`.
       input_shape: `(H, W, C)` of one example.
       num_classes: `K`.
       mean: `C` per-channel means of pixels in [0, 1]; `None` = no shift.

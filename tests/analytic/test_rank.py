@@ -19,7 +19,7 @@ def report_of(model, batch_size):
     params = model.init(jax.random.key(0))
     inputs = jax.random.uniform(jax.random.key(1), (batch_size, *model.input_shape))
     batch = Batch(inputs, jnp.arange(batch_size) % model.num_classes)
-    update = clients.fedsgd(models.cross_entropy(model.apply))(params, batch)
+    update = jax.jit(clients.fedsgd(models.cross_entropy(model.apply)))(params, batch)
     return rank_report(update, batch_shape=inputs.shape)
 
 
@@ -36,6 +36,8 @@ def test_a_perceptron_shows_how_many_examples_it_saw():
         "exact-batch": True,
         "cocktail-party": True,
         "rgap": False,
+        "april": False,
+        "patch-embedding": False,
     }
 
 
@@ -43,6 +45,16 @@ def test_a_perceptron_shows_how_many_examples_it_saw():
 def test_a_convolutional_network_admits_only_the_recursion_and_only_for_one(batch_size):
     found = report_of(models.create("lenet", input_shape=(8, 8, 3)), batch_size)
     assert {form.attack for form in found.closed_forms if form.applies} == ({"rgap"} if batch_size == 1 else set())
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_size", "applying"),
+    [("plain", 1, {"april", "patch-embedding"}), ("pre-norm", 1, {"patch-embedding"}), ("plain", 2, set())],
+)
+def test_a_vision_transformer_admits_what_reads_position_embeddings(name, batch_size, applying):
+    found = report_of(models.create(f"vit-{name}-4-48-1", input_shape=(8, 8, 3)), batch_size)
+    assert {form.attack for form in found.closed_forms if form.applies} == applying
+    assert found.least_examples == batch_size  # by the head, which reads one vector of each
 
 
 def test_more_examples_than_units_admit_nothing_exact():

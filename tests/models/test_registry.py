@@ -16,6 +16,7 @@ def test_unknown_name_lists_the_known_and_the_closest():
 def test_sizes_in_a_name():
     assert models.create("convnet8").name == "convnet8"
     assert models.create("resnet14-1").name == models.create("resnet20-4", depth=14, width=16).name == "resnet14-1"
+    assert models.create("vit-pre-norm-8-64-2").name == "vit-pre-norm-8-64-2"
     with pytest.raises(ValueError, match=r"6n . 2.*got 15"):
         models.create("resnet15-1")
     with pytest.raises(ValueError, match="unknown model 'convnet8x'"):
@@ -49,6 +50,10 @@ def test_options_that_a_network_does_not_have(name, option):
         ("resnet20-4", {"depth": 2}, "6n . 2.*got 2"),
         ("resnet18", {"depth": 19}, "unknown depth 19; known: 18, 34, 50"),
         ("resnet18", {"width": 0}, "width must be at least 1, got 0"),
+        ("vit-plain", {"depth": 0}, "depth must be at least 1, got 0"),
+        ("vit-plain", {"num_heads": 3}, "num_heads must divide the width 128, got 3"),
+        ("vit-plain", {"patch": 5}, r"patch must divide the sides of images \(32, 32, 3\), got 5"),
+        ("vit-plain", {"kind": "pre"}, "'pre'.*plain, pre-norm; did you mean 'pre-norm'"),
         ("resnet18", {"stem": "cifra"}, "unknown stem 'cifra'.*did you mean 'cifar'"),
         ("lenet", {"input_shape": (32, 32)}, "three positive sizes"),
         ("lenet", {"input_shape": (0, 32, 3)}, "three positive sizes"),
@@ -75,6 +80,8 @@ def test_wrong_values_are_named(name, options, message):
         ("resnet20-4", {"width": 8}, "resnet20-0.5"),
         ("resnet18", {"width": 8}, "resnet18-width8"),
         ("resnet18", {"stem": "cifar"}, "resnet18-cifar-stem"),
+        ("vit-plain", {"width": 64, "depth": 2}, "vit-plain-4-64-2"),
+        ("vit-plain", {"kind": "pre-norm"}, "vit-pre-norm"),
     ],
 )
 def test_names_follow_the_real_sizes(name, options, expected):

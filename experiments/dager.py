@@ -1,0 +1,175 @@
+"""Text behind a transformer, by the span of its tokens: which tokens, which sequences, and what is said of the rest.
+
+Setting: FedSGD clients with sequences of random tokens, uniform or by Zipf's law (the share of the k-th token is
+proportional to 1/k), each batch behind an untrained transformer of its own. A decoder predicts random tokens at every
+position, an encoder one of five classes. Tokens are counted with their positions, over all batches, as the first span
+check finds them; a batch is ambiguous if more are found than the span has dimensions, and exact if its sequences with
+all their labels are. A certificate is false if its batch is not exact. The resolution is that of the update, the
+tolerance that which the attack takes it for.
+
+Command:  python -m experiments.dager --json FILE.json
+Smoke:    python -m experiments.dager --smoke
+"""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from experiments import harness
+from jaxinvert.analytic import span
+from jaxinvert.analytic.certificate import Verdict
+from jaxinvert.analytic.dager import dager
+from jaxinvert.clients import fedsgd
+from jaxinvert.models.text_transformer import TextModel, decoder, encoder
+from jaxinvert.types import Batch, ClientUpdateFn, Observation
+
+MODELS = {"decoder": decoder, "encoder": encoder}
+
+
+class Text(NamedTuple):
+    """A row: network, sequences, tokens of each, width, law of the tokens, resolution and tolerance."""
+
+    model: str
+    batch_size: int
+    length: int
+    width: int = 64
+    law: str = "uniform"
+    resolution: str = "float32"
+    tolerance: str = "float32"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Setting of the experiment.
+
+    Attributes:
+      settings: network, sequences, tokens of each, width, law of the tokens, resolution and tolerance of every row.
+      vocabulary: tokens that there are.
+      batches: of each row.
+      seed: of the networks and the text.
+      smoke: a run of seconds that only shows that everything works.
+      json: file for the rows.
+    """
+
+    settings: tuple[Text, ...] = (
+        *(Text("decoder", batch_size, 8) for batch_size in (1, 2, 4, 6, 7)),
+        Text("decoder", 3, 16),
+        Text("decoder", 12, 5),
+        Text("decoder", 7, 16, width=128),
+        Text("encoder", 1, 8),
+        Text("encoder", 1, 32),
+        Text("encoder", 4, 6),
+        Text("encoder", 6, 8),
+        Text("decoder", 4, 8, law="zipf"),
+        Text("decoder", 6, 8, law="zipf"),
+        Text("decoder", 8, 8),
+        Text("decoder", 12, 8),
+        Text("encoder", 12, 8),
+        Text("decoder", 6, 8, resolution="float64", tolerance="float64"),
+        Text("decoder", 6, 8, resolution="float32", tolerance="float64"),
+        Text("decoder", 6, 8, resolution="float16", tolerance="float16"),
+    )
+    vocabulary: int = 1000
+    batches: int = 10
+    seed: int = 0
+    smoke: bool = False
+    json: Path | None = None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Attacks every row's batches and prints the table."""
+    config = tyro.cli(Config, description=__doc__, args=arguments)
+    if config.smoke:
+        config = replace(config, settings=(Text("encoder", 1, 3, width=16),), vocabulary=30, batches=1)
+    rows = []
+    for text in config.settings:
+        rows.append(measure(config, text))
+        print(f"done: {text.model}, {text.batch_size} x {text.length}: {rows[-1]['exact']} exact", flush=True)
+    harness.publish(f"Text of {config.vocabulary} tokens behind a transformer", rows, json_file=config.json)
+
+
+def measure(config: Config, text: Text) -> dict[str, Any]:
+    """One row: many batches."""
+    model = MODELS[text.model](vocabulary_size=config.vocabulary, length=text.length, width=text.width)
+    client = jax.jit(fedsgd(model.loss_fn))
+    with jax.enable_x64(text.resolution == "float64"):
+        outcomes = _outcomes(config, text, model, client)
+    verdicts = Counter(Verdict(outcome["verdict"]).name.lower().replace("_", " ") for outcome in outcomes)
+    del verdicts["certified"]
+    certified, exact = (np.array([outcome[name] for outcome in outcomes]) for name in ("certified", "exact"))
+    return {
+        **text._asdict(),
+        "batches": config.batches,
+        **{name: sum(outcome[name] for outcome in outcomes) for name in ("tokens", "found", "false", "ambiguous")},
+        "exact": int(exact.sum()),
+        "certified": int(certified.sum()),
+        "false_certificates": int(np.sum(certified & ~exact)),
+        "otherwise": ", ".join(f"{name} {count}" for name, count in verdicts.most_common()) or "-",
+        "median_seconds": float(np.median([outcome["seconds"] for outcome in outcomes])),
+    }
+
+
+def _outcomes(config: Config, text: Text, model: TextModel, client: ClientUpdateFn) -> list[dict[str, Any]]:
+    """What came out for each batch."""
+    tolerances = span.tolerances(float(jnp.finfo(text.tolerance).eps))
+    solve = jax.jit(dager(client, model, num_sequences=text.batch_size, tolerances=tolerances))
+    dtype = jnp.promote_types(text.resolution, jnp.float32)
+    outcomes = []
+    for number in range(config.batches):
+        batch, truth = _draw(config, text, number)
+        params = model.init(jax.random.key(config.seed + number))
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        update = jax.tree.map(lambda leaf: leaf.astype(text.resolution), client(params, batch))
+        begin = time.perf_counter()
+        found = jax.block_until_ready(solve(jax.random.key(0), Observation(params, update)))
+        seconds = time.perf_counter() - begin
+        inside = np.asarray(found.info["found"])
+        outcomes.append(
+            {
+                "tokens": int(truth.sum()),
+                "found": int((inside & truth).sum()),
+                "false": int((inside & ~truth).sum()),
+                "ambiguous": int(inside.sum() > int(found.info["rank"])),
+                "exact": _content(Batch(found.inputs, jnp.asarray(found.labels))) == _content(batch),
+                "certified": bool(found.info["certified"]),
+                "verdict": int(found.info["verdict"]),
+                "seconds": seconds,
+            }
+        )
+    return outcomes
+
+
+def _draw(config: Config, text: Text, number: int) -> tuple[Batch, np.ndarray]:
+    """A batch, and which tokens stand where in it, `[n, V]` bool."""
+    rng = np.random.default_rng((config.seed, text.batch_size, text.length, number))
+    law = 1 / np.arange(1, config.vocabulary + 1) if text.law == "zipf" else np.ones(config.vocabulary)
+    tokens = rng.choice(config.vocabulary, (text.batch_size, text.length), p=law / law.sum())
+    labels = rng.integers(0, 5, text.batch_size) if text.model == "encoder" else rng.permuted(tokens)
+    truth = np.zeros((text.length, config.vocabulary), bool)
+    truth[np.arange(text.length)[None], tokens] = True
+    return Batch(jnp.asarray(tokens, jnp.int32), jnp.asarray(labels, jnp.int32)), truth
+
+
+def _content(batch: Batch) -> tuple[list, list]:
+    """All sequences, and all labels with what they follow: orders, and those of equal beginnings, do not matter."""
+    tokens, labels = np.asarray(batch.inputs).tolist(), np.asarray(batch.labels)
+    if labels.ndim == 1:
+        return sorted(tokens), sorted(zip(tokens, labels.tolist()))
+    labeled = [
+        (row[: position + 1], label)
+        for row, of_row in zip(tokens, labels.tolist())
+        for position, label in enumerate(of_row)
+    ]
+    return sorted(tokens), sorted(labeled)
+
+
+if __name__ == "__main__":
+    main()

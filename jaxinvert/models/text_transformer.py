@@ -1,0 +1,173 @@
+"""Small transformers on text: tokens are integers, and the first layer looks each of them up.
+
+    h_s = table[t_s] + e_s    for the token at position s,    then `depth` pre-norm blocks, a norm and a head:
+    y = h + attention(norm(h)),   y + perceptron(norm(y)).
+
+A *decoder* sees what came before and predicts a token at every position (Radford et al. 2019, GPT-2); an *encoder*
+sees everything and classifies the mean of all tokens. They are no `models.Model`, whose inputs are images.
+
+References:
+  Radford, Wu, Child, Luan, Amodei, Sutskever: Language Models are Unsupervised Multitask Learners. 2019.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from flax import linen
+
+from jaxinvert.models.attention import Perceptron, SelfAttention, dense, layer_norm
+from jaxinvert.types import Array, Batch, Key, LossFn, Params
+
+
+class TextModel(NamedTuple):
+    """A transformer on text as pure functions, and what is static about it.
+
+    Attributes:
+      name: "decoder" or "encoder".
+      vocabulary_size: `V`; tokens are integers in [0, V).
+      length: `n`, tokens of every sequence.
+      depth: blocks; the attention of block `i` is at `params/attention_i`.
+      causal: whether a position sees only those before it and itself.
+      head: path of the last dense layer in `params`.
+      init: `key -> params`.
+      apply: `(params, tokens [B, n]) -> logits`, `[B, n, V]` of a decoder, `[B, K]` of an encoder.
+      attention_inputs: `(params, tokens [B, n]) -> [depth, B, n, d]`, what `query`, `key` and `value` of each
+        attention read.
+      features: `(params, tokens [B, n]) -> [B, n, d]` or `[B, d]`, what the head reads.
+      loss_fn: `(params, batch) -> []`, the mean cross-entropy of a batch of `inputs [B, n]` and integer `labels`,
+        `[B, n]` the tokens to predict, or `[B]` classes.
+    """
+
+    name: str
+    vocabulary_size: int
+    length: int
+    depth: int
+    causal: bool
+    head: str
+    init: Callable[[Key], Params]
+    apply: Callable[[Params, Array], Array]
+    attention_inputs: Callable[[Params, Array], Array]
+    features: Callable[[Params, Array], Array]
+    loss_fn: LossFn
+
+
+class TextTransformer(linen.Module):
+    """Layers `tokens`, `positions`, and for each block `attention_i`, `perceptron_i` and their norms; then `head`."""
+
+    vocabulary_size: int
+    num_outputs: int
+    width: int
+    depth: int
+    num_heads: int
+    causal: bool
+
+    @linen.compact
+    def __call__(self, tokens: Array) -> tuple[Array, Array, Array]:
+        """Tokens `[B, n]` to logits, what the head reads, and what the attentions read `[depth, B, n, d]`."""
+        table = self.param("tokens", linen.initializers.normal(0.02), (self.vocabulary_size, self.width))
+        positions = self.param("positions", linen.initializers.normal(0.02), (tokens.shape[1], self.width))
+        states, read = table[tokens] + positions[None], []
+        for i in range(self.depth):
+            read.append(layer_norm(name=f"attention_norm_{i}")(states))
+            states += SelfAttention(self.num_heads, self.causal, name=f"attention_{i}")(read[-1])
+            states += Perceptron(name=f"perceptron_{i}")(layer_norm(name=f"perceptron_norm_{i}")(states))
+        features = layer_norm(name="norm")(states)
+        features = features if self.causal else jnp.mean(features, axis=1)
+        return dense(self.num_outputs, name="head")(features), features, jnp.stack(read)
+
+
+def decoder(
+    *, vocabulary_size: int = 500, length: int = 8, width: int = 64, depth: int = 2, num_heads: int = 4
+) -> TextModel:
+    """A causal transformer that predicts a token at every position; tables N(0, 0.02^2), kernels Glorot uniform.
+
+    Args:
+      vocabulary_size: `V`.
+      length: `n` of every sequence.
+      width: `d` of the tokens.
+      depth: blocks.
+      num_heads: of every attention; divides the width.
+
+    Raises:
+      ValueError: for a size below 1, or heads that do not divide the width.
+    """
+    return _text_model("decoder", vocabulary_size, vocabulary_size, length, width, depth, num_heads, causal=True)
+
+
+def encoder(
+    *,
+    vocabulary_size: int = 500,
+    num_classes: int = 5,
+    length: int = 8,
+    width: int = 64,
+    depth: int = 2,
+    num_heads: int = 4,
+) -> TextModel:
+    """A transformer that classifies the mean of all tokens, each of which sees all others; starts as `decoder` does.
+
+    Args:
+      vocabulary_size: `V`.
+      num_classes: `K`.
+      length: `n` of every sequence.
+      width: `d` of the tokens.
+      depth: blocks.
+      num_heads: of every attention; divides the width.
+
+    Raises:
+      ValueError: as `decoder`.
+    """
+    return _text_model("encoder", vocabulary_size, num_classes, length, width, depth, num_heads, causal=False)
+
+
+def _text_model(
+    name: str,
+    vocabulary_size: int,
+    num_outputs: int,
+    length: int,
+    width: int,
+    depth: int,
+    num_heads: int,
+    *,
+    causal: bool,
+) -> TextModel:
+    sizes = {
+        "vocabulary_size": vocabulary_size,
+        "num_classes": num_outputs,
+        "length": length,
+        "width": width,
+        "depth": depth,
+        "num_heads": num_heads,
+    }
+    for size_name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{size_name} must be at least 1, got {size}")
+    if width % num_heads:
+        raise ValueError(f"num_heads must divide the width {width}, got {num_heads}")
+    module = TextTransformer(vocabulary_size, num_outputs, width, depth, num_heads, causal)
+
+    def run(params: Params, tokens: Array) -> tuple[Array, Array, Array]:
+        if tokens.ndim != 2 or tokens.shape[1] != length:
+            raise ValueError(f"the {name} expects tokens [B, {length}], got {tokens.shape}")
+        return cast(tuple[Array, Array, Array], module.apply(params, tokens))
+
+    def loss_fn(params: Params, batch: Batch) -> Array:
+        logits, _, _ = run(params, batch.inputs)
+        if batch.labels.shape != logits.shape[:-1]:
+            raise ValueError(f"the {name} expects labels {logits.shape[:-1]}, got {batch.labels.shape}")
+        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), batch.labels[..., None], axis=-1))
+
+    return TextModel(
+        name=name,
+        vocabulary_size=vocabulary_size,
+        length=length,
+        depth=depth,
+        causal=causal,
+        head="params/head",
+        init=lambda key: module.lazy_init(key, jax.ShapeDtypeStruct((1, length), jnp.int32)),
+        apply=lambda params, tokens: run(params, tokens)[0],
+        attention_inputs=lambda params, tokens: run(params, tokens)[2],
+        features=lambda params, tokens: run(params, tokens)[1],
+        loss_fn=loss_fn,
+    )

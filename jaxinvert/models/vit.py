@@ -1,0 +1,127 @@
+"""Small Vision Transformers: patches, learnable position embeddings, self-attention, the mean of all tokens, a head.
+
+    z_s = x_s W + b + e_s    for patch s of an image,    then `depth` blocks, a norm, the mean over s, and the head.
+
+Two kinds of blocks, since it is they that decide what attacks on attention can read:
+
+| kind     | block                                           | tokens enter the first attention |
+|----------|-------------------------------------------------|----------------------------------|
+| plain    | `perceptron(norm(attention(z)))`                | as they are, and nowhere else    |
+| pre-norm | `y = z + attention(norm(z))`, `y + perceptron(norm(y))` | normalized, and past it in a sum |
+
+The closed form of APRIL needs the first: there the derivative by `z`, which is that by the position embeddings, is
+all of it due to the attention. The second is the usual one. Both average the tokens instead of reading a class token:
+behind a class token one block would give the position embeddings a gradient of rank 2 per head, too low to be
+inverted; the mean's passes through every token's own perceptron, and has a dimension for each token.
+
+References:
+  Dosovitskiy et al.: An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale. ICLR 2021,
+  arXiv:2010.11929.
+  Lu, Zhang, Zhao, He, Cheng: APRIL: Finding the Achilles' Heel on Privacy for Vision Transformers. CVPR 2022,
+  arXiv:2112.14087: the plain kind is their architecture (A), the other their (B).
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import linen
+
+from jaxinvert.models.attention import Perceptron, SelfAttention, dense, layer_norm
+from jaxinvert.models.layers import unknown_value
+from jaxinvert.models.model import Model, from_linen
+from jaxinvert.types import Array
+
+_KINDS = ("plain", "pre-norm")
+_SIZES = (4, 128, 1)
+
+
+class VisionTransformer(linen.Module):
+    """Layers `patches`, `positions`, for each block `attention_i`, `perceptron_i` and their norms; then `head`."""
+
+    num_classes: int
+    patch: int
+    width: int
+    depth: int
+    num_heads: int
+    plain: bool
+
+    @linen.compact
+    def __call__(self, x: Array) -> Array:
+        """Normalized inputs `[B, H, W, C]` to logits `[B, K]`."""
+        tokens = dense(self.width, name="patches")(to_patches(x, self.patch))
+        tokens += self.param("positions", linen.initializers.normal(0.02), tokens.shape[1:])[None]
+        for i in range(self.depth):
+            attention = SelfAttention(self.num_heads, name=f"attention_{i}")
+            perceptron = Perceptron(name=f"perceptron_{i}")
+            if self.plain:
+                tokens = perceptron(layer_norm(name=f"perceptron_norm_{i}")(attention(tokens)))
+            else:
+                tokens += attention(layer_norm(name=f"attention_norm_{i}")(tokens))
+                tokens += perceptron(layer_norm(name=f"perceptron_norm_{i}")(tokens))
+        return dense(self.num_classes, name="head")(jnp.mean(layer_norm(name="norm")(tokens), axis=1))
+
+
+def vit(
+    *,
+    kind: str = "plain",
+    patch: int = 4,
+    width: int = 128,
+    depth: int = 1,
+    num_heads: int = 8,
+    input_shape: Sequence[int] = (32, 32, 3),
+    num_classes: int = 10,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Model:
+    """A Vision Transformer of one of two kinds; kernels start uniform (Glorot), position embeddings N(0, 0.02^2).
+
+    Args:
+      kind: "plain" or "pre-norm", see above.
+      patch: side of a patch in pixels; divides both sides of the images.
+      width: `d`, of the tokens.
+      depth: blocks.
+      num_heads: of every attention; divides the width.
+      input_shape: `(H, W, C)` of one example.
+      num_classes: `K`.
+      mean: per-channel mean; `None` = no shift.
+      std: per-channel standard deviation; `None` = no scale.
+
+    Returns:
+      The model "vit-plain" or "vit-pre-norm", with `patch-width-depth` appended unless they are 4-128-1.
+
+    Raises:
+      ValueError: for an unknown kind, a size below 1, or one that does not divide what it must.
+    """
+    if kind not in _KINDS:
+        raise unknown_value("kind", kind, _KINDS)
+    for name, size in {"patch": patch, "width": width, "depth": depth, "num_heads": num_heads}.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+    if width % num_heads:
+        raise ValueError(f"num_heads must divide the width {width}, got {num_heads}")
+    if any(side % patch for side in input_shape[:2]):
+        raise ValueError(f"patch must divide the sides of images {tuple(input_shape)}, got {patch}")
+    sizes = (patch, width, depth)
+    return from_linen(
+        VisionTransformer(num_classes, *sizes, num_heads, plain=kind == "plain"),
+        name="-".join(["vit", kind, *(map(str, sizes) if sizes != _SIZES else ())]),
+        input_shape=input_shape,
+        num_classes=num_classes,
+        mean=mean,
+        std=std,
+    )
+
+
+def to_patches(images: Array, patch: int) -> Array:
+    """`[B, H, W, C]` to `[B, n, patch * patch * C]`: patches in rows, each flattened like an image."""
+    batch_size, height, width, channels = images.shape
+    grid = images.reshape(batch_size, height // patch, patch, width // patch, patch, channels)
+    return jnp.swapaxes(grid, 2, 3).reshape(batch_size, -1, patch * patch * channels)
+
+
+def from_patches(patches: Array, image_shape: Sequence[int]) -> Array:
+    """The inverse of `to_patches`: `[B, n, patch * patch * C]` to `[B, H, W, C]`."""
+    height, width, channels = image_shape
+    patch = round((patches.shape[-1] // channels) ** 0.5)
+    grid = patches.reshape(-1, height // patch, width // patch, patch, patch, channels)
+    return jnp.swapaxes(grid, 2, 3).reshape(-1, height, width, channels)
