@@ -13,7 +13,7 @@ from jaxinvert.types import Batch
 ON_UPDATE = [name for name, recipe in registry.REGISTRY.items() if recipe.update is not registry._same_update]
 ON_CLIENT = [name for name, recipe in registry.REGISTRY.items() if recipe.changes_client]
 RANDOM = {"dp-sgd", "gaussian", "laplace", "percentile-noise", "qsgd", "random-k", "row-noise"}
-COUNTERED = [name for name, recipe in registry.REGISTRY.items() if recipe.counter is not None]
+COUNTERED = list(registry.COUNTERS)
 KEYS = jax.random.split(jax.random.key(3), 3)
 
 

@@ -1,54 +1,40 @@
 """Defenses by name, each with the attacker that adapts to it, for command lines, sweeps and audits.
 
 A recipe says what a client does: to its computation (`client`), to the update that comes of it (`update`), or both.
-Its `Counter` says what an attacker who knows of it and its numbers does otherwise than a naive one: which client it
-simulates, and by which distance it compares. `protect`, `defend` and `adapt` do that for several defenses at once,
-named `"top-k+gaussian"` in the order in which the client applies them. Numbers are known by `"NAME.number"`.
+How an attacker adapts to it is in `counters`, under the same name. `protect`, `defend` and `adapt` do that for several
+defenses at once, named `"top-k+gaussian"` in the order in which the client applies them. Numbers are known by
+`"NAME.number"`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxinvert import objectives
-from jaxinvert.clients import dp_fedsgd
 from jaxinvert.defenses.clipping import clipped
 from jaxinvert.defenses.composition import chain, identity
+from jaxinvert.defenses.counters import (
+    COUNTERS,
+    Counter,
+    Numbers,
+    Setting,
+    dp_scale,
+    per_example_clipping,
+    same_client,
+)
 from jaxinvert.defenses.noise import (
-    dp_noise_scale,
     gaussian_noise,
     laplace_noise,
     percentile_noise,
-    percentile_noise_spread,
 )
-from jaxinvert.defenses.quantization import qsgd, qsgd_step, sign
+from jaxinvert.defenses.quantization import qsgd, sign
 from jaxinvert.defenses.representation import soteria
 from jaxinvert.defenses.sparsification import percentile_privacy, random_k, top_k, top_k_of_tensors
 from jaxinvert.defenses.weights import row_noise, smallest_weights_zeroed
-from jaxinvert.models import Model, training_loss
-from jaxinvert.types import Batch, ClientUpdateFn, Defense, Objective, Params, Scalar, Update
+from jaxinvert.types import ClientUpdateFn, Defense, Objective, Params, Scalar
 
 NONE = "none"
 """What a client without a defense has."""
-
-Numbers = Mapping[str, Scalar]
-"""Strengths by name."""
-
-
-class Setting(NamedTuple):
-    """What a defense is built for.
-
-    Attributes:
-      model: the client's network.
-      num_examples: `B`, behind one update.
-      gradient_chunk: examples whose gradient is computed at once.
-    """
-
-    model: Model
-    num_examples: int
-    gradient_chunk: int | None = None
 
 
 class Number(NamedTuple):
@@ -58,35 +44,9 @@ class Number(NamedTuple):
     most: float = float(np.finfo(np.float32).max)
 
 
-def _same_client(setting: Setting, numbers: Numbers, client_update: ClientUpdateFn) -> ClientUpdateFn:
-    del setting, numbers
-    return client_update
-
-
 def _same_update(setting: Setting, numbers: Numbers, params: Params) -> Defense:
     del setting, numbers, params
     return identity
-
-
-def _same_objective(setting: Setting, numbers: Numbers, objective: Objective) -> Objective:
-    del setting, numbers
-    return objective
-
-
-class Counter(NamedTuple):
-    """How an attacker adapts.
-
-    Attributes:
-      summary: for people.
-      simulate: `(setting, numbers, client_update) -> client_update`, the client that it simulates.
-      distance: `(setting, numbers) -> objective`, instead of the attack's own; if `None`, that one serves.
-      restrict: `(setting, numbers, objective) -> objective`, to what the defense has left.
-    """
-
-    summary: str
-    simulate: Callable[[Setting, Numbers, ClientUpdateFn], ClientUpdateFn] = _same_client
-    distance: Callable[[Setting, Numbers], Objective] | None = None
-    restrict: Callable[[Setting, Numbers, Objective], Objective] = _same_objective
 
 
 class Recipe(NamedTuple):
@@ -95,7 +55,6 @@ class Recipe(NamedTuple):
     Attributes:
       summary: one line for people.
       numbers: its strengths; all may be traced. An attacker that adapts must know them.
-      counter: how an attacker adapts; `None` if nobody has written down how.
       client: `(setting, numbers, client_update) -> client_update`, for what happens before there is an update.
       update: `(setting, numbers, params) -> defense`, for what happens to the update.
       one_step: whether it is defined for a client that sends one gradient only.
@@ -104,8 +63,7 @@ class Recipe(NamedTuple):
 
     summary: str
     numbers: Mapping[str, Number]
-    counter: Counter | None
-    client: Callable[[Setting, Numbers, ClientUpdateFn], ClientUpdateFn] = _same_client
+    client: Callable[[Setting, Numbers, ClientUpdateFn], ClientUpdateFn] = same_client
     update: Callable[[Setting, Numbers, Params], Defense] = _same_update
     one_step: bool = False
     reads_params: bool = False
@@ -113,7 +71,7 @@ class Recipe(NamedTuple):
     @property
     def changes_client(self) -> bool:
         """Whether it acts before there is an update; such a defense looks at single examples and comes first."""
-        return self.client is not _same_client
+        return self.client is not same_client
 
 
 def names_in(defense: str) -> tuple[str, ...]:
@@ -209,10 +167,9 @@ def counter_summary(defense: str) -> str:
 
 
 def _counter(name: str) -> Counter:
-    if (counter := REGISTRY[name].counter) is None:
-        able = [other for other, recipe in REGISTRY.items() if recipe.counter is not None]
-        raise ValueError(f"no attacker here adapts to defense {name!r}; there are some for {', '.join(able)}")
-    return counter
+    if name not in COUNTERS:
+        raise ValueError(f"no attacker here adapts to defense {name!r}; there are some for {', '.join(COUNTERS)}")
+    return COUNTERS[name]
 
 
 def _recipes(defense: str, numbers: Numbers) -> Iterator[tuple[Recipe, dict[str, Scalar]]]:
@@ -231,177 +188,90 @@ def _on_weights(make: Callable[..., Defense]) -> Callable[[Setting, Numbers, Par
     return lambda setting, numbers, params: make(params, **numbers)
 
 
-def _likelihood(
-    make: Callable[..., Objective], spread: Callable[..., Scalar]
-) -> Callable[[Setting, Numbers], Objective]:
-    """For noise of known law: `spread(observed tensor, **numbers)`."""
-    return lambda setting, numbers: objectives.relative(make(partial(spread, **numbers)))
-
-
-def _constant(observed: object, scale: Scalar) -> Scalar:
-    del observed
-    return scale
-
-
-def _sent_only(setting: Setting, numbers: Numbers, objective: Objective) -> Objective:
-    del setting, numbers
-    return objectives.transmitted(objective)
-
-
-def _largest_sent(setting: Setting, numbers: Numbers, objective: Objective, *, of_tensors: bool) -> Objective:
-    del setting, numbers
-    return objectives.largest_sent(objective, of_tensors=of_tensors)
-
-
-def _sent_and_censored(setting: Setting, numbers: Numbers, objective: Objective) -> Objective:
-    del setting
-    return objectives.transmitted(objectives.censored(objective, numbers["bound"]))
-
-
-def _without_head_kernel(setting: Setting, numbers: Numbers, objective: Objective) -> Objective:
-    del numbers
-    return objectives.layer_subset(objective, lambda path: path != f"{setting.model.head}/kernel")
-
-
-def _clipped_client(setting: Setting, numbers: Numbers, client_update: ClientUpdateFn) -> ClientUpdateFn:
-    del setting
-    clip = clipped(**numbers)
-
-    def simulated(params: Params, batch: Batch) -> Update:
-        return clip(None, client_update(params, batch))
-
-    return simulated
-
-
-def _per_example_clipping(setting: Setting, numbers: Numbers, client_update: ClientUpdateFn) -> ClientUpdateFn:
-    del client_update  # the gradient of the mean, which cannot be clipped any more
-    loss_fn = training_loss(setting.model)
-    return dp_fedsgd(loss_fn, clip_norm=numbers["norm"], chunk_size=setting.gradient_chunk)
-
-
-def _dp_scale(setting: Setting, numbers: Numbers) -> Scalar:
-    return dp_noise_scale(numbers["multiplier"], numbers["norm"], setting.num_examples)
-
-
 def _dp_noise(setting: Setting, numbers: Numbers, params: Params) -> Defense:
     del params
-    return gaussian_noise(_dp_scale(setting, numbers))
-
-
-def _dp_likelihood(setting: Setting, numbers: Numbers) -> Objective:
-    scale = _dp_scale(setting, numbers)
-    return objectives.relative(objectives.gaussian_likelihood(lambda observed: scale))
+    return gaussian_noise(dp_scale(setting, numbers))
 
 
 def _soteria(setting: Setting, numbers: Numbers, client_update: ClientUpdateFn) -> ClientUpdateFn:
     return soteria(client_update, setting.model.apply, head=setting.model.head, **numbers)
 
 
-_LARGEST = "matches the entries that were sent, and takes the others for no larger"
 _SHARE = Number(0.1, most=1)
 
 REGISTRY: dict[str, Recipe] = {
     "clip": Recipe(
         summary="the update scaled down to a norm",
         numbers={"norm": Number(4.0)},
-        counter=Counter("clips what it simulates, too", simulate=_clipped_client),
         update=_on_update(clipped),
     ),
     "dp-sgd": Recipe(
         summary="every example's gradient clipped to a norm, normal noise on their mean (Abadi et al. 2016)",
         numbers={"norm": Number(1.0), "multiplier": Number(0.1)},
-        counter=Counter(
-            "clips every example it simulates, likelihood of the noise",
-            simulate=_per_example_clipping,
-            distance=_dp_likelihood,
-        ),
-        client=_per_example_clipping,
+        client=per_example_clipping,
         update=_dp_noise,
         one_step=True,
     ),
     "gaussian": Recipe(
         summary="normal noise of a fixed scale; not differentially private",
         numbers={"scale": Number(1e-2)},
-        counter=Counter("likelihood of the noise", distance=_likelihood(objectives.gaussian_likelihood, _constant)),
         update=_on_update(gaussian_noise),
     ),
     "laplace": Recipe(
         summary="Laplace noise of a fixed scale; not differentially private",
         numbers={"scale": Number(1e-2)},
-        counter=Counter("likelihood of the noise", distance=_likelihood(objectives.laplace_likelihood, _constant)),
         update=_on_update(laplace_noise),
     ),
     "percentile-noise": Recipe(
         summary="normal noise in units of each tensor's 95th percentile (Hatamizadeh et al. 2023)",
         numbers={"scale": Number(1.0)},
-        counter=Counter(
-            "likelihood of the noise, its scale in each tensor estimated",
-            distance=_likelihood(objectives.gaussian_likelihood, percentile_noise_spread),
-        ),
         update=_on_update(percentile_noise),
     ),
     "percentile-privacy": Recipe(
         summary="small entries of each tensor zeroed, large ones clipped (Shokri, Shmatikov 2015)",
         numbers={"percentile": Number(10.0, most=100), "bound": Number(0.01)},
-        counter=Counter(
-            "matches only the entries that were sent, clipped ones as lower bounds", restrict=_sent_and_censored
-        ),
         update=_on_update(percentile_privacy),
     ),
     "qsgd": Recipe(
         summary="entries rounded at random to a few levels, unbiased (Alistarh et al. 2017)",
         numbers={"levels": Number(16.0)},
-        counter=Counter(
-            "likelihood of the rounding, its levels read off each tensor",
-            distance=_likelihood(objectives.rounding_likelihood, lambda observed, levels: qsgd_step(observed)),
-        ),
         update=_on_update(qsgd),
     ),
     "random-k": Recipe(
         summary="a random share of the entries, rescaled to be unbiased (Wangni et al. 2018)",
         numbers={"keep": _SHARE},
-        counter=Counter("matches only the entries that were sent", restrict=_sent_only),
         update=_on_update(random_k),
     ),
     "row-noise": Recipe(
         summary="noise on the weights sent, relative to their largest row (Zhao et al. 2022)",
         numbers={"scale": Number(1e-3), "bound": Number(0.2)},
-        counter=None,
         update=_on_weights(row_noise),
         reads_params=True,
     ),
     "sign": Recipe(
         summary="the signs alone (Bernstein et al. 2018)",
         numbers={},
-        counter=Counter(
-            "hinge on the signs, every tensor in units of its mean",
-            distance=lambda setting, numbers: objectives.sign_margin,
-        ),
         update=_on_update(lambda: sign),
     ),
     "smallest-weights-zeroed": Recipe(
         summary="zeros for the smallest weights sent (Zhao et al. 2022)",
         numbers={"share": Number(0.9, most=1)},
-        counter=None,
         update=_on_weights(smallest_weights_zeroed),
         reads_params=True,
     ),
     "soteria": Recipe(
         summary="zeros in the head's gradient for the features that tell most of the input (Sun et al. 2021)",
         numbers={"share": Number(0.8, most=1)},
-        counter=Counter("leaves the head's kernel out", restrict=_without_head_kernel),
         client=_soteria,
     ),
     "top-k": Recipe(
         summary="the largest entries of the whole update",
         numbers={"keep": _SHARE},
-        counter=Counter(_LARGEST, restrict=partial(_largest_sent, of_tensors=False)),
         update=_on_update(top_k),
     ),
     "top-k-per-tensor": Recipe(
         summary="the largest entries of every tensor",
         numbers={"keep": _SHARE},
-        counter=Counter(_LARGEST, restrict=partial(_largest_sent, of_tensors=True)),
         update=_on_update(top_k_of_tensors),
     ),
 }
