@@ -204,7 +204,7 @@ def _audited(
     found, ground = {}, None
     for attacker, config in setting.attackers.items():
         on_progress(f"{setting.name}, {attacker}: preparing", None)
-        setup = setup._replace(program=job.Program(config, setup.program.model))
+        setup = job.adjusted(setup, config)
         task = job.prepare(config, setup)
         ground = ground_truth(
             task.truth, setup.dataset.images, np.asarray(setup.dataset.labels), num_candidates=num_candidates
@@ -230,7 +230,7 @@ def _with_utility(one: Audited, setting: Setting, setup: job.Setup, num_rounds: 
     on_progress(f"{one.name}: training for the accuracy", None)
     config = next(iter(setting.attackers.values()))
     try:
-        return one._replace(utility=utility(config, setup, num_rounds=num_rounds))
+        return one._replace(utility=utility(config, job.adjusted(setup, config), num_rounds=num_rounds))
     except ValueError as error:
         return one._replace(note="; ".join(filter(None, [one.note, str(error)])))
 

@@ -19,6 +19,7 @@ from jaxinvert.audit import controls
 from jaxinvert.audit.auditing import Audited, Setting, attack_and_score, blind_attack, judged
 from jaxinvert.audit.running import Show, attack, found_in
 from jaxinvert.audit.scoring import Ground, ground_truth
+from jaxinvert.defenses.registry import REGISTRY, names_in
 from jaxinvert.job import JobConfig
 from jaxinvert.search import check_targets
 from jaxinvert.types import Array, Batch, Observation, Params, Update
@@ -72,6 +73,8 @@ def observe_capture(config: JobConfig, capture: Capture, model: models.Model) ->
     """
     granted = config.granted
     threat_models.check_needs(granted, config.needs, attack=config.attack)
+    if part := [name for name in names_in(config.defense) if REGISTRY[name].changes_model]:
+        raise ValueError(f"defense {part[0]!r} is a part of the network: name a model that has it")
     like = jax.eval_shape(model.init, jax.random.key(0))
     params = captures.load_tree(capture.params, like, what="parameters")
     trees = [captures.load_tree(path, like, may_lack=("batch_stats",)) for path in capture.updates]

@@ -173,13 +173,14 @@ def test_the_record_is_json_and_the_page_shows_it(audited, tmp_path):
 
 def test_the_command_audits_what_a_file_says_and_flags_overrule(tmp_path, capsys):
     file = tmp_path / "audit.yaml"
-    file.write_text("model: mlp\nrestarts: 1\nsteps: 900\ntargets: 4\ndefenses: [none, 'row-noise:scale=0.5']\n")
+    file.write_text("model: mlp\nrestarts: 1\nsteps: 900\ntargets: 4\nnum_examples: 2\ndefenses: [none, mixup, precode]\naccuracy_rounds: 2\n")
     out = tmp_path / "out"
     assert main(["audit", str(file), "--steps", "8", "--out", str(out)]) == 0
     record = json.loads((out / "audit.json").read_text())
     assert [setting["name"] for setting in record["settings"]] == [
         "no defense",
-        "row-noise (scale 0.5)",
+        "mixup",
+        "precode",
     ]
     assert record["settings"][0]["attackers"]["naive"]["config"]["steps"] == 8
     assert record["num_clients"] == 4
