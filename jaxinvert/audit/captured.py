@@ -120,6 +120,7 @@ def audit_capture(
     others: data.Dataset | None,
     *,
     num_candidates: int = 100,
+    with_lpips: bool = False,
     folder: Path | None = None,
     on_progress: Show = lambda what, progress: None,
 ) -> Audited:
@@ -131,6 +132,7 @@ def audit_capture(
       model: the clients' network.
       others: images of the same kind as further candidates; those that are among the true ones are left out.
       num_candidates: as in `audit`.
+      with_lpips: as in `audit`.
       folder: keeps what was reconstructed.
       on_progress: called now and then.
 
@@ -146,7 +148,8 @@ def audit_capture(
         task = job.Task(job.Program(config, model), observe_capture(config, capture, model), truth, names)
         kept = folder and folder / digest_of(capture)
         seen = blind_attack(config, task, kept, on_progress, blind)
-        found[attacker] = attack_and_score(config, task, ground, blind=seen, folder=kept, on_progress=on_progress)
+        options = {"with_lpips": with_lpips, "folder": kept, "on_progress": on_progress}
+        found[attacker] = attack_and_score(config, task, ground, blind=seen, **options)
     assert ground is not None
     return judged(setting.name, ground, found)._replace(note=setting.note)
 
