@@ -6,6 +6,7 @@ from jaxinvert.attacks.dlg import dlg, idlg
 from jaxinvert.attacks.general_deep_leakage import general_deep_leakage
 from jaxinvert.attacks.inverting_gradients import inverting_gradients
 from jaxinvert.attacks.see_through_gradients import see_through_gradients
+from jaxinvert.attacks.spectral import spectral
 
 __all__ = [
     "batch_norm_leakage",
@@ -18,4 +19,5 @@ __all__ = [
     "idlg",
     "inverting_gradients",
     "see_through_gradients",
+    "spectral",
 ]
