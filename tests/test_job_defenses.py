@@ -157,7 +157,7 @@ def test_an_attacker_who_does_not_know_the_defense_cannot_adapt():
         ({"defense": "mixup", "num_examples": 2, "adaptive": True}, "no attacker here adapts to defense 'mixup'"),
         ({"defense": "mixup"}, "'mixup' does nothing with num_examples 1, expected at least 2"),
         ({"defense": "precode", "checkpoint": Path("x")}, "'precode' adds layers, of which x has no parameters"),
-        ({"defense": "clip", "adaptive": True, "attack": "dlg"}, "'dlg' does not adapt to defenses; general-deep"),
+        ({"defense": "clip", "adaptive": True, "attack": "dlg"}, "'dlg' does not adapt to defenses; auto, gener"),
         ({"defense": "clip", "aggregate": 2, "adaptive": True}, "adapt to the mean of 2 defended updates"),
         ({"defense": "dp-sgd", "client": "fedavg"}, "'dp-sgd' is that of one gradient: it needs client='fedsgd'"),
         ({"defense": "soteria", "batch_norm": "train"}, "'soteria' looks at single examples"),
