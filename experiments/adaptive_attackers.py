@@ -40,6 +40,11 @@ DEFENSES: tuple[tuple[str, dict[str, float]], ...] = (
     ("clip", {"norm": 0.1}),
     ("dp-sgd", {"norm": 0.1, "multiplier": 1e-3}),
     ("soteria", {"share": 0.8}),
+    ("outpost", {}),
+    ("precode", {}),
+    ("row-noise", {"scale": 1e-3}),
+    ("row-noise", {"scale": 1e-5}),
+    ("smallest-weights-zeroed", {"share": 0.5}),
     ("gaussian+top-k", {"scale": 1e-3, "keep": 0.1}),
 )
 
@@ -75,7 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs both attackers on every defense and prints the rows, after each all so far."""
     config = tyro.cli(Config, description=__doc__, args=arguments)
     if config.smoke:
-        config = replace(config, model="mlp", targets=2, steps=2, defenses=("top-k-per", "gaussian+"))
+        config = replace(
+            config, model="mlp", targets=2, steps=2, defenses=("top-k-per", "outpost", "precode", "smallest")
+        )
     chosen = [row for row in DEFENSES if not config.defenses or any(part in row[0] for part in config.defenses)]
     undefended = job.JobConfig(
         model=config.model,

@@ -28,9 +28,17 @@ from jaxinvert.types import Array, ArrayTree, Batch, ClientUpdateFn, Key, LossFn
 
 AnyLossFn = Callable[..., Array]
 """A `LossFn`, or `(params, batch, key) -> []` for a loss that draws random numbers, such as those of dropout."""
+AnyClientUpdateFn = Callable[..., Update]
+"""A `ClientUpdateFn`, or `(params, batch, key) -> update` for a client that draws random numbers of its own."""
 
 
-def fedsgd(loss_fn: AnyLossFn, *, dropout_key: Key | None = None, chunk_size: int | None = None) -> ClientUpdateFn:
+def fedsgd(
+    loss_fn: AnyLossFn,
+    *,
+    dropout_key: Key | None = None,
+    chunk_size: int | None = None,
+    change: optax.GradientTransformation | None = None,
+) -> ClientUpdateFn:
     """One full-batch gradient: the update is `d loss_fn / d params` (McMahan et al. 2017, FedSGD).
 
     In pseudo-gradient sign the update of a client that takes one step with learning rate 1 is the gradient itself.
@@ -40,11 +48,23 @@ def fedsgd(loss_fn: AnyLossFn, *, dropout_key: Key | None = None, chunk_size: in
       dropout_key: handed to `loss_fn`; the client's secret unless the attacker's client is built with the same.
       chunk_size: examples whose gradient is computed at once, as in `gradients.mean_gradient`: for large batches; not
         with `dropout_key`.
+      change: what the client does to the gradient, from a fresh state and with the parameters at hand; for
+        `fedavg`, put it before the optimizer.
     """
     _check_dropout_in_chunks(dropout_key, chunk_size)
     if dropout_key is None:
-        return mean_gradient(loss_fn, chunk_size=chunk_size)
-    return mean_gradient(lambda params, batch: loss_fn(params, batch, dropout_key))
+        gradient = mean_gradient(loss_fn, chunk_size=chunk_size)
+    else:
+        gradient = mean_gradient(lambda params, batch: loss_fn(params, batch, dropout_key))
+    if change is None:
+        return gradient
+    trained = only_trained(change)
+
+    def changed(params: Params, batch: Batch) -> Update:
+        update, _ = trained.update(gradient(params, batch), trained.init(params), params)
+        return update
+
+    return changed
 
 
 def dp_fedsgd(loss_fn: LossFn, *, clip_norm: Scalar, chunk_size: int | None = None) -> ClientUpdateFn:
@@ -221,16 +241,17 @@ def aggregate(updates: Update, weights: Array) -> Update:
     return jax.tree.map(mean, updates)
 
 
-def securely_aggregated(client_update: ClientUpdateFn, *, num_clients: int) -> ClientUpdateFn:
+def securely_aggregated(client_update: AnyClientUpdateFn, *, num_clients: int) -> AnyClientUpdateFn:
     """One update for `N` clients that train apart: the mean of theirs, as secure aggregation shows it.
 
     Args:
-      client_update: what each client computes.
+      client_update: what each client computes; or `(params, batch, key) -> update`, what it sends if it defends that.
       num_clients: `N`.
 
     Returns:
-      `(params, batch) -> update` of a batch that holds the clients' examples one client after the other. Raises
-      ValueError when traced with a batch that `num_clients` does not divide.
+      `(params, batch) -> update` of a batch that holds the clients' examples one client after the other; called with
+      a key as well, it gives every client one of its own. Raises ValueError when traced with a batch that
+      `num_clients` does not divide.
 
     Raises:
       ValueError: for fewer than one client.
@@ -238,12 +259,13 @@ def securely_aggregated(client_update: ClientUpdateFn, *, num_clients: int) -> C
     if num_clients < 1:
         raise ValueError(f"num_clients must be at least 1, got {num_clients}")
 
-    def update_of_all(params: Params, batch: Batch) -> Update:
+    def update_of_all(params: Params, batch: Batch, key: Key | None = None) -> Update:
         num_examples = batch.inputs.shape[0]
         if num_examples % num_clients:
             raise ValueError(f"num_clients must divide the {num_examples} examples of all clients, got {num_clients}")
         apart = jax.tree.map(lambda leaf: jnp.asarray(leaf).reshape(num_clients, -1, *leaf.shape[1:]), batch)
-        updates = jax.vmap(client_update, in_axes=(None, 0))(params, apart)
+        keys = () if key is None else (jax.random.split(key, num_clients),)
+        updates = jax.vmap(client_update, in_axes=(None, 0, *[0] * len(keys)))(params, apart, *keys)
         return aggregate(updates, jnp.ones(num_clients))
 
     return update_of_all

@@ -233,6 +233,19 @@ def gaussian_likelihood(spread: Callable[[Array], Scalar]) -> Objective:
     return lambda simulated, observed: tree_sum(jax.tree.map(unlikely, simulated, observed))
 
 
+def whitened_l2(scales: ArrayTree) -> Objective:
+    """`sum_l |g_l - g*_l|^2 / (2 sigma_l^2)` as `gaussian_likelihood`, for deviations that are known beforehand.
+
+    Args:
+      scales: `sigma_l`, a scalar for every tensor of the update; where it is 0, the tensor is left out.
+    """
+
+    def unlikely(g: Array, g_star: Array, scale: Array) -> Array:
+        return 0.5 * tree_squared_norm((g - g_star) * _inverse(scale, g.dtype))
+
+    return lambda simulated, observed: tree_sum(jax.tree.map(unlikely, simulated, observed, scales))
+
+
 def laplace_likelihood(spread: Callable[[Array], Scalar]) -> Objective:
     """`sum_l |g_l - g*_l|_1 / b_l`: minus the logarithm of the likelihood under known Laplace noise.
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxinvert.clients import AnyClientUpdateFn
 from jaxinvert.defenses import identity
 from jaxinvert.threat_models import KNOWN_LABELS, ThreatModel
 from jaxinvert.types import (
@@ -14,7 +15,6 @@ from jaxinvert.types import (
     Array,
     ArrayTree,
     Batch,
-    ClientUpdateFn,
     Defense,
     Key,
     LocalTraining,
@@ -30,7 +30,7 @@ FEDSGD = LocalTraining(learning_rate=1.0, num_steps=1)
 
 
 def observe(
-    client_update: ClientUpdateFn,
+    client_update: AnyClientUpdateFn,
     params: Params,
     batch: Batch,
     *,
@@ -44,6 +44,7 @@ def observe(
     earlier_params: Params | None = None,
     earlier_updates: Update | None = None,
     num_classes: int | None = None,
+    client_key: Key | None = None,
 ) -> Observation:
     """Runs the client on its private batch and returns what the server sees: the granted fields, and no other.
 
@@ -62,6 +63,8 @@ def observe(
       earlier_params: of earlier rounds in which the client trained on this batch, leaves `[N, ...]`.
       earlier_updates: what it sent in these rounds, leaves `[N, ...]`.
       num_classes: `K`; if given, labels outside [0, K) are refused (a loss would silently ignore them).
+      client_key: for a client that draws random numbers, or defends itself what it computes: handed to
+        `client_update` as a third argument.
 
     Raises:
       ValueError: if the client's update is not a finite, non-zero tree like `params` (values are only looked at
@@ -71,7 +74,7 @@ def observe(
         check_batch(batch, input_shape=batch.inputs.shape[1:], num_classes=num_classes)
     everything = Observation(
         params=params,
-        update=defense(key, client_update(params, batch)),
+        update=defense(key, client_update(params, batch, *(() if client_key is None else (client_key,)))),
         labels=batch.labels,
         num_examples=batch.inputs.shape[0],
         local_training=local_training,
@@ -86,7 +89,7 @@ def observe(
 
 
 def observe_targets(
-    client_update: ClientUpdateFn,
+    client_update: AnyClientUpdateFn,
     params: Params,
     batches: Batch,
     *,
@@ -99,6 +102,7 @@ def observe_targets(
     surrogate: Array | None = None,
     earlier_params: Params | None = None,
     earlier_updates: Update | None = None,
+    client_key: Key | None = None,
 ) -> Observation:
     """Observes `T` clients of the same model at once, as `search.over_targets` and `search.Stepwise` take them.
 
@@ -115,12 +119,13 @@ def observe_targets(
       surrogate: `[N, H, W, C]` public images in [0, 1].
       earlier_params: of earlier rounds in which all clients trained on these batches, leaves `[N, ...]`.
       earlier_updates: what they sent in these rounds, leaves `[T, N, ...]`.
+      client_key: as in `observe`; every target gets its own.
 
     Returns:
       An observation whose fields have a leading axis `T`, but for `SHARED_FIELDS`. Not jitted.
     """
 
-    def one(batch: Batch, earlier: Update | None, defense_key: Key | None) -> Observation:
+    def one(batch: Batch, earlier: Update | None, defense_key: Key | None, own_client_key: Key | None) -> Observation:
         sent = None if running_statistics is None else running_statistics(params, batch)
         seen = observe(
             client_update,
@@ -131,6 +136,7 @@ def observe_targets(
             key=defense_key,
             batch_stats=sent,
             earlier_updates=earlier,
+            client_key=own_client_key,
         )
         return seen._replace(**dict.fromkeys(SHARED_FIELDS))
 
@@ -143,8 +149,8 @@ def observe_targets(
         "earlier_params": earlier_params,
     }
     granted = {field: value for field, value in shared.items() if field in threat_model.granted}
-    keys = None if key is None else jax.random.split(key, len(batches.inputs))
-    return jax.vmap(one)(batches, earlier_updates, keys)._replace(**granted)
+    keys, client_keys = (None if k is None else jax.random.split(k, len(batches.inputs)) for k in (key, client_key))
+    return jax.vmap(one)(batches, earlier_updates, keys, client_keys)._replace(**granted)
 
 
 def _known_of(defense: Defense, parameters: Mapping[str, Scalar] | None) -> dict[str, Scalar] | None:

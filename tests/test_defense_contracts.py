@@ -1,5 +1,7 @@
 """One contract for every registered defense, and for every attacker who adapts to one."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +10,13 @@ import pytest
 from jaxinvert import clients, models, objectives
 from jaxinvert.defenses import registry
 from jaxinvert.observe import observe
-from jaxinvert.types import Batch
+from jaxinvert.types import Batch, ClientUpdateFn, Params
 
 ON_UPDATE = [name for name, recipe in registry.REGISTRY.items() if recipe.update is not registry._same_update]
 ON_CLIENT = [name for name, recipe in registry.REGISTRY.items() if recipe.changes_client]
+DRAWING_FIRST = [name for name, recipe in registry.REGISTRY.items() if recipe.draws_first]
 RANDOM = {"dp-sgd", "gaussian", "laplace", "percentile-noise", "qsgd", "random-k", "row-noise"}
-COUNTERED = [name for name, recipe in registry.REGISTRY.items() if recipe.counter is not None]
+COUNTERED = list(registry.COUNTERS)
 KEYS = jax.random.split(jax.random.key(3), 3)
 
 
@@ -37,6 +40,30 @@ def params():
 @pytest.fixture
 def setting(victim):
     return registry.Setting(victim.model, num_examples=1)
+
+
+EXTENSIBLE = models.create("mlp-16", input_shape=(6, 6, 1), num_classes=3)
+
+
+class Client(NamedTuple):
+    """A client with as many examples as a defense needs, its network as the defense wants it."""
+
+    setting: registry.Setting
+    params: Params
+    batch: Batch
+    plain: ClientUpdateFn
+
+    def send(self, name, numbers, key, inputs):
+        client = registry.defended(name, self.setting, numbers, self.plain)
+        return client(self.params, self.batch._replace(inputs=inputs), key)
+
+
+def client_of(name, victim):
+    recipe = registry.REGISTRY[name]
+    model, num_examples = recipe.extend(EXTENSIBLE) if recipe.changes_model else victim.model, recipe.least_examples
+    batch = Batch(jax.random.uniform(jax.random.key(2), (num_examples, 6, 6, 1)), jnp.arange(num_examples))
+    plain = clients.fedsgd(models.training_loss(model))
+    return Client(registry.Setting(model, num_examples), model.init(jax.random.key(0)), batch, plain)
 
 
 def one(tree, t=1):
@@ -86,42 +113,55 @@ def test_others_need_no_key(name, setting, params, updates):
 
 
 @pytest.mark.parametrize("name", ON_CLIENT)
-def test_protected_client(name, victim, setting):
-    """A protected client is as differentiable in its images as the plain one."""
-
-    def protected(numbers, batch):
-        return registry.protect(name, setting, numbers, victim.client_update)(victim.params, batch)
-
-    plain = victim.observation.update
-    strong = numbers_of(name) | ({"dp-sgd.norm": 0.1} if name == "dp-sgd" else {})
-    changed = jax.jit(protected)(strong, victim.batch)
-    assert jax.tree.map(jnp.shape, changed) == jax.tree.map(jnp.shape, plain)
-    assert objectives.squared_l2(changed, plain) > 0
+def test_protected_client(name, victim):
+    """A protected client is as differentiable in its images as the plain one, and sends a tree of the same form."""
+    client = client_of(name, victim)
+    plain = client.plain(client.params, client.batch)
+    strong = numbers_of(name) | {"dp-sgd": {"dp-sgd.norm": 0.1}, "outpost": {"outpost.decay": 1e-6}}.get(name, {})
 
     def size(inputs):
-        return objectives.tree_squared_norm(protected(numbers_of(name), victim.batch._replace(inputs=inputs)))
+        changed = registry.protect(name, client.setting, strong, client.plain, key=KEYS[0])(
+            client.params, client.batch._replace(inputs=inputs)
+        )
+        return objectives.tree_squared_norm(changed), changed
 
-    slope = jax.jit(jax.grad(size))(victim.batch.inputs)
+    (_, changed), slope = jax.jit(jax.value_and_grad(size, has_aux=True))(client.batch.inputs)
+    assert jax.tree.map(jnp.shape, changed) == jax.tree.map(jnp.shape, plain)
+    assert objectives.squared_l2(changed, plain) > 0
     assert bool(jnp.all(jnp.isfinite(slope)) & jnp.any(slope != 0))
 
 
+@pytest.mark.parametrize("name", DRAWING_FIRST)
+def test_clients_that_draw_do_so_anew_for_every_key(name, victim):
+    client = client_of(name, victim)
+
+    def send(key):
+        return client.send(name, numbers_of(name), key, client.batch.inputs)
+
+    sent = jax.jit(jax.vmap(send))(jnp.stack([KEYS[0], KEYS[0], KEYS[1]]))
+    first, again, other = max(jax.tree.leaves(sent), key=jnp.size)
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other)
+    with pytest.raises(ValueError, match=f"a random defense needs a key: {name}"):
+        send(None)
+
+
 @pytest.mark.parametrize("name", COUNTERED)
-def test_an_adaptive_attacker_prefers_the_truth(name, victim, setting):
+def test_an_adaptive_attacker_prefers_the_truth(name, victim):
     """Of the truth and 16 random images, truth explains best what was sent; gradients are finite there, too."""
-    numbers = numbers_of(name)
-    client = registry.protect(name, setting, numbers, victim.client_update)
-    defense = registry.defend(name, setting, numbers, victim.params)
-    observed = observe(jax.jit(client), victim.params, victim.batch, defense=defense, key=jax.random.key(5)).update
-    others = jax.random.uniform(jax.random.key(6), (16, *victim.batch.inputs.shape))
-    candidates = jnp.concatenate([victim.batch.inputs[None], others])
+    numbers, client = numbers_of(name), client_of(name, victim)
+    send = jax.jit(registry.defended(name, client.setting, numbers, client.plain))
+    observed = observe(send, client.params, client.batch, client_key=jax.random.key(5)).update
+    others = jax.random.uniform(jax.random.key(6), (16, *client.batch.inputs.shape))
+    candidates = jnp.concatenate([client.batch.inputs[None], others])
 
     @jax.jit
     @jax.vmap
     def explain(inputs):
-        simulate, distance = registry.adapt(name, setting, numbers, victim.client_update, objectives.cosine)
+        simulate, distance = registry.adapt(name, client.setting, numbers, client.plain, objectives.cosine)
 
         def loss(inputs):
-            return distance(simulate(victim.params, Batch(inputs, victim.batch.labels)), observed)
+            return distance(simulate(client.params, Batch(inputs, client.batch.labels)), observed)
 
         return jax.value_and_grad(loss)(inputs)
 
@@ -161,8 +201,22 @@ def test_of_noise_and_sparsification_the_attacker_knows_both(setting):
     numbers = {"gaussian.scale": 0.5, "top-k.keep": 0.3}
     _, distance = registry.adapt("gaussian+top-k", setting, numbers, models.cross_entropy, objectives.cosine)
     observed = {"w": jnp.array([0.0, 4.0, 0.0])}
-    for simulated, expected in (([2.0, 3.0, -4.0], 1 / 16), ([2.0, 3.0, -9.0], 26 / 16)):
-        assert float(distance({"w": jnp.array(simulated)}, observed)) == pytest.approx(expected)
+    for update, expected in (([2.0, 3.0, -4.0], 1 / 16), ([2.0, 3.0, -9.0], 26 / 16)):
+        simulated = registry.Simulated({"w": jnp.array(update)}, params={})
+        assert float(distance(simulated, observed)) == pytest.approx(expected)
+
+
+def test_what_is_known_of_defenses_on_weights(setting):
+    """Noise 0.1 on weights of norm 5, bound 0.2: deviation 2.5; then of two weights sent one is zero."""
+    params = {"w": jnp.array([3.0, 4.0])}
+    noise, zeros = {"row-noise.scale": 0.1, "row-noise.bound": 0.2}, {"smallest-weights-zeroed.share": 0.5}
+    for name, numbers, observed, expected in (
+        ("row-noise", noise, [1.0, 2.0], (1 + 0) / (1 + 4)),
+        ("row-noise+smallest-weights-zeroed", noise | zeros, [3.0, 2.0], 0 / 4),
+    ):
+        _, distance = registry.adapt(name, setting, numbers, models.cross_entropy, objectives.cosine)
+        simulated = registry.Simulated({"w": jnp.array([2.0, 2.0])}, params)
+        assert float(distance(simulated, {"w": jnp.array(observed)})) == pytest.approx(expected)
 
 
 def test_only_dp_sgd_bounds_every_example(victim, setting):

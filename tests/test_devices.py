@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from jaxinvert import devices, job, objectives, search, store
-from jaxinvert.job.config import client_update
+from jaxinvert.job.simulation import client_update
 from jaxinvert.types import Batch
 
 ROOT = Path(__file__).parents[1]

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -46,6 +47,44 @@ def test_every_round_is_defended_with_its_own_draw():
     dropped = np.asarray(undefended.update["params"]["dense_0"]["kernel"]).reshape(2, -1) == 0
     both = dropped[0] & (np.asarray(sparse[0]).ravel() == 0)
     assert abs(np.corrcoef(last[0][both], noise[0][both])[0, 1]) < 0.05
+
+
+def test_under_secure_aggregation_every_client_defends_its_own_update():
+    """Of three clients' noise and signs the server sees the mean: levels of thirds, noise smaller by sqrt 3."""
+    aggregated = replace(SMALL, aggregate=3, defense="sign")
+    sent = np.asarray(jax.tree.leaves(job.prepare(aggregated).observations.update)[0])
+    np.testing.assert_allclose(3 * sent, np.round(3 * sent), atol=1e-5)
+    noisy = job.prepare(replace(aggregated, defense="gaussian", defense_settings={"scale": 0.3})).observations
+    plain = job.prepare(replace(aggregated, defense="none")).observations
+    noise = noisy.update["params"]["dense_0"]["kernel"] - plain.update["params"]["dense_0"]["kernel"]
+    rows = np.asarray(noise).reshape(2, -1)
+    assert np.std(rows) == pytest.approx(0.3 / np.sqrt(3), rel=0.02)
+    assert abs(np.corrcoef(rows)[0, 1]) < 0.02
+
+
+def test_defenses_that_take_part_in_the_training_reach_local_steps():
+    """OUTPOST that never gets rare zeroes 80 % of a tensor's entries in one step; fewer are zero in both of two."""
+    sure = {"phi": 1e-6, "decay": 1e-9}
+    shares = []
+    for changes in ({}, {"client": "fedavg", "local_epochs": 2, "local_lr": 1.0}):
+        config = replace(SMALL, model="mlp-32", defense="outpost", defense_settings=sure, **changes)
+        kernel = np.asarray(job.prepare(config).observations.update["params"]["dense_0"]["kernel"])
+        shares.append(np.mean(kernel == 0))
+    assert shares[0] == pytest.approx(0.8, abs=0.01)
+    assert 0.1 < shares[1] < 0.6
+
+
+def test_a_bottleneck_is_a_part_of_the_network_that_is_attacked():
+    config = replace(SMALL, defense="precode", adaptive=True)
+    task = job.prepare(config)
+    assert set(task.observations.params) == {"params", "bottleneck"}
+    undefended = job.prepare(SMALL)
+    same = jax.tree.map(np.array_equal, task.observations.params["params"], undefended.observations.params["params"])
+    assert jax.tree.all(same)
+    for adaptive in (False, True):
+        asked = replace(config, adaptive=adaptive)
+        execution = job.execute(asked, job.Program(asked, task.model), task.observations)
+        assert np.all(np.isfinite(execution.reconstructions.attack_loss))
 
 
 def test_strengths_share_one_program_and_each_has_its_own_effect():
@@ -115,9 +154,11 @@ def test_an_attacker_who_does_not_know_the_defense_cannot_adapt():
         ({"adaptive": True}, "adaptive is True, but there is no defense to adapt to"),
         ({"defense": "topk"}, "unknown defense 'topk'; known are none, clip"),
         ({"defense_settings": {"keep": 0.5}}, "defense setting 'keep' of 'none' is unknown"),
-        ({"defense": "row-noise", "adaptive": True}, "no attacker here adapts to defense 'row-noise'"),
-        ({"defense": "clip", "adaptive": True, "attack": "dlg"}, "'dlg' does not adapt to defenses; general-deep"),
-        ({"defense": "clip", "aggregate": 2}, "aggregate 2 sums undefended updates"),
+        ({"defense": "mixup", "num_examples": 2, "adaptive": True}, "no attacker here adapts to defense 'mixup'"),
+        ({"defense": "mixup"}, "'mixup' does nothing with num_examples 1, expected at least 2"),
+        ({"defense": "precode", "checkpoint": Path("x")}, "'precode' adds layers, of which x has no parameters"),
+        ({"defense": "clip", "adaptive": True, "attack": "dlg"}, "'dlg' does not adapt to defenses; auto, gener"),
+        ({"defense": "clip", "aggregate": 2, "adaptive": True}, "adapt to the mean of 2 defended updates"),
         ({"defense": "dp-sgd", "client": "fedavg"}, "'dp-sgd' is that of one gradient: it needs client='fedsgd'"),
         ({"defense": "soteria", "batch_norm": "train"}, "'soteria' looks at single examples"),
     ],

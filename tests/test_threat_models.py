@@ -9,7 +9,7 @@ import pytest
 from flax import linen
 
 from jaxinvert import clients, defenses, job, models, running_statistics, threat_models
-from jaxinvert.job.config import sent_statistics
+from jaxinvert.job.simulation import sent_statistics
 from jaxinvert.observe import observe, observe_targets
 from jaxinvert.threat_models import LADDER, check_needs
 from jaxinvert.types import Batch, LocalTraining, Observation

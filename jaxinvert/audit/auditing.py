@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,6 +88,7 @@ def audit(
     *,
     num_candidates: int = 100,
     accuracy_rounds: int = 0,
+    with_lpips: bool = False,
     folder: Path | None = None,
     on_progress: Show = lambda what, progress: None,
 ) -> list[Audited]:
@@ -96,6 +98,7 @@ def audit(
       settings: they share data, network and all else but defense and attack.
       num_candidates: private images and others from the same split, among which reconstructions have to pick.
       accuracy_rounds: of federated training under every defense, to set what it costs beside what it hides; 0 = none.
+      with_lpips: whether to measure LPIPS, too.
       folder: keeps what was reconstructed, so that the same audit goes on after an interrupt.
       on_progress: called now and then.
 
@@ -106,7 +109,9 @@ def audit(
     on_progress("preparing", None)
     setup = job.set_up(next(iter(settings[0].attackers.values())))
     blind: dict[str, np.ndarray] = {}
-    audited = [_audited(setting, setup, num_candidates, folder, on_progress, blind) for setting in settings]
+    audited = [
+        _audited(setting, setup, num_candidates, with_lpips, folder, on_progress, blind) for setting in settings
+    ]
     if accuracy_rounds:
         audited = [
             _with_utility(one, setting, setup, accuracy_rounds, on_progress)
@@ -162,6 +167,7 @@ def attack_and_score(
     ground: Ground,
     *,
     blind: np.ndarray | None = None,
+    with_lpips: bool = False,
     folder: Path | None = None,
     on_progress: Show = lambda what, progress: None,
 ) -> tuple[JobConfig, dict[str, Any], Scores, dict[str, Scores]]:
@@ -172,9 +178,11 @@ def attack_and_score(
       task: prepared for it.
       ground: truth and candidates.
       blind: `[T, B, H, W, C]` what the attack shows if blind to the update, if that makes sense.
+      with_lpips: whether to measure LPIPS, too.
       folder: keeps what was reconstructed.
       on_progress: called now and then.
     """
+    scored = partial(score, ground=ground, with_lpips=with_lpips)
     key = jax.random.fold_in(jax.random.key(config.seed), 7)
     execution = attack("attack", config, task.program, task.observations, folder, on_progress)
     summary = job.measure(config, task, execution).summary
@@ -182,22 +190,23 @@ def attack_and_score(
     noise = controls.random_update(key, task.observations)
     on_noise, used_on_noise = found_in(attack("random update", config, task.program, noise, folder, on_progress))
     of_controls = {
-        "mean image": score(controls.mean_image(ground), used, ground),
-        "random update": score(on_noise, used_on_noise, ground),
+        "mean image": scored(controls.mean_image(ground), used),
+        "random update": scored(on_noise, used_on_noise),
     }
     if config.granted.labels:
-        of_controls["class mean"] = score(controls.class_mean(ground), used, ground)
+        of_controls["class mean"] = scored(controls.class_mean(ground), used)
     if blind is not None:
-        of_controls["prior only"] = score(blind, used, ground)
+        of_controls["prior only"] = scored(blind, used)
     if config.targets > 1:
-        of_controls["other client"] = score(controls.other_client(found), used, ground)
-    return config, summary, score(found, used, ground), of_controls
+        of_controls["other client"] = scored(controls.other_client(found), used)
+    return config, summary, scored(found, used), of_controls
 
 
 def _audited(
     setting: Setting,
     setup: job.Setup,
     num_candidates: int,
+    with_lpips: bool,
     folder: Path | None,
     on_progress: Show,
     blind: dict[str, np.ndarray],
@@ -205,7 +214,7 @@ def _audited(
     found, ground = {}, None
     for attacker, config in setting.attackers.items():
         on_progress(f"{setting.name}, {attacker}: preparing", None)
-        setup = setup._replace(program=job.Program(config, setup.program.model))
+        setup = job.adjusted(setup, config)
         task = job.prepare(config, setup)
         ground = ground_truth(
             task.truth, setup.dataset.images, np.asarray(setup.dataset.labels), num_candidates=num_candidates
@@ -219,6 +228,7 @@ def _audited(
             task,
             ground,
             blind=blind_attack(config, task, folder, show, blind),
+            with_lpips=with_lpips,
             folder=folder,
             on_progress=show,
         )
@@ -231,7 +241,7 @@ def _with_utility(one: Audited, setting: Setting, setup: job.Setup, num_rounds: 
     on_progress(f"{one.name}: training for the accuracy", None)
     config = next(iter(setting.attackers.values()))
     try:
-        return one._replace(utility=utility(config, setup, num_rounds=num_rounds))
+        return one._replace(utility=utility(config, job.adjusted(setup, config), num_rounds=num_rounds))
     except ValueError as error:
         return one._replace(note="; ".join(filter(None, [one.note, str(error)])))
 

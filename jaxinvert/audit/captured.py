@@ -19,6 +19,7 @@ from jaxinvert.audit import controls
 from jaxinvert.audit.auditing import Audited, Setting, attack_and_score, blind_attack, judged
 from jaxinvert.audit.running import Show, attack, found_in
 from jaxinvert.audit.scoring import Ground, ground_truth
+from jaxinvert.defenses.registry import REGISTRY, names_in
 from jaxinvert.job import JobConfig
 from jaxinvert.search import check_targets
 from jaxinvert.types import Array, Batch, Observation, Params, Update
@@ -72,6 +73,8 @@ def observe_capture(config: JobConfig, capture: Capture, model: models.Model) ->
     """
     granted = config.granted
     threat_models.check_needs(granted, config.needs, attack=config.attack)
+    if part := [name for name in names_in(config.defense) if REGISTRY[name].changes_model]:
+        raise ValueError(f"defense {part[0]!r} is a part of the network: name a model that has it")
     like = jax.eval_shape(model.init, jax.random.key(0))
     params = captures.load_tree(capture.params, like, what="parameters")
     trees = [captures.load_tree(path, like, may_lack=("batch_stats",)) for path in capture.updates]
@@ -117,6 +120,7 @@ def audit_capture(
     others: data.Dataset | None,
     *,
     num_candidates: int = 100,
+    with_lpips: bool = False,
     folder: Path | None = None,
     on_progress: Show = lambda what, progress: None,
 ) -> Audited:
@@ -128,6 +132,7 @@ def audit_capture(
       model: the clients' network.
       others: images of the same kind as further candidates; those that are among the true ones are left out.
       num_candidates: as in `audit`.
+      with_lpips: as in `audit`.
       folder: keeps what was reconstructed.
       on_progress: called now and then.
 
@@ -143,7 +148,8 @@ def audit_capture(
         task = job.Task(job.Program(config, model), observe_capture(config, capture, model), truth, names)
         kept = folder and folder / digest_of(capture)
         seen = blind_attack(config, task, kept, on_progress, blind)
-        found[attacker] = attack_and_score(config, task, ground, blind=seen, folder=kept, on_progress=on_progress)
+        options = {"with_lpips": with_lpips, "folder": kept, "on_progress": on_progress}
+        found[attacker] = attack_and_score(config, task, ground, blind=seen, **options)
     assert ground is not None
     return judged(setting.name, ground, found)._replace(note=setting.note)
 

@@ -16,7 +16,7 @@
          "above_db": {"20": {...}, "30": {...}}, # clients with an image at or above, as "identified" but for chance
          "identified_in_class": {"share", "num_images"} or null,
          "labels": {"exact", "recall"} or null,  # where they were not granted
-         "attack": {"psnr_db", "ssim", "mse": DISTRIBUTION, "identified"},                          # over images
+         "attack": {"psnr_db", "ssim", "mse": DISTRIBUTION, "identified"},     # over images; "lpips" if asked for
          "controls": {NAME: {... as "attack"}},
          "clients": [{"client", "psnr_db", "best_psnr_db", "ssim", "identified", "excess_db", "attack_loss"}, ...],
          "images": [{"client", "example", "label", "class_name", "psnr_db", "ssim", "mse", "identified"}, ...],
@@ -156,6 +156,8 @@ def _share_above(scores: Scores, level: float) -> dict[str, Any]:
 
 def _distributions(scores: Scores) -> dict[str, Any]:
     measures = {"psnr_db": scores.psnr_db, "ssim": scores.ssim, "mse": scores.mse}
+    if scores.lpips is not None:
+        measures["lpips"] = scores.lpips
     return {
         **{name: metrics.distribution(name, values)._asdict() for name, values in measures.items()},
         "identified": int(scores.identified.sum()),

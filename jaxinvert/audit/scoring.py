@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxinvert import metrics
+from jaxinvert import metrics, perceptual
 from jaxinvert.audit.retrieval import identified
 from jaxinvert.types import Batch
 
@@ -42,6 +42,7 @@ class Scores(NamedTuple):
       identified_in_class: 1 or 0, whether among those of its own class; NaN where there are no others, or where the
         reconstruction has no labels.
       matched: `[T, B, H, W, C]` the reconstructions, one-to-one in the order of the truth.
+      lpips: 0 and more, less is more alike; `None` unless it was asked for.
     """
 
     psnr_db: np.ndarray
@@ -50,6 +51,7 @@ class Scores(NamedTuple):
     identified: np.ndarray
     identified_in_class: np.ndarray
     matched: np.ndarray
+    lpips: np.ndarray | None = None
 
 
 def ground_truth(truth: Batch, images: np.ndarray, labels: np.ndarray, *, num_candidates: int) -> Ground:
@@ -75,23 +77,33 @@ def ground_truth(truth: Batch, images: np.ndarray, labels: np.ndarray, *, num_ca
     return Ground(Images(*map(np.asarray, truth)), pool, np.arange(num_private).reshape(targets, size))
 
 
-def score(found: np.ndarray, used_labels: np.ndarray | None, ground: Ground) -> Scores:
+def score(found: np.ndarray, used_labels: np.ndarray | None, ground: Ground, *, with_lpips: bool = False) -> Scores:
     """Scores reconstructions of all clients.
 
     Args:
       found: `[T, B, H, W, C]`, each batch in any order.
       used_labels: `[T, B]` classes that the reconstructions were made for, if any.
       ground: what they are compared with.
+      with_lpips: whether to measure LPIPS, too.
+
+    Raises:
+      ValueError: as `perceptual.lpips`.
     """
     found = np.asarray(found, np.float32)
     quality = jax.tree.map(lambda *leaves: np.stack(leaves), *map(metrics.evaluate, found, ground.truth.inputs))
+    matched = np.take_along_axis(found, quality.permutation[:, :, None, None, None], axis=1)
+    lpips = None
+    if with_lpips:
+        flat = (images.reshape(-1, *images.shape[2:]) for images in (matched, ground.truth.inputs))
+        lpips = perceptual.lpips(*flat).reshape(ground.private.shape)
     return Scores(
         quality.psnr_db,
         quality.ssim,
         quality.mse,
         np.stack([identified(one, ground.candidates.inputs, own) for one, own in zip(found, ground.private)]),
         _identified_in_class(found, used_labels, ground),
-        np.take_along_axis(found, quality.permutation[:, :, None, None, None], axis=1),
+        matched,
+        lpips,
     )
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import optax
 
 from jaxinvert import data, federation, job
-from jaxinvert.defenses import registry as defenses
 from jaxinvert.job import JobConfig
 from jaxinvert.types import Array, Batch
 
@@ -42,12 +41,8 @@ def utility(config: JobConfig, setup: job.Setup, *, num_rounds: int, learning_ra
       learning_rate: of the server.
 
     Raises:
-      ValueError: for a defense that reads the parameters, a secret order, an aggregate, BatchNorm in train mode, or
-        data without a split "train".
+      ValueError: for a secret order, an aggregate, BatchNorm in train mode, or data without a split "train".
     """
-    for name in defenses.names_in(config.defense):
-        if defenses.REGISTRY[name].reads_params:
-            raise ValueError(f"accuracy under {name!r} is not measured: it changes with the parameters")
     if config.aggregate > 1 or config.local_order == "unknown" or config.batch_norm == "train":
         raise ValueError("accuracy is measured for single clients of known order, BatchNorm in eval mode")
     try:
@@ -61,15 +56,13 @@ def utility(config: JobConfig, setup: job.Setup, *, num_rounds: int, learning_ra
     )
     population = federation.populate(Batch(jnp.asarray(training.images), jnp.asarray(training.labels)), split)
     params = setup.trained or setup.program.init(jax.random.fold_in(jax.random.key(config.seed), 0))
-    protected = job.defended_update(config, model, numbers)
-    defense = defenses.defend(config.defense, job.defense_setting(config, model), numbers, params)
 
     def make(rate: Array) -> federation.Federation:
         return federation.federated_averaging(
-            protected,
+            job.sent_update(config, model, numbers),
             clients_per_round=min(_CLIENTS_PER_ROUND, num_clients),
             examples_per_client=config.num_examples,
-            defense=defense,
+            client_draws=True,
             server_optimizer=optax.adam(rate),
         )
 

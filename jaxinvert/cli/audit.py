@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxinvert import audit as audits
-from jaxinvert import captures, data, job, models, report, store
+from jaxinvert import captures, data, job, models, perceptual, report, store
 from jaxinvert.cli.console import EXIT_INTERRUPTED, bad_input, progress_bar
 from jaxinvert.search import Progress
 
@@ -28,6 +28,7 @@ class Audit(job.JobConfig):
       candidates: images among which reconstructions have to pick the private ones, these included.
       accuracy_rounds: rounds of federated training on the split "train" under every defense, for its accuracy on the
         victims' split; by default none.
+      lpips: measure LPIPS, too, a distance as people see it; needs `pip install 'jaxinvert[lpips]'`.
       update: files of updates that clients sent (safetensors, npz, Flax msgpack): these are audited instead of
         simulated clients, of `num_examples` each, whose defense is the only one of `defenses`.
       params: file of the parameters that these clients were sent.
@@ -48,6 +49,7 @@ class Audit(job.JobConfig):
     defenses: tuple[str, ...] = ("none",)
     candidates: int = 100
     accuracy_rounds: int = 0
+    lpips: bool = False
     update: tuple[Path, ...] = ()
     params: Path | None = None
     update_kind: captures.Kind = "pseudo-gradient"
@@ -74,6 +76,8 @@ def audit(command: Audit, command_line: str) -> int:
         if capture is not None and len(settings) > 1:
             raise ValueError(f"captured updates have one defense, not {len(settings)}: name the one the clients had")
         training = _training(command)
+        if command.lpips:
+            perceptual.check_available()
         for setting in settings:  # what cannot be said is found out now, not after the attacks
             audits.privacy(next(iter(setting.attackers.values())), training)
     store.check_writable(command.out)
@@ -100,6 +104,7 @@ def audit(command: Audit, command_line: str) -> int:
                         settings,
                         num_candidates=command.candidates,
                         accuracy_rounds=command.accuracy_rounds,
+                        with_lpips=command.lpips,
                         folder=command.out,
                         on_progress=show,
                     )
@@ -164,7 +169,12 @@ def _of_capture(
             name: (config, audits.explain_capture(config, capture, model, folder=command.out, on_progress=show))
             for name, config in setting.attackers.items()
         }
-    options = {"num_candidates": command.candidates, "folder": command.out, "on_progress": show}
+    options = {
+        "num_candidates": command.candidates,
+        "with_lpips": command.lpips,
+        "folder": command.out,
+        "on_progress": show,
+    }
     return [audits.audit_capture(setting, capture, model, others, **options)]
 
 

@@ -113,7 +113,7 @@ def _list(command: List, command_line: str) -> int:
     console = Console()
     rows = {
         "attacks": {name: _described(recipe) for name, recipe in registry.REGISTRY.items()},
-        "defenses": {name: _defense_described(recipe) for name, recipe in defenses.REGISTRY.items()},
+        "defenses": {name: _defense_described(name, recipe) for name, recipe in defenses.REGISTRY.items()},
         "threat models": {name: "grants " + ", ".join(model.granted) for name, model in threat_models.LADDER.items()},
         "label rules": {name: rule.summary for name, rule in labels.REGISTRY.items()},
         "models": {name: _first_line(factory) for name, factory in models.REGISTRY.items()}
@@ -137,9 +137,9 @@ def _described(recipe: registry.Recipe) -> str:
     return f"{recipe.summary}; settings: {settings}" if settings else recipe.summary
 
 
-def _defense_described(recipe: defenses.Recipe) -> str:
-    numbers = ", ".join(f"{name} {number.default:g}" for name, number in recipe.numbers.items())
-    counter = recipe.counter.summary if recipe.counter else "-"
+def _defense_described(name: str, recipe: defenses.Recipe) -> str:
+    numbers = ", ".join(f"{own} {number.default:g}" for own, number in recipe.numbers.items())
+    counter = defenses.COUNTERS[name].summary if name in defenses.COUNTERS else "none known"
     return "; ".join(
         [recipe.summary, *([f"settings: {numbers}"] if numbers else []), f"adaptive attacker: {counter}"]
     )

@@ -1,11 +1,14 @@
 """What a client does to its update before it is sent: `(key, update) -> update`, pure; `chain` composes them.
 
-Some need more than the update and wrap what the client computes: `soteria` here, `clients.dp_fedsgd`. `registry` has
-all of them by name, each with the attacker that adapts to it.
+Some need more than the update. They wrap what the client computes (`soteria`, `mixup`, and `clients.dp_fedsgd`),
+change its local gradients (`outpost`) or its network (`with_bottleneck`). `registry` has all of them by name,
+`counters` the attackers that adapt to them.
 """
 
+from jaxinvert.defenses.bottleneck import with_bottleneck
 from jaxinvert.defenses.clipping import clipped
 from jaxinvert.defenses.composition import chain, identity
+from jaxinvert.defenses.mixing import mixed, mixup
 from jaxinvert.defenses.noise import (
     dp_noise_scale,
     gaussian_noise,
@@ -13,6 +16,7 @@ from jaxinvert.defenses.noise import (
     percentile_noise,
     percentile_noise_spread,
 )
+from jaxinvert.defenses.outpost import outpost
 from jaxinvert.defenses.quantization import qsgd, qsgd_step, sign
 from jaxinvert.defenses.representation import soteria
 from jaxinvert.defenses.sparsification import percentile_privacy, random_k, top_k, top_k_of_tensors
@@ -25,6 +29,9 @@ __all__ = [
     "gaussian_noise",
     "identity",
     "laplace_noise",
+    "mixed",
+    "mixup",
+    "outpost",
     "percentile_noise",
     "percentile_noise_spread",
     "percentile_privacy",
@@ -37,4 +44,5 @@ __all__ = [
     "soteria",
     "top_k",
     "top_k_of_tensors",
+    "with_bottleneck",
 ]

@@ -1,54 +1,34 @@
 """Defenses by name, each with the attacker that adapts to it, for command lines, sweeps and audits.
 
-A recipe says what a client does: to its computation (`client`), to the update that comes of it (`update`), or both.
-Its `Counter` says what an attacker who knows of it and its numbers does otherwise than a naive one: which client it
-simulates, and by which distance it compares. `protect`, `defend` and `adapt` do that for several defenses at once,
-named `"top-k+gaussian"` in the order in which the client applies them. Numbers are known by `"NAME.number"`.
+A recipe says what it changes: the network (`extend`), what a client computes (`client`), or the update that comes of
+it (`update`). How an attacker adapts is in `counters`, under the same name. `extended`, `protect`, `defend` and
+`adapt` do that for several defenses at once, named `"top-k+gaussian"` in the order in which the client applies them;
+`defended` is the whole client. Numbers are known by `"NAME.number"`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from jaxinvert import objectives
-from jaxinvert.clients import dp_fedsgd
+from jaxinvert.clients import AnyClientUpdateFn
+from jaxinvert.defenses.bottleneck import with_bottleneck
 from jaxinvert.defenses.clipping import clipped
 from jaxinvert.defenses.composition import chain, identity
-from jaxinvert.defenses.noise import (
-    dp_noise_scale,
-    gaussian_noise,
-    laplace_noise,
-    percentile_noise,
-    percentile_noise_spread,
-)
-from jaxinvert.defenses.quantization import qsgd, qsgd_step, sign
+from jaxinvert.defenses.counters import COUNTERS, Counter, Numbers, Setting, dp_scale, per_example_clipping
+from jaxinvert.defenses.mixing import mixup
+from jaxinvert.defenses.noise import gaussian_noise, laplace_noise, percentile_noise
+from jaxinvert.defenses.outpost import outpost
+from jaxinvert.defenses.quantization import qsgd, sign
 from jaxinvert.defenses.representation import soteria
 from jaxinvert.defenses.sparsification import percentile_privacy, random_k, top_k, top_k_of_tensors
 from jaxinvert.defenses.weights import row_noise, smallest_weights_zeroed
 from jaxinvert.models import Model, training_loss
-from jaxinvert.types import Batch, ClientUpdateFn, Defense, Objective, Params, Scalar, Update
+from jaxinvert.types import Array, Batch, ClientUpdateFn, Defense, Key, Objective, Params, Scalar, Update
 
 NONE = "none"
 """What a client without a defense has."""
-
-Numbers = Mapping[str, Scalar]
-"""Strengths by name."""
-
-
-class Setting(NamedTuple):
-    """What a defense is built for.
-
-    Attributes:
-      model: the client's network.
-      num_examples: `B`, behind one update.
-      gradient_chunk: examples whose gradient is computed at once.
-    """
-
-    model: Model
-    num_examples: int
-    gradient_chunk: int | None = None
 
 
 class Number(NamedTuple):
@@ -58,8 +38,10 @@ class Number(NamedTuple):
     most: float = float(np.finfo(np.float32).max)
 
 
-def _same_client(setting: Setting, numbers: Numbers, client_update: ClientUpdateFn) -> ClientUpdateFn:
-    del setting, numbers
+def _same_client(
+    setting: Setting, numbers: Numbers, key: Key | None, client_update: ClientUpdateFn
+) -> ClientUpdateFn:
+    del setting, numbers, key
     return client_update
 
 
@@ -68,25 +50,15 @@ def _same_update(setting: Setting, numbers: Numbers, params: Params) -> Defense:
     return identity
 
 
-def _same_objective(setting: Setting, numbers: Numbers, objective: Objective) -> Objective:
-    del setting, numbers
-    return objective
+def _same_model(model: Model) -> Model:
+    return model
 
 
-class Counter(NamedTuple):
-    """How an attacker adapts.
+class Simulated(NamedTuple):
+    """A simulated update, and the parameters that it is of, which the distance to an observed one may depend on."""
 
-    Attributes:
-      summary: for people.
-      simulate: `(setting, numbers, client_update) -> client_update`, the client that it simulates.
-      distance: `(setting, numbers) -> objective`, instead of the attack's own; if `None`, that one serves.
-      restrict: `(setting, numbers, objective) -> objective`, to what the defense has left.
-    """
-
-    summary: str
-    simulate: Callable[[Setting, Numbers, ClientUpdateFn], ClientUpdateFn] = _same_client
-    distance: Callable[[Setting, Numbers], Objective] | None = None
-    restrict: Callable[[Setting, Numbers, Objective], Objective] = _same_objective
+    update: Update
+    params: Params
 
 
 class Recipe(NamedTuple):
@@ -95,25 +67,35 @@ class Recipe(NamedTuple):
     Attributes:
       summary: one line for people.
       numbers: its strengths; all may be traced. An attacker that adapts must know them.
-      counter: how an attacker adapts; `None` if nobody has written down how.
-      client: `(setting, numbers, client_update) -> client_update`, for what happens before there is an update.
+      client: `(setting, numbers, key, client_update) -> client_update`, for what happens before there is an update;
+        the key may be `None` unless `draws_first`.
       update: `(setting, numbers, params) -> defense`, for what happens to the update.
+      extend: of the network, for what the server would have to do.
+      draws_first: whether `client` draws random numbers.
+      single_examples: whether it looks at examples one by one.
+      least_examples: behind an update for it to do anything.
       one_step: whether it is defined for a client that sends one gradient only.
-      reads_params: whether it works on the weights sent, and so depends on the parameters.
     """
 
     summary: str
     numbers: Mapping[str, Number]
-    counter: Counter | None
-    client: Callable[[Setting, Numbers, ClientUpdateFn], ClientUpdateFn] = _same_client
+    client: Callable[[Setting, Numbers, Key | None, ClientUpdateFn], ClientUpdateFn] = _same_client
     update: Callable[[Setting, Numbers, Params], Defense] = _same_update
+    extend: Callable[[Model], Model] = _same_model
+    draws_first: bool = False
+    single_examples: bool = False
+    least_examples: int = 1
     one_step: bool = False
-    reads_params: bool = False
 
     @property
     def changes_client(self) -> bool:
-        """Whether it acts before there is an update; such a defense looks at single examples and comes first."""
+        """Whether it acts before there is an update; such a defense comes first."""
         return self.client is not _same_client
+
+    @property
+    def changes_model(self) -> bool:
+        """Whether the network is another one with it."""
+        return self.extend is not _same_model
 
 
 def names_in(defense: str) -> tuple[str, ...]:
@@ -166,10 +148,19 @@ def numbers_of(defense: str, given: Mapping[str, float]) -> dict[str, float]:
     return values
 
 
-def protect(defense: str, setting: Setting, numbers: Numbers, client_update: ClientUpdateFn) -> ClientUpdateFn:
-    """The client with what the defenses change in its computation."""
+def extended(defense: str, model: Model) -> Model:
+    """The network with what the defenses add to it."""
+    for name in names_in(defense):
+        model = REGISTRY[name].extend(model)
+    return model
+
+
+def protect(
+    defense: str, setting: Setting, numbers: Numbers, client_update: ClientUpdateFn, *, key: Key | None = None
+) -> ClientUpdateFn:
+    """The client with what the defenses change in its computation; `key` is for what they draw there."""
     for recipe, own in _recipes(defense, numbers):
-        client_update = recipe.client(setting, own, client_update)
+        client_update = recipe.client(setting, own, key, client_update)
     return client_update
 
 
@@ -179,9 +170,21 @@ def defend(defense: str, setting: Setting, numbers: Numbers, params: Params) -> 
     return chain(*parts) if parts else identity
 
 
+def defended(defense: str, setting: Setting, numbers: Numbers, client_update: ClientUpdateFn) -> AnyClientUpdateFn:
+    """All that a client does: `(params, batch, key) -> update`, as it is sent."""
+    draws_first = any(REGISTRY[name].draws_first for name in names_in(defense))
+
+    def send(params: Params, batch: Batch, key: Key | None = None) -> Update:
+        first_key, update_key = jax.random.split(key) if draws_first and key is not None else (None, key)
+        client = protect(defense, setting, numbers, client_update, key=first_key)
+        return defend(defense, setting, numbers, params)(update_key, client(params, batch))
+
+    return send
+
+
 def adapt(
     defense: str, setting: Setting, numbers: Numbers, client_update: ClientUpdateFn, objective: Objective
-) -> tuple[ClientUpdateFn, Objective]:
+) -> tuple[Callable[[Params, Batch], Simulated], Callable[[Simulated, Update], Array]]:
     """What an attacker who knows the defenses simulates and compares by, instead of `client_update` and `objective`.
 
     The last defense that suggests a distance has its way: noise on noise, or a sign after noise, hides what was
@@ -193,10 +196,19 @@ def adapt(
     counters = [(_counter(name), own) for name, (_, own) in zip(names_in(defense), _recipes(defense, numbers))]
     for counter, own in counters:
         client_update = counter.simulate(setting, own, client_update)
-        objective = objective if counter.distance is None else counter.distance(setting, own)
-    for counter, own in counters:
-        objective = counter.restrict(setting, own, objective)
-    return client_update, objective
+
+    def simulate(params: Params, batch: Batch) -> Simulated:
+        return Simulated(client_update(params, batch), params)
+
+    def distance(simulated: Simulated, observed: Update) -> Array:
+        adapted = objective
+        for counter, own in counters:
+            adapted = adapted if counter.distance is None else counter.distance(setting, own, simulated.params)
+        for counter, own in counters:
+            adapted = counter.restrict(setting, own, simulated.params, adapted)
+        return adapted(simulated.update, observed)
+
+    return simulate, distance
 
 
 def counter_summary(defense: str) -> str:
@@ -209,10 +221,9 @@ def counter_summary(defense: str) -> str:
 
 
 def _counter(name: str) -> Counter:
-    if (counter := REGISTRY[name].counter) is None:
-        able = [other for other, recipe in REGISTRY.items() if recipe.counter is not None]
-        raise ValueError(f"no attacker here adapts to defense {name!r}; there are some for {', '.join(able)}")
-    return counter
+    if name not in COUNTERS:
+        raise ValueError(f"no attacker here adapts to defense {name!r}; there are some for {', '.join(COUNTERS)}")
+    return COUNTERS[name]
 
 
 def _recipes(defense: str, numbers: Numbers) -> Iterator[tuple[Recipe, dict[str, Scalar]]]:
@@ -231,177 +242,142 @@ def _on_weights(make: Callable[..., Defense]) -> Callable[[Setting, Numbers, Par
     return lambda setting, numbers, params: make(params, **numbers)
 
 
-def _likelihood(
-    make: Callable[..., Objective], spread: Callable[..., Scalar]
-) -> Callable[[Setting, Numbers], Objective]:
-    """For noise of known law: `spread(observed tensor, **numbers)`."""
-    return lambda setting, numbers: objectives.relative(make(partial(spread, **numbers)))
-
-
-def _constant(observed: object, scale: Scalar) -> Scalar:
-    del observed
-    return scale
-
-
-def _sent_only(setting: Setting, numbers: Numbers, objective: Objective) -> Objective:
-    del setting, numbers
-    return objectives.transmitted(objective)
-
-
-def _largest_sent(setting: Setting, numbers: Numbers, objective: Objective, *, of_tensors: bool) -> Objective:
-    del setting, numbers
-    return objectives.largest_sent(objective, of_tensors=of_tensors)
-
-
-def _sent_and_censored(setting: Setting, numbers: Numbers, objective: Objective) -> Objective:
-    del setting
-    return objectives.transmitted(objectives.censored(objective, numbers["bound"]))
-
-
-def _without_head_kernel(setting: Setting, numbers: Numbers, objective: Objective) -> Objective:
-    del numbers
-    return objectives.layer_subset(objective, lambda path: path != f"{setting.model.head}/kernel")
-
-
-def _clipped_client(setting: Setting, numbers: Numbers, client_update: ClientUpdateFn) -> ClientUpdateFn:
-    del setting
-    clip = clipped(**numbers)
-
-    def simulated(params: Params, batch: Batch) -> Update:
-        return clip(None, client_update(params, batch))
-
-    return simulated
-
-
-def _per_example_clipping(setting: Setting, numbers: Numbers, client_update: ClientUpdateFn) -> ClientUpdateFn:
-    del client_update  # the gradient of the mean, which cannot be clipped any more
-    loss_fn = training_loss(setting.model)
-    return dp_fedsgd(loss_fn, clip_norm=numbers["norm"], chunk_size=setting.gradient_chunk)
-
-
-def _dp_scale(setting: Setting, numbers: Numbers) -> Scalar:
-    return dp_noise_scale(numbers["multiplier"], numbers["norm"], setting.num_examples)
-
-
 def _dp_noise(setting: Setting, numbers: Numbers, params: Params) -> Defense:
     del params
-    return gaussian_noise(_dp_scale(setting, numbers))
+    return gaussian_noise(dp_scale(setting, numbers))
 
 
-def _dp_likelihood(setting: Setting, numbers: Numbers) -> Objective:
-    scale = _dp_scale(setting, numbers)
-    return objectives.relative(objectives.gaussian_likelihood(lambda observed: scale))
+def _clipped_examples(
+    setting: Setting, numbers: Numbers, key: Key | None, client_update: ClientUpdateFn
+) -> ClientUpdateFn:
+    del key, client_update  # the gradient of the mean, which cannot be clipped any more
+    return per_example_clipping(setting, numbers)
 
 
-def _soteria(setting: Setting, numbers: Numbers, client_update: ClientUpdateFn) -> ClientUpdateFn:
+def _mixup(setting: Setting, numbers: Numbers, key: Key | None, client_update: ClientUpdateFn) -> ClientUpdateFn:
+    del numbers
+    return mixup(client_update, key=key, num_classes=setting.model.num_classes)
+
+
+def _outpost(setting: Setting, numbers: Numbers, key: Key | None, client_update: ClientUpdateFn) -> ClientUpdateFn:
+    del client_update  # which trains without it
+    return setting.train(training_loss(setting.model), change=outpost(key, **numbers))
+
+
+def _precode(setting: Setting, numbers: Numbers, key: Key | None, client_update: ClientUpdateFn) -> ClientUpdateFn:
+    del numbers, client_update  # whose loss has no noise
+    if key is None:
+        raise ValueError("a random defense needs a key: precode was handed None")
+    if setting.model.drawn_loss_fn is None:
+        raise ValueError(f"precode needs a network with a bottleneck, which {setting.model.name} has not: `extended`")
+    return setting.train(setting.model.drawn_loss_fn, dropout_key=key)
+
+
+def _soteria(setting: Setting, numbers: Numbers, key: Key | None, client_update: ClientUpdateFn) -> ClientUpdateFn:
+    del key
     return soteria(client_update, setting.model.apply, head=setting.model.head, **numbers)
 
 
-_LARGEST = "matches the entries that were sent, and takes the others for no larger"
 _SHARE = Number(0.1, most=1)
 
 REGISTRY: dict[str, Recipe] = {
     "clip": Recipe(
         summary="the update scaled down to a norm",
         numbers={"norm": Number(4.0)},
-        counter=Counter("clips what it simulates, too", simulate=_clipped_client),
         update=_on_update(clipped),
     ),
     "dp-sgd": Recipe(
         summary="every example's gradient clipped to a norm, normal noise on their mean (Abadi et al. 2016)",
         numbers={"norm": Number(1.0), "multiplier": Number(0.1)},
-        counter=Counter(
-            "clips every example it simulates, likelihood of the noise",
-            simulate=_per_example_clipping,
-            distance=_dp_likelihood,
-        ),
-        client=_per_example_clipping,
+        client=_clipped_examples,
         update=_dp_noise,
+        single_examples=True,
         one_step=True,
     ),
     "gaussian": Recipe(
         summary="normal noise of a fixed scale; not differentially private",
         numbers={"scale": Number(1e-2)},
-        counter=Counter("likelihood of the noise", distance=_likelihood(objectives.gaussian_likelihood, _constant)),
         update=_on_update(gaussian_noise),
     ),
     "laplace": Recipe(
         summary="Laplace noise of a fixed scale; not differentially private",
         numbers={"scale": Number(1e-2)},
-        counter=Counter("likelihood of the noise", distance=_likelihood(objectives.laplace_likelihood, _constant)),
         update=_on_update(laplace_noise),
+    ),
+    "mixup": Recipe(
+        summary="trains on mixtures of 4 images and of their labels (Zhang et al. 2018; Huang et al. 2021)",
+        numbers={},
+        client=_mixup,
+        draws_first=True,
+        least_examples=2,
+    ),
+    "outpost": Recipe(
+        summary="pruned local gradients, noise where they tell most, ever more rarely (Wang et al. 2023)",
+        numbers={
+            "phi": Number(40.0, most=100),
+            "prune": Number(80.0, most=100),
+            "noise": Number(0.8),
+            "decay": Number(0.125),
+        },
+        client=_outpost,
+        draws_first=True,
     ),
     "percentile-noise": Recipe(
         summary="normal noise in units of each tensor's 95th percentile (Hatamizadeh et al. 2023)",
         numbers={"scale": Number(1.0)},
-        counter=Counter(
-            "likelihood of the noise, its scale in each tensor estimated",
-            distance=_likelihood(objectives.gaussian_likelihood, percentile_noise_spread),
-        ),
         update=_on_update(percentile_noise),
     ),
     "percentile-privacy": Recipe(
         summary="small entries of each tensor zeroed, large ones clipped (Shokri, Shmatikov 2015)",
         numbers={"percentile": Number(10.0, most=100), "bound": Number(0.01)},
-        counter=Counter(
-            "matches only the entries that were sent, clipped ones as lower bounds", restrict=_sent_and_censored
-        ),
         update=_on_update(percentile_privacy),
+    ),
+    "precode": Recipe(
+        summary="a variational bottleneck of 256 units before the head (Scheliga et al. 2022)",
+        numbers={},
+        client=_precode,
+        extend=with_bottleneck,
+        draws_first=True,
     ),
     "qsgd": Recipe(
         summary="entries rounded at random to a few levels, unbiased (Alistarh et al. 2017)",
         numbers={"levels": Number(16.0)},
-        counter=Counter(
-            "likelihood of the rounding, its levels read off each tensor",
-            distance=_likelihood(objectives.rounding_likelihood, lambda observed, levels: qsgd_step(observed)),
-        ),
         update=_on_update(qsgd),
     ),
     "random-k": Recipe(
         summary="a random share of the entries, rescaled to be unbiased (Wangni et al. 2018)",
         numbers={"keep": _SHARE},
-        counter=Counter("matches only the entries that were sent", restrict=_sent_only),
         update=_on_update(random_k),
     ),
     "row-noise": Recipe(
         summary="noise on the weights sent, relative to their largest row (Zhao et al. 2022)",
         numbers={"scale": Number(1e-3), "bound": Number(0.2)},
-        counter=None,
         update=_on_weights(row_noise),
-        reads_params=True,
     ),
     "sign": Recipe(
         summary="the signs alone (Bernstein et al. 2018)",
         numbers={},
-        counter=Counter(
-            "hinge on the signs, every tensor in units of its mean",
-            distance=lambda setting, numbers: objectives.sign_margin,
-        ),
         update=_on_update(lambda: sign),
     ),
     "smallest-weights-zeroed": Recipe(
         summary="zeros for the smallest weights sent (Zhao et al. 2022)",
         numbers={"share": Number(0.9, most=1)},
-        counter=None,
         update=_on_weights(smallest_weights_zeroed),
-        reads_params=True,
     ),
     "soteria": Recipe(
         summary="zeros in the head's gradient for the features that tell most of the input (Sun et al. 2021)",
         numbers={"share": Number(0.8, most=1)},
-        counter=Counter("leaves the head's kernel out", restrict=_without_head_kernel),
         client=_soteria,
+        single_examples=True,
     ),
     "top-k": Recipe(
         summary="the largest entries of the whole update",
         numbers={"keep": _SHARE},
-        counter=Counter(_LARGEST, restrict=partial(_largest_sent, of_tensors=False)),
         update=_on_update(top_k),
     ),
     "top-k-per-tensor": Recipe(
         summary="the largest entries of every tensor",
         numbers={"keep": _SHARE},
-        counter=Counter(_LARGEST, restrict=partial(_largest_sent, of_tensors=True)),
         update=_on_update(top_k_of_tensors),
     ),
 }

@@ -26,14 +26,20 @@ def row_noise(params: Params, scale: Scalar, *, bound: Scalar = 0.2) -> Defense:
     """
 
     def defend(key: Key | None, update: Update) -> Update:
-        def spread(weights: Array) -> Array:
-            rows = weights.reshape(-1, weights.shape[-1]) if weights.ndim > 1 else weights[None]
-            return scale * jnp.maximum(1.0, jnp.sqrt(jnp.max(jnp.sum(jnp.square(rows), axis=0))) / bound)
-
-        scales = jax.tree.map(lambda w, u: spread(w - u), params, update)
-        return add_normal(key, update, scales, name="row_noise")
+        sent = jax.tree.map(jnp.subtract, params, update)
+        return add_normal(key, update, row_noise_scales(sent, scale, bound=bound), name="row_noise")
 
     return defend
+
+
+def row_noise_scales(weights: Params, scale: Scalar, *, bound: Scalar = 0.2) -> Params:
+    """The standard deviation `scale a` of the noise that `row_noise` adds to each tensor of the weights sent."""
+
+    def spread(leaf: Array) -> Array:
+        rows = leaf.reshape(-1, leaf.shape[-1]) if leaf.ndim > 1 else leaf[None]
+        return scale * jnp.maximum(1.0, jnp.sqrt(jnp.max(jnp.sum(jnp.square(rows), axis=0))) / bound)
+
+    return jax.tree.map(spread, weights)
 
 
 def smallest_weights_zeroed(params: Params, share: Scalar) -> Defense:

@@ -5,15 +5,16 @@ observations; `measure` is where truth and reconstruction meet, after the attack
 numbers share a `Setup`, and are executed side by side by `execute_jobs`.
 """
 
-from jaxinvert.job.config import JobConfig, assumptions, defended_update, defense_setting
+from jaxinvert.job.config import JobConfig, assumptions
 from jaxinvert.job.environment import device_name, uninterruptible, versions
 from jaxinvert.job.execution import Execution, execute, execute_jobs, forget_state, peak_bytes
 from jaxinvert.job.fields import read_yaml, typed
 from jaxinvert.job.identity import digest, job_name
 from jaxinvert.job.measurement import Outcome, measure
 from jaxinvert.job.planning import ChunkCost, chunk_costs, fastest
-from jaxinvert.job.preparation import Setup, Task, prepare, set_up
+from jaxinvert.job.preparation import Setup, Task, adjusted, prepare, set_up
 from jaxinvert.job.program import Program, compiled_form
+from jaxinvert.job.simulation import sent_update
 
 __all__ = [
     "ChunkCost",
@@ -23,11 +24,10 @@ __all__ = [
     "Program",
     "Setup",
     "Task",
+    "adjusted",
     "assumptions",
     "chunk_costs",
     "compiled_form",
-    "defended_update",
-    "defense_setting",
     "device_name",
     "digest",
     "execute",
@@ -39,6 +39,7 @@ __all__ = [
     "peak_bytes",
     "prepare",
     "read_yaml",
+    "sent_update",
     "set_up",
     "typed",
     "uninterruptible",

@@ -1,22 +1,17 @@
 """What a job is: names and numbers, checked, and what they mean as functions."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
-import optax
 
-from jaxinvert import labels, models, running_statistics, threat_models
+from jaxinvert import labels, threat_models
 from jaxinvert.attacks import registry
-from jaxinvert.clients import fedavg, fedsgd, local_batch_statistics, securely_aggregated
 from jaxinvert.defenses import registry as defenses
 from jaxinvert.observe import FEDSGD
 from jaxinvert.threat_models import ThreatModel
-from jaxinvert.types import ArrayTree, Batch, ClientUpdateFn, Key, LocalTraining, Params
+from jaxinvert.types import LocalTraining
 
 
 @dataclass(frozen=True)
@@ -178,17 +173,26 @@ class JobConfig:
     def _refuse_defenses_that_do_not_fit(self) -> None:
         """Raises ValueError for a defense that these clients cannot have, or this attacker cannot adapt to."""
         self.defense_numbers()
-        if self.defense != defenses.NONE and self.aggregate > 1:
-            raise ValueError(f"defense is {self.defense!r}, but aggregate {self.aggregate} sums undefended updates")
         for name in defenses.names_in(self.defense):
             recipe = defenses.REGISTRY[name]
-            if recipe.changes_client and self.batch_norm == "train":
+            if recipe.single_examples and self.batch_norm == "train":
                 raise ValueError(f"defense {name!r} looks at single examples, which batch_norm='train' couples")
+            if self.num_examples < recipe.least_examples:
+                raise ValueError(
+                    f"defense {name!r} does nothing with num_examples {self.num_examples}, expected at least "
+                    f"{recipe.least_examples}"
+                )
+            if recipe.changes_model and self.checkpoint is not None:
+                raise ValueError(f"defense {name!r} adds layers, of which {self.checkpoint} has no parameters")
             if recipe.one_step and self.client != "fedsgd":
                 raise ValueError(f"defense {name!r} is that of one gradient: it needs client='fedsgd'")
         if self.adaptive:
             if self.defense == defenses.NONE:
                 raise ValueError("adaptive is True, but there is no defense to adapt to")
+            if self.aggregate > 1:
+                raise ValueError(
+                    f"adaptive is True, but nobody is known to adapt to the mean of {self.aggregate} defended updates"
+                )
             defenses.counter_summary(self.defense)
             if not self.recipe.adapts:
                 able = [name for name, recipe in registry.REGISTRY.items() if recipe.adapts]
@@ -278,72 +282,6 @@ class JobConfig:
           ValueError: for an unknown defense or number, or one out of range.
         """
         return defenses.numbers_of(self.defense, self.defense_settings)
-
-
-def defense_setting(config: JobConfig, model: models.Model) -> defenses.Setting:
-    """What the clients' defense, and the attacker who adapts to it, are built for."""
-    return defenses.Setting(model, config.num_examples, config.gradient_chunk)
-
-
-def defended_update(
-    config: JobConfig, model: models.Model, numbers: defenses.Numbers, *, order_key: Key | None = None
-) -> ClientUpdateFn:
-    """What the clients compute where their defense changes that, too; `numbers` are the defense's."""
-    plain = client_update(config, model, order_key=order_key)
-    return defenses.protect(config.defense, defense_setting(config, model), numbers, plain)
-
-
-def client_update(config: JobConfig, model: models.Model, *, order_key: Key | None = None) -> ClientUpdateFn:
-    """What clients without a defense compute, and the attacker simulates; without `order_key` in plain order."""
-    loss_fn = models.training_loss(model)
-    if config.client == "fedsgd":
-        one_client = fedsgd(loss_fn, chunk_size=config.gradient_chunk)
-    else:
-        one_client = fedavg(loss_fn, order_key=order_key, chunk_size=config.gradient_chunk, **_local_training(config))
-    return one_client if config.aggregate == 1 else securely_aggregated(one_client, num_clients=config.aggregate)
-
-
-def secret_order(config: JobConfig) -> Key | None:
-    """What the clients draw the order of their examples from, if it is a secret."""
-    return jax.random.fold_in(jax.random.key(config.seed), 3) if config.local_order == "unknown" else None
-
-
-def sent_statistics(
-    config: JobConfig, model: models.Model, *, order_key: Key | None = None
-) -> Callable[[Params, Batch], ArrayTree]:
-    """The running statistics that clients in train mode send beside their updates."""
-    measure = local_batch_statistics(
-        models.training_loss(model),
-        model.batch_statistics,
-        order_key=order_key,
-        **_local_training(config),
-    )
-
-    def sent(params: Params, batch: Batch) -> ArrayTree:
-        return running_statistics.advance(
-            params["batch_stats"], measure(params, batch), momentum=models.BATCH_NORM_MOMENTUM
-        )
-
-    return sent if config.aggregate == 1 else securely_aggregated(sent, num_clients=config.aggregate)
-
-
-def _local_training(config: JobConfig) -> dict[str, Any]:
-    """The local training; of FedSGD clients, one step over all examples."""
-    make = {
-        "sgd": optax.sgd,
-        "momentum": partial(optax.sgd, momentum=0.9),
-        # The attacker differentiates through the square root, which eps_root keeps from zero.
-        "adam": partial(optax.adam, eps_root=1e-12),
-    }[config.local_optimizer]
-    optimizer = make(config.local_lr)
-    if config.local_weight_decay:
-        decay = optax.add_decayed_weights(-config.local_lr * config.local_weight_decay)
-        optimizer = optax.chain(optimizer, decay)
-    return {
-        "optimizer": optimizer,
-        "batch_size": config.num_examples_per_step,
-        "num_epochs": config.local_epochs if config.client == "fedavg" else 1,
-    }
 
 
 def assumptions(config: JobConfig) -> dict[str, Any]:

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxinvert import data, metrics, models, threat_models
-from jaxinvert.defenses import identity
-from jaxinvert.defenses.registry import NONE
-from jaxinvert.job.config import JobConfig, secret_order
+from jaxinvert.clients import AnyClientUpdateFn
+from jaxinvert.defenses.registry import extended
+from jaxinvert.job.config import JobConfig
 from jaxinvert.job.program import Program
+from jaxinvert.job.simulation import secret_order
 from jaxinvert.observe import check_batch, observe_targets
 from jaxinvert.search import check_targets
-from jaxinvert.types import Batch, ClientUpdateFn, Key, Observation, Params, Update
+from jaxinvert.types import Batch, Key, Observation, Params, Update
 
 
 class Setup(NamedTuple):
@@ -79,6 +80,12 @@ def set_up(config: JobConfig) -> Setup:
     return Setup(dataset, Program(config, model), trained, surrogate)
 
 
+def adjusted(setup: Setup, config: JobConfig) -> Setup:
+    """The setup for a job on the same data that differs in defense and attack, which may change the network."""
+    model, trained = _network(config, setup.dataset)
+    return setup._replace(program=Program(config, model), trained=trained)
+
+
 def prepare(config: JobConfig, setup: Setup | None = None) -> Task:
     """Draws the parameters and runs the clients.
 
@@ -96,17 +103,16 @@ def prepare(config: JobConfig, setup: Setup | None = None) -> Task:
     check_batch(flat, input_shape=model.input_shape, num_classes=model.num_classes)
     truth = jax.tree.map(lambda leaf: leaf.reshape(config.targets, config.num_private, *leaf.shape[1:]), flat)
     numbers = config.defense_numbers()
-    client = partial(program.client, secret_order(config), numbers)
+    client = partial(program.send, secret_order(config), numbers)
     key, *earlier_keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 4), config.rounds)
-    earlier_params, earlier_updates, params = _earlier_rounds(config, program, client, params, truth, earlier_keys)
+    earlier_params, earlier_updates, params = _earlier_rounds(config, client, params, truth, earlier_keys)
     observations = observe_targets(
         client,
         params,
         truth,
         threat_model=config.granted,
-        defense=identity if config.defense == NONE else partial(program.defend, numbers, params),
         defense_parameters=numbers,
-        key=key,
+        client_key=key,
         local_training=config.local_training,
         running_statistics=partial(program.sent_statistics, secret_order(config))
         if config.granted.batch_stats
@@ -121,23 +127,21 @@ def prepare(config: JobConfig, setup: Setup | None = None) -> Task:
 
 def _earlier_rounds(
     config: JobConfig,
-    program: Program,
-    client: ClientUpdateFn,
+    client: AnyClientUpdateFn,
     params: Params,
     batches: Batch,
     keys: Sequence[Key],
 ) -> tuple[Params | None, Update | None, Params]:
     """Parameters `[N, ...]` and updates `[T, N, ...]` of all rounds but the last, whose parameters follow.
 
-    `keys` are those of the defense, one for each of these rounds.
+    `keys` are those of the clients' defense, one for each of these rounds.
     """
     if not keys:
         return None, None, params
-    sent, received, numbers = [], [], config.defense_numbers()
+    sent, received = [], []
     for key in keys:
-        updates = jax.vmap(client, in_axes=(None, 0))(params, batches)
-        defend = partial(program.defend, numbers, params)
-        updates = jax.vmap(defend)(jax.random.split(key, config.targets), updates)
+        own_keys = jax.random.split(key, config.targets)
+        updates = jax.vmap(client, in_axes=(None, 0, 0))(params, batches, own_keys)
         sent.append(params)
         received.append(updates)
         params = jax.tree.map(lambda p, u: p - config.server_rate * u.mean(axis=0), params, updates)
@@ -177,6 +181,7 @@ def _network(config: JobConfig, dataset: data.Dataset) -> tuple[models.Model, Pa
     )
     if config.batch_norm == "eval" and models.is_external(config.model):
         models.check_eval_mode(model)
+    model = extended(config.defense, model)
     if config.checkpoint is None:
         return model, None
     return model, models.load_checkpoint(config.checkpoint, jax.eval_shape(model.init, jax.random.key(0)))

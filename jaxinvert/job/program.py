@@ -12,7 +12,8 @@ from jaxinvert.attacks import registry
 from jaxinvert.defenses import registry as defenses
 from jaxinvert.defenses.registry import Numbers
 from jaxinvert.devices import first_devices
-from jaxinvert.job.config import JobConfig, client_update, defended_update, defense_setting, sent_statistics
+from jaxinvert.job.config import JobConfig
+from jaxinvert.job.simulation import client_update, defense_setting, sent_statistics, sent_update
 from jaxinvert.search import Stepwise, over_targets, split_shared
 from jaxinvert.types import Array, ArrayTree, Attack, Batch, Key, Observation, Params, Reconstruction, Update
 
@@ -29,7 +30,7 @@ class Program:
 
     Args:
       config: any of the jobs.
-      model: the clients' network.
+      model: the clients' network, with what their defense adds to it.
       attacker: changes what the attack is told; by default nothing.
     """
 
@@ -43,15 +44,10 @@ class Program:
         self._attacker = attacker
         self.model = model
         self.init: Callable[[Key], Params] = jax.jit(model.init)
-        self.client: Callable[[Key | None, Numbers, Params, Batch], Update] = jax.jit(
-            lambda order_key, numbers, params, batch: defended_update(
+        self.send: Callable[[Key | None, Numbers, Params, Batch, Key], Update] = jax.jit(
+            lambda order_key, numbers, params, batch, key: sent_update(
                 self.config, model, numbers, order_key=order_key
-            )(params, batch)
-        )
-        self.defend: Callable[[Numbers, Params, Key | None, Update], Update] = jax.jit(
-            lambda numbers, params, key, update: defenses.defend(
-                self.config.defense, defense_setting(self.config, model), numbers, params
-            )(key, update)
+            )(params, batch, key)
         )
         self.sent_statistics: Callable[[Key | None, Params, Batch], ArrayTree] = jax.jit(
             lambda order_key, params, batch: sent_statistics(self.config, model, order_key=order_key)(params, batch)

@@ -20,7 +20,7 @@ from flax import linen
 
 from jaxinvert.models.batch_norm import sow_batch_statistics
 from jaxinvert.models.losses import cross_entropy
-from jaxinvert.types import ApplyFn, Array, ArrayTree, Key, LossFn, Params
+from jaxinvert.types import ApplyFn, Array, ArrayTree, Batch, Key, LossFn, Params
 
 
 class Model(NamedTuple):
@@ -42,6 +42,8 @@ class Model(NamedTuple):
         in `apply`; `{}` without such layers. Differentiable in `inputs`.
       loss_fn: `(params, batch) -> []`, what the clients minimize if it is not the mean cross-entropy; see
         `training_loss`.
+      drawn_loss_fn: `(params, batch, key) -> []`, what they minimize instead if the network draws random numbers in
+        training, which `apply` leaves out.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Model(NamedTuple):
     std: tuple[float, ...]
     batch_statistics: Callable[[Params, Array], ArrayTree]
     loss_fn: LossFn | None = None
+    drawn_loss_fn: Callable[[Params, Batch, Key], Array] | None = None
 
 
 def training_loss(model: Model) -> LossFn:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxinvert.audit import SIGNIFICANCE, Audited
-from jaxinvert.report.charts import psnr_ranges
+from jaxinvert.report.charts import MAX_KINDS, psnr_ranges
+from jaxinvert.report.cost_charts import cost_charts
 from jaxinvert.report.pictures import as_byte_pairs, data_uri
 from jaxinvert.report.templates import render
 from jaxinvert.report.wording import flattened, image_name
@@ -68,6 +69,7 @@ def save_audit_html(
         "audit.html.jinja",
         record=record, title=title, command=command, significance=SIGNIFICANCE,
         first=first, worst=worst, settings=record["settings"],
+        charts=cost_charts(record["settings"]), kinds=MAX_KINDS,
         evidence=list(zip(rows, rows.values(), ranges)), scale=scale,
         picks=picks, columns=picture_columns(audited, picks), height=audited[0].ground.truth.inputs.shape[2],
         image_name=image_name, assumptions=record["assumptions"],

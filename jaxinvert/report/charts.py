@@ -26,7 +26,7 @@ def psnr_chart(psnr: np.ndarray, flat_db: float) -> dict[str, Any] | None:
         return None
     finite = known[np.isfinite(known)]
     low, high = min([5.0, *finite - 1]), min(60.0, max([45.0, *finite + 2]))
-    place, ticks = _axis([low, high])
+    place, ticks = axis([low, high])
     x = place(np.clip(known, low, high))
     _, columns, counts = np.unique((x / 2.5).astype(int), return_inverse=True, return_counts=True)
     level = np.arange(len(x)) - (np.cumsum(counts) - counts)[columns]
@@ -37,7 +37,7 @@ def psnr_chart(psnr: np.ndarray, flat_db: float) -> dict[str, Any] | None:
     beyond, missing = int(np.sum(known > high)), len(psnr) - len(known)
     return {
         "height": round(height), "x": ticks,
-        "paths": [("dot", _dots(center, 100 - 100 * (9 + rise * level) / height))],
+        "paths": [("dot", dots(center, 100 - 100 * (9 + rise * level) / height))],
         "bands": [
             (0, hardly, f"below {HARDLY_DB:.0f}\u00a0dB: hardly recognizable", "shade"),
             (hardly, same, "in between", ""),
@@ -71,13 +71,13 @@ def loss_chart(history: Mapping[str, ArrayLike] | None) -> dict[str, Any] | None
     if thin.shape[1] > _MAX_LINES:
         thin, thin_name = lowest[:, :_MAX_LINES], f"best restart of each target, {_MAX_LINES} at most"
     log = bool(finite.min() > 0)
-    place_y, y_ticks = _axis(finite, log=log, pad=0.04)
-    place_x, x_ticks = _axis(step)
+    place_y, y_ticks = axis(finite, log=log, pad=0.04)
+    place_x, x_ticks = axis(step)
     lines = [*((column, "thin") for column in thin.T if thin.shape[1] > 1), (thick, "thick")]
     start, end = number(float(thick[0])), number(float(thick[-1]))
     return {
         "height": 300, "x": x_ticks, "y": [(100 - at, label) for at, label in y_ticks],
-        "paths": [(style, _line(place_x(step), 100 - place_y(column))) for column, style in lines],
+        "paths": [(style, line(place_x(step), 100 - place_y(column))) for column, style in lines],
         "x_title": "optimizer steps", "y_title": f"attack loss, {'log' if log else 'linear'} scale",
         "alt": f"Attack loss over {step[-1]:,.0f} steps; {name}: from {start} to {end}.",
         "legend": [("thick", name), ("thin", thin_name)][: len(lines)],
@@ -93,7 +93,7 @@ def restart_chart(targets: Sequence[Mapping], losses: Sequence[np.ndarray]) -> d
     every = np.concatenate(finite)
     rows = min(len(losses), _MAX_ROWS)
     log = bool(every.min() > 0)
-    place, ticks = _axis(every, log=log, pad=0.04)
+    place, ticks = axis(every, log=log, pad=0.04)
     y = 100 * (np.arange(rows) + 0.5) / rows
     points: dict[str, list[tuple[float, float]]] = {"dot": [], "won": []}
     for row, at, target in zip(losses, y, targets):
@@ -101,7 +101,7 @@ def restart_chart(targets: Sequence[Mapping], losses: Sequence[np.ndarray]) -> d
             points["won" if i == target.get("winner") else "dot"].append((float(place(row[i])), at))
     return {
         "height": 22 * rows + 12, "x": ticks, "y": [(at, f"target {i}") for i, at in enumerate(y)],
-        "paths": [(style, _dots(*np.array(pairs).T)) for style, pairs in points.items() if pairs],
+        "paths": [(style, dots(*np.array(pairs).T)) for style, pairs in points.items() if pairs],
         "x_title": f"final attack loss, {'log' if log else 'linear'} scale"
         + (f"; {plural(len(losses) - rows, 'more target')} not drawn" if len(losses) > rows else ""),
         "alt": f"Final attack loss of every restart for {plural(rows, 'target')}, the winners marked.",
@@ -126,8 +126,8 @@ def sweep_chart(
     log = bool(values[0] >= 0 and len(positive) > 1 and positive[-1] > 10 * positive[0])
     zero_at = positive[0] / (positive[-1] / positive[0]) ** (1 / (len(positive) - 1)) if log else 0.0
     drawn = np.where(values == 0, zero_at, values)
-    place_x, _ = _axis(drawn, log=log, pad=0.08)
-    place_y, y_ticks = _axis(reach, pad=0.06)
+    place_x, _ = axis(drawn, log=log, pad=0.08)
+    place_y, y_ticks = axis(reach, pad=0.06)
     paths: dict[str, list[tuple[str, str]]] = {"bar": [], "line": [], "mark": []}
     for kind, (x, quartiles) in enumerate(lines.values()):
         if not len(x):
@@ -135,7 +135,7 @@ def sweep_chart(
         across = place_x(np.where(x == 0, zero_at, x)) + 1.2 * (kind - (len(lines) - 1) / 2)  # bars side by side
         low, middle, high = 100 - place_y(quartiles.T)
         bars = "".join(f"M{at:.2f} {a:.2f}V{b:.2f}" for at, a, b in zip(across, low, high))
-        for style, path in (("bar", bars), ("line", _line(across, middle)), ("mark", _dots(across, middle))):
+        for style, path in (("bar", bars), ("line", line(across, middle)), ("mark", dots(across, middle))):
             paths[style].append((f"{style} kind{kind}", path))
     return {
         "height": 280, "x": _ticks_at(place_x(drawn), values), "y": [(100 - at, label) for at, label in y_ticks],
@@ -184,7 +184,7 @@ def _ticks_at(places: np.ndarray, values: np.ndarray) -> list[tuple[float, str]]
     return ticks
 
 
-def _axis(
+def axis(
     values: ArrayLike, *, log: bool = False, pad: float = 0.0
 ) -> tuple[Callable[[ArrayLike], np.ndarray], list[tuple[float, str]]]:
     """Returns what maps values to percent of an axis, and its ticks as `(percent, label)`."""
@@ -207,12 +207,12 @@ def _axis(
     return place, [(float(place(at)), f"{at:,.0f}" if abs(at) >= 10 else number(at)) for at in ticks]
 
 
-def _line(x: np.ndarray, y: np.ndarray) -> str:
+def line(x: np.ndarray, y: np.ndarray) -> str:
     """SVG path through the finite points; it ends in a stroke without length, so that a lone point shows."""
     points = [f"{across:.2f} {down:.2f}" for across, down in zip(x, y) if np.isfinite(down)]
     return "M" + "L".join(points) + "h0" if points else ""
 
 
-def _dots(x: np.ndarray, y: np.ndarray) -> str:
+def dots(x: np.ndarray, y: np.ndarray) -> str:
     """SVG path of strokes without length: round caps keep them round, however the plot is stretched."""
     return "".join(f"M{across:.2f} {down:.2f}h0" for across, down in zip(x, y))

@@ -10,7 +10,7 @@ from flax import linen
 
 from jaxinvert import attacks, clients, job, models, running_statistics, search
 from jaxinvert.attacks.transformations import langevin_noise
-from jaxinvert.job.config import client_update, sent_statistics
+from jaxinvert.job.simulation import client_update, sent_statistics
 from jaxinvert.observe import observe
 from jaxinvert.threat_models import LADDER
 from jaxinvert.types import Batch

@@ -151,7 +151,7 @@ def test_finished_attacks_are_not_repeated_and_damaged_files_are(audited, tmp_pa
     assert sum("preparing" not in what for what in set(again)) == 1
     assert repeated.verdict == found.verdict
     for mine, theirs in zip(repeated.attackers["naive"].scores, found.attackers["naive"].scores):
-        assert np.array_equal(mine, theirs, equal_nan=True)
+        assert (mine is None and theirs is None) or np.array_equal(mine, theirs, equal_nan=True)
 
 
 def test_the_record_is_json_and_the_page_shows_it(audited, tmp_path):
@@ -173,19 +173,26 @@ def test_the_record_is_json_and_the_page_shows_it(audited, tmp_path):
 
 def test_the_command_audits_what_a_file_says_and_flags_overrule(tmp_path, capsys):
     file = tmp_path / "audit.yaml"
-    file.write_text("model: mlp\nrestarts: 1\nsteps: 900\ntargets: 4\ndefenses: [none, 'row-noise:scale=0.5']\n")
+    file.write_text(
+        "{model: mlp, restarts: 1, steps: 900, targets: 4, num_examples: 2, defenses: [none, mixup, precode], "
+        "accuracy_rounds: 2}"
+    )
     out = tmp_path / "out"
     assert main(["audit", str(file), "--steps", "8", "--out", str(out)]) == 0
     record = json.loads((out / "audit.json").read_text())
     assert [setting["name"] for setting in record["settings"]] == [
         "no defense",
-        "row-noise (scale 0.5)",
+        "mixup",
+        "precode",
     ]
     assert record["settings"][0]["attackers"]["naive"]["config"]["steps"] == 8
     assert record["num_clients"] == 4
     page = Page((out / "report.html").read_text(encoding="utf-8"))
     assert "Every setting and attacker" in page.text
     assert "no attacker here adapts" in page.text
+    assert "What protection costs" in page.text
+    assert page.text.count("3 precode") == 1
+    assert [len(setting["utility"]["accuracy"]) for setting in record["settings"]] == [3, 3, 3]
     printed = capsys.readouterr().out
     assert record["settings"][0]["verdict"]["headline"].split(":")[0] in printed
     file.write_text("modle: mlp\n")

@@ -20,7 +20,8 @@ def test_every_defense_is_met_by_a_naive_and_an_adaptive_attacker():
 @pytest.mark.parametrize(
     ("fields", "defense", "why"),
     [
-        ({}, "smallest-weights-zeroed", "no attacker here adapts"),
+        ({"num_examples": 2}, "mixup", "no attacker here adapts"),
+        ({"aggregate": 2}, "top-k", "nobody is known to adapt to the mean of 2"),
         ({"attack": "dlg"}, "top-k", "does not adapt to defenses"),
         ({"threat_model": "B", "labels": "restored", "label_rule": "bias-sign"}, "top-k", "threat model withholds"),
     ],

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxinvert import Batch, cli, job, models
-from jaxinvert.job.config import client_update
+from jaxinvert.job.simulation import client_update
 
 NETWORKS = """
     import jax, jax.numpy as jnp

@@ -1,0 +1,121 @@
+"""PRECODE: a variational bottleneck before the head, so that a client's gradient depends on noise of its own.
+
+The features `h` that the head would read pass through
+
+    (m, r) = h E + e,    z = m + softplus(r) n,    n ~ N(0, I),    h' = z D + d,
+
+the head reads `h'`, and the clients minimize their loss plus `beta KL(N(m, softplus(r)^2) | N(0, I))`. Without noise,
+as when accuracy is measured or an attacker simulates the network like any other, `z = m`.
+
+References:
+  Scheliga, Mäder, Seeland: PRECODE - a generic model extension to prevent deep gradient leakage. WACV 2022,
+  arXiv:2108.04725.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen
+
+from jaxinvert.models import Model, training_loss
+from jaxinvert.types import Array, Batch, Key, Params, path_name
+
+BOTTLENECK = "bottleneck"
+"""Where the parameters of the bottleneck are, beside those of the network."""
+
+
+def with_bottleneck(model: Model, *, num_units: int = 256, beta: float = 1e-3) -> Model:
+    """The network with a variational bottleneck before its head; the defaults are the authors'.
+
+    Args:
+      model: any whose head is a Flax dense layer.
+      num_units: of the bottleneck.
+      beta: weight of the divergence, in nats and as a mean over the batch.
+
+    Returns:
+      A model whose `apply` is that without noise, and whose `drawn_loss_fn` is what its clients minimize. Tracing it
+      raises ValueError where the network has no such layer.
+    """
+
+    def init(key: Key) -> Params:
+        own_key, bottleneck_key = key, jax.random.fold_in(key, 2**31 - 1)  # the network starts as it does without
+        params = model.init(own_key)
+        return {**params, BOTTLENECK: _init(bottleneck_key, _num_features(model, params), num_units)}
+
+    def through(function: Callable[..., Any], params: Params, *arguments: Any) -> Any:
+        with _inserted(model, params[BOTTLENECK], None):
+            return function(_network(params), *arguments)
+
+    def drawn_loss(params: Params, batch: Batch, key: Key) -> Array:
+        with _inserted(model, params[BOTTLENECK], key) as divergences:
+            loss = training_loss(model)(_network(params), batch)
+        return loss + beta * jnp.mean(divergences[-1])
+
+    return model._replace(
+        name=f"{model.name} with a bottleneck",
+        init=init,
+        apply=partial(through, model.apply),
+        loss_fn=None if model.loss_fn is None else partial(through, model.loss_fn),
+        drawn_loss_fn=drawn_loss,
+        batch_statistics=partial(through, model.batch_statistics),
+    )
+
+
+@contextmanager
+def _inserted(model: Model, weights: Params, key: Key | None) -> Iterator[list[Array]]:
+    """What is traced within goes through the bottleneck; yields the divergences `[B]`, one for each time."""
+    divergences: list[Array] = []
+    head = tuple(model.head.split("/")[1:])
+
+    def intercept(layer: Callable, arguments: tuple, options: dict, context: Any) -> Any:
+        if context.module.path != head or context.method_name != "__call__":
+            return layer(*arguments, **options)
+        decoded, divergence = _pass(weights, arguments[0], key)
+        divergences.append(divergence)
+        return layer(decoded, *arguments[1:], **options)
+
+    with linen.intercept_methods(intercept):
+        yield divergences
+    if not divergences:
+        raise ValueError(f"a bottleneck needs a Flax layer behind it, but {model.name} calls none at {model.head!r}")
+
+
+def _pass(weights: Params, features: Array, key: Key | None) -> tuple[Array, Array]:
+    """Features `[B, D]` as the bottleneck passes them on, and the divergence of every example, `[B]`."""
+    encoded = features @ weights["encoder"]["kernel"] + weights["encoder"]["bias"][None]
+    mean, raw = jnp.split(encoded, 2, axis=-1)
+    spread = jax.nn.softplus(raw)
+    code = mean if key is None else mean + spread * jax.random.normal(key, mean.shape, mean.dtype)
+    divergence = 0.5 * jnp.sum(jnp.square(mean) + jnp.square(spread) - 1 - 2 * jnp.log(spread), axis=-1)
+    return code @ weights["decoder"]["kernel"] + weights["decoder"]["bias"][None], divergence
+
+
+def _init(key: Key, num_features: int, num_units: int) -> Params:
+    """Dense layers that start as PyTorch's do."""
+    sizes = {"encoder": (num_features, 2 * num_units), "decoder": (num_units, num_features)}
+
+    def layer(layer_key: Key, shape: tuple[int, int]) -> Params:
+        bound = 1 / math.sqrt(shape[0])
+        keys = jax.random.split(layer_key)
+        return {
+            "kernel": jax.random.uniform(keys[0], shape, minval=-bound, maxval=bound),
+            "bias": jax.random.uniform(keys[1], shape[1:], minval=-bound, maxval=bound),
+        }
+
+    return {name: layer(one, sizes[name]) for name, one in zip(sizes, jax.random.split(key))}
+
+
+def _num_features(model: Model, params: Params) -> int:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if path_name(path) == f"{model.head}/kernel":
+            return leaf.shape[0]
+    raise ValueError(f"a bottleneck comes before the head, but {model.name} has no parameters {model.head}/kernel")
+
+
+def _network(params: Params) -> Params:
+    return {name: tree for name, tree in params.items() if name != BOTTLENECK}
