@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxinvert.records import Schema, blocks, encoded_width
-from jaxinvert.types import Array, ArrayTree, Batch, Key, Parametrization, PerChannel, Shape
+from jaxinvert.types import Array, ArrayTree, Batch, Key, Parametrization, PerChannel, Scalar, Shape
 
 
 def pixels(
@@ -89,10 +89,10 @@ START_NOISE = 0.1
 """Standard deviation of the noise on a start at a picture, in units of `std` or of `spectrum`."""
 
 
-def spectrum(batch_shape: Shape, *, around: Array | float = 0.5) -> Parametrization:
+def spectrum(batch_shape: Shape, *, around: Array | float = 0.5, fall: Scalar = 1.5) -> Parametrization:
     """Images as cosine transforms, every frequency in units of what photographs have there.
 
-        x = around + sum_kl v_kl s_kl cos_k cos_l,   s_kl ~ 1 / (1 + |(k, l)|)^1.5
+        x = around + sum_kl v_kl s_kl cos_k cos_l,   s_kl ~ 1 / (1 + |(k, l)|)^fall
 
     in opponent colors, of which brightness has most of the contrast. Frequencies are in half periods per image; the
     amplitudes `s` are
@@ -106,6 +106,7 @@ def spectrum(batch_shape: Shape, *, around: Array | float = 0.5) -> Parametrizat
     Args:
       batch_shape: `(B, H, W, C)`.
       around: `[H, W, C]` or `[B, H, W, C]` in [0, 1], the picture that it starts at; by default gray.
+      fall: exponent of the spectrum; 0 gives all frequencies the same scale.
 
     Raises:
       ValueError: for a picture of another shape.
@@ -122,7 +123,7 @@ def spectrum(batch_shape: Shape, *, around: Array | float = 0.5) -> Parametrizat
     frequency = jnp.hypot(
         *jnp.meshgrid(jnp.arange(height) * longest / height, jnp.arange(width) * longest / width, indexing="ij")
     )
-    amplitude = _color_contrast(channels)[None, None, None] / (1 + frequency[None, :, :, None]) ** 1.5
+    amplitude = _color_contrast(channels)[None, None, None] / (1 + frequency[None, :, :, None]) ** fall
     amplitude *= 0.25 / jnp.sqrt(jnp.mean(jnp.square(amplitude)))
 
     noise = START_NOISE if jnp.ndim(around) else 0.5

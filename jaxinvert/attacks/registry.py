@@ -149,20 +149,19 @@ def _from_model(
     make: Callable[..., Attack], setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar
 ) -> Attack:
     del horizon  # their rate is constant
-    gradient = fedsgd(
-        training_loss(setting.model), chunk_size=setting.gradient_chunk
-    )  # the attacker does not know how the client trains
     shape = setting.images["batch_shape"]
-    return make(gradient, batch_shape=shape, num_classes=setting.model.num_classes, **hyperparameters)
+    return make(_one_gradient(setting), batch_shape=shape, num_classes=setting.model.num_classes, **hyperparameters)
 
 
 def _dlm_with_best_scale(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> Attack:
     del horizon
-    gradient, rule = (
-        fedsgd(training_loss(setting.model), chunk_size=setting.gradient_chunk),
-        labels.bias_sign(head=setting.model.head),
-    )
-    return dlm_with_best_scale(gradient, rule, batch_shape=setting.images["batch_shape"], **hyperparameters)
+    rule, shape = labels.bias_sign(head=setting.model.head), setting.images["batch_shape"]
+    return dlm_with_best_scale(_one_gradient(setting), rule, batch_shape=shape, **hyperparameters)
+
+
+def _one_gradient(setting: Setting) -> ClientUpdateFn:
+    """What an attacker simulates who does not know how the client trains."""
+    return fedsgd(training_loss(setting.model), chunk_size=setting.gradient_chunk)
 
 
 def _general_deep_leakage(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> Attack:
