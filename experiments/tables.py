@@ -20,7 +20,7 @@ from pathlib import Path
 from experiments import harness
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "README.md", ROOT / "experiments" / "README.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "experiments" / "README.md", ROOT / "docs" / "spectral.md")
 _TABLE = re.compile(r"(<!-- table: (?P<file>\S+) (?P<columns>[^>]+) -->\n)(?P<table>(?:.+\n)*)")
 _PUBLISHED = re.compile(r"(<!-- published: (?P<folder>\S+) -->\n)(?P<table>(?:.+\n)*)")
 
