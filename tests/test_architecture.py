@@ -18,6 +18,7 @@ ROOMS = [
     "gradients",
     "objectives",
     "regularizers",
+    "generators",
     "parametrizations",
     "metrics",
     "running_statistics",
