@@ -1,10 +1,11 @@
 """GIAS against pixels at equal time, each above its own null control: the same attack on a random gradient.
 
 Setting: batches of a client with an untrained LeNet, normalized images, FedSGD, labels known, one start. The
-generator saw other images than those attacked. Every attack gets the time that the first of `ATTACKS` needs for `--steps`: its
-rate is timed here, the shortest of several turns taken one after the other, and its schedule laid out for the steps
-that it then has. PSNR after one-to-one matching; the iterate is chosen by attack loss. `gain_db` is over Inverting
-Gradients as published, `above_null_db` over the null control, both means with 95 % bootstrap intervals over batches.
+generator saw other images than those attacked. Every attack gets the time that the first of `ATTACKS` needs for
+`--steps`: its rate is timed here, the shortest of several turns taken one after the other, and its schedule laid out
+for the steps that it then has. PSNR after one-to-one matching; the iterate is chosen by attack loss. `gain_db` is
+over Inverting Gradients as published, `above_null_db` over the null control: means with 95 % bootstrap intervals over
+batches.
 With `--keep` the client sends the largest entries only, and every attack matches the entries that were sent.
 
 Command:  python -m experiments.train_generator --data FILE.npz --epochs 16 --out runs/generators/cifar10

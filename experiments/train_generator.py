@@ -10,7 +10,7 @@ these; it compares generators trained here, and says nothing beside published FI
 training images, the best that a generator could reach.
 
 Command:  python -m experiments.train_generator --data FILE.npz --out runs/generators/cifar10 --json FILE.json
-Shipped:  python -m experiments.train_generator --epochs 400 --batch-size 48 --out runs/generators/photos
+Shipped:  python -m experiments.train_generator --epochs 300 --batch-size 48 --out runs/generators/photos
 Smoke:    python -m experiments.train_generator --smoke
 Measured: see experiments/README.md
 """
@@ -39,6 +39,7 @@ from jaxinvert.types import Array, ArrayTree, Key, Params
 matplotlib.use("Agg")
 AVERAGING = 0.995
 LARGEST_GRADIENT = 1.0
+FEWEST_FOR_COVARIANCE = 400
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,7 @@ def train(config: Config) -> list[dict]:
                     "epoch": epoch,
                     "training_nats": float(np.mean(losses)),
                     "test_nats": float(measure(prior.params, testing.images)),
-                    "frechet": frechet_distance(samples, testing.images),
-                    "train_frechet": frechet_distance(training.images[: len(testing.images)], testing.images),
+                    **frechet_distances(samples, training.images, testing.images),
                     "seconds_per_epoch": time.perf_counter() - started,
                 }
             )
@@ -185,6 +185,17 @@ def draw(key: Key, prior: generators.Prior, num_images: int) -> np.ndarray:
     """Samples from the generator, clipped to [0, 1]."""
     latents = generators.draw_latents(key, prior.generator, num_images)
     return np.clip(np.asarray(jax.jit(prior.generator.apply)(prior.params, latents)), 0, 1)
+
+
+def frechet_distances(samples: np.ndarray, training: np.ndarray, testing: np.ndarray) -> dict[str, float | None]:
+    """Of samples and of as many training images to the test images; none where these are too few for covariances."""
+    count = min(len(training), len(testing))
+    if count < FEWEST_FOR_COVARIANCE:
+        return {"frechet": None, "train_frechet": None}
+    return {
+        "frechet": frechet_distance(samples[:count], testing[:count]),
+        "train_frechet": frechet_distance(training[:count], testing[:count]),
+    }
 
 
 def frechet_distance(samples: ArrayLike, images: ArrayLike) -> float:
