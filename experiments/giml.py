@@ -90,15 +90,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Learns a generator round by round, and prints what it is worth after 0, 1, 2, 4 ... of them."""
     config = tyro.cli(Config, description=__doc__, args=arguments)
     if config.smoke:
-        config = replace(config, data="photos", rounds=1, clients=2, images=2, latent_steps=2, weight_steps=2)
+        config = replace(
+            config, data="photos", split="test", generator="convolutional", rounds=1, clients=2, images=2
+        )
+        config = replace(config, latent_steps=2, weight_steps=2)
     harness.publish(f"GIML from {Path(config.data).stem}, {config.generator}", learn(config), json_file=config.json)
 
 
 def learn(config: Config) -> list[dict]:
     """A row for every round that is a power of two, and for none."""
-    dataset, testing = data.load(config.data, split=config.split), data.load(config.data, split=config.test_split)
+    size = 16 if config.smoke else None
+    dataset, testing = (data.load(config.data, split=split, size=size) for split in (config.split, config.test_split))
     model = models.create(
-        "lenet" if not config.smoke else "mlp",
+        "mlp-8" if config.smoke else "lenet",
         input_shape=dataset.images.shape[1:],
         num_classes=dataset.num_classes,
         mean=dataset.mean,

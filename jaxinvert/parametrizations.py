@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxinvert.generators import Latents, Prior, draw_latents
+from jaxinvert.objectives import tree_squared_norm
 from jaxinvert.types import Array, ArrayTree, Batch, Key, Parametrization, PerChannel, Scalar, Shape
 
 
@@ -156,14 +157,14 @@ def latents(
 
 
 class LatentsAndWeights(NamedTuple):
-    """Variables of `generator_weights`.
+    """Variables of `generator_weights`, or their rates.
 
     Attributes:
       latents: of `B` images.
       weights: the generator's parameters, each with a leading axis `B`.
     """
 
-    latents: Latents
+    latents: ArrayTree
     weights: ArrayTree
 
 
@@ -193,8 +194,7 @@ def generator_weights(
 
 def mean_square(tree: ArrayTree) -> Array:
     """Mean of all squares, over all leaves: `[]`."""
-    leaves = jax.tree.leaves(tree)
-    return sum(jnp.vdot(leaf, leaf) for leaf in leaves) / sum(leaf.size for leaf in leaves)
+    return tree_squared_norm(tree) / sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def per_channel(name: str, value: PerChannel, batch_shape: Shape) -> Array:

@@ -45,7 +45,7 @@ def scale_by_rates(rates: ArrayTree) -> optax.GradientTransformation:
         del params
 
         def scaled(schedule: optax.Schedule, part: ArrayTree) -> ArrayTree:
-            rate = schedule(state.count)
+            rate = jnp.asarray(schedule(state.count))
             return jax.tree.map(lambda leaf: jnp.asarray(-rate * leaf, leaf.dtype), part)
 
         return jax.tree.map(scaled, rates, updates), StepCount(state.count + 1)

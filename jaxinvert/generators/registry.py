@@ -63,21 +63,24 @@ def load_prior(path: Path | None = None, *, input_shape: Shape | None = None) ->
     path = DEFAULT if path is None else Path(path)
     facts = read_facts(path)
     name, shape, options = (facts.get(field) for field in ("generator", "output_shape", "options"))
-    if name is None:
+    if not isinstance(name, str):
         raise ValueError(f"{path} holds no generator: python -m experiments.train_generator writes such files")
     if name not in REGISTRY:
         raise unknown_value("generator", name, REGISTRY)
-    numbers = [*shape, *options.values()] if isinstance(shape, list) and isinstance(options, dict) else [None]
-    if len(numbers) < 3 or not all(type(number) is int and 0 < number <= _LARGEST for number in numbers):
+    if not isinstance(shape, list) or not isinstance(options, dict) or not _are_sizes([*shape, *options.values()]):
         raise ValueError(f"{path} is damaged: its output_shape is {shape!r} and its options are {options!r}")
     try:
         generator = REGISTRY[name](output_shape=tuple(shape), **options)
+        like = jax.eval_shape(generator.init, jax.random.key(0))
     except TypeError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if input_shape is not None:
         check_fits(generator, input_shape)
-    like = jax.eval_shape(generator.init, jax.random.key(0))
     return Prior(generator, load_checkpoint(path, like))
+
+
+def _are_sizes(numbers: list[Any]) -> bool:
+    return len(numbers) >= 3 and all(type(number) is int and 0 < number <= _LARGEST for number in numbers)
 
 
 _LARGEST = 4096

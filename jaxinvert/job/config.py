@@ -393,9 +393,10 @@ def assumptions(config: JobConfig) -> dict[str, Any]:
         *(("defense",) if config.defense == defenses.NONE else ()),
         *(("earlier_params", "earlier_updates") if config.rounds == 1 else ()),
     }
+    prior = [f"what images look like: generator {config.generator_file.name}"] if config.generator_file else []
     return {
         "threat_model": config.threat_model,
-        "known": [meanings[field] for field in config.granted.granted if field not in absent],
+        "known": [*(meanings[field] for field in config.granted.granted if field not in absent), *prior],
         "unknown": ["the images", *(meanings[field] for field in config.granted.withheld if field not in absent)],
         "client": "; ".join(sentences),
         "labels": how_labels[config.labels],
