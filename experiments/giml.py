@@ -16,7 +16,7 @@ Measured: see experiments/README.md
 Jinwoo Jeon et al.: "Gradient Inversion with Generative Image Prior", NeurIPS 2021, arXiv:2110.14962, section 4.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -90,15 +90,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Learns a generator round by round, and prints what it is worth after 0, 1, 2, 4 ... of them."""
     config = tyro.cli(Config, description=__doc__, args=arguments)
     if config.smoke:
-        config = replace(
-            config, data="photos", split="test", generator="convolutional", rounds=1, clients=2, images=2
-        )
-        config = replace(config, latent_steps=2, weight_steps=2)
-    harness.publish(f"GIML from {Path(config.data).stem}, {config.generator}", learn(config), json_file=config.json)
+        config = replace(config, data="photos", split="test", generator="convolutional", rounds=1, clients=2)
+        config = replace(config, images=2, latent_steps=2, weight_steps=2)
+    rows = []
+    for row in learn(config):
+        rows.append(row)
+        harness.publish(f"GIML from {Path(config.data).stem}, {config.generator}", rows, json_file=config.json)
 
 
-def learn(config: Config) -> list[dict]:
-    """A row for every round that is a power of two, and for none."""
+def learn(config: Config) -> Iterator[dict]:
+    """Yields a row for every round that is a power of two, and for none."""
     size = 16 if config.smoke else None
     dataset, testing = (data.load(config.data, split=split, size=size) for split in (config.split, config.test_split))
     model = models.create(
@@ -124,7 +125,7 @@ def learn(config: Config) -> list[dict]:
     nothing = random_update(jax.random.fold_in(key, 2), observations)
     order = np.random.default_rng(config.seed).permutation(len(dataset.images))
 
-    rows, psnr, attack_key = [], [], jax.random.fold_in(key, 3)
+    psnr, attack_key = [], jax.random.fold_in(key, 3)
     for number in range(config.rounds + 1):
         if number:
             begin = (number - 1) * config.clients
@@ -135,20 +136,16 @@ def learn(config: Config) -> list[dict]:
             null, _ = invert(attack_key, learner.params, nothing)
             found_db, null_db = (np.asarray(metrics.psnr(images, unseen.inputs)) for images in (found, null))
             psnr.append(found_db)
-            rows.append(
-                {
-                    "rounds": number,
-                    "updates_seen": number * config.clients,
-                    "images": found_db.size,
-                    "distance_in_round": float(distance) if number else None,
-                    "mean_psnr_db": float(found_db.mean()),
-                    "null_db": float(null_db.mean()),
-                    **gias.interval("above_null", found_db - null_db),
-                    **gias.interval("gain", found_db - psnr[0]),
-                }
-            )
-            harness.publish("GIML so far", rows)
-    return rows
+            yield {
+                "rounds": number,
+                "updates_seen": number * config.clients,
+                "images": found_db.size,
+                "distance_in_round": float(distance) if number else None,
+                "mean_psnr_db": float(found_db.mean()),
+                "null_db": float(null_db.mean()),
+                **gias.interval("above_null", found_db - null_db),
+                **gias.interval("gain", found_db - psnr[0]),
+            }
 
 
 def singles(dataset: data.Dataset, rows: Sequence[int] | np.ndarray) -> Batch:
