@@ -60,6 +60,17 @@ def gradient_matching(
     Reads `observation.params`, `.update`, and `.labels` unless the parametrization has its own. Where the attacker
     has seen earlier rounds of the same client, the objective is its mean over all rounds.
     """
+    return search_inputs(
+        update_distance(client_update, objective),
+        optimizer=optimizer,
+        parametrization=parametrization,
+        regularizer=regularizer,
+        name=name,
+    )
+
+
+def update_distance(client_update: ClientUpdateFn, objective: Objective) -> Callable[[Observation, Batch], Array]:
+    """`(observation, batch) -> objective(simulated update, observed update)`, its mean over all observed rounds."""
 
     def distance(observation: Observation, batch: Batch) -> Array:
         def in_round(params: Params, update: Update) -> Array:
@@ -74,9 +85,7 @@ def gradient_matching(
         )
         return (last + jnp.sum(earlier)) / (1 + earlier.size)
 
-    return search_inputs(
-        distance, optimizer=optimizer, parametrization=parametrization, regularizer=regularizer, name=name
-    )
+    return distance
 
 
 def search_inputs(

@@ -7,6 +7,7 @@ from jaxinvert.attacks.general_deep_leakage import general_deep_leakage
 from jaxinvert.attacks.gias import gias, latent_search, latents_then_weights, weight_search
 from jaxinvert.attacks.inverting_gradients import inverting_gradients
 from jaxinvert.attacks.see_through_gradients import see_through_gradients
+from jaxinvert.attacks.spectral import spectral
 
 __all__ = [
     "batch_norm_leakage",
@@ -22,5 +23,6 @@ __all__ = [
     "latent_search",
     "latents_then_weights",
     "see_through_gradients",
+    "spectral",
     "weight_search",
 ]

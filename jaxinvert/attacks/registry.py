@@ -18,6 +18,7 @@ from jaxinvert.attacks.general_deep_leakage import general_deep_leakage
 from jaxinvert.attacks.gias import latents_then_weights
 from jaxinvert.attacks.inverting_gradients import inverting_gradients
 from jaxinvert.attacks.see_through_gradients import see_through_gradients
+from jaxinvert.attacks.spectral import spectral
 from jaxinvert.clients import fedsgd
 from jaxinvert.generators import Prior
 from jaxinvert.models import BATCH_NORM_MOMENTUM, Model, training_loss
@@ -208,7 +209,31 @@ def _see_through_gradients(setting: Setting, hyperparameters: Mapping[str, Any],
     )
 
 
+def _spectral(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> Attack:
+    return spectral(
+        setting.client_update,
+        batch_shape=setting.images["batch_shape"],
+        joint_labels=setting.joint_classes,
+        horizon=horizon,
+        objective=setting.objective,
+        **hyperparameters,
+    )
+
+
+_SPECTRAL = Recipe(
+    summary="this library's own: a picture's frequencies, a prior under noise of unknown size",
+    hyperparameters={"tv": 1.0, "learning_rate": 0.2},
+    needs=(*_UPDATE, "labels"),
+    build=_spectral,
+    joint=True,
+    every_round=True,
+    adapts=True,
+)
+
 REGISTRY: dict[str, Recipe] = {
+    "auto": _SPECTRAL._replace(
+        summary="a closed form where one is exact, else spectral; says what it took and why (only as part of a job)"
+    ),
     "batch-norm-leakage": Recipe(
         summary="matching of update and batch statistics (Hatamizadeh et al. 2022); BatchNorm in train mode",
         hyperparameters={
@@ -336,6 +361,7 @@ REGISTRY: dict[str, Recipe] = {
         needs=(*_UPDATE, "labels"),
         build=_see_through_gradients,
     ),
+    "spectral": _SPECTRAL,
     "spear": Recipe(
         summary="exact and certified: ReLU perceptrons' small batches by sampling (Dimitrov et al. 2024)",
         hyperparameters={"inactive": 0.25},

@@ -18,6 +18,7 @@ from jaxinvert.audit.utility import Utility, utility
 from jaxinvert.audit.verdict import Verdict, judge
 from jaxinvert.defenses.registry import NONE
 from jaxinvert.job import JobConfig
+from jaxinvert.job.automatic import AUTO, SEARCH
 from jaxinvert.search import Progress
 
 
@@ -252,6 +253,8 @@ def blind_attack(
     """
     if not task.program.iterates or not config.recipe.simulates:
         return None
+    if config.attack == AUTO:  # a closed form would read the update
+        config = replace(config, attack=SEARCH)
     if config.granted.labels:
         config = replace(config, defense=NONE, defense_settings={}, adaptive=False)
     name = job.job_name(config)

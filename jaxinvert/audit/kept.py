@@ -9,7 +9,7 @@ from jaxinvert import store
 from jaxinvert.job import Execution
 from jaxinvert.types import Reconstruction
 
-_SCALARS = ("num_steps", "seconds_compile", "seconds_run", "num_devices", "chunk_size")
+_SCALARS = ("num_steps", "seconds_compile", "seconds_run", "num_devices", "chunk_size", "choice")
 
 
 def kept_or_done(file: Path, do: Callable[[], Execution]) -> Execution:

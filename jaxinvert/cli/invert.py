@@ -127,6 +127,8 @@ def invert_and_write(
         outcome = job.measure(config, task, execution)
         outcome.summary["command"] = command_line
         console.print(_table(outcome.summary))
+        if execution.choice is not None:
+            console.print(f"chosen: {execution.choice}", highlight=False)
         if found := outcome.summary["labels"]:
             how = "restored" if config.labels == "restored" else "found"
             exact = f"exact for {np.sum(found['exact'])} of {config.targets} targets"

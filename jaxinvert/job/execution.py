@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinvert.job import environment, state
+from jaxinvert.job import automatic, environment, state
 from jaxinvert.job.config import JobConfig
 from jaxinvert.job.identity import job_name
 from jaxinvert.job.program import Program
@@ -23,7 +23,8 @@ from jaxinvert.types import Key, Observation, Reconstruction
 class Execution(NamedTuple):
     """A finished or interrupted attack, before truth is looked at.
 
-    Lanes were spread over `num_devices`, on each `chunk_size` side by side; a closed form has none.
+    Lanes were spread over `num_devices`, on each `chunk_size` side by side; a closed form has none. `choice` says in
+    words what the attack `auto` took, and why.
     """
 
     reconstructions: Reconstruction
@@ -34,6 +35,7 @@ class Execution(NamedTuple):
     history: dict[str, np.ndarray]
     num_devices: int = 1
     chunk_size: int | None = None
+    choice: str | None = None
 
 
 def execute(
@@ -61,9 +63,49 @@ def execute(
     Raises:
       ValueError: if the attack does not fit the model, or the state that was kept cannot be read.
     """
-    arguments = search_arguments(config, program, observations)
+
+    def search() -> Execution:
+        return _searched(config, program, observations, on_progress, report_every, state_folder)
+
+    if config.attack == automatic.AUTO:
+        return _automatic(config, program, observations, search)
     if not program.iterates:
-        return _solve(program, *arguments)
+        return _solve(program, *search_arguments(config, program, observations))
+    return search()
+
+
+def _automatic(
+    config: JobConfig, program: Program, observations: Observation, search: Callable[[], Execution]
+) -> Execution:
+    """A closed form first, if one may be exact, and the search for the updates that it does not explain."""
+    closed_form, reason = automatic.choose(config, observations, program.model.input_shape)
+    if closed_form is None:
+        return search()._replace(choice=f"{automatic.SEARCH} ({reason})")
+    job = automatic.closed_form_job(config, closed_form)
+    exact = _solve(Program(job, program.model), *search_arguments(job, program, observations))
+    solved = automatic.explained(exact.reconstructions)
+    choice = f"{closed_form} ({reason}) explains {solved.sum()} of {len(solved)} updates"
+    if solved.all():
+        return exact._replace(choice=choice)
+    searched = search()
+    return searched._replace(
+        reconstructions=automatic.merged(exact.reconstructions, searched.reconstructions, solved),
+        seconds_compile=exact.seconds_compile + searched.seconds_compile,
+        seconds_run=exact.seconds_run + searched.seconds_run,
+        choice=f"{choice}; {automatic.SEARCH} for the others",
+    )
+
+
+def _searched(
+    config: JobConfig,
+    program: Program,
+    observations: Observation,
+    on_progress: Callable[[Progress], None],
+    report_every: int | None,
+    state_folder: Path | None,
+) -> Execution:
+    """An iterative attack, as `execute`."""
+    arguments = search_arguments(config, program, observations)
     search = program.search()
     name = "" if state_folder is None else _state_name(config)
     kept = state_folder and state.find(state_folder, name, search.form(*arguments))
@@ -126,7 +168,7 @@ def execute_jobs(
     """
     num_steps = configs[0].steps
     report_every = max(1, -(-num_steps // _REPORTS_PER_JOB))
-    if not program.iterates or program.search().mesh is not None:
+    if configs[0].attack == automatic.AUTO or not program.iterates or program.search().mesh is not None:
         alone = []
         for j, (config, seen) in enumerate(zip(configs, observations)):
             if j and config is configs[j - 1]:  # a job that only fills the batch

@@ -41,6 +41,7 @@ _KEPT_INFO = (
     "rank",
     "pattern_agreement",
     "residuals",
+    "closed_form",
 )
 """What attacks report beside their images, as far as it is kept for every target."""
 
@@ -83,6 +84,7 @@ def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
         "images": images,
         "quality": {name: statistics[name]._asdict() for name in ("psnr_db", "ssim", "mse")},
         "targets": targets,
+        "choice": execution.choice,
         "selected_by": "attack_loss" if execution.history else "closed form",
         "num_steps": execution.num_steps if execution.history else 0,
         "interrupted": execution.interrupted,

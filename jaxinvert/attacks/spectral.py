@@ -1,0 +1,66 @@
+"""Spectral matching, this library's own attack: a picture's frequencies, under noise of unknown size.
+
+    minimize over v:   D(v) exp(tv TV(x)),   D = 1 - cos(g(x), g*),   x = 1/2 + cosine transform of (s v)
+
+`s` is the spectrum of photographs: one unit of a variable is what a photograph has at its frequency, so Adam moves
+large shapes far and details little, and coarse comes before fine without stages. As a product, the prior has the same
+say at every scale of `D`: its weight is `tv D`, which vanishes where the update can be matched exactly, and stays
+where noise forbids that. (`D` sums squares of residuals; if their variance is unknown and set to its most likely
+value, minus the logarithm of the posterior is `log D` times a constant plus the prior's.) Adam takes plain gradients,
+forgets their size within 20 steps because it falls by orders of magnitude, and its rate follows half a cosine.
+
+docs/spectral.md says why and where each part pays; experiments/spectral.py measures it.
+"""
+
+import jax.numpy as jnp
+import optax
+
+from jaxinvert import objectives, parametrizations, regularizers
+from jaxinvert.attacks.schedules import warmup_cosine
+from jaxinvert.matching import search_inputs, update_distance
+from jaxinvert.types import Array, Attack, Batch, ClientUpdateFn, Objective, Observation, Scalar, Shape
+
+
+def spectral(
+    client_update: ClientUpdateFn,
+    *,
+    batch_shape: Shape,
+    tv: Scalar = 1.0,
+    learning_rate: Scalar = 0.2,
+    horizon: Scalar = 1000,
+    objective: Objective = objectives.cosine,
+    joint_labels: int | None = None,
+    prior: Array | float = 0.5,
+) -> Attack:
+    """Returns the attack; labels are known or variables, any batch size, FedSGD or FedAvg clients.
+
+    Args:
+      client_update: the attacker's simulation of the client.
+      batch_shape: `(B, H, W, C)`.
+      tv: weight of the total variation, of pixels in [0, 1], in the exponent.
+      learning_rate: of Adam, in units of the spectrum of photographs.
+      horizon: the number of steps that the learning-rate decay is laid out for.
+      objective: distance of the updates, not negative.
+      joint_labels: the number of classes, to optimize soft labels along with the images instead of reading
+        `observation.labels`.
+      prior: `[H, W, C]` or `[B, H, W, C]` in [0, 1], images to start from; by default gray.
+    """
+    parametrization = parametrizations.spectrum(batch_shape, around=prior)
+    if joint_labels is not None:
+        parametrization = parametrizations.with_soft_labels(
+            parametrization, batch_size=batch_shape[0], num_classes=joint_labels
+        )
+    unexplained = update_distance(client_update, objective)
+
+    def distance(observation: Observation, batch: Batch) -> Array:
+        return unexplained(observation, batch) * jnp.exp(tv * regularizers.total_variation(batch.inputs))
+
+    return search_inputs(
+        distance,
+        optimizer=optax.chain(
+            optax.scale_by_adam(b2=0.95),
+            optax.scale_by_learning_rate(warmup_cosine(learning_rate, horizon, warmup=0)),
+        ),
+        parametrization=parametrization,
+        name="spectral",
+    )
