@@ -1,18 +1,21 @@
 """GIAS, gradient inversion with a generator: search its latents first, then, image by image, its weights.
 
-    GI-z:   minimize over z             1 - cos(g(G_w(z)), g*) + tv TV(G_w(z)) + prior mean z^2
-    GI-w:   minimize over w_1 ... w_B   1 - cos(g(G_w1(z_1) ... G_wB(z_B)), g*) + tv TV(...)
+    GI-z:   minimize over z             log (1 - cos(g(G_w(z)), g*)) + prior mean z^2 + tv TV(G_w(z))
+    GI-w:   minimize over w_1 ... w_B   log (1 - cos(g(G_w1(z_1) ... G_wB(z_B)), g*)) + tv TV(...)
 
 The first stage looks for the images that the generator finds likely, the second lets every image have a generator of
 its own where these do not explain the update. `gias` is the paper's composition, two runs one after the other;
 `latents_then_weights` does the same in one, for searches that are watched, resumed and swept. GI-w alone is the deep
 image prior if the generator is untrained.
 
+The paper has the cosine distance itself, the norm of z, starts at `N(0, 1)` and lowers the rate in steps. Here its
+logarithm lets the prior have the same say from the start, where the distance is large, to the end
+(`objectives.of_unknown_scale`); latents start near zero, which is what the generator expects, and rates fall along a
+cosine. Each pays (`experiments.gias`).
+
 Jinwoo Jeon, Jaechang Kim, Kangwook Lee, Sewoong Oh, Jungseul Ok: "Gradient Inversion with Generative Image Prior",
 NeurIPS 2021, arXiv:2110.14962.
 """
-
-from collections.abc import Sequence
 
 import jax
 import optax
@@ -39,9 +42,6 @@ from jaxinvert.types import (
     SolveFn,
 )
 
-COARSE_FIRST = (0.0, 0.0, 0.2, 0.45)
-"""Shares of the stage after which the levels of latents begin to move; further levels begin with the last one."""
-
 
 def latent_search(
     client_update: ClientUpdateFn,
@@ -50,17 +50,13 @@ def latent_search(
     batch_shape: Shape,
     std: PerChannel = 1.0,
     tv: Scalar = 0.0,
-    prior_weight: Scalar = 5e-3,
+    prior_weight: Scalar = 4.0,
     learning_rate: Scalar = 0.1,
     spread: Scalar = 0.1,
-    begins: Sequence[Scalar] = COARSE_FIRST,
     horizon: Scalar = 600,
     objective: Objective = objectives.cosine,
 ) -> Attack:
     """GI-z: the generator stays as it is. The reconstruction's `info["latents"]` are the best iterate.
-
-    The paper starts at `N(0, 1)` and lowers the rate in steps; here latents start near zero, which is what the
-    generator expects, the rate falls along a cosine, and the levels of a pyramid begin to move one after the other.
 
     Args:
       client_update: the attacker's simulation of the client.
@@ -68,10 +64,9 @@ def latent_search(
       batch_shape: `(B, H, W, C)`.
       std: scalar or `[C]`, of the model's normalization: total variation is per unit of it.
       tv: weight of the total variation.
-      prior_weight: of `mean z^2`.
+      prior_weight: of `mean z^2`, beside the logarithm of the distance.
       learning_rate: of Adam.
       spread: standard deviation of the coarsest latents at the start; the paper's is 1.
-      begins: for the levels of latents, as `COARSE_FIRST`.
       horizon: the number of steps that the decay is laid out for.
       objective: distance of the updates.
 
@@ -81,11 +76,9 @@ def latent_search(
     check_fits(prior.generator, batch_shape[1:])
     attack = gradient_matching(
         client_update,
-        objective=objective,
+        objective=objectives.of_unknown_scale(objective),
         regularizer=_total_variation(tv, std, batch_shape),
-        optimizer=optax.chain(
-            optax.scale_by_adam(), scale_by_rates(_rates_of_levels(prior, learning_rate, begins, horizon))
-        ),
+        optimizer=optax.adam(cosine_decay(learning_rate, horizon)),
         parametrization=parametrizations.latents(
             prior, batch_size=batch_shape[0], prior_weight=prior_weight, spread=spread
         ),
@@ -107,7 +100,7 @@ def weight_search(
     start: Latents | None = None,
     std: PerChannel = 1.0,
     tv: Scalar = 0.0,
-    prior_weight: Scalar = 5e-3,
+    prior_weight: Scalar = 4.0,
     learning_rate: Scalar = 1e-3,
     horizon: Scalar = 600,
     objective: Objective = objectives.cosine,
@@ -133,7 +126,7 @@ def weight_search(
     rates = LatentsAndWeights(latents=_still, weights=cosine_decay(learning_rate, horizon))
     return gradient_matching(
         client_update,
-        objective=objective,
+        objective=objectives.of_unknown_scale(objective),
         regularizer=_total_variation(tv, std, batch_shape),
         optimizer=optax.chain(optax.scale_by_adam(), scale_by_rates(rates)),
         parametrization=parametrizations.generator_weights(
@@ -153,7 +146,7 @@ def gias(
     num_restarts: int = 1,
     std: PerChannel = 1.0,
     tv: Scalar = 0.0,
-    prior_weight: Scalar = 5e-3,
+    prior_weight: Scalar = 4.0,
     latent_rate: Scalar = 0.1,
     weight_rate: Scalar = 1e-3,
     objective: Objective = objectives.cosine,
@@ -201,7 +194,7 @@ def latents_then_weights(
     batch_shape: Shape,
     std: PerChannel = 1.0,
     tv: Scalar = 0.0,
-    prior_weight: Scalar = 5e-3,
+    prior_weight: Scalar = 4.0,
     latent_rate: Scalar = 0.1,
     weight_rate: Scalar = 1e-3,
     latent_share: Scalar = 0.75,
@@ -234,12 +227,12 @@ def latents_then_weights(
     check_fits(prior.generator, batch_shape[1:])
     switch = latent_share * horizon
     rates = LatentsAndWeights(
-        latents=_rates_of_levels(prior, latent_rate, COARSE_FIRST, switch),
+        latents=cosine_decay(latent_rate, switch),
         weights=cosine_decay(weight_rate, horizon, begin=switch),
     )
     return gradient_matching(
         client_update,
-        objective=objective,
+        objective=objectives.of_unknown_scale(objective),
         regularizer=_total_variation(tv, std, batch_shape),
         optimizer=optax.chain(optax.scale_by_adam(), scale_by_rates(rates)),
         parametrization=parametrizations.generator_weights(
@@ -253,14 +246,6 @@ def _still(count: object) -> float:
     """A rate of zero."""
     del count
     return 0.0
-
-
-def _rates_of_levels(
-    prior: Prior, learning_rate: Scalar, begins: Sequence[Scalar], horizon: Scalar
-) -> tuple[optax.Schedule, ...]:
-    num_levels = len(prior.generator.latent_shapes)
-    shares = [begins[min(level, len(begins) - 1)] for level in range(num_levels)]
-    return tuple(cosine_decay(learning_rate, horizon, begin=share * horizon) for share in shares)
 
 
 def _total_variation(weight: Scalar, std: PerChannel, batch_shape: Shape) -> Regularizer:

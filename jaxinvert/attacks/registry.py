@@ -310,7 +310,7 @@ REGISTRY: dict[str, Recipe] = {
         summary="a generator's latents, then its weights, image by image (Jeon et al. 2021); see --generator",
         hyperparameters={
             "tv": 0.0,
-            "prior_weight": 5e-3,
+            "prior_weight": 4.0,
             "latent_rate": 0.1,
             "weight_rate": 1e-3,
             "latent_share": 0.75,

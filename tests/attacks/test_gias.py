@@ -50,7 +50,7 @@ def test_the_penalty_is_the_mean_square_of_the_latents(victim):
     np.testing.assert_allclose(info.attack_loss - info.objective, expected, rtol=1e-4)
 
 
-def test_latents_move_first_then_weights_and_finer_levels_later(victim):
+def test_latents_move_first_then_weights(victim):
     horizon = 10
     attack = attacks.latents_then_weights(
         victim.client_update, PRIOR, batch_shape=SHAPE, latent_share=0.6, horizon=horizon
@@ -108,9 +108,7 @@ def test_a_generator_that_made_the_image_finds_it_and_not_from_noise(victim):
     observation = victim.observation._replace(
         update=victim.client_update(victim.params, victim.batch._replace(inputs=image))
     )
-    attack = attacks.latent_search(
-        victim.client_update, PRIOR, batch_shape=SHAPE, prior_weight=0.0, begins=(0.0,), horizon=300
-    )
+    attack = attacks.latent_search(victim.client_update, PRIOR, batch_shape=SHAPE, prior_weight=0.0, horizon=300)
     solve = jax.jit(search.best_of(search.run(attack, num_steps=300), num_restarts=4))
     noise = jax.tree.map(
         lambda leaf: jax.random.normal(jax.random.key(1), leaf.shape, leaf.dtype), observation.update
