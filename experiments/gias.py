@@ -40,7 +40,7 @@ from jaxinvert.parametrizations import per_channel, stay
 from jaxinvert.search import Stepwise
 from jaxinvert.types import Array, Attack, Batch, ClientUpdateFn, Key, Objective, Observation, Parametrization, Scalar
 
-TURNS, STEPS_PER_TURN = 4, 20
+TURNS, STEPS_PER_TURN = 12, 20
 
 
 class Arena(NamedTuple):

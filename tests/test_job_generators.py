@@ -9,7 +9,7 @@ from jaxinvert import cli, generators, job
 
 SIDE = 16
 SIZES = {"num_latents": 4, "width": 8}
-GIAS = job.JobConfig(attack="gias", model="mlp-8", size=SIDE, targets=1, restarts=1, steps=2)
+GIAS = job.JobConfig(attack="gias-latents", model="mlp-8", size=SIDE, targets=1, restarts=1, steps=2)
 
 
 def write_generator(file, seed=0):
@@ -22,7 +22,7 @@ def write_generator(file, seed=0):
 def test_the_command_attacks_with_a_generator_of_ones_own(tmp_path, capsys):
     file = write_generator(tmp_path / "mine.safetensors")
     flags = ["--model", "mlp-8", "--size", str(SIDE), "--targets", "1", "--restarts", "1", "--steps", "2"]
-    command = ["invert", "--attack", "gias", *flags, "--out", str(tmp_path / "out")]
+    command = ["invert", "--attack", "gias-latents", *flags, "--out", str(tmp_path / "out")]
     assert cli.main([*command, "--generator", str(file)]) == 0
     assert "mine.safetensors" in (tmp_path / "out" / "summary.json").read_text()
 
@@ -42,5 +42,5 @@ def test_the_name_of_a_job_follows_the_generators_content(tmp_path):
 
 
 def test_a_generator_for_another_attack_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="attack 'inverting-gradients' uses none; gias does"):
+    with pytest.raises(ValueError, match="attack 'inverting-gradients' uses none; gias, gias-latents do"):
         replace(GIAS, attack="inverting-gradients", generator=tmp_path)

@@ -15,7 +15,7 @@ from jaxinvert.attacks.batch_norm_leakage import batch_norm_leakage
 from jaxinvert.attacks.deep_leakage_from_model import dlm, dlm_plus, dlm_with_best_scale
 from jaxinvert.attacks.dlg import dlg, idlg
 from jaxinvert.attacks.general_deep_leakage import general_deep_leakage
-from jaxinvert.attacks.gias import latents_then_weights
+from jaxinvert.attacks.gias import latent_search, latents_then_weights
 from jaxinvert.attacks.inverting_gradients import inverting_gradients
 from jaxinvert.attacks.see_through_gradients import see_through_gradients
 from jaxinvert.attacks.spectral import spectral
@@ -177,11 +177,13 @@ def _general_deep_leakage(setting: Setting, hyperparameters: Mapping[str, Any], 
     )
 
 
-def _gias(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> Attack:
+def _with_generator(
+    make: Callable[..., Attack], setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar
+) -> Attack:
     if setting.prior is None:
-        raise ValueError("gias needs a generator")
+        raise ValueError("this attack searches with a generator: the setting needs a prior")
     images = setting.images
-    return latents_then_weights(
+    return make(
         setting.client_update,
         setting.prior,
         batch_shape=images["batch_shape"],
@@ -317,7 +319,16 @@ REGISTRY: dict[str, Recipe] = {
             "spread": 0.1,
         },
         needs=(*_UPDATE, "labels"),
-        build=_gias,
+        build=partial(_with_generator, latents_then_weights),
+        every_round=True,
+        adapts=True,
+        generates=True,
+    ),
+    "gias-latents": Recipe(
+        summary="its first stage only, a generator's latents: usually better in the same time; see --generator",
+        hyperparameters={"tv": 0.0, "prior_weight": 4.0, "learning_rate": 0.1, "spread": 0.1},
+        needs=(*_UPDATE, "labels"),
+        build=partial(_with_generator, latent_search),
         every_round=True,
         adapts=True,
         generates=True,

@@ -170,7 +170,7 @@ class JobConfig:
         if self.generator is not None and not self.recipe.generates:
             able = [name for name, recipe in registry.REGISTRY.items() if recipe.generates]
             raise ValueError(
-                f"generator is {self.generator}, but attack {self.attack!r} uses none; {', '.join(able)} does"
+                f"generator is {self.generator}, but attack {self.attack!r} uses none; {', '.join(able)} do"
             )
         if self.rounds == 1 and self.server_lr is not None:
             raise ValueError(f"server_lr is {self.server_lr}, which only several rounds use")
