@@ -23,7 +23,12 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["jaxinvert", "jaxinvert.*"]),
-    package_data={"jaxinvert": ["py.typed"], "jaxinvert.report": ["*.jinja"], "jaxinvert.data": ["photos/**"]},
+    package_data={
+        "jaxinvert": ["py.typed"],
+        "jaxinvert.report": ["*.jinja"],
+        "jaxinvert.data": ["photos/**"],
+        "jaxinvert.generators": ["*.safetensors", "LICENSES"],
+    },
     install_requires=requirements(),
     extras_require={
         "dev": [

@@ -96,7 +96,7 @@ def search_inputs(
     regularizer: Regularizer = zero,
     name: str,
 ) -> Attack:
-    """Returns the attack that minimizes `distance(observation, batch) + regularizer(inputs)`.
+    """Returns the attack that minimizes `distance(observation, batch) + regularizer(inputs) + penalty(variables)`.
 
     Args:
       distance: how badly a batch explains what was observed, `[]`.
@@ -121,10 +121,13 @@ def search_inputs(
             return decoded
         return Batch(decoded, require(observation, "labels", attack=name))
 
+    def implausible(variables: ArrayTree, batch: Any) -> Array:
+        return regularizer(batch.inputs) + parametrization.penalty(variables)
+
     def attack_loss(variables: ArrayTree, observation: Observation) -> tuple[Array, Array]:
         batch = candidate(variables, observation)
         unexplained = distance(observation, batch)
-        return unexplained + regularizer(batch.inputs), unexplained
+        return unexplained + implausible(variables, batch), unexplained
 
     # A line search ends where it has evaluated loss and gradient; if nothing moves, the next step need not do so.
     stays = parametrization.project is stay
@@ -148,7 +151,7 @@ def search_inputs(
         variables = state.variables
         if stays and (known := _line_search_result(state.opt_state)) is not None:
             loss, grad = known
-            unexplained = loss - regularizer(candidate(variables, observation).inputs)
+            unexplained = loss - implausible(variables, candidate(variables, observation))
         else:
             loss, unexplained, grad = evaluate(variables, observation)
 

@@ -278,6 +278,20 @@ def relative(objective: Objective) -> Objective:
     return share
 
 
+def of_unknown_scale(objective: Objective) -> Objective:
+    """`log objective`, for residuals whose size is not known: a prior then has the same say at every distance.
+
+    If an objective sums squares of `n` normal residuals whose variance is set to its most likely value, minus the
+    logarithm of their likelihood is `n/2` times this, plus a constant. Its gradient does not shrink as the distance
+    does; at 1e-12 and below there is none.
+    """
+
+    def logarithm(simulated: Update, observed: Update) -> Array:
+        return jnp.log(jnp.maximum(objective(simulated, observed), 1e-12))
+
+    return logarithm
+
+
 def transmitted(objective: Objective) -> Objective:
     """Restricts an objective to the entries that were sent, which are those observed as other than zero."""
 

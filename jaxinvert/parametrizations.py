@@ -1,11 +1,14 @@
 """What the optimizer moves, and how it becomes images and labels: `init`, `decode`, `project`."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from jaxinvert.generators import Latents, Prior, draw_latents
+from jaxinvert.objectives import tree_squared_norm
 from jaxinvert.records import Schema, blocks, encoded_width
 from jaxinvert.types import Array, ArrayTree, Batch, Key, Parametrization, PerChannel, Scalar, Shape
 
@@ -196,7 +199,80 @@ def with_soft_labels(
         image_variables, logits = variables
         return images.project(image_variables), logits
 
-    return Parametrization(init, decode, stay if images.project is stay else project)
+    def penalty(variables: tuple[ArrayTree, Array]) -> Array:
+        return images.penalty(variables[0])
+
+    return Parametrization(init, decode, stay if images.project is stay else project, penalty)
+
+
+def latents(
+    prior: Prior, *, batch_size: int, prior_weight: Scalar = 0.0, start: Latents | None = None, spread: Scalar = 1.0
+) -> Parametrization:
+    """Images as a generator makes them: the variables are its latents (GI-z of Jeon et al. 2021).
+
+    Args:
+      prior: the generator and its parameters, which stay.
+      batch_size: `B`.
+      prior_weight: of `mean z^2`, minus the latents' log likelihood, per number of an image.
+      start: `B` images' latents to start from; by default `N(0, spread^2)` at the coarsest level and zero, which is
+        what the generator expects, at the finer ones.
+      spread: standard deviation of the start; the paper's is 1.
+    """
+
+    def init(key: Key) -> Latents:
+        if start is not None:
+            return start
+        coarsest, *finer = draw_latents(key, prior.generator, batch_size)
+        return (spread * coarsest, *(jnp.zeros_like(level) for level in finer))
+
+    def decode(variables: Latents) -> Array:
+        return prior.generator.apply(prior.params, variables)
+
+    def penalty(variables: Latents) -> Array:
+        return prior_weight * mean_square(variables)
+
+    return Parametrization(init, decode, stay, penalty)
+
+
+class LatentsAndWeights(NamedTuple):
+    """Variables of `generator_weights`, or their rates.
+
+    Attributes:
+      latents: of `B` images.
+      weights: the generator's parameters, each with a leading axis `B`.
+    """
+
+    latents: ArrayTree
+    weights: ArrayTree
+
+
+def generator_weights(
+    prior: Prior, *, batch_size: int, prior_weight: Scalar = 0.0, start: Latents | None = None, spread: Scalar = 1.0
+) -> Parametrization:
+    """Images as a generator makes them that is the image's own: latents and weights are variables (Jeon et al. 2021).
+
+    Every image gets its own copy of the weights. For GI-w the optimizer leaves the latents alone: give them a rate of
+    zero. The arguments are those of `latents`.
+    """
+    inner = latents(prior, batch_size=batch_size, prior_weight=prior_weight, start=start, spread=spread)
+
+    def init(key: Key) -> LatentsAndWeights:
+        copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (batch_size, *leaf.shape)), prior.params)
+        return LatentsAndWeights(inner.init(key), copies)
+
+    def one_image(weights: ArrayTree, image_latents: Latents) -> Array:
+        (image,) = prior.generator.apply(weights, jax.tree.map(lambda level: level[None], image_latents))
+        return image
+
+    def decode(variables: LatentsAndWeights) -> Array:
+        return jax.vmap(one_image)(variables.weights, variables.latents)
+
+    return Parametrization(init, decode, stay, lambda variables: inner.penalty(variables.latents))
+
+
+def mean_square(tree: ArrayTree) -> Array:
+    """Mean of all squares, over all leaves: `[]`."""
+    return tree_squared_norm(tree) / sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def records(schema: Schema, *, batch_size: int, mean: PerChannel = 0.0, std: PerChannel = 1.0) -> Parametrization:

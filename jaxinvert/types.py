@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
 Key = jax.Array
@@ -121,6 +122,12 @@ PerChannel = float | Sequence[float]
 """A normalization constant: one for all channels, or `[C]`."""
 
 
+def no_penalty(variables: ArrayTree) -> Array:
+    """All variables are as likely."""
+    del variables
+    return jnp.zeros(())
+
+
 class Parametrization(NamedTuple):
     """What the optimizer moves, and how it becomes images.
 
@@ -129,11 +136,13 @@ class Parametrization(NamedTuple):
       decode: `variables -> inputs [B, H, W, C]` in [0, 1] on the feasible set; or a `Batch` of inputs and soft labels
         `[B, K]`, or another NamedTuple that begins like it, where more than the images is variable.
       project: `variables -> variables`, onto the feasible set.
+      penalty: `variables -> []`, added to the attack loss: how unlikely the variables are, whatever they become.
     """
 
     init: Callable[[Key], ArrayTree]
     decode: Callable[[ArrayTree], Any]
     project: Callable[[ArrayTree], ArrayTree]
+    penalty: Callable[[ArrayTree], Array] = no_penalty
 
 
 class AttackState(NamedTuple):

@@ -19,6 +19,7 @@ ROOMS = [
     "gradients",
     "objectives",
     "regularizers",
+    "generators",
     "parametrizations",
     "metrics",
     "record_metrics",

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert import clients, models, objectives, parametrizations, regularizers, search
+from jaxinvert import clients, generators, models, objectives, parametrizations, regularizers, search
 from jaxinvert.attacks import registry
 from jaxinvert.observe import observe_targets
 from jaxinvert.types import Attack
@@ -72,6 +72,9 @@ def test_attack(name, victim, victims):
         observations = observe_targets(client, model.init(jax.random.key(0)), batches)
         setting = registry.Setting(client, model, 1)
     recipe = registry.REGISTRY[name]
+    if recipe.generates:
+        generator = generators.convolutional(output_shape=SHAPE[1:], num_latents=4, width=8)
+        setting = setting._replace(prior=generators.Prior(generator, generator.init(jax.random.key(0))))
     if "batch_stats" in recipe.needs:
         observations = observations._replace(batch_stats={})
     traces = []

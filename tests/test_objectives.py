@@ -203,3 +203,13 @@ def test_sign_margin_by_hand_and_blind_to_scale():
     assert found == pytest.approx((0 + 1.5 + 0.4 + 0.9) / 4, rel=1e-6)
     larger = {"w": 1e4 * simulated["w"]}
     assert float(objectives.sign_margin(larger, signs, margin=0.5)) == pytest.approx(found, rel=1e-5)
+
+
+def test_of_unknown_scale_is_the_logarithm_and_has_no_slope_at_the_truth():
+    """Two residuals of 1 and 2: log 5, whose gradient is that of the sum of squares over 5."""
+    objective = objectives.of_unknown_scale(objectives.squared_l2)
+    simulated, observed = jnp.array([1.0, 2.0]), jnp.zeros(2)
+    value, slope = jax.value_and_grad(objective)(simulated, observed)
+    assert float(value) == pytest.approx(np.log(5.0), rel=1e-6)
+    np.testing.assert_allclose(slope, 2 * simulated / 5, rtol=1e-6)
+    np.testing.assert_array_equal(jax.grad(objective)(observed, observed), 0)

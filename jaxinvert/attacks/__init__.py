@@ -4,6 +4,7 @@ from jaxinvert.attacks.batch_norm_leakage import batch_norm_leakage
 from jaxinvert.attacks.deep_leakage_from_model import best_scale, dlm, dlm_plus, dlm_with_best_scale
 from jaxinvert.attacks.dlg import dlg, idlg
 from jaxinvert.attacks.general_deep_leakage import general_deep_leakage
+from jaxinvert.attacks.gias import gias, latent_search, latents_then_weights, weight_search
 from jaxinvert.attacks.inverting_gradients import inverting_gradients
 from jaxinvert.attacks.see_through_gradients import see_through_gradients
 from jaxinvert.attacks.spectral import spectral
@@ -17,9 +18,13 @@ __all__ = [
     "dlm_plus",
     "dlm_with_best_scale",
     "general_deep_leakage",
+    "gias",
     "idlg",
     "inverting_gradients",
+    "latent_search",
+    "latents_then_weights",
     "see_through_gradients",
     "spectral",
     "tableak",
+    "weight_search",
 ]

@@ -16,10 +16,12 @@ from jaxinvert.attacks.batch_norm_leakage import batch_norm_leakage
 from jaxinvert.attacks.deep_leakage_from_model import dlm, dlm_plus, dlm_with_best_scale
 from jaxinvert.attacks.dlg import dlg, idlg
 from jaxinvert.attacks.general_deep_leakage import general_deep_leakage
+from jaxinvert.attacks.gias import latent_search, latents_then_weights
 from jaxinvert.attacks.inverting_gradients import inverting_gradients
 from jaxinvert.attacks.see_through_gradients import see_through_gradients
 from jaxinvert.attacks.spectral import spectral
 from jaxinvert.clients import fedsgd
+from jaxinvert.generators import Prior
 from jaxinvert.models import BATCH_NORM_MOMENTUM, Model, training_loss
 from jaxinvert.types import ArrayTree, Attack, Batch, ClientUpdateFn, Objective, Params, Scalar, Shape, SolveFn
 
@@ -34,7 +36,8 @@ class Setting(NamedTuple):
       joint_labels: whether an attack that reads labels shall optimize them along with the images instead.
       sent_statistics: the attacker's simulation of the running statistics that the client sends, if it does.
       gradient_chunk: examples whose gradient is computed at once, for attacks that simulate a gradient of their own.
-      objective: how attacks that adapt to defenses compare updates; both that do use the cosine without one.
+      objective: how attacks that adapt to defenses compare updates; those that do use the cosine without one.
+      prior: the attacker's generator, for attacks that search with one.
     """
 
     client_update: ClientUpdateFn
@@ -44,6 +47,7 @@ class Setting(NamedTuple):
     sent_statistics: Callable[[Params, Batch], ArrayTree] | None = None
     gradient_chunk: int | None = None
     objective: Objective = objectives.cosine
+    prior: Prior | None = None
 
     @property
     def images(self) -> dict[str, Any]:
@@ -69,6 +73,7 @@ class Recipe(NamedTuple):
       simulates: whether it simulates the client's whole training, and must know it where there are several steps.
       every_round: whether it looks at earlier rounds, too, where it sees them.
       adapts: whether it takes the objective of the setting, as an attacker who knows of a defense must.
+      generates: whether it needs a generator.
     """
 
     summary: str
@@ -79,6 +84,7 @@ class Recipe(NamedTuple):
     simulates: bool = True
     every_round: bool = False
     adapts: bool = False
+    generates: bool = False
 
 
 _UPDATE = ("params", "update", "num_examples")
@@ -174,6 +180,23 @@ def _general_deep_leakage(setting: Setting, hyperparameters: Mapping[str, Any], 
         horizon=horizon,
         objective=setting.objective,
         **setting.images,
+        **hyperparameters,
+    )
+
+
+def _with_generator(
+    make: Callable[..., Attack], setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar
+) -> Attack:
+    if setting.prior is None:
+        raise ValueError("this attack searches with a generator: the setting needs a prior")
+    images = setting.images
+    return make(
+        setting.client_update,
+        setting.prior,
+        batch_shape=images["batch_shape"],
+        std=images["std"],
+        horizon=horizon,
+        objective=setting.objective,
         **hyperparameters,
     )
 
@@ -297,6 +320,31 @@ REGISTRY: dict[str, Recipe] = {
         build=_general_deep_leakage,
         every_round=True,
         adapts=True,
+    ),
+    "gias": Recipe(
+        summary="a generator's latents, then its weights, image by image (Jeon et al. 2021); see --generator",
+        hyperparameters={
+            "tv": 0.0,
+            "prior_weight": 4.0,
+            "latent_rate": 0.1,
+            "weight_rate": 1e-3,
+            "latent_share": 0.75,
+            "spread": 0.1,
+        },
+        needs=(*_UPDATE, "labels"),
+        build=partial(_with_generator, latents_then_weights),
+        every_round=True,
+        adapts=True,
+        generates=True,
+    ),
+    "gias-latents": Recipe(
+        summary="its first stage only, a generator's latents: usually better in the same time; see --generator",
+        hyperparameters={"tv": 0.0, "prior_weight": 4.0, "learning_rate": 0.1, "spread": 0.1},
+        needs=(*_UPDATE, "labels"),
+        build=partial(_with_generator, latent_search),
+        every_round=True,
+        adapts=True,
+        generates=True,
     ),
     "idlg": Recipe(
         summary="label from the last layer's signs, then DLG on the image (Zhao et al. 2020); one example",

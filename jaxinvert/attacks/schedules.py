@@ -36,3 +36,18 @@ def warmup_cosine(learning_rate: Scalar, horizon: Scalar, *, warmup: Scalar) -> 
         return learning_rate * jnp.minimum(rising, 1.0) * 0.5 * (1 + jnp.cos(jnp.pi * share))
 
     return schedule
+
+
+def cosine_decay(learning_rate: Scalar, horizon: Scalar, *, begin: Scalar = 0.0) -> optax.Schedule:
+    """Zero before `begin`, then from the rate to zero along half a cosine.
+
+    >>> schedule = cosine_decay(1.0, 12, begin=4)
+    >>> [round(float(schedule(step)), 6) for step in (0, 3, 4, 8, 12, 13)]
+    [0.0, 0.0, 1.0, 0.5, 0.0, 0.0]
+    """
+
+    def schedule(count: ArrayLike) -> Array:
+        share = jnp.clip((jnp.asarray(count) - begin) / jnp.maximum(horizon - begin, 1), 0.0, 1.0)
+        return jnp.where(jnp.asarray(count) < begin, 0.0, learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * share)))
+
+    return schedule

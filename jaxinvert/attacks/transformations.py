@@ -1,4 +1,4 @@
-"""What attacks do to their steps beside optax's own transformations: Langevin noise and a median filter."""
+"""What attacks do to their steps beside optax's own transformations: noise, a median filter, rates by part."""
 
 from typing import Any, NamedTuple, cast
 
@@ -24,10 +24,33 @@ def langevin_noise(scale: Scalar) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), cast(Any, update))
 
 
-class MedianFilterState(NamedTuple):
+class StepCount(NamedTuple):
     """The number of steps so far."""
 
     count: Array
+
+
+def scale_by_rates(rates: ArrayTree) -> optax.GradientTransformation:
+    """Takes each part of the variables against its direction at a rate of its own; a rate of zero leaves it alone.
+
+    Args:
+      rates: schedules, `count -> []`, in a tree that the variables' tree begins like.
+    """
+
+    def init(params: ArrayTree) -> StepCount:
+        del params
+        return StepCount(jnp.zeros((), jnp.int32))
+
+    def update(updates: ArrayTree, state: StepCount, params: ArrayTree | None = None) -> tuple[ArrayTree, StepCount]:
+        del params
+
+        def scaled(schedule: optax.Schedule, part: ArrayTree) -> ArrayTree:
+            rate = jnp.asarray(schedule(state.count))
+            return jax.tree.map(lambda leaf: jnp.asarray(-rate * leaf, leaf.dtype), part)
+
+        return jax.tree.map(scaled, rates, updates), StepCount(state.count + 1)
+
+    return optax.GradientTransformation(init, cast(Any, update))
 
 
 def median_filter(*, every: int) -> optax.GradientTransformation:
@@ -38,13 +61,11 @@ def median_filter(*, every: int) -> optax.GradientTransformation:
     if every < 1:
         raise ValueError(f"median_filter expects every to be at least 1, got {every}")
 
-    def init(params: ArrayTree) -> MedianFilterState:
+    def init(params: ArrayTree) -> StepCount:
         del params
-        return MedianFilterState(jnp.zeros((), jnp.int32))
+        return StepCount(jnp.zeros((), jnp.int32))
 
-    def update(
-        updates: ArrayTree, state: MedianFilterState, params: ArrayTree | None = None
-    ) -> tuple[ArrayTree, MedianFilterState]:
+    def update(updates: ArrayTree, state: StepCount, params: ArrayTree | None = None) -> tuple[ArrayTree, StepCount]:
         if params is None:
             raise ValueError("median_filter needs the images: optimizer.update(updates, state, images)")
         count = state.count + 1
@@ -53,7 +74,7 @@ def median_filter(*, every: int) -> optax.GradientTransformation:
             return median_of_neighbors(images + step) - images
 
         updates = jax.lax.cond(count % every == 0, lambda: jax.tree.map(filtered, updates, params), lambda: updates)
-        return updates, MedianFilterState(count)
+        return updates, StepCount(count)
 
     return optax.GradientTransformation(init, cast(Any, update))
 

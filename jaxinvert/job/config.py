@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxinvert import labels, threat_models
+from jaxinvert import generators, labels, threat_models
 from jaxinvert.attacks import registry
 from jaxinvert.defenses import registry as defenses
 from jaxinvert.observe import FEDSGD
@@ -54,6 +54,8 @@ class JobConfig:
       server_lr: times the mean update; by default 1 for fedavg and 0.01 for fedsgd, whose updates are gradients.
       tv: weight of the total variation, if the attack has one.
       lr: learning rate of the attack's optimizer, if it has one.
+      generator: of an attack that searches with one, as `experiments.train_generator` writes it; by default the small
+        one that comes with jaxinvert, trained on the photos' tiles, 32 px.
       settings: the attack's other settings, such as `group 0 noise 0.1`; see `jaxinvert list`.
       chunk: restarts x targets that run side by side on a device; by default chosen by device and model size.
       devices: devices to spread restarts x targets over; by default one.
@@ -92,6 +94,7 @@ class JobConfig:
     server_lr: float | None = None
     tv: float | None = None
     lr: float | None = None
+    generator: Path | None = None
     settings: dict[str, float] = field(default_factory=dict)
     chunk: int | None = None
     devices: int | None = None
@@ -159,6 +162,11 @@ class JobConfig:
             for item in fields(self):
                 if item.name.startswith("local_") and getattr(self, item.name) != item.default:
                     raise ValueError(f"{item.name} is {getattr(self, item.name)}, which only client='fedavg' uses")
+        if self.generator is not None and not self.recipe.generates:
+            able = [name for name, recipe in registry.REGISTRY.items() if recipe.generates]
+            raise ValueError(
+                f"generator is {self.generator}, but attack {self.attack!r} uses none; {', '.join(able)} do"
+            )
         if self.rounds == 1 and self.server_lr is not None:
             raise ValueError(f"server_lr is {self.server_lr}, which only several rounds use")
         if self.rounds > 1 and not self.recipe.every_round:
@@ -202,6 +210,11 @@ class JobConfig:
     def recipe(self) -> registry.Recipe:
         """The attack under its name."""
         return registry.REGISTRY[self.attack]
+
+    @property
+    def generator_file(self) -> Path | None:
+        """The attacker's generator, if the attack uses one."""
+        return (self.generator or generators.DEFAULT) if self.recipe.generates else None
 
     @property
     def chosen_label_rule(self) -> str:
@@ -318,9 +331,10 @@ def assumptions(config: JobConfig) -> dict[str, Any]:
         *(("defense",) if config.defense == defenses.NONE else ()),
         *(("earlier_params", "earlier_updates") if config.rounds == 1 else ()),
     }
+    prior = [f"what images look like: generator {config.generator_file.name}"] if config.generator_file else []
     return {
         "threat_model": config.threat_model,
-        "known": [meanings[field] for field in config.granted.granted if field not in absent],
+        "known": [*(meanings[field] for field in config.granted.granted if field not in absent), *prior],
         "unknown": ["the images", *(meanings[field] for field in config.granted.withheld if field not in absent)],
         "client": "; ".join(sentences),
         "labels": how_labels[config.labels],

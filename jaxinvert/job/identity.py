@@ -27,6 +27,7 @@ def job_name(config: JobConfig, digests: dict[Path, str] | None = None) -> str:
     """
     digests = {} if digests is None else digests
     named = [config.checkpoint] if config.checkpoint else []
+    named += [config.generator_file] if config.generator_file else []
     named += [models.source_of(config.model)] if models.is_external(config.model) else []
     paths = [*named, Path(config.data).expanduser()]
     for path in paths:
@@ -35,6 +36,8 @@ def job_name(config: JobConfig, digests: dict[Path, str] | None = None) -> str:
     plain = {field.name: getattr(config, field.name) for field in fields(JobConfig)}  # none of a subclass's
     hyperparameters = {name: float(value) for name, value in config.hyperparameters().items()}
     plain |= {"settings": hyperparameters, "tv": None, "lr": None}
+    if config.generator_file is None:  # the name that such jobs had when there were no generators
+        del plain["generator"]
     if config.defense == NONE:  # the name that such jobs had when there were no defenses
         for name in ("defense", "defense_settings", "adaptive"):
             del plain[name]

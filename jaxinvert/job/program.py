@@ -12,6 +12,7 @@ from jaxinvert.attacks import registry
 from jaxinvert.defenses import registry as defenses
 from jaxinvert.defenses.registry import Numbers
 from jaxinvert.devices import first_devices
+from jaxinvert.generators import load_prior
 from jaxinvert.job.config import JobConfig
 from jaxinvert.job.simulation import client_update, defense_setting, sent_statistics, sent_update
 from jaxinvert.search import Stepwise, over_targets, split_shared
@@ -65,6 +66,9 @@ class Program:
             joint_labels=self.config.labels == "joint",
             sent_statistics=sent_statistics(self.config, self.model) if self.config.granted.batch_stats else None,
             gradient_chunk=self.config.gradient_chunk,
+            prior=load_prior(self.config.generator_file, input_shape=self.model.input_shape)
+            if self.config.generator_file
+            else None,
         )
         return self._attacker(told)
 

@@ -1,0 +1,25 @@
+"""Generators: what images look like, learned before the attack, or from the updates themselves.
+
+`pyramid` is trained by likelihood and the better prior at small sizes; `convolutional` is DCGAN's network. A `Prior`
+is one with parameters, read from a file by `load_prior`.
+"""
+
+from jaxinvert.generators.convolutional import convolutional
+from jaxinvert.generators.generator import Generator, Latents, Prior, check_fits, draw_latents
+from jaxinvert.generators.pyramid import Pyramid, pyramid
+from jaxinvert.generators.registry import DEFAULT, REGISTRY, load_prior, save_prior
+
+__all__ = [
+    "DEFAULT",
+    "REGISTRY",
+    "Generator",
+    "Latents",
+    "Prior",
+    "Pyramid",
+    "check_fits",
+    "convolutional",
+    "draw_latents",
+    "load_prior",
+    "pyramid",
+    "save_prior",
+]
