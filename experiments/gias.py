@@ -265,7 +265,8 @@ def clients_and_attacker(config: Config, batch_size: int) -> tuple[Batch, Observ
     trained = generators.load_prior(config.generator, input_shape=model.input_shape)
     networks = (trained.generator, generators.convolutional(output_shape=model.input_shape))
     untrained = {
-        network.name: generators.Prior(network, network.init(jax.random.key(config.seed + 4))) for network in networks
+        network.name: generators.Prior(network, jax.jit(network.init)(jax.random.key(config.seed + 4)))
+        for network in networks
     }
     arena = Arena(
         client_update,

@@ -114,7 +114,7 @@ def learn(config: Config) -> Iterator[dict]:
     params = jax.jit(model.init)(jax.random.fold_in(key, 0))
     generator = generators.REGISTRY[config.generator](output_shape=model.input_shape)
     meta_optimizer = optax.adam(config.meta_rate)
-    theta = generator.init(jax.random.fold_in(key, 1))
+    theta = jax.jit(generator.init)(jax.random.fold_in(key, 1))
     learner = Learner(theta, meta_optimizer.init(theta))
 
     observe = jax.jit(partial(observe_targets, client_update))

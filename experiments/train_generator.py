@@ -100,7 +100,9 @@ def train(config: Config) -> list[dict]:
     shape, options = training.images.shape[1:], {"width": config.width}
     network = generators.pyramid(output_shape=shape, conv_general_dilated=jax.lax.conv_general_dilated, **options)
     key = jax.random.key(config.seed)
-    params = network.fit_base(network.generator.init(jax.random.fold_in(key, 0)), mirrored_too(training.images))
+    params = network.fit_base(
+        jax.jit(network.generator.init)(jax.random.fold_in(key, 0)), mirrored_too(training.images)
+    )
     batch_size = min(config.batch_size, len(training.images))
     steps_per_epoch = len(training.images) // batch_size
     schedule = optax.cosine_decay_schedule(config.learning_rate, steps_per_epoch * config.epochs)

@@ -101,10 +101,10 @@ def pyramid(
 
     def init(key: Key) -> Params:
         keys = jax.random.split(key, num_levels)
-        details = {
-            f"level_{i}": levels[i].init(keys[i], jnp.zeros((1, base[0] << i, base[1] << i, channels)))["params"]
-            for i in range(num_levels)
-        }
+        details = {}
+        for level in range(num_levels):  # lazily: no convolution runs, only initial values are drawn
+            coarse = jax.ShapeDtypeStruct((1, *shapes[level + 1][:2], channels), jnp.float32)
+            details[f"level_{level}"] = levels[level].lazy_init(keys[level], coarse)["params"]
         return {"base": {"mean": jnp.zeros(size), "root": _PIXEL_SPREAD * jnp.eye(size)}, **details}
 
     def details_of(params: Params, level: int, coarse: Array) -> tuple[Array, Array]:
