@@ -253,7 +253,7 @@ def test_interrupt_writes_the_best_so_far(tmp_path, monkeypatch):
             "threat model D grants surrogate images: .* split 'train' at 32 px",
         ),
         (["--client", "fedavg", "--threat-model", "B"], "inverting-gradients needs .* withholds: .*local_training"),
-        (["--labels", "joint", "--attack", "dlg"], "'dlg' cannot take labels as variables; batch-norm-leakage, inv"),
+        (["--labels", "joint", "--attack", "dlg"], "'dlg' cannot take labels as variables; auto, batch-norm-leakage"),
         (["--settings", "sigma", "1"], "'inverting-gradients' has no sigma"),
         (["--checkpoint", "nowhere.safetensors"], "no checkpoint at nowhere.safetensors"),
         (["--batch-norm", "train"], "'lenet'.*batch_norm"),
