@@ -109,7 +109,7 @@ def test_every_round_of_a_job_is_that_of_the_model_which_the_mean_update_led_to(
     assert job.prepare(job.JobConfig(model="mlp", size=12, targets=2)).observations.earlier_updates is None
     eavesdropper = job.JobConfig(model="mlp", size=12, targets=2, rounds=2, threat_model="B").granted
     assert eavesdropper.earlier_params
-    with pytest.raises(ValueError, match="rounds is 2, but attack 'dense-layer' looks at one; dlg, "):
+    with pytest.raises(ValueError, match="rounds is 2, but attack 'dense-layer' looks at one; auto, dlg, "):
         job.JobConfig(attack="dense-layer", model="mlp", rounds=2)
     with pytest.raises(ValueError, match=r"server_lr is 0\.5, which only several rounds use"):
         job.JobConfig(server_lr=0.5)
