@@ -23,7 +23,7 @@ import tyro
 
 from experiments import harness
 from jaxinvert import attacks, data, metrics, models, objectives, parametrizations, regularizers, search
-from jaxinvert.attacks.schedules import step_decay, warmup_cosine
+from jaxinvert.attacks.schedules import cosine_decay, step_decay
 from jaxinvert.audit.evidence import excess
 from jaxinvert.clients import fedsgd
 from jaxinvert.matching import search_inputs, update_distance
@@ -174,7 +174,7 @@ def variant(
         optimizer=optax.chain(
             *([optax.scale_by_sign()] if sign else []),
             optax.scale_by_adam(b2=memory, eps=1e-12),
-            optax.scale_by_learning_rate(decay(rate, horizon) if decay else warmup_cosine(rate, horizon, warmup=0)),
+            optax.scale_by_learning_rate((decay or cosine_decay)(rate, horizon)),
         ),
         parametrization=images if pixels else parametrizations.spectrum(batch_shape, fall=fall),
         name="variant",

@@ -98,9 +98,8 @@ def spectrum(batch_shape: Shape, *, around: Array | float = 0.5, fall: Scalar = 
         x = around + sum_kl v_kl s_kl cos_k cos_l,   s_kl ~ 1 / (1 + |(k, l)|)^fall
 
     in opponent colors, of which brightness has most of the contrast. Frequencies are in half periods per image; the
-    amplitudes `s` are
-    such that standard normal variables make pixels with the standard deviation of photographs, 1/4. The start
-    has half of that, at a given picture a tenth. `project` clips pixels to [0, 1].
+    amplitudes `s` are such that standard normal variables make pixels with the standard deviation of photographs,
+    1/4. The start has half of that, at a given picture a tenth. `project` clips pixels to [0, 1].
 
     Photographs' amplitudes fall like 1/f (Field: "Relations between the statistics of natural images and the
     response properties of cortical cells", JOSA A 1987); falling faster pays in attacks, which have to find large

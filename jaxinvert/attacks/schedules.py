@@ -32,8 +32,7 @@ def warmup_cosine(learning_rate: Scalar, horizon: Scalar, *, warmup: Scalar) -> 
 
     def schedule(count: ArrayLike) -> Array:
         rising = (jnp.asarray(count) + 1) / jnp.maximum(warmup, 1)
-        share = jnp.clip((jnp.asarray(count) - warmup) / jnp.maximum(horizon - warmup, 1), 0.0, 1.0)
-        return learning_rate * jnp.minimum(rising, 1.0) * 0.5 * (1 + jnp.cos(jnp.pi * share))
+        return learning_rate * jnp.minimum(rising, 1.0) * _half_cosine(count, warmup, horizon)
 
     return schedule
 
@@ -47,7 +46,12 @@ def cosine_decay(learning_rate: Scalar, horizon: Scalar, *, begin: Scalar = 0.0)
     """
 
     def schedule(count: ArrayLike) -> Array:
-        share = jnp.clip((jnp.asarray(count) - begin) / jnp.maximum(horizon - begin, 1), 0.0, 1.0)
-        return jnp.where(jnp.asarray(count) < begin, 0.0, learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * share)))
+        return jnp.where(jnp.asarray(count) < begin, 0.0, learning_rate * _half_cosine(count, begin, horizon))
 
     return schedule
+
+
+def _half_cosine(count: ArrayLike, begin: Scalar, end: Scalar) -> Array:
+    """From 1 until `begin` to 0 from `end` on."""
+    share = jnp.clip((jnp.asarray(count) - begin) / jnp.maximum(end - begin, 1), 0.0, 1.0)
+    return 0.5 * (1 + jnp.cos(jnp.pi * share))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxinvert import objectives, parametrizations, regularizers
-from jaxinvert.attacks.schedules import warmup_cosine
+from jaxinvert.attacks.schedules import cosine_decay
 from jaxinvert.matching import search_inputs, update_distance
 from jaxinvert.types import Array, Attack, Batch, ClientUpdateFn, Objective, Observation, Scalar, Shape
 
@@ -59,7 +59,7 @@ def spectral(
         distance,
         optimizer=optax.chain(
             optax.scale_by_adam(b2=0.95, eps=1e-12),  # gradients near a match fall below the usual 1e-8
-            optax.scale_by_learning_rate(warmup_cosine(learning_rate, horizon, warmup=0)),
+            optax.scale_by_learning_rate(cosine_decay(learning_rate, horizon)),
         ),
         parametrization=parametrization,
         name="spectral",

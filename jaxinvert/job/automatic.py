@@ -18,7 +18,7 @@ from jaxinvert.types import Observation, Reconstruction, Shape
 
 AUTO, SEARCH = "auto", "spectral"
 
-_CLOSED_FORMS = ("dense-layer", "rgap", "patch-embedding", "exact-batch")
+_CLOSED_FORMS = ("dense-layer", "patch-embedding", "exact-batch", "rgap")
 """Those that are exact, the quickest first."""
 _EXPLAINED = 1e-3
 """Share of an update that rounding may leave unexplained."""
