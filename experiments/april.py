@@ -21,6 +21,7 @@ import tyro
 from experiments import harness
 from jaxinvert import data, metrics, models, threat_models
 from jaxinvert.attacks import registry
+from jaxinvert.attacks.recipe import Setting
 from jaxinvert.clients import fedsgd
 from jaxinvert.observe import observe
 from jaxinvert.types import Batch, SolveFn
@@ -80,7 +81,7 @@ def measure(config: Config, dataset: data.Dataset, attack: str, name: str) -> di
     )
     client = jax.jit(fedsgd(models.cross_entropy(model.apply)))
     recipe = registry.REGISTRY[attack]
-    solve = jax.jit(cast(SolveFn, recipe.build(registry.Setting(client, model, 1), recipe.hyperparameters, 0)))
+    solve = jax.jit(cast(SolveFn, recipe.build(Setting(client, model, 1), recipe.hyperparameters, 0)))
     infos, psnr, labels, seconds = [], [], [], []
     for number, (image, label) in enumerate(zip(dataset.images, dataset.labels)):
         batch = Batch(jnp.asarray(image[None]), jnp.asarray(label[None]))

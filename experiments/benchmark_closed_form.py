@@ -24,6 +24,7 @@ from experiments import harness
 from jaxinvert import models, search
 from jaxinvert.analytic.dense import single_input
 from jaxinvert.attacks import registry
+from jaxinvert.attacks.recipe import Setting
 from jaxinvert.clients import fedsgd
 from jaxinvert.observe import observe_targets
 from jaxinvert.types import Batch, SolveFn
@@ -69,7 +70,7 @@ def measure(config: Config, width: int) -> dict:
     kernels, biases = layer["kernel"], layer["bias"]
     vectorized, one = jax.jit(jax.vmap(single_input)), jax.jit(single_input)
     apart = list(zip(kernels, biases))
-    setting = registry.Setting(client, model, num_examples=1)
+    setting = Setting(client, model, num_examples=1)
     solve = cast(SolveFn, registry.REGISTRY["dense-layer"].build(setting, {}, 0))
     attack = jax.jit(search.over_targets(solve))  # as a job runs it
     found, _ = vectorized(kernels, biases)

@@ -24,6 +24,7 @@ from scipy import stats
 from experiments import harness
 from jaxinvert import data, metrics, models, threat_models
 from jaxinvert.attacks import registry
+from jaxinvert.attacks.recipe import Setting
 from jaxinvert.clients import fedsgd
 from jaxinvert.observe import observe
 from jaxinvert.types import Batch, SolveFn
@@ -96,7 +97,7 @@ def measure(config: Config, dataset: data.Dataset, attack: str, width: int, batc
     )
     client = jax.jit(fedsgd(models.cross_entropy(model.apply)))
     recipe = registry.REGISTRY[attack]
-    solve = cast(SolveFn, recipe.build(registry.Setting(client, model, batch_size), recipe.hyperparameters, 0))
+    solve = cast(SolveFn, recipe.build(Setting(client, model, batch_size), recipe.hyperparameters, 0))
     compiled, outcomes = None, []
     for number in range(config.batches):
         rng = np.random.default_rng((config.seed, width, batch_size, number))

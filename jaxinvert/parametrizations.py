@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxinvert.bases import cosine_basis, opponent_colors
 from jaxinvert.generators import Latents, Prior, draw_latents
 from jaxinvert.objectives import tree_squared_norm
 from jaxinvert.records import Schema, blocks, encoded_width
@@ -120,7 +121,7 @@ def spectrum(batch_shape: Shape, *, around: Array | float = 0.5, fall: Scalar = 
             f"the picture to start at has shape {jnp.shape(around)}, expected {batch_shape[1:]} or {batch_shape}"
         )
     center = jnp.broadcast_to(jnp.asarray(around, jnp.float32), batch_shape)
-    rows, columns, colors = cosine_basis(height), cosine_basis(width), _color_basis(channels)
+    rows, columns, colors = cosine_basis(height), cosine_basis(width), opponent_colors(channels)
     longest = max(height, width)
     frequency = jnp.hypot(
         *jnp.meshgrid(jnp.arange(height) * longest / height, jnp.arange(width) * longest / width, indexing="ij")
@@ -142,21 +143,6 @@ def spectrum(batch_shape: Shape, *, around: Array | float = 0.5, fall: Scalar = 
         return jnp.einsum("bhwd,kh,lw,cd->bklc", inputs - center, rows, columns, colors) / amplitude
 
     return Parametrization(init, decode, project)
-
-
-def cosine_basis(size: int) -> Array:
-    """The orthonormal cosine transform (DCT-II): row `k` of `[size, size]` has `k` half periods."""
-    half_periods, position = jnp.arange(size)[:, None], jnp.arange(size)[None, :] + 0.5
-    waves = jnp.sqrt(2 / size) * jnp.cos(jnp.pi * half_periods * position / size)
-    return waves.at[0].divide(jnp.sqrt(2.0))
-
-
-def _color_basis(channels: int) -> Array:
-    """Brightness, red against blue, and green against both, orthonormal; other numbers of channels stay apart."""
-    if channels != 3:
-        return jnp.eye(channels)
-    opponents = jnp.array([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
-    return opponents / jnp.sqrt(jnp.sum(jnp.square(opponents), axis=1, keepdims=True))
 
 
 def _color_contrast(channels: int) -> Array:

@@ -19,6 +19,7 @@ ROOMS = [
     "gradients",
     "objectives",
     "regularizers",
+    "bases",
     "generators",
     "parametrizations",
     "metrics",

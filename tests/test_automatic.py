@@ -45,6 +45,18 @@ def test_an_update_that_the_closed_form_does_not_explain_is_searched_for(percept
     assert list(execution.history["step"])[-1] == PERCEPTRON.steps
 
 
+def test_what_only_the_search_uses_is_no_hindrance_to_a_closed_form():
+    config = replace(PERCEPTRON, labels="restored", rounds=2, server_lr=0.1, tv=0.1, lr=0.1)
+    closed = automatic.closed_form_job(config, "dense-layer")
+    assert (closed.attack, closed.rounds, closed.labels, closed.hyperparameters()) == ("dense-layer", 1, "known", {})
+
+
+def test_a_closed_form_compiles_once_for_attack_and_controls(perceptron):
+    program = perceptron.program.by_closed_form("dense-layer")
+    assert perceptron.program.by_closed_form("dense-layer") is program
+    assert program.config.attack == "dense-layer"
+
+
 @pytest.mark.parametrize(
     ("changed", "taken"),
     [

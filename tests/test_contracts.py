@@ -7,6 +7,7 @@ import pytest
 
 from jaxinvert import clients, generators, models, objectives, parametrizations, regularizers, search
 from jaxinvert.attacks import registry
+from jaxinvert.attacks.recipe import Setting
 from jaxinvert.observe import observe_targets
 from jaxinvert.types import Attack
 from tests.conftest import NUM_CLASSES, SHAPE
@@ -65,12 +66,12 @@ def test_parametrization():
 def test_attack(name, victim, victims):
     """Traced once, vmap equals a loop, different keys start differently, and the result has its promised form."""
     batches, observations = victims
-    setting = registry.Setting(victim.client_update, victim.model, 1, sent_statistics=lambda params, batch: {})
+    setting = Setting(victim.client_update, victim.model, 1, sent_statistics=lambda params, batch: {})
     if name in OWN_MODELS:
         model = models.create(OWN_MODELS[name], input_shape=SHAPE[1:], num_classes=NUM_CLASSES)
         client = clients.fedsgd(models.cross_entropy(model.apply))
         observations = observe_targets(client, model.init(jax.random.key(0)), batches)
-        setting = registry.Setting(client, model, 1)
+        setting = Setting(client, model, 1)
     recipe = registry.REGISTRY[name]
     if recipe.generates:
         generator = generators.convolutional(output_shape=SHAPE[1:], num_latents=4, width=8)

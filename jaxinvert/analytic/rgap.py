@@ -16,6 +16,7 @@ References:
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -69,6 +70,8 @@ LENET = (
     Convolution("params/conv_2", stride=1, padding=2),
 )
 """The convolutions of `models.lenet`, from the image upward."""
+_NOT_OF_ONE_EXAMPLE = 0.3
+"""Share of the head's gradient that one example leaves unexplained."""
 
 
 def rgap(
@@ -90,6 +93,9 @@ def rgap(
       mean: scalar or `[C]`, the normalization that the model applies first.
       std: scalar or `[C]`.
 
+    A head's gradient far from `h db^T` is not that of one example: then the layers below are not solved for (which
+    takes seconds at 32 px), and the image is the mean.
+
     The reconstruction's `attack_loss` is the largest relative residual of the layers' systems, `inf` where there is
     no finite one. Its `info` has for each layer, from the image upward, `residuals [layers]`, `pivots [layers]`
     (smallest over largest of the Cholesky factor, squared: near the resolution 2e-16 the input is not determined),
@@ -109,32 +115,39 @@ def rgap(
         energy = jnp.dot(logits_gradient, logits_gradient)
         outputs = (head_gradient @ logits_gradient / jnp.where(energy > 0, energy, 1.0)).reshape(shapes[-1])
         outputs_gradient = (weights[f"{head}/kernel"] @ logits_gradient).reshape(shapes[-1])
+        of_one_example = outputs.reshape(-1, 1) * logits_gradient[None]
+        head_residual = jnp.linalg.norm(head_gradient - of_one_example) / jnp.linalg.norm(head_gradient)
 
-        diagnoses = []
-        for layer, shape in reversed(list(zip(layers, shapes))):
-            kernel, bias = weights[f"{layer.path}/kernel"], weights[f"{layer.path}/bias"]
+        def below_the_head() -> tuple[Array, Array, Array, Array]:
+            inputs, inputs_gradient, diagnoses = outputs, outputs_gradient, []
+            for layer, shape in reversed(list(zip(layers, shapes))):
+                slope = activation.slope(inputs)
+                preactivations_gradient = slope * inputs_gradient
+                kernel = weights[f"{layer.path}/kernel"]
+                _, pull_back = jax.vjp(
+                    partial(_convolution, kernel=kernel, layer=layer), jnp.zeros(shape, kernel.dtype)
+                )
+                inputs, diagnosis = _layer_input(
+                    layer,
+                    kernel,
+                    shape,
+                    slope=slope,
+                    target=activation.inverse(inputs) - weights[f"{layer.path}/bias"][None, None],
+                    kernel_gradient=gradients[f"{layer.path}/kernel"],
+                    output_gradient=preactivations_gradient,
+                )
+                (inputs_gradient,) = pull_back(preactivations_gradient)
+                diagnoses.append(diagnosis)
+            residuals, pivots, determined = (jnp.stack(values[::-1]) for values in zip(*diagnoses))
+            return inputs, residuals, pivots, determined
 
-            def convolve(inputs: Array, layer: Convolution = layer, kernel: Array = kernel) -> Array:
-                return _convolution(inputs, kernel, layer)
+        def nothing() -> tuple[Array, Array, Array, Array]:
+            zeros = jnp.zeros(len(layers), outputs.dtype)
+            return jnp.zeros(shapes[0], outputs.dtype), zeros + head_residual, zeros, zeros > 0
 
-            slope = activation.slope(outputs)
-            preactivations_gradient = slope * outputs_gradient
-            _, pull_back = jax.vjp(convolve, jnp.zeros(shape, kernel.dtype))
-            inputs, diagnosis = _layer_input(
-                layer,
-                kernel,
-                shape,
-                slope=slope,
-                target=activation.inverse(outputs) - bias[None, None],
-                kernel_gradient=gradients[f"{layer.path}/kernel"],
-                output_gradient=preactivations_gradient,
-            )
-            (outputs_gradient,) = pull_back(preactivations_gradient)
-            outputs = inputs
-            diagnoses.append(diagnosis)
-        residuals, pivots, determined = (jnp.stack(values[::-1]) for values in zip(*diagnoses))
-        residual = jnp.max(residuals)
-        image = jnp.where(jnp.isfinite(outputs), outputs, 0.0)[None] * std_image + mean_image
+        image, residuals, pivots, determined = lax.cond(head_residual < _NOT_OF_ONE_EXAMPLE, below_the_head, nothing)
+        residual = jnp.maximum(head_residual, jnp.max(residuals))
+        image = jnp.where(jnp.isfinite(image), image, 0.0)[None] * std_image + mean_image
         return Reconstruction(
             jnp.clip(image, 0.0, 1.0),
             None,

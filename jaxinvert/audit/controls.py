@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinvert.attacks.registry import Setting
+from jaxinvert.attacks.recipe import Setting
 from jaxinvert.audit.scoring import Ground
 from jaxinvert.types import ArrayTree, Batch, Key, Observation, Params
 

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from jaxinvert import data, job, labels, models, objectives, regularizers, threat_models
 from jaxinvert.attacks import registry
+from jaxinvert.attacks.recipe import Recipe
 from jaxinvert.cli.audit import Audit, audit
 from jaxinvert.cli.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, BadInputError, bad_input
 from jaxinvert.cli.invert import Invert, invert
@@ -132,7 +133,7 @@ def _list(command: List, command_line: str) -> int:
     return 0
 
 
-def _described(recipe: registry.Recipe) -> str:
+def _described(recipe: Recipe) -> str:
     settings = ", ".join(f"{name} {value:g}" for name, value in recipe.hyperparameters.items())
     return f"{recipe.summary}; settings: {settings}" if settings else recipe.summary
 

@@ -29,11 +29,11 @@ import numpy as np
 from flax import linen
 
 from jaxinvert import nn
+from jaxinvert.bases import opponent_colors
 from jaxinvert.generators.generator import Generator, Latents
 from jaxinvert.models.layers import ConvolutionFn
 from jaxinvert.types import Array, Key, Params, Shape
 
-_OPPONENT = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
 _SMALLEST_SPREAD = 0.003
 """Just below the rounding of 8-bit pixels: a flat patch would have infinite likelihood."""
 _USUAL_SPREAD = 0.05
@@ -96,7 +96,7 @@ def pyramid(
     size = math.prod(base)
     conv = functools.partial(linen.Conv, conv_general_dilated=conv_general_dilated)
     levels = [_Details(width, conv) for _ in range(num_levels)]
-    opponent = jnp.asarray(_OPPONENT if channels == 3 else np.eye(channels), jnp.float32)
+    opponent = opponent_colors(channels)
     shapes = [(size,), *((base[0] << i, base[1] << i, 3 * channels) for i in range(num_levels))]
 
     def init(key: Key) -> Params:

@@ -61,8 +61,27 @@ def _fits(name: str, config: JobConfig) -> bool:
 def closed_form_job(config: JobConfig, name: str) -> JobConfig:
     """The same job by a closed form, which reads no labels, has no settings and looks at the update as it came."""
     return replace(
-        config, attack=name, labels="known", label_rule=None, tv=None, lr=None, settings={}, adaptive=False, rounds=1
+        config,
+        attack=name,
+        labels="known",
+        label_rule=None,
+        tv=None,
+        lr=None,
+        settings={},
+        adaptive=False,
+        rounds=1,
+        server_lr=None,
     )
+
+
+def search_in_words(config: JobConfig) -> str:
+    """What looks for the images where no closed form explains the update, and where its labels come from."""
+    labels = {
+        "known": "",
+        "restored": f" with labels restored by {config.chosen_label_rule}",
+        "joint": " for images and labels at once",
+    }
+    return SEARCH + labels[config.labels]
 
 
 def explained(found: Reconstruction) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxinvert import generators, labels, threat_models
 from jaxinvert.attacks import registry
+from jaxinvert.attacks.recipe import Recipe
 from jaxinvert.defenses import registry as defenses
 from jaxinvert.observe import FEDSGD
 from jaxinvert.threat_models import ThreatModel
@@ -207,7 +208,7 @@ class JobConfig:
                 raise ValueError(f"attack {self.attack!r} does not adapt to defenses; {', '.join(able)} do")
 
     @property
-    def recipe(self) -> registry.Recipe:
+    def recipe(self) -> Recipe:
         """The attack under its name."""
         return registry.REGISTRY[self.attack]
 

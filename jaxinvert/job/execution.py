@@ -79,10 +79,11 @@ def _automatic(
 ) -> Execution:
     """A closed form first, if one may be exact, and the search for the updates that it does not explain."""
     closed_form, reason = automatic.choose(config, observations, program.model.input_shape)
+    search_name = automatic.search_in_words(config)
     if closed_form is None:
-        return search()._replace(choice=f"{automatic.SEARCH} ({reason})")
+        return search()._replace(choice=f"{search_name} ({reason})")
     job = automatic.closed_form_job(config, closed_form)
-    exact = _solve(Program(job, program.model), *search_arguments(job, program, observations))
+    exact = _solve(program.by_closed_form(closed_form), *search_arguments(job, program, observations))
     solved = automatic.explained(exact.reconstructions)
     choice = f"{closed_form} ({reason}) explains {solved.sum()} of {len(solved)} updates"
     if solved.all():
@@ -92,7 +93,7 @@ def _automatic(
         reconstructions=automatic.merged(exact.reconstructions, searched.reconstructions, solved),
         seconds_compile=exact.seconds_compile + searched.seconds_compile,
         seconds_run=exact.seconds_run + searched.seconds_run,
-        choice=f"{choice}; {automatic.SEARCH} for the others",
+        choice=f"{choice}; {search_name} for the others",
     )
 
 
@@ -261,7 +262,7 @@ def _with_restored_labels(config: JobConfig, program: Program, observations: Obs
 def _solve(program: Program, key: Key, observations: Observation, traced: dict[str, Any]) -> Execution:
     arguments = (key, observations, traced["hyperparameters"])
     begin = time.perf_counter()
-    jax.block_until_ready(program.solve(*arguments))  # compiles
+    program.solve.lower(*arguments).compile()  # which jax keeps for the call below
     seconds_compile = time.perf_counter() - begin
     begin = time.perf_counter()
     reconstructions = jax.block_until_ready(program.solve(*arguments))

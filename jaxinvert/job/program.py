@@ -8,11 +8,12 @@ from typing import Any, cast
 import jax
 
 from jaxinvert import labels, models
-from jaxinvert.attacks import registry
+from jaxinvert.attacks.recipe import Setting
 from jaxinvert.defenses import registry as defenses
 from jaxinvert.defenses.registry import Numbers
 from jaxinvert.devices import first_devices
 from jaxinvert.generators import load_prior
+from jaxinvert.job.automatic import closed_form_job
 from jaxinvert.job.config import JobConfig
 from jaxinvert.job.simulation import client_update, defense_setting, sent_statistics, sent_update
 from jaxinvert.search import Stepwise, over_targets, split_shared
@@ -39,7 +40,7 @@ class Program:
         self,
         config: JobConfig,
         model: models.Model,
-        attacker: Callable[[registry.Setting], registry.Setting] = lambda setting: setting,
+        attacker: Callable[[Setting], Setting] = lambda setting: setting,
     ) -> None:
         self.config = compiled_form(config)
         self._attacker = attacker
@@ -55,11 +56,12 @@ class Program:
         )
         self.restore_labels: Callable[[Key, Observation], Array] = jax.jit(self._restore_labels)
         self._over_jobs: dict[int | None, Stepwise] = {}
+        self._closed_forms: dict[str, Program] = {}
 
     @cached_property
-    def setting(self) -> registry.Setting:
+    def setting(self) -> Setting:
         """What the attack is told: the attacker's own simulation of the client, and the network."""
-        told = registry.Setting(
+        told = Setting(
             client_update(self.config, self.model),
             self.model,
             self.config.num_private,
@@ -96,8 +98,14 @@ class Program:
             )
         return self._over_jobs[num_jobs]
 
+    def by_closed_form(self, name: str) -> "Program":
+        """That of a closed form in place of the attack, on the same clients."""
+        if name not in self._closed_forms:
+            self._closed_forms[name] = Program(closed_form_job(self.config, name), self.model, self._attacker)
+        return self._closed_forms[name]
+
     @cached_property
-    def solve(self) -> Callable[[Key, Observation, dict[str, Any]], Reconstruction]:
+    def solve(self) -> jax.stages.Wrapped:
         """The closed form on all targets, `(key, observations, hyperparameters) -> reconstructions`."""
 
         def solve(key: Key, observations: Observation, hyperparameters: dict[str, Any]) -> Reconstruction:

@@ -42,6 +42,19 @@ def test_images_are_exact_and_an_empty_update_is_no_image(solve):
         assert np.all(np.isfinite(nothing.inputs))
 
 
+def test_a_head_that_is_not_of_one_example_ends_it(solve):
+    """Noise as large as the head's gradient: no layer below is solved for, and the gray answer says so."""
+    params = MODEL.init(jax.random.key(0))
+    image = jax.random.uniform(jax.random.key(1), SHAPE)
+    update = observe(CLIENT, params, Batch(image, jnp.array([3]))).update
+    noise = jax.tree.map(lambda leaf: jnp.std(leaf) * jax.random.normal(jax.random.key(2), leaf.shape), update)
+    (found,) = [solve(jax.random.key(0), Observation(params, jax.tree.map(lambda u: u[None], noise)))]
+    assert 0.3 < float(found.attack_loss[0]) <= 1.001
+    np.testing.assert_array_equal(found.info["residuals"][0], np.full(3, found.attack_loss[0]))
+    assert not found.info["determined"].any()
+    np.testing.assert_allclose(found.inputs[0, 0], np.broadcast_to(MODEL.mean, SHAPE[1:]), atol=1e-6)
+
+
 def test_equations_are_counted_against_unknowns():
     """LeNet at 32 px: 16 x 16 x 12 outputs and 5 x 5 x 3 x 12 weights for 32 x 32 x 3 pixels, and so on upward."""
     assert num_equations(LENET[0], (5, 5, 3, 12), (32, 32, 3)) == (3072 + 900, 3072)
