@@ -1,4 +1,8 @@
-"""Settings of every test and doctest: strict JAX, no pictures on a screen, compiled programs kept on disk."""
+"""Settings of every test and doctest: strict JAX, no pictures on a screen, programs that compile fast and only once.
+
+Compilation is most of what the tests wait for: workers and the processes that tests start share compiled programs on
+disk, and programs are hardly optimized.
+"""
 
 import os
 import pathlib
@@ -6,6 +10,8 @@ import pathlib
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax

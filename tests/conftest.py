@@ -1,8 +1,5 @@
-"""A tiny client shared by the tests: small shapes, one compilation; and a cache of compiled programs for one run."""
+"""A tiny client shared by the tests: small shapes, one compilation."""
 
-import os
-import shutil
-import tempfile
 from typing import NamedTuple
 
 import jax
@@ -15,18 +12,6 @@ from jaxinvert.types import Array, Batch, ClientUpdateFn, Key, Observation, Para
 
 SHAPE = (1, 6, 6, 1)
 NUM_CLASSES = 3
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Workers and processes of a run compile a program once among them; nothing is left for the next run."""
-    if hasattr(config, "workerinput") or "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    folder = tempfile.mkdtemp(prefix="jaxinvert-tests-")
-    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
-    settings = {"jax_compilation_cache_dir": folder, "jax_persistent_cache_min_compile_time_secs": 0.3}
-    for name, value in settings.items():
-        os.environ[name.upper()] = str(value)  # for the workers, and for the processes that tests start
-        jax.config.update(name, value)
 
 
 class Victim(NamedTuple):
