@@ -233,7 +233,7 @@ def test_only_dp_sgd_bounds_every_example(victim, setting):
         lambda a, b: (a * min(1, bound / lengths[0]) + b * min(1, bound / lengths[1])) / 2, *alone
     )
     found = clipped(bound, batch)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), found, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
     whole = clipped(jnp.inf, batch)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole, plain(victim.params, batch)
