@@ -77,6 +77,27 @@ def test_the_choice_follows_from_network_batch_and_client(changed, taken):
     assert choice.reason
 
 
+def test_lanes_are_counted_for_the_search(perceptron):
+    """The closed form, which would be timed otherwise, has none."""
+    measured = []
+
+    def program_for(config):
+        measured.append(config.attack)
+        return job.Program(config, perceptron.model)
+
+    costs = job.chunk_costs(replace(PERCEPTRON, steps=1), program_for, perceptron.observations)
+    assert set(measured) == {"spectral"}
+    assert all(cost.steps_per_second > 0 for cost in costs)
+
+
+def test_jobs_that_may_take_a_closed_form_run_one_by_one(perceptron):
+    assert not perceptron.program.joins_jobs
+    assert not perceptron.program.by_closed_form("dense-layer").joins_jobs
+    assert job.Program(replace(PERCEPTRON, attack="spectral"), perceptron.model).joins_jobs
+    alone = job.execute_jobs([PERCEPTRON] * 2, perceptron.program, [perceptron.observations] * 2)
+    assert [one.num_steps for one in alone] == [0, 0]
+
+
 def test_the_blind_control_shows_no_image(perceptron):
     """A closed form would read it from the update, which the control must not see."""
     shown = blind_attack(PERCEPTRON, perceptron, None, lambda what, progress: None, {})

@@ -169,7 +169,7 @@ def execute_jobs(
     """
     num_steps = configs[0].steps
     report_every = max(1, -(-num_steps // _REPORTS_PER_JOB))
-    if configs[0].attack == automatic.AUTO or not program.iterates or program.search().mesh is not None:
+    if not program.joins_jobs:
         alone = []
         for j, (config, seen) in enumerate(zip(configs, observations)):
             if j and config is configs[j - 1]:  # a job that only fills the batch
@@ -205,7 +205,7 @@ def peak_bytes(configs: Sequence[JobConfig], program: Program, observations: Seq
     """Memory of the program behind `execute_jobs` at its peak, in bytes; 0 for closed forms. Compiles."""
     if not program.iterates:
         return 0
-    if program.search().mesh is not None:  # one job after the other
+    if not program.joins_jobs:  # one job after the other
         return program.search().peak_bytes(*search_arguments(configs[0], program, observations[0]))
     return program.search(len(configs)).peak_bytes(*_side_by_side(configs, program, observations))
 

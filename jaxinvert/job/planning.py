@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 
+from jaxinvert.job.automatic import AUTO, SEARCH
 from jaxinvert.job.config import JobConfig
 from jaxinvert.job.execution import execute, search_arguments
 from jaxinvert.job.program import Program
@@ -54,6 +55,8 @@ def chunk_costs(
     Raises:
       ValueError: if the attack is a closed form, which has no lanes.
     """
+    if config.attack == AUTO:  # its closed form has no lanes
+        config = replace(config, attack=SEARCH)
     if not program_for(config).iterates:
         raise ValueError(f"attack {config.attack!r} is a closed form: there are no restarts to run side by side")
     memory = memory or (jax.devices()[0].memory_stats() or {}).get("bytes_limit")

@@ -13,7 +13,7 @@ from jaxinvert.defenses import registry as defenses
 from jaxinvert.defenses.registry import Numbers
 from jaxinvert.devices import first_devices
 from jaxinvert.generators import load_prior
-from jaxinvert.job.automatic import closed_form_job
+from jaxinvert.job.automatic import AUTO, closed_form_job
 from jaxinvert.job.config import JobConfig
 from jaxinvert.job.simulation import client_update, defense_setting, sent_statistics, sent_update
 from jaxinvert.search import Stepwise, over_targets, split_shared
@@ -85,6 +85,11 @@ class Program:
         config = self.config
         numbers = config.defense_numbers() if config.adaptive else {}
         return isinstance(self._build(config.hyperparameters(), config.steps, numbers), Attack)
+
+    @cached_property
+    def joins_jobs(self) -> bool:
+        """Whether several jobs can be lanes of one search: not closed forms, nor what may take one."""
+        return self.iterates and self.config.attack != AUTO and self.search().mesh is None
 
     def search(self, num_jobs: int | None = None) -> Stepwise:
         """The attack on all targets from all starts, of one job or side by side for `num_jobs`."""

@@ -62,12 +62,14 @@ def _measured(batches: list[Batch]) -> Estimate:
     def per_evaluation(execution: jobs.Execution) -> float:
         return execution.seconds_run * first.width / (execution.num_steps + 1)
 
-    seconds_compile = execute(1).seconds_compile * (first.width if setup.program.iterates else 1)
+    compiled = execute(1)
+    seconds_compile = compiled.seconds_compile * (first.width if setup.program.joins_jobs else 1)
     per_step = per_evaluation(execute(2))
     steps = int(_SECONDS_TO_MEASURE / max(per_step, 1e-6))
-    if setup.program.iterates and steps > 2:
+    takes_steps = compiled.num_steps > 0
+    if takes_steps and steps > 2:
         per_step = per_evaluation(execute(steps))
-    evaluations = sum(batch.jobs[0].config.steps + 1 if setup.program.iterates else 2 for batch in batches)
+    evaluations = sum(batch.jobs[0].config.steps + 1 if takes_steps else 1 for batch in batches)
     num_traces = setup.program.num_traces
     return Estimate(
         attack=config.attack,
