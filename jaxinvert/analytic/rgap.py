@@ -70,8 +70,8 @@ LENET = (
     Convolution("params/conv_2", stride=1, padding=2),
 )
 """The convolutions of `models.lenet`, from the image upward."""
-_NOT_OF_ONE_EXAMPLE = 0.3
-"""Share of the head's gradient that one example leaves unexplained."""
+_NOT_OF_ONE_EXAMPLE = 0.01
+"""Share of the head's gradient left unexplained from which on the recursion, which amplifies it, is hopeless."""
 
 
 def rgap(
@@ -93,7 +93,7 @@ def rgap(
       mean: scalar or `[C]`, the normalization that the model applies first.
       std: scalar or `[C]`.
 
-    A head's gradient far from `h db^T` is not that of one example: then the layers below are not solved for (which
+    A head's gradient that differs from `h db^T` by 1 % is not that of one undefended example: then the layers below are not solved for (which
     takes seconds at 32 px), and the image is the mean.
 
     The reconstruction's `attack_loss` is the largest relative residual of the layers' systems, `inf` where there is
