@@ -271,7 +271,7 @@ def _along_training(
         try:
             task = job.prepare(worst.config, setup._replace(trained=snapshot.state.params))
         except ValueError as error:  # such as an update without a finite number, of a training that went astray
-            notes.append(f"what leaks after {snapshot.round} rounds of training is not known: {error}")
+            notes.append(f"what leaks after round {snapshot.round} of training is not known: {error}")
             continue
 
         def show(what: str, progress: Progress | None) -> None:
