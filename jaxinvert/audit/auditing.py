@@ -259,6 +259,10 @@ def _along_training(
     """Adds the accuracy of training under the setting's defense and what leaks on the way, or why there is none."""
     worst, notes, accuracy = one.attackers[one.worst], [one.note], {}
     leakage = {0: worst}
+
+    def show(what: str, progress: Progress | None) -> None:
+        on_progress(f"{one.name}, {one.worst}: {what}", progress)
+
     try:
         snapshots = train_under(worst.config, setup, num_rounds=num_rounds)
     except ValueError as error:
@@ -273,10 +277,6 @@ def _along_training(
         except ValueError as error:  # such as an update without a finite number, of a training that went astray
             notes.append(f"what leaks after round {snapshot.round} of training is not known: {error}")
             continue
-
-        def show(what: str, progress: Progress | None) -> None:
-            on_progress(f"{one.name}, {one.worst}: {what}", progress)
-
         leakage[snapshot.round] = _attacked_after(snapshot.round, worst, task, one.ground, folder, show)
         on_progress(f"{one.name}: training for the accuracy", None)
     return one._replace(

@@ -113,22 +113,20 @@ def picture_columns(audited: Sequence[Audited], picks: Sequence[Pick]) -> list[t
 
 
 def choices_of(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """What the attack `auto` took, in words, by setting and attacker, and after rounds of training if it was another.
+    """What the attack `auto` took, in words, each with who took it: attackers, and the worst after later rounds.
 
     Args:
       settings: of an audit's record.
     """
-    choices = []
+    takers: dict[str, list[str]] = {}
     for setting in settings:
         for name, attacker in setting["attackers"].items():
-            if attacker["choice"]:
-                choices.append((f"{setting['name']}, {name} attacker", attacker["choice"]))
-        last = setting["attackers"][setting["worst"]]["choice"]
-        for after in setting["leakage"] or ():
-            if after["choice"] != last:
-                choices.append((f"{setting['name']}, after {plural(after['round'], 'round')}", after["choice"]))
-            last = after["choice"]
-    return choices
+            takers.setdefault(attacker["choice"], []).append(f"{setting['name']}, {name} attacker")
+        for after in (setting["leakage"] or ())[1:]:
+            takers.setdefault(after["choice"], []).append(
+                f"{setting['name']}, after {plural(after['round'], 'round')}"
+            )
+    return [("; ".join(names), choice) for choice, names in takers.items() if choice]
 
 
 def _address(image: np.ndarray) -> str:

@@ -117,16 +117,15 @@ def test_the_page_shows_leakage_by_round(audited, tmp_path):
     assert "Leakage by round" not in (tmp_path / "x.html").read_text(encoding="utf-8")
 
 
-def test_what_auto_took_is_said_again_only_where_it_changes():
+def test_what_auto_took_is_said_once_with_all_who_took_it():
     def of(*choices):
         leakage = [{"round": 10 * i, "choice": choice} for i, choice in enumerate(choices)]
         return {"name": "sign", "worst": "naive", "attackers": {"naive": {"choice": choices[0]}}, "leakage": leakage}
 
     assert audit_page.choices_of([of(None, None)]) == []
     assert audit_page.choices_of([of("a", "a", "b", "b", "a")]) == [
-        ("sign, naive attacker", "a"),
-        ("sign, after 20 rounds", "b"),
-        ("sign, after 40 rounds", "a"),
+        ("sign, naive attacker; sign, after 10 rounds; sign, after 40 rounds", "a"),
+        ("sign, after 20 rounds; sign, after 30 rounds", "b"),
     ]
 
 
