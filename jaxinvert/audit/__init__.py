@@ -13,7 +13,7 @@ from jaxinvert.audit.record import record, record_of_capture
 from jaxinvert.audit.retrieval import chance_of_any, identified
 from jaxinvert.audit.running import Show
 from jaxinvert.audit.scoring import Ground, Scores, ground_truth, score
-from jaxinvert.audit.utility import Utility, utility
+from jaxinvert.audit.utility import Utility, rounds_to_attack, train_under
 from jaxinvert.audit.verdict import SIGNIFICANCE, Verdict, judge
 
 __all__ = [
@@ -48,7 +48,8 @@ __all__ = [
     "rate",
     "record",
     "record_of_capture",
+    "rounds_to_attack",
     "score",
     "settings_for",
-    "utility",
+    "train_under",
 ]

@@ -15,7 +15,7 @@ from jaxinvert.audit.evidence import Excess, Rate, excess, rate
 from jaxinvert.audit.retrieval import chance_of_any
 from jaxinvert.audit.running import Show, attack, found_in
 from jaxinvert.audit.scoring import Ground, Scores, ground_truth, score
-from jaxinvert.audit.utility import Utility, utility
+from jaxinvert.audit.utility import Utility, rounds_to_attack, train_under
 from jaxinvert.audit.verdict import Verdict, judge
 from jaxinvert.defenses.registry import NONE
 from jaxinvert.job import JobConfig
@@ -72,6 +72,8 @@ class Audited(NamedTuple):
       verdict: in words.
       note: that of the setting.
       utility: accuracy of training under this defense, if it was asked for and can be measured.
+      leakage: what the worst attacker reaches after so many rounds of that training, ascending from 0, which is the
+        attack above; if it was asked for and can be measured.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Audited(NamedTuple):
     verdict: Verdict
     note: str = ""
     utility: Utility | None = None
+    leakage: dict[int, Attacked] | None = None
 
 
 def audit(
@@ -88,6 +91,7 @@ def audit(
     *,
     num_candidates: int = 100,
     accuracy_rounds: int = 0,
+    leakage_rounds: int = 0,
     with_lpips: bool = False,
     folder: Path | None = None,
     on_progress: Show = lambda what, progress: None,
@@ -98,6 +102,8 @@ def audit(
       settings: they share data, network and all else but defense and attack.
       num_candidates: private images and others from the same split, among which reconstructions have to pick.
       accuracy_rounds: of federated training under every defense, to set what it costs beside what it hides; 0 = none.
+      leakage_rounds: after how many of these rounds the same clients are attacked again by the worst attacker, with
+        the parameters that training has by then; see `rounds_to_attack`.
       with_lpips: whether to measure LPIPS, too.
       folder: keeps what was reconstructed, so that the same audit goes on after an interrupt.
       on_progress: called now and then.
@@ -106,17 +112,16 @@ def audit(
       ValueError: for settings that are not possible.
       KeyboardInterrupt: after the state of the attack in flight was kept.
     """
+    later_rounds = rounds_to_attack(accuracy_rounds, leakage_rounds)
     on_progress("preparing", None)
     setup = job.set_up(next(iter(settings[0].attackers.values())))
     blind: dict[str, np.ndarray] = {}
-    audited = [
-        _audited(setting, setup, num_candidates, with_lpips, folder, on_progress, blind) for setting in settings
-    ]
-    if accuracy_rounds:
-        audited = [
-            _with_utility(one, setting, setup, accuracy_rounds, on_progress)
-            for one, setting in zip(audited, settings)
-        ]
+    audited = []
+    for setting in settings:
+        one, of_worst = _audited(setting, setup, num_candidates, with_lpips, folder, on_progress, blind)
+        if accuracy_rounds:
+            one = _along_training(one, of_worst, accuracy_rounds, later_rounds, folder, on_progress)
+        audited.append(one)
     return audited
 
 
@@ -130,35 +135,40 @@ def judged(
       ground: truth and candidates.
       found: by attacker: the job, its summary, scores of the attack, and scores of its controls by name.
     """
-    num_private, num_candidates = ground.private.shape[1], len(ground.candidates.labels)
-    attackers = {}
-    for attacker, (config, summary, scores, of_controls) in found.items():
-        strongest = max(of_controls, key=lambda control: of_controls[control].psnr_db.mean())
-        null = of_controls[strongest]
-        attackers[attacker] = Attacked(
-            config,
-            summary,
-            scores,
-            of_controls,
-            rate(
-                int(scores.identified.any(axis=1).sum()),
-                len(scores.identified),
-                chance=chance_of_any(num_private, num_candidates),
-            ),
-            strongest,
-            excess(scores.psnr_db.mean(axis=1), null.psnr_db.mean(axis=1)),
-            excess(scores.ssim.mean(axis=1), null.ssim.mean(axis=1)),
-        )
+    attackers = {attacker: _weighed(ground, *reached) for attacker, reached in found.items()}
     worst = max(attackers, key=lambda one: (attackers[one].identified.count, attackers[one].excess.mean))
     chosen = attackers[worst]
     verdict = judge(
         chosen.identified,
         chosen.excess,
-        num_candidates=num_candidates,
+        num_candidates=len(ground.candidates.labels),
         strongest=chosen.strongest,
         num_attackers=len(attackers),
     )
     return Audited(name, ground, attackers, worst, verdict)
+
+
+def _weighed(
+    ground: Ground, config: JobConfig, summary: dict[str, Any], scores: Scores, of_controls: dict[str, Scores]
+) -> Attacked:
+    """Sets what one attacker reached against chance and the strongest control."""
+    strongest = max(of_controls, key=lambda control: of_controls[control].psnr_db.mean())
+    null = of_controls[strongest]
+    identified = rate(
+        int(scores.identified.any(axis=1).sum()),
+        len(scores.identified),
+        chance=chance_of_any(ground.private.shape[1], len(ground.candidates.labels)),
+    )
+    return Attacked(
+        config,
+        summary,
+        scores,
+        of_controls,
+        identified,
+        strongest,
+        excess(scores.psnr_db.mean(axis=1), null.psnr_db.mean(axis=1)),
+        excess(scores.ssim.mean(axis=1), null.ssim.mean(axis=1)),
+    )
 
 
 def attack_and_score(
@@ -210,11 +220,12 @@ def _audited(
     folder: Path | None,
     on_progress: Show,
     blind: dict[str, np.ndarray],
-) -> Audited:
-    found, ground = {}, None
+) -> tuple[Audited, job.Setup]:
+    """The setting, judged, and the setup of its worst attacker, with all that was compiled."""
+    found, setups, ground = {}, {}, None
     for attacker, config in setting.attackers.items():
         on_progress(f"{setting.name}, {attacker}: preparing", None)
-        setup = job.adjusted(setup, config)
+        setup = setups[attacker] = job.adjusted(setup, config)
         task = job.prepare(config, setup)
         ground = ground_truth(
             task.truth, setup.dataset.images, np.asarray(setup.dataset.labels), num_candidates=num_candidates
@@ -233,17 +244,79 @@ def _audited(
             on_progress=show,
         )
     assert ground is not None
-    return judged(setting.name, ground, found)._replace(note=setting.note)
+    one = judged(setting.name, ground, found)._replace(note=setting.note)
+    return one, setups[one.worst]
 
 
-def _with_utility(one: Audited, setting: Setting, setup: job.Setup, num_rounds: int, on_progress: Show) -> Audited:
-    """Adds the accuracy under the setting's defense, or why there is none."""
-    on_progress(f"{one.name}: training for the accuracy", None)
-    config = next(iter(setting.attackers.values()))
+def _along_training(
+    one: Audited,
+    setup: job.Setup,
+    num_rounds: int,
+    later_rounds: Sequence[int],
+    folder: Path | None,
+    on_progress: Show,
+) -> Audited:
+    """Adds the accuracy of training under the setting's defense and what leaks on the way, or why there is none."""
+    worst, notes, accuracy = one.attackers[one.worst], [one.note], {}
+    leakage = {0: worst}
+
+    def show(what: str, progress: Progress | None) -> None:
+        on_progress(f"{one.name}, {one.worst}: {what}", progress)
+
     try:
-        return one._replace(utility=utility(config, job.adjusted(setup, config), num_rounds=num_rounds))
+        snapshots = train_under(worst.config, setup, num_rounds=num_rounds)
     except ValueError as error:
-        return one._replace(note="; ".join(filter(None, [one.note, str(error)])))
+        return one._replace(note=_joined([one.note, str(error)]))
+    on_progress(f"{one.name}: training for the accuracy", None)
+    for snapshot in snapshots:
+        accuracy[snapshot.round] = snapshot.accuracy
+        if snapshot.round not in later_rounds:
+            continue
+        try:
+            task = job.prepare(worst.config, setup._replace(trained=snapshot.state.params))
+        except ValueError as error:  # such as an update without a finite number, of a training that went astray
+            notes.append(f"what leaks after round {snapshot.round} of training is not known: {error}")
+            continue
+        leakage[snapshot.round] = _attacked_after(snapshot.round, worst, task, one.ground, folder, show)
+        on_progress(f"{one.name}: training for the accuracy", None)
+    return one._replace(
+        utility=Utility([*accuracy], [*accuracy.values()], len(setup.dataset.labels)),
+        leakage=leakage if later_rounds else None,
+        note=_joined(notes),
+    )
+
+
+def _attacked_after(
+    num_rounds: int, before: Attacked, task: job.Task, ground: Ground, folder: Path | None, on_progress: Show
+) -> Attacked:
+    """Attacks the same clients with the parameters that training has after some rounds.
+
+    The controls are those of the attack before training, none of which has seen these clients' updates; that of
+    another client is renewed, which costs nothing, for networks that make other pictures once they are trained.
+
+    Args:
+      num_rounds: after which it is.
+      before: the attack before training.
+      task: prepared with the parameters of that round.
+      ground: truth and candidates.
+      folder: keeps what was reconstructed.
+      on_progress: called now and then.
+    """
+    config = before.config
+    execution = attack(
+        f"attack after round {num_rounds}", config, task.program, task.observations, folder, on_progress
+    )
+    found, used = found_in(execution)
+    of_controls = before.controls
+    if config.targets > 1:
+        of_controls = {**of_controls, "other client": score(controls.other_client(found), used, ground)}
+    return _weighed(
+        ground, config, job.measure(config, task, execution).summary, score(found, used, ground), of_controls
+    )
+
+
+def _joined(notes: Sequence[str]) -> str:
+    return "; ".join(filter(None, notes))
 
 
 def blind_attack(

@@ -8,8 +8,12 @@
        "note",                                   # such as why no attacker adapts
        "privacy": {"epsilon" or null, "words"} or null,
        "utility": {"rounds", "accuracy": [...], "num_test"} or null,
+       "leakage": [{                             # to the worst attacker, by rounds of training before; or null
+         "round", "identified", "excess_psnr_db", "strongest", "choice",   # as below; round 0 is the same attack
+         "psnr_db": DISTRIBUTION}, ...],         # over images
        "attackers": {NAME: {
          "config": {...},
+         "choice",                               # what the attack "auto" took, in words, or null
          "identified": {"count", "total", "low", "high", "chance", "p_value", "least_p_value"},     # clients
          "excess_psnr_db", "excess_ssim": {"mean", "low", "high", "p_value", "least_p_value"},      # over `strongest`
          "strongest",                            # control with the highest mean PSNR
@@ -77,6 +81,7 @@ def record(audited: Sequence[Audited], training: Training | None = None) -> dict
                 "note": one.note,
                 "privacy": _privacy(one, training),
                 "utility": None if one.utility is None else one.utility._asdict(),
+                "leakage": None if one.leakage is None else [_after(*each) for each in one.leakage.items()],
                 "attackers": {name: _attacker(attacked) for name, attacked in one.attackers.items()},
             }
             for one in audited
@@ -106,12 +111,24 @@ def _privacy(one: Audited, training: Training | None) -> dict[str, Any] | None:
     return None if promised is None else promised._asdict()
 
 
+def _after(num_rounds: int, attacked: Attacked) -> dict[str, Any]:
+    return {
+        "round": num_rounds,
+        "identified": attacked.identified._asdict(),
+        "excess_psnr_db": attacked.excess._asdict(),
+        "strongest": attacked.strongest,
+        "choice": attacked.summary["choice"],
+        "psnr_db": metrics.distribution("psnr_db", attacked.scores.psnr_db)._asdict(),
+    }
+
+
 def _attacker(attacked: Attacked) -> dict[str, Any]:
     scores, null = attacked.scores, attacked.controls[attacked.strongest]
     in_class = scores.identified_in_class[~np.isnan(scores.identified_in_class)]
     found = attacked.summary["labels"]
     return {
         "config": attacked.summary["config"],
+        "choice": attacked.summary["choice"],
         "identified": attacked.identified._asdict(),
         "excess_psnr_db": attacked.excess._asdict(),
         "excess_ssim": attacked.gained._asdict(),

@@ -1,5 +1,6 @@
 """What a defense costs: the accuracy that the same clients reach together in federated training under it."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -28,7 +29,46 @@ class Utility(NamedTuple):
     num_test: int
 
 
-def utility(config: JobConfig, setup: job.Setup, *, num_rounds: int, learning_rate: float = 0.01) -> Utility:
+def reported_rounds(num_rounds: int) -> list[int]:
+    """Rounds after which a training is reported, evenly: 0, the last, and at most four between.
+
+    >>> reported_rounds(2), reported_rounds(100)
+    ([0, 1, 2], [0, 20, 40, 60, 80, 100])
+    """
+    return sorted({round(num_rounds * part / _NUM_REPORTS) for part in range(_NUM_REPORTS + 1)})
+
+
+def rounds_to_attack(num_rounds: int, leakage_rounds: int) -> list[int]:
+    """Reported rounds after which updates are attacked, evenly, round 0 apart and the last among them.
+
+    Args:
+      num_rounds: of training; 0 = there is none.
+      leakage_rounds: how many of them.
+
+    Raises:
+      ValueError: for more than are reported, for any without a training, and for less than none.
+
+    >>> rounds_to_attack(100, 2)
+    [40, 100]
+    """
+    if num_rounds < 0:
+        raise ValueError(f"accuracy_rounds is {num_rounds}, expected at least 0")
+    rounds = reported_rounds(num_rounds)[1:]
+    if leakage_rounds and not rounds:
+        raise ValueError(
+            f"leakage_rounds is {leakage_rounds}, but there is no training to attack along: it needs accuracy_rounds"
+        )
+    if not 0 <= leakage_rounds <= len(rounds):
+        raise ValueError(
+            f"leakage_rounds is {leakage_rounds}, expected 0 ... {len(rounds)}, as many as {num_rounds} "
+            "accuracy_rounds are reported"
+        )
+    return [rounds[round(len(rounds) * part / leakage_rounds) - 1] for part in range(1, leakage_rounds + 1)]
+
+
+def train_under(
+    config: JobConfig, setup: job.Setup, *, num_rounds: int, learning_rate: float = 0.01
+) -> Iterator[federation.Snapshot]:
     """Trains clients that hold the data set's split "train" under the job's defense, from the job's parameters.
 
     In each round 16 clients, drawn from at most 100 of equal law, send what the job's clients send; the server
@@ -39,6 +79,9 @@ def utility(config: JobConfig, setup: job.Setup, *, num_rounds: int, learning_ra
       setup: of it; accuracy is measured on its images.
       num_rounds: of training.
       learning_rate: of the server.
+
+    Returns:
+      Snapshots after `reported_rounds`, each computed when asked for.
 
     Raises:
       ValueError: for a secret order, an aggregate, BatchNorm in train mode, or data without a split "train".
@@ -67,7 +110,5 @@ def utility(config: JobConfig, setup: job.Setup, *, num_rounds: int, learning_ra
         )
 
     test = Batch(jnp.asarray(setup.dataset.images), jnp.asarray(setup.dataset.labels))
-    rounds = sorted({round(num_rounds * part / _NUM_REPORTS) for part in range(_NUM_REPORTS + 1)})
-    key = jax.random.fold_in(jax.random.key(config.seed), 6)
-    snapshots = [*federation.Training(make, model.apply)(key, params, population, test, learning_rate, rounds=rounds)]
-    return Utility([one.round for one in snapshots], [one.accuracy for one in snapshots], len(test.labels))
+    key, rounds = jax.random.fold_in(jax.random.key(config.seed), 6), reported_rounds(num_rounds)
+    return federation.Training(make, model.apply)(key, params, population, test, learning_rate, rounds=rounds)

@@ -28,6 +28,8 @@ class Audit(job.JobConfig):
       candidates: images among which reconstructions have to pick the private ones, these included.
       accuracy_rounds: rounds of federated training on the split "train" under every defense, for its accuracy on the
         victims' split; by default none.
+      leakage_rounds: after how many of them, evenly spread and 5 at most, the worst attacker attacks the same clients
+        again, with the parameters that training has by then; by default none.
       lpips: measure LPIPS, too, a distance as people see it; needs `pip install 'jaxinvert[lpips]'`.
       update: files of updates that clients sent (safetensors, npz, Flax msgpack): these are audited instead of
         simulated clients, of `num_examples` each, whose defense is the only one of `defenses`.
@@ -49,6 +51,7 @@ class Audit(job.JobConfig):
     defenses: tuple[str, ...] = ("none",)
     candidates: int = 100
     accuracy_rounds: int = 0
+    leakage_rounds: int = 0
     lpips: bool = False
     update: tuple[Path, ...] = ()
     params: Path | None = None
@@ -104,6 +107,7 @@ def audit(command: Audit, command_line: str) -> int:
                         settings,
                         num_candidates=command.candidates,
                         accuracy_rounds=command.accuracy_rounds,
+                        leakage_rounds=command.leakage_rounds,
                         with_lpips=command.lpips,
                         folder=command.out,
                         on_progress=show,
@@ -136,7 +140,7 @@ def _capture(command: Audit) -> audits.Capture | None:
     """The captured files, if there are any.
 
     Raises:
-      ValueError: if only a part of them is named.
+      ValueError: if only a part of them is named, or training is asked for, which takes simulated clients.
     """
     if not command.update:
         if command.params is not None or command.truth is not None:
@@ -144,6 +148,11 @@ def _capture(command: Audit) -> audits.Capture | None:
         return None
     if command.params is None:
         raise ValueError("captured updates need the parameters that the clients were sent: params")
+    for name in ("accuracy_rounds", "leakage_rounds"):
+        if getattr(command, name):
+            raise ValueError(
+                f"{name} is {getattr(command, name)}, but captured clients cannot be trained: leave it out"
+            )
     return audits.Capture(command.params, command.update, command.update_kind, command.truth)
 
 

@@ -93,7 +93,7 @@ def _automatic(
         reconstructions=automatic.merged(exact.reconstructions, searched.reconstructions, solved),
         seconds_compile=exact.seconds_compile + searched.seconds_compile,
         seconds_run=exact.seconds_run + searched.seconds_run,
-        choice=f"{choice}; {search_name} for the others",
+        choice=f"{choice}; {search_name} for {'the others' if solved.any() else 'all'}",
     )
 
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from jaxinvert.audit import SIGNIFICANCE, Audited
 from jaxinvert.report.charts import MAX_KINDS, psnr_ranges
-from jaxinvert.report.cost_charts import cost_charts
+from jaxinvert.report.cost_charts import cost_charts, round_charts
 from jaxinvert.report.pictures import as_byte_pairs, data_uri
 from jaxinvert.report.templates import render
-from jaxinvert.report.wording import flattened, image_name
+from jaxinvert.report.wording import flattened, image_name, plural
 
 _NUM_RANDOM = 2
 _MAX_COLUMNS = 12
@@ -69,7 +69,8 @@ def save_audit_html(
         "audit.html.jinja",
         record=record, title=title, command=command, significance=SIGNIFICANCE,
         first=first, worst=worst, settings=record["settings"],
-        charts=cost_charts(record["settings"]), kinds=MAX_KINDS,
+        cost_charts=cost_charts(record["settings"]), round_charts=round_charts(record["settings"]), kinds=MAX_KINDS,
+        choices=choices_of(record["settings"]),
         evidence=list(zip(rows, rows.values(), ranges)), scale=scale,
         picks=picks, columns=picture_columns(audited, picks), height=audited[0].ground.truth.inputs.shape[2],
         image_name=image_name, assumptions=record["assumptions"],
@@ -109,6 +110,23 @@ def picture_columns(audited: Sequence[Audited], picks: Sequence[Pick]) -> list[t
         ]
         columns.append((name, pictures))
     return columns
+
+
+def choices_of(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """What the attack `auto` took, in words, each with who took it: attackers, and the worst after later rounds.
+
+    Args:
+      settings: of an audit's record.
+    """
+    takers: dict[str, list[str]] = {}
+    for setting in settings:
+        for name, attacker in setting["attackers"].items():
+            takers.setdefault(attacker["choice"], []).append(f"{setting['name']}, {name} attacker")
+        for after in (setting["leakage"] or ())[1:]:
+            takers.setdefault(after["choice"], []).append(
+                f"{setting['name']}, after {plural(after['round'], 'round')}"
+            )
+    return [("; ".join(names), choice) for choice, names in takers.items() if choice]
 
 
 def _address(image: np.ndarray) -> str:

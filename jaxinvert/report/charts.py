@@ -199,7 +199,7 @@ def axis(
         return 100 * (forward(np.asarray(at, dtype=float)) - low) / (high - low)
 
     bounds = (10**low, 10**high) if log else (low, high)
-    locators: list[ticker.Locator] = [ticker.MaxNLocator(5, steps=[1, 2, 5, 10])]
+    locators: list[ticker.Locator] = [ticker.MaxNLocator(most, steps=[1, 2, 5, 10]) for most in (5, 9)]
     if log:
         locators = [ticker.LogLocator(subs=subs, numticks=7) for subs in ((1,), (1, 3), (1, 2, 5))] + locators
     found = ([at for at in locator.tick_values(*bounds) if bounds[0] <= at <= bounds[1]] for locator in locators)

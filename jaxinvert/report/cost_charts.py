@@ -1,4 +1,4 @@
-"""Charts of what protection costs: leakage against accuracy, and accuracy along the training, setting by setting.
+"""Charts of what protection costs: leakage against accuracy, and both along the training, setting by setting.
 
 Settings are told apart by their numbers, which stand beside every dot and at the end of every line, and only then by
 color and dashes.
@@ -17,18 +17,45 @@ _LABEL_WIDTH, _LABEL_HEIGHT = 5.0, 7.0
 
 
 def cost_charts(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Charts of the settings whose accuracy is known; none if there are fewer than two.
+    """Leakage against accuracy, and accuracy along the training unless `round_charts` show it; none of one setting.
 
     Args:
       settings: of an audit's record, see `jaxinvert.audit.record`.
     """
-    known = [(number, one) for number, one in enumerate(settings, 1) if one["utility"]]
-    return [_leakage_against_accuracy(known), _along_training(known)] if len(known) > 1 else []
+    known = _with(settings, "utility")
+    if len(known) < 2:
+        return []
+    tradeoff = _leakage_against_accuracy(known)
+    return [tradeoff] if _with(settings, "leakage") else [tradeoff, _accuracy_by_round(known)]
+
+
+def round_charts(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Accuracy, clients identified and PSNR above the controls along the training, of settings attacked along it.
+
+    Args:
+      settings: of an audit's record, see `jaxinvert.audit.record`.
+    """
+    known = _with(settings, "leakage")
+    if not known:
+        return []
+    identified = [np.array([_percent_identified(after) for after in one["leakage"]]).T for _, one in known]
+    excess = [np.array([_interval(after["excess_psnr_db"]) for after in one["leakage"]]).T for _, one in known]
+    chance = 100 * known[0][1]["leakage"][0]["identified"]["chance"]
+    return [
+        _accuracy_by_round(known),
+        _leakage_by_round(known, identified, chance, "clients identified in %"),
+        _leakage_by_round(known, excess, 0.0, "PSNR above the controls in dB"),
+    ]
+
+
+def _with(settings: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, Mapping[str, Any]]]:
+    """Settings that have it, with their numbers."""
+    return [(number, one) for number, one in enumerate(settings, 1) if one[key]]
 
 
 def _leakage_against_accuracy(settings: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Any]:
     """A dot for each setting; bars over the intervals of both."""
-    excess = np.array([[_excess(one)[name] for name in ("low", "mean", "high")] for _, one in settings])
+    excess = np.array([_interval(one["attackers"][one["worst"]]["excess_psnr_db"]) for _, one in settings])
     accuracy = np.array([100 * one["utility"]["accuracy"][-1] for _, one in settings])
     errors = np.array([196 * _standard_error(one["utility"]) for _, one in settings])
     low, high = np.maximum(accuracy - errors, 0), np.minimum(accuracy + errors, 100)
@@ -50,7 +77,7 @@ def _leakage_against_accuracy(settings: Sequence[tuple[int, Mapping[str, Any]]])
     }  # fmt: skip
 
 
-def _along_training(settings: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Any]:
+def _accuracy_by_round(settings: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Any]:
     """A line for each setting."""
     lines = [
         (number, *(np.array(one["utility"][key], float) for key in ("rounds", "accuracy")))
@@ -59,18 +86,68 @@ def _along_training(settings: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[s
     place_x, x_ticks = axis(np.concatenate([rounds for _, rounds, _ in lines]), pad=0.03)
     place_y, y_ticks = axis(np.concatenate([100 * accuracy for _, _, accuracy in lines]), pad=0.06)
     drawn = [(number, place_x(rounds), 100 - place_y(100 * accuracy)) for number, rounds, accuracy in lines]
-    ends = _apart([(float(x[-1]) + 0.8, float(y[-1]) - 3.5) for _, x, y in drawn])
+    ends = [(float(x[-1]) + 0.8, float(y[-1]) - 3.5) for _, x, y in drawn]
     return {
         "height": 300, "x": x_ticks, "y": [(100 - at, label) for at, label in y_ticks],
         "paths": [(f"line {_kind(number)}", line(x, y)) for number, x, y in drawn],
-        "points": [(x, y, str(number)) for (number, _, _), (x, y) in zip(drawn, ends)],
+        "points": _numbers(settings, ends),
         "y_title": "accuracy in %", "x_title": "rounds of federated training",
-        "alt": f"Accuracy along the training under {plural(len(settings), 'setting')}; the table above has the last.",
+        "alt": _along("accuracy in %", settings, [100 * accuracy for _, _, accuracy in lines]),
     }  # fmt: skip
 
 
-def _excess(setting: Mapping[str, Any]) -> Mapping[str, float]:
-    return setting["attackers"][setting["worst"]]["excess_psnr_db"]
+def _leakage_by_round(
+    settings: Sequence[tuple[int, Mapping[str, Any]]], figures: Sequence[np.ndarray], nothing: float, title: str
+) -> dict[str, Any]:
+    """A line for each setting, bars over the intervals, and a dashed line where nothing leaks.
+
+    Args:
+      settings: with their numbers.
+      figures: of each `[3, P]`, lower ends, values and upper ends.
+      nothing: the value without leakage.
+      title: of the values.
+    """
+    place_x, x_ticks = axis(np.concatenate([one["utility"]["rounds"] for _, one in settings]), pad=0.03)
+    place_y, y_ticks = axis([*np.concatenate([each.ravel() for each in figures]), nothing], pad=0.06)
+    level = 100 - float(place_y(nothing))
+    width = 1.2 * (len(settings) - 1)  # of bars side by side
+    bars, middles, ends = [], [], []
+    for (number, one), each, shift in zip(settings, figures, np.linspace(-width / 2, width / 2, len(settings))):
+        places = place_x([after["round"] for after in one["leakage"]])
+        across, (low, middle, high) = places + shift, 100 - place_y(each)
+        up = "".join(f"M{x:.2f} {bottom:.2f}V{top:.2f}" for x, bottom, top in zip(across, low, high))
+        bars.append((f"bar {_kind(number)}", up))
+        middles += [(f"line {_kind(number)}", line(across, middle)), (f"mark {_kind(number)}", dots(across, middle))]
+        ends.append((float(places[-1]) + width / 2 + 2.5, float(middle[-1]) - 3.5))
+    return {
+        "height": 300, "x": x_ticks, "y": [(100 - at, label) for at, label in y_ticks],
+        "paths": [("level", f"M0 {level:.2f}H100"), *bars, *middles],
+        "points": _numbers(settings, ends), "y_title": title, "x_title": "rounds of federated training",
+        "alt": _along(title, settings, [each[1] for each in figures]),
+    }  # fmt: skip
+
+
+def _numbers(
+    settings: Sequence[tuple[int, Mapping[str, Any]]], ends: Sequence[tuple[float, float]]
+) -> list[tuple[float, float, str]]:
+    """The settings' numbers at the ends of their lines; one line needs none."""
+    return [(x, y, str(number)) for (number, _), (x, y) in zip(settings, _apart(ends)) if len(settings) > 1]
+
+
+def _along(what: str, settings: Sequence[tuple[int, Mapping[str, Any]]], values: Sequence[np.ndarray]) -> str:
+    """A chart along the training in words."""
+    lines = (f"setting {number} from {each[0]:.1f} to {each[-1]:.1f}" for (number, _), each in zip(settings, values))
+    return f"{what} by round: {'; '.join(lines)}. The table has the numbers."
+
+
+def _interval(excess: Mapping[str, float]) -> list[float]:
+    return [excess[name] for name in ("low", "mean", "high")]
+
+
+def _percent_identified(after: Mapping[str, Any]) -> list[float]:
+    """Of clients, with the interval."""
+    found = after["identified"]
+    return [100 * share for share in (found["low"], found["count"] / found["total"], found["high"])]
 
 
 def _standard_error(utility: Mapping[str, Any]) -> float:
