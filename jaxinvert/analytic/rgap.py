@@ -93,8 +93,8 @@ def rgap(
       mean: scalar or `[C]`, the normalization that the model applies first.
       std: scalar or `[C]`.
 
-    A head's gradient that differs from `h db^T` by 1 % is not that of one undefended example: then the layers below are not solved for (which
-    takes seconds at 32 px), and the image is the mean.
+    A head's gradient that differs from `h db^T` by 1 % is not that of one undefended example: then the layers below
+    are not solved for (which takes seconds at 32 px), and the image is the mean.
 
     The reconstruction's `attack_loss` is the largest relative residual of the layers' systems, `inf` where there is
     no finite one. Its `info` has for each layer, from the image upward, `residuals [layers]`, `pivots [layers]`
