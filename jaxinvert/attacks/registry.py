@@ -10,6 +10,7 @@ from jaxinvert import labels
 from jaxinvert.analytic.april import april, patch_embedding
 from jaxinvert.analytic.cocktail_party import cocktail_party
 from jaxinvert.analytic.dense import dense_layer
+from jaxinvert.analytic.dense_chain import dense_chain, layers_in_order
 from jaxinvert.analytic.rgap import rgap
 from jaxinvert.analytic.spear import exact_batch, spear
 from jaxinvert.attacks.batch_norm_leakage import batch_norm_leakage
@@ -47,6 +48,12 @@ def _closed_form(
 ) -> SolveFn:
     del hyperparameters, horizon  # a closed form has neither
     return make(**setting.images)
+
+
+def _dense_chain(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> SolveFn:
+    del hyperparameters, horizon
+    params = jax.eval_shape(setting.model.init, jax.random.key(0))
+    return dense_chain(layers=layers_in_order(params, head=setting.model.head), **setting.images)
 
 
 def _rgap(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> SolveFn:
@@ -206,6 +213,13 @@ REGISTRY: dict[str, Recipe] = {
         hyperparameters={},
         needs=_UPDATE,
         build=partial(_closed_form, cocktail_party),
+        simulates=False,
+    ),
+    "dense-chain": Recipe(
+        summary="closed form through a ReLU perceptron's layers, some without bias (Geiping et al. 2020)",
+        hyperparameters={},
+        needs=_UPDATE,
+        build=_dense_chain,
         simulates=False,
     ),
     "dense-layer": Recipe(
