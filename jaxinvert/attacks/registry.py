@@ -14,6 +14,7 @@ from jaxinvert.analytic.dense_chain import dense_chain, layers_in_order
 from jaxinvert.analytic.rgap import rgap
 from jaxinvert.analytic.spear import exact_batch, spear
 from jaxinvert.attacks.batch_norm_leakage import batch_norm_leakage
+from jaxinvert.attacks.cocktail_party_features import cocktail_party_features
 from jaxinvert.attacks.deep_leakage_from_model import dlm, dlm_plus, dlm_with_best_scale
 from jaxinvert.attacks.dlg import dlg, idlg
 from jaxinvert.attacks.general_deep_leakage import general_deep_leakage
@@ -48,6 +49,12 @@ def _closed_form(
 ) -> SolveFn:
     del hyperparameters, horizon  # a closed form has neither
     return make(**setting.images)
+
+
+def _cocktail_party_features(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> Attack:
+    return cocktail_party_features(
+        setting.model.apply, batch_shape=setting.images["batch_shape"], horizon=horizon, **hyperparameters
+    )
 
 
 def _dense_chain(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> SolveFn:
@@ -213,6 +220,13 @@ REGISTRY: dict[str, Recipe] = {
         hyperparameters={},
         needs=_UPDATE,
         build=partial(_closed_form, cocktail_party),
+        simulates=False,
+    ),
+    "cocktail-party-features": Recipe(
+        summary="the same on features of convolutions, then images that have them (Kariyappa et al. 2023)",
+        hyperparameters={"tv": 5.0, "learning_rate": 0.2},
+        needs=_UPDATE,
+        build=_cocktail_party_features,
         simulates=False,
     ),
     "dense-chain": Recipe(

@@ -18,6 +18,7 @@ from jaxinvert.models.model import Model
 from jaxinvert.models.resnet import resnet_cifar, resnet_imagenet
 from jaxinvert.models.small_convnet import small_convnet
 from jaxinvert.models.vit import vit
+from jaxinvert.models.wide_convnet import wide_convnet
 
 REGISTRY: dict[str, Callable[..., Model]] = {
     "lenet": lenet,
@@ -32,6 +33,7 @@ REGISTRY: dict[str, Callable[..., Model]] = {
     "resnet50": functools.partial(resnet_imagenet, depth=50),
     "vit-plain": functools.partial(vit, kind="plain"),
     "vit-pre-norm": functools.partial(vit, kind="pre-norm"),
+    "wide-convnet": wide_convnet,
 }
 """Name -> factory with keyword arguments only; its signature lists the options."""
 
@@ -51,6 +53,7 @@ _ANY_SIZE: dict[str, Callable[..., Callable[..., Model]]] = {
     r"resnet(\d+)-(\d+)": lambda depth, factor: functools.partial(resnet_cifar, depth=depth, width=16 * factor),
     r"vit-plain-(\d+)-(\d+)-(\d+)": functools.partial(_sized_vit, "plain"),
     r"vit-pre-norm-(\d+)-(\d+)-(\d+)": functools.partial(_sized_vit, "pre-norm"),
+    r"wide-convnet-(\d+)": lambda units: functools.partial(wide_convnet, units=units),
 }
 """Patterns of names whose numbers are sizes: any of them makes a network."""
 
@@ -81,8 +84,8 @@ def create(
     Args:
       name: one of `names()`, or `convnetW` and `resnetD-F` with a width, a depth and a multiple of the usual width,
         `mlp-W-W-...` and `mlp-unbiased-W-W-...` with those of the hidden layers, `vit-plain-P-W-D` and
-        `vit-pre-norm-P-W-D` with a patch, a width and a depth; or `module:function`, which is imported and called:
-        see `import_model`.
+        `vit-pre-norm-P-W-D` with a patch, a width and a depth, `wide-convnet-U` with a number of units; or
+        `module:function`, which is imported and called: see `import_model`.
       input_shape: `(H, W, C)` of one example.
       num_classes: `K`.
       mean: `C` per-channel means of pixels in [0, 1]; `None` = no shift.

@@ -26,6 +26,7 @@ SMALL = {
     "resnet50": {"width": 4},
     "vit-plain": {"width": 16},
     "vit-pre-norm": {"width": 16},
+    "wide-convnet": {"units": 16, "channels": 4},
 }
 """Options that make each registered network cheap without changing what it is made of."""
 WITHOUT_CONVOLUTIONS = ("mlp", "mlp-unbiased", "vit-plain", "vit-pre-norm")

@@ -77,6 +77,7 @@ def test_wrong_values_are_named(name, options, message):
         ("mlp", {"features": [256]}, "mlp"),
         ("mlp-512-64", {}, "mlp-512-64"),
         ("mlp-unbiased-512-64", {}, "mlp-unbiased-512-64"),
+        ("wide-convnet-64", {"channels": 8}, "wide-convnet-64-channels8"),
         ("resnet20-4", {"width": 16}, "resnet20-1"),
         ("resnet20-4", {"depth": 32, "width": 160}, "resnet32-10"),
         ("resnet20-4", {"width": 8}, "resnet20-0.5"),
