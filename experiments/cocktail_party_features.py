@@ -54,7 +54,7 @@ class Config:
     batch_sizes: tuple[int, ...] = (8, 16, 32)
     batches: int = 3
     steps: int = 300
-    times: tuple[float, ...] = (1.0, 8.0)
+    times: tuple[float, ...] = (1.0, 4.0)
     seed: int = 0
     smoke: bool = False
     json: Path | None = None

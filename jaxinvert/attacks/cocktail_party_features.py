@@ -55,7 +55,7 @@ def cocktail_party_features(
     *,
     batch_shape: Shape,
     layer: str | None = None,
-    tv: Scalar = 5.0,
+    tv: Scalar = 3.0,
     learning_rate: Scalar = 0.2,
     horizon: Scalar = 300,
     num_unmixing_steps: int = 200,

@@ -224,7 +224,7 @@ REGISTRY: dict[str, Recipe] = {
     ),
     "cocktail-party-features": Recipe(
         summary="the same on features of convolutions, then images that have them (Kariyappa et al. 2023)",
-        hyperparameters={"tv": 5.0, "learning_rate": 0.2},
+        hyperparameters={"tv": 3.0, "learning_rate": 0.2},
         needs=_UPDATE,
         build=_cocktail_party_features,
         simulates=False,
