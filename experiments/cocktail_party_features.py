@@ -24,8 +24,7 @@ import tyro
 from experiments import harness
 from experiments.cocktail_party import Outcome, psnr_db, search_for, statistics
 from jaxinvert import data, models
-from jaxinvert.attacks import inverting_gradients, spectral
-from jaxinvert.attacks.cocktail_party_features import cocktail_party_features
+from jaxinvert.attacks import cocktail_party_features, inverting_gradients, spectral
 from jaxinvert.audit import controls
 from jaxinvert.clients import fedsgd
 from jaxinvert.observe import observe_targets

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from jaxinvert import job, store
 from jaxinvert.cli.console import BadInputError, bad_input
-from jaxinvert.cli.shares import client_bar, finish
+from jaxinvert.cli.scores import client_bar, finish
 from jaxinvert.job import tabular
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from jaxinvert import job, store
-from jaxinvert.cli.shares import client_bar, finish
+from jaxinvert.cli.scores import client_bar, finish
 from jaxinvert.job import text
 
 

@@ -3,7 +3,7 @@
 `prepare_records` simulates the clients, `attack_records` sees the observations alone, `measure_records` compares.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
@@ -191,15 +191,15 @@ def attack_records(
     return jax.tree.map(lambda *leaves: np.stack(leaves), *found)
 
 
-def match_records(task: RecordsTask, guessed: Sequence[np.ndarray]) -> list[RecordQuality]:
-    """The quality of tables `[B, columns]` of the first clients."""
+def match_records(task: RecordsTask, found: np.ndarray) -> list[RecordQuality]:
+    """The quality of the first clients' records `[T, B, columns]`."""
     tolerance = record_metrics.tolerances(task.table.schema, task.population)
-    return [record_metrics.evaluate_records(*pair, tolerance) for pair in zip(guessed, task.truth)]
+    return [record_metrics.evaluate_records(*pair, tolerance) for pair in zip(found, task.truth)]
 
 
 def match_inputs(task: RecordsTask, inputs: np.ndarray) -> list[RecordQuality]:
     """The quality of encoded records `[T, B, 1, 1, F]`."""
-    return match_records(task, [records.decode(task.table.schema, batch) for batch in inputs])
+    return match_records(task, np.stack([records.decode(task.table.schema, batch) for batch in inputs]))
 
 
 def best_members(found: Reconstruction) -> np.ndarray:
