@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -107,10 +107,11 @@ def measure(config: Config, dataset: data.Dataset, width: int) -> list[dict]:
         found = jax.block_until_ready(unmix(attack_key, one))
         seconds = time.perf_counter() - begin
         outcomes.setdefault(("cocktail-party", None), []).append(
-            Outcome(_psnr(np.asarray(found.inputs), truth), seconds)
+            Outcome(psnr_db(np.asarray(found.inputs), truth), seconds)
         )
         for tv in config.tv:
-            outcome = invert(search, attack_key, observations, truth, tv=tv, seconds=seconds)
+            settings = {"tv": tv, "learning_rate": 0.1}
+            outcome = search_for(seconds, search, attack_key, observations, truth, settings)
             outcomes.setdefault(("inverting-gradients", tv), []).append(outcome)
     return [
         {
@@ -119,33 +120,47 @@ def measure(config: Config, dataset: data.Dataset, width: int) -> list[dict]:
             "batch_size": config.batch_size,
             "batches": config.batches,
             "tv": tv,
-            "mean_psnr_db": float(np.mean([outcome.psnr_db for outcome in found])),
-            "above_20_db": float(np.mean([outcome.psnr_db > 20 for outcome in found])),
-            "worst_db": float(np.min([outcome.psnr_db for outcome in found])),
-            "median_seconds": float(np.median([outcome.seconds for outcome in found])),
-            "median_steps": int(np.median([outcome.steps for outcome in found])) if found[0].steps else None,
+            **statistics(found),
         }
         for (attack, tv), found in outcomes.items()
     ]
 
 
-def invert(
-    search: Stepwise, key: Key, observations: Observation, truth: np.ndarray, *, tv: float, seconds: float
+def search_for(
+    seconds: float,
+    search: Stepwise,
+    key: Key,
+    observations: Observation,
+    truth: np.ndarray,
+    settings: dict[str, float],
 ) -> Outcome:
-    """Inverting Gradients on one batch, with as many steps as fit into a time."""
+    """An iterative attack on one batch, with as many steps as fit into a time, for which its schedule is laid out."""
 
     def run(num_steps: int) -> tuple[float, np.ndarray]:
-        settings = {"tv": tv, "learning_rate": 0.1, "horizon": float(num_steps)}
-        *_, progress = search(key, observations, settings, num_steps=num_steps, report_every=num_steps)
+        laid_out = {**settings, "horizon": float(num_steps)}
+        *_, progress = search(key, observations, laid_out, num_steps=num_steps, report_every=num_steps)
         return progress.seconds, np.asarray(progress.reconstruct().inputs[0])
 
     trial_steps = 20
     num_steps = max(1, int(seconds * trial_steps / run(trial_steps)[0]))
     taken, found = run(num_steps)
-    return Outcome(_psnr(found, truth), taken, num_steps)
+    return Outcome(psnr_db(found, truth), taken, num_steps)
 
 
-def _psnr(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def statistics(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Over all images of some batches."""
+    psnr = np.concatenate([outcome.psnr_db for outcome in outcomes])
+    return {
+        "mean_psnr_db": float(np.mean(psnr)),
+        "above_20_db": float(np.mean(psnr > 20)),
+        "worst_db": float(np.min(psnr)),
+        "median_seconds": float(np.median([outcome.seconds for outcome in outcomes])),
+        "median_steps": int(np.median([outcome.steps for outcome in outcomes])) if outcomes[0].steps else None,
+    }
+
+
+def psnr_db(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """`[B]`, of images matched one-to-one."""
     return metrics.evaluate(found, truth).psnr_db
 
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,20 +28,18 @@ from jaxinvert.analytic import span
 from jaxinvert.analytic.certificate import Verdict
 from jaxinvert.analytic.dager import dager
 from jaxinvert.clients import fedsgd
-from jaxinvert.models.text_transformer import TextModel, decoder, encoder
-from jaxinvert.types import Batch, ClientUpdateFn, Observation
-
-MODELS = {"decoder": decoder, "encoder": encoder}
+from jaxinvert.job.text import TextConfig, draw_text, same_text
+from jaxinvert.types import Batch, Observation
 
 
 class Text(NamedTuple):
     """A row: network, sequences, tokens of each, width, law of the tokens, resolution and tolerance."""
 
-    model: str
+    model: Literal["decoder", "encoder"]
     batch_size: int
     length: int
     width: int = 64
-    law: str = "uniform"
+    law: Literal["uniform", "zipf"] = "uniform"
     resolution: str = "float32"
     tolerance: str = "float32"
 
@@ -98,10 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(config: Config, text: Text) -> dict[str, Any]:
     """One row: many batches."""
-    model = MODELS[text.model](vocabulary_size=config.vocabulary, length=text.length, width=text.width)
-    client = jax.jit(fedsgd(model.loss_fn))
     with jax.enable_x64(text.resolution == "float64"):
-        outcomes = _outcomes(config, text, model, client)
+        outcomes = _outcomes(config, text)
     verdicts = Counter(Verdict(outcome["verdict"]).name.lower().replace("_", " ") for outcome in outcomes)
     del verdicts["certified"]
     certified, exact = (np.array([outcome[name] for outcome in outcomes]) for name in ("certified", "exact"))
@@ -117,14 +113,27 @@ def measure(config: Config, text: Text) -> dict[str, Any]:
     }
 
 
-def _outcomes(config: Config, text: Text, model: TextModel, client: ClientUpdateFn) -> list[dict[str, Any]]:
+def _outcomes(config: Config, text: Text) -> list[dict[str, Any]]:
     """What came out for each batch."""
+    setting = TextConfig(
+        model=text.model,
+        num_sequences=text.batch_size,
+        length=text.length,
+        vocabulary=config.vocabulary,
+        width=text.width,
+        law=text.law,
+        seed=config.seed,
+    )
+    model = setting.network()
+    client = jax.jit(fedsgd(model.loss_fn))
     tolerances = span.tolerances(float(jnp.finfo(text.tolerance).eps))
     solve = jax.jit(dager(client, model, num_sequences=text.batch_size, tolerances=tolerances))
     dtype = jnp.promote_types(text.resolution, jnp.float32)
     outcomes = []
     for number in range(config.batches):
-        batch, truth = _draw(config, text, number)
+        batch = draw_text(setting, number)
+        truth = np.zeros((text.length, config.vocabulary), bool)
+        truth[np.arange(text.length)[None], np.asarray(batch.inputs)] = True
         params = model.init(jax.random.key(config.seed + number))
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
         update = jax.tree.map(lambda leaf: leaf.astype(text.resolution), client(params, batch))
@@ -138,37 +147,13 @@ def _outcomes(config: Config, text: Text, model: TextModel, client: ClientUpdate
                 "found": int((inside & truth).sum()),
                 "false": int((inside & ~truth).sum()),
                 "ambiguous": int(inside.sum() > int(found.info["rank"])),
-                "exact": _content(Batch(found.inputs, jnp.asarray(found.labels))) == _content(batch),
+                "exact": same_text(Batch(found.inputs, jnp.asarray(found.labels)), batch),
                 "certified": bool(found.info["certified"]),
                 "verdict": int(found.info["verdict"]),
                 "seconds": seconds,
             }
         )
     return outcomes
-
-
-def _draw(config: Config, text: Text, number: int) -> tuple[Batch, np.ndarray]:
-    """A batch, and which tokens stand where in it, `[n, V]` bool."""
-    rng = np.random.default_rng((config.seed, text.batch_size, text.length, number))
-    law = 1 / np.arange(1, config.vocabulary + 1) if text.law == "zipf" else np.ones(config.vocabulary)
-    tokens = rng.choice(config.vocabulary, (text.batch_size, text.length), p=law / law.sum())
-    labels = rng.integers(0, 5, text.batch_size) if text.model == "encoder" else rng.permuted(tokens)
-    truth = np.zeros((text.length, config.vocabulary), bool)
-    truth[np.arange(text.length)[None], tokens] = True
-    return Batch(jnp.asarray(tokens, jnp.int32), jnp.asarray(labels, jnp.int32)), truth
-
-
-def _content(batch: Batch) -> tuple[list, list]:
-    """All sequences, and all labels with what they follow: orders, and those of equal beginnings, do not matter."""
-    tokens, labels = np.asarray(batch.inputs).tolist(), np.asarray(batch.labels)
-    if labels.ndim == 1:
-        return sorted(tokens), sorted(zip(tokens, labels.tolist()))
-    labeled = [
-        (row[: position + 1], label)
-        for row, of_row in zip(tokens, labels.tolist())
-        for position, label in enumerate(of_row)
-    ]
-    return sorted(tokens), sorted(labeled)
 
 
 if __name__ == "__main__":

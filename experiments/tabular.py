@@ -24,21 +24,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
 from experiments import harness
-from jaxinvert import models, record_metrics, records, search
-from jaxinvert.attacks import inverting_gradients, tableak
+from jaxinvert import record_metrics, search
+from jaxinvert.attacks import inverting_gradients
 from jaxinvert.audit import controls
-from jaxinvert.clients import fedsgd
-from jaxinvert.data.tabular import Table, load_table
-from jaxinvert.observe import observe_targets
-from jaxinvert.types import Batch
+from jaxinvert.job import tabular
 
 
 @dataclass(frozen=True)
@@ -75,47 +70,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = replace(config, tables=("wine",), batch_sizes=(2,), clients=2, members=3, steps=5, features=(8,))
     rows = []
     for name in config.tables:
-        table = load_table(name)
         for batch_size in config.batch_sizes:
-            rows += measure(config, table, batch_size)
+            rows += measure(config, name, batch_size)
             harness.publish("Records of tabular clients", rows, json_file=config.json)
 
 
-def measure(config: Config, table: Table, batch_size: int) -> list[dict]:
+def measure(config: Config, name: str, batch_size: int) -> list[dict]:
     """All attacks and guesses on the clients of one batch size."""
-    dataset, schema = table.dataset, table.schema
-    rng = np.random.default_rng((config.seed, batch_size))
-    chosen = np.stack([rng.choice(len(dataset.images), batch_size, replace=False) for _ in range(config.clients)])
-    model = models.create(
-        "mlp",
-        features=config.features,
-        input_shape=dataset.images.shape[1:],
-        num_classes=dataset.num_classes,
-        mean=dataset.mean,
-        std=dataset.std,
+    settings = tabular.RecordsConfig(
+        table=name,
+        widths=config.features,
+        num_examples=batch_size,
+        targets=config.clients,
+        members=config.members,
+        steps=config.steps,
+        seed=config.seed,
     )
-    client = fedsgd(models.cross_entropy(model.apply))
-    model_key, attack_key, noise_key, plain_key = jax.random.split(jax.random.key(config.seed), 4)
-    batches = Batch(jnp.asarray(dataset.images[chosen]), jnp.asarray(dataset.labels[chosen]))
-    observations = observe_targets(client, model.init(model_key), batches)
-    normalization: Any = {"mean": dataset.mean, "std": dataset.std}
-    attack = jax.jit(
-        search.over_targets(
-            tableak(
-                client,
-                schema=schema,
-                batch_size=batch_size,
-                num_members=config.members,
-                num_steps=config.steps,
-                **normalization,
-            )
-        )
-    )
+    task = tabular.prepare_records(settings)
+    dataset, schema = task.table.dataset, task.table.schema
+    _, attack_key = tabular.random_keys(settings)
+    noise_key, plain_key = jax.random.split(jax.random.key(config.seed), 4)[2:]
+    attack = jax.jit(search.over_targets(task.solve))
     plain = jax.jit(
         search.over_targets(
             search.run(
                 inverting_gradients(
-                    client, batch_shape=batches.inputs.shape[1:], tv=0.0, horizon=config.steps, **normalization
+                    task.client_update,
+                    batch_shape=(batch_size, *dataset.images.shape[1:]),
+                    mean=dataset.mean,
+                    std=dataset.std,
+                    tv=0.0,
+                    horizon=config.steps,
                 ),
                 num_steps=config.steps,
             ),
@@ -123,57 +108,42 @@ def measure(config: Config, table: Table, batch_size: int) -> list[dict]:
         )
     )
     begin = time.perf_counter()
-    found = jax.device_get(attack(attack_key, observations))
+    found = jax.device_get(attack(attack_key, task.observations))
     seconds = time.perf_counter() - begin
-    random = jax.device_get(attack(attack_key, controls.random_update(noise_key, observations)))
+    random = jax.device_get(attack(attack_key, controls.random_update(noise_key, task.observations)))
 
-    population = records.decode(schema, dataset.images)
-    truth, tolerance = population[chosen], record_metrics.tolerances(schema, population)
-    rest = [np.delete(population, own, axis=0) for own in chosen]
-
-    def match(guessed: Sequence[np.ndarray]) -> list[record_metrics.RecordQuality]:
-        return [record_metrics.evaluate_records(*pair, tolerance) for pair in zip(guessed, truth)]
-
-    def match_encoded(inputs: np.ndarray) -> list[record_metrics.RecordQuality]:
-        return match([records.decode(schema, batch) for batch in inputs])
-
-    pooled = match_encoded(found.inputs)
-    members = [match_encoded(member) for member in found.info["members"].swapaxes(0, 1)]
+    pooled = tabular.match_inputs(task, found.inputs)
+    members = [tabular.match_inputs(task, member) for member in found.info["members"].swapaxes(0, 1)]
     attacks = {
         "pooled": pooled,
-        "best": [members[best][client] for client, best in enumerate(found.info["member_losses"].argmin(axis=1))],
+        "best": tabular.match_inputs(task, tabular.best_members(found)),
         "single": [quality for member in members for quality in member],
-        "no softmax": match_encoded(np.asarray(plain(plain_key, observations).inputs)),
-        "drawn": match([record_metrics.drawn_records(rng, others, batch_size) for others in rest]),
-        "typical": match(
-            [np.tile(record_metrics.typical_record(schema, others), (batch_size, 1)) for others in rest]
-        ),
-        "random update": match_encoded(random.inputs),
+        "no softmax": tabular.match_inputs(task, np.asarray(plain(plain_key, task.observations).inputs)),
+        **{guess: tabular.match_records(task, guessed) for guess, guessed in task.guesses.items()},
+        "random update": tabular.match_inputs(task, random.inputs),
     }
     categorical = np.array([bool(column.categories) for column in schema])
+    correct = np.stack([quality.correct for quality in pooled])
     entropy = np.stack([spread[quality.permutation] for spread, quality in zip(found.info["entropy"], pooled)])
     confident = _lower_half(entropy, categorical)
-    rows = []
-    for name, qualities in attacks.items():
-        correct = np.stack([quality.correct for quality in qualities])
-        rows.append(
-            {
-                "table": dataset.name,
-                "batch_size": batch_size,
-                "attack": name,
-                "clients": config.clients,
-                "members": config.members,
-                "steps": config.steps,
-                "fields": float(correct.mean()),
-                "categories": float(correct[..., categorical].mean()),
-                "values": float(correct[..., ~categorical].mean()),
-                "records": float(correct.all(axis=-1).mean()),
-                "confident": float(correct[confident].mean()) if name == "pooled" else None,
-                "other": float(correct[~confident].mean()) if name == "pooled" else None,
-                "seconds_per_client": seconds / config.clients if name == "pooled" else None,
-            }
-        )
-    return rows
+    by_entropy = {
+        "confident": float(correct[confident].mean()),
+        "other": float(correct[~confident].mean()),
+        "seconds_per_client": seconds / config.clients,
+    }
+    return [
+        {
+            "table": dataset.name,
+            "batch_size": batch_size,
+            "attack": attack_name,
+            "clients": config.clients,
+            "members": config.members,
+            "steps": config.steps,
+            **record_metrics.rates(schema, qualities),
+            **(by_entropy if attack_name == "pooled" else dict.fromkeys(by_entropy)),
+        }
+        for attack_name, qualities in attacks.items()
+    ]
 
 
 def _lower_half(entropy: np.ndarray, categorical: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ continuous value if it is within `TOLERANCE` standard deviations of the truth, a
 Vechev: TabLeak: Tabular Data Leakage in Federated Learning. ICML 2023, arXiv:2210.01785.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -59,6 +60,23 @@ def evaluate_records(found: ArrayLike, truth: ArrayLike, tolerance: ArrayLike) -
     correct = np.abs(found[None, :] - truth[:, None]) <= slack
     rows, permutation = linear_sum_assignment(correct.sum(axis=2), maximize=True)
     return RecordQuality(correct[rows, permutation], permutation)
+
+
+def rates(schema: Schema, qualities: Sequence[RecordQuality]) -> dict[str, float]:
+    """Shares right of all fields, of categories, of values, and of records as a whole, over batches of one size.
+
+    Args:
+      schema: the columns, some of each kind.
+      qualities: of the batches.
+    """
+    correct = np.stack([quality.correct for quality in qualities])
+    categorical = np.array([bool(column.categories) for column in schema])
+    return {
+        "fields": float(correct.mean()),
+        "categories": float(correct[..., categorical].mean()),
+        "values": float(correct[..., ~categorical].mean()),
+        "records": float(correct.all(axis=-1).mean()),
+    }
 
 
 def typical_record(schema: Schema, table: ArrayLike) -> np.ndarray:

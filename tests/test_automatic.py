@@ -61,6 +61,8 @@ def test_a_closed_form_compiles_once_for_attack_and_controls(perceptron):
     ("changed", "taken"),
     [
         ({}, "dense-layer"),
+        ({"model": "mlp-unbiased-64-32"}, "dense-chain"),
+        ({"model": "mlp-unbiased-64-32", "num_examples": 2}, None),
         ({"num_examples": 2}, "exact-batch"),
         ({"num_examples": 2, "client": "fedavg"}, None),
         ({"num_examples": 2, "aggregate": 2, "targets": 1}, None),

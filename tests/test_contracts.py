@@ -12,7 +12,12 @@ from jaxinvert.observe import observe_targets
 from jaxinvert.types import Attack
 from tests.conftest import NUM_CLASSES, SHAPE
 
-OWN_MODELS = {"rgap": "lenet", "april": "vit-plain-3-16-1", "patch-embedding": "vit-plain-3-16-1"}
+OWN_MODELS = {
+    "rgap": "lenet",
+    "april": "vit-plain-3-16-1",
+    "patch-embedding": "vit-plain-3-16-1",
+    "cocktail-party-features": "wide-convnet-16",
+}
 """Of attacks that go through convolutions or attention."""
 IMAGES = jax.random.uniform(jax.random.key(0), (3, 2, 5, 6, 3))
 

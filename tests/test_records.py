@@ -78,3 +78,10 @@ def test_guesses_come_from_the_population_alone():
     assert [set(values) for values in drawn.T] == [set(values) for values in table.T]
     pairs = {(age, mass) for age, _, mass in drawn}
     assert len(pairs) > 3  # columns are drawn apart: ages come with masses of other records
+
+
+def test_rates_are_shares_of_fields_by_kind_and_of_whole_records():
+    schema = (Column("color", ("red", "green")), Column("mass"))
+    correct = np.array([[True, True], [True, False], [False, False], [True, False]])
+    found = record_metrics.rates(schema, [record_metrics.RecordQuality(correct, np.arange(4))])
+    assert found == {"fields": 0.5, "categories": 0.75, "values": 0.25, "records": 0.25}

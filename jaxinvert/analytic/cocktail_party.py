@@ -14,7 +14,7 @@ References:
   Federated Learning Using Independent Component Analysis. ICML 2023, arXiv:2209.05578.
 """
 
-import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from jaxinvert.analytic.independent_components import independent_components, sp
 from jaxinvert.analytic.sparse_directions import OVERSAMPLING, factorize
 from jaxinvert.observe import check_update, require
 from jaxinvert.parametrizations import per_channel
-from jaxinvert.types import Key, Observation, PerChannel, Reconstruction, Shape, SolveFn
+from jaxinvert.types import Array, Key, Observation, PerChannel, Reconstruction, Shape, SolveFn
 
 
 def cocktail_party(
@@ -62,22 +62,14 @@ def cocktail_party(
                 f"cocktail_party needs a layer of at least {batch_size} units, as many as images; "
                 f"this one has {num_units}"
             )
-        sketch_key, start_key = jax.random.split(key)
-        dtype = jnp.promote_types(first.kernel_gradient.dtype, jnp.float32)
-        gradient = jnp.concatenate([first.kernel_gradient, first.bias_gradient[None]]).T.astype(dtype)
-        sketch = jax.random.normal(sketch_key, (math.prod(image_shape) + 1, batch_size + OVERSAMPLING), dtype)
-        mixtures = factorize(gradient, sketch, rank=batch_size).right
-        mixtures = mixtures / jnp.maximum(jnp.linalg.norm(mixtures, axis=1, keepdims=True), jnp.finfo(dtype).tiny)
-        unmixing = independent_components(
-            jax.random.normal(start_key, (batch_size, batch_size), dtype),
-            spatial_differences(mixtures[:, :-1], tuple(image_shape)),
-            num_components=batch_size,
+        flat, usable = unmixed_inputs(
+            key,
+            first.kernel_gradient,
+            first.bias_gradient,
+            separable=lambda rows: spatial_differences(rows, tuple(image_shape)),
+            batch_size=batch_size,
             num_steps=num_steps,
         )
-        sources = unmixing @ mixtures
-        usable = jnp.all(jnp.isfinite(sources), axis=1) & (sources[:, -1] != 0)
-        flat = sources[:, :-1] / jnp.where(usable, sources[:, -1], 1.0)[:, None]
-        flat = jnp.where(usable[:, None], flat, 0.0)
         return Reconstruction(
             inputs=jnp.clip(flat.reshape(batch_shape) * std_image + mean_image, 0.0, 1.0),
             labels=None,  # components come in an order of their own
@@ -86,3 +78,43 @@ def cocktail_party(
         )
 
     return solve
+
+
+def unmixed_inputs(
+    key: Key,
+    kernel_gradient: Array,
+    bias_gradient: Array,
+    *,
+    separable: Callable[[Array], Array],
+    batch_size: int,
+    num_steps: int,
+) -> tuple[Array, Array]:
+    """What a biased dense layer read, by independence alone.
+
+    Args:
+      key: of the range finder and the start.
+      kernel_gradient: `[features, units]`, of at least `B` units.
+      bias_gradient: `[units]`.
+      separable: linear map of rows `[B, features]` to centered samples `[B, N]` in which they are independent.
+      batch_size: `B`.
+      num_steps: of the fixed point.
+
+    Returns:
+      The inputs `[B, features]` in any order, zeros where there is none, and which of them there are `[B]`.
+    """
+    sketch_key, start_key = jax.random.split(key)
+    dtype = jnp.promote_types(kernel_gradient.dtype, jnp.float32)
+    gradient = jnp.concatenate([kernel_gradient, bias_gradient[None]]).T.astype(dtype)
+    sketch = jax.random.normal(sketch_key, (gradient.shape[1], batch_size + OVERSAMPLING), dtype)
+    mixtures = factorize(gradient, sketch, rank=batch_size).right
+    mixtures = mixtures / jnp.maximum(jnp.linalg.norm(mixtures, axis=1, keepdims=True), jnp.finfo(dtype).tiny)
+    unmixing = independent_components(
+        jax.random.normal(start_key, (batch_size, batch_size), dtype),
+        separable(mixtures[:, :-1]),
+        num_components=batch_size,
+        num_steps=num_steps,
+    )
+    sources = unmixing @ mixtures
+    usable = jnp.all(jnp.isfinite(sources), axis=1) & (sources[:, -1] != 0)
+    inputs = sources[:, :-1] / jnp.where(usable, sources[:, -1], 1.0)[:, None]
+    return jnp.where(usable[:, None], inputs, 0.0), usable

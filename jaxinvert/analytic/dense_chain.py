@@ -21,6 +21,7 @@ References:
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -109,6 +110,30 @@ def dense_chain(
         )
 
     return solve
+
+
+def layers_in_order(tree: object, *, head: str) -> tuple[str, ...]:
+    """The paths of a perceptron's dense layers, from the input on: by name, numbers as numbers, the head last.
+
+    Args:
+      tree: parameters or update of a network of nothing but dense layers.
+      head: path of the last one.
+
+    Raises:
+      ValueError: naming what belongs to no dense layer, or the head if it is not there.
+    """
+    leaves = leaves_by_path(tree)
+    layers = {path.removesuffix("/kernel") for path, leaf in leaves.items() if path.endswith("/kernel")}
+    dense = {layer for layer in layers if leaves[f"{layer}/kernel"].ndim == 2}
+    if others := [path for path in leaves if path.removesuffix("/kernel").removesuffix("/bias") not in dense]:
+        raise ValueError(f"dense_chain needs a network of nothing but dense layers; this one has {others}")
+    if head not in dense:
+        raise ValueError(f"the head {head!r} is no dense layer of this network, which has {sorted(dense)}")
+
+    def natural(layer: str) -> list[str | int]:
+        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", layer)]
+
+    return (*sorted(dense - {head}, key=natural), head)
 
 
 def biased_layer_inputs(key: Key, layer: Layer, batch_size: int) -> tuple[Array, Array]:

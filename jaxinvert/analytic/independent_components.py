@@ -20,6 +20,8 @@ from jax import lax
 
 from jaxinvert.types import Array, Shape
 
+_WEAK = 1e-2
+
 
 def spatial_differences(rows: Array, image_shape: Shape) -> Array:
     """Differences of vertical and of horizontal neighbors, centered; where there are none, the rows themselves.
@@ -35,6 +37,20 @@ def spatial_differences(rows: Array, image_shape: Shape) -> Array:
     parts = [jnp.diff(images, axis=1), jnp.diff(images, axis=2)] if math.prod(image_shape[:2]) > 1 else [images]
     samples = jnp.concatenate([part.reshape(len(rows), -1) for part in parts], axis=1)
     return samples - jnp.mean(samples, axis=1, keepdims=True)
+
+
+def balanced_channels(samples: Array, num_channels: int) -> Array:
+    """The samples with every channel as strong as any other, so that no few of them decide; weak ones stay weak.
+
+    Args:
+      samples: `[B, N]`, channels last in `N`.
+      num_channels: divides `N`.
+    """
+    by_channel = samples.reshape(len(samples), -1, num_channels)
+    strength = jnp.sqrt(jnp.mean(jnp.square(by_channel), axis=(0, 1)))
+    # Of a channel that is all but dead there is nothing but rounding to amplify.
+    scale = strength + _WEAK * jnp.max(strength)
+    return (by_channel / jnp.where(scale > 0, scale, 1.0)[None, None]).reshape(samples.shape)
 
 
 def independent_components(start: Array, samples: Array, *, num_components: Array | int, num_steps: int) -> Array:

@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxinvert.analytic.april import VIT, check_attention, check_positions
+from jaxinvert.analytic.dense_chain import layers_in_order, read_chain
 from jaxinvert.analytic.first_layer import biased_dense_layers, leaves_by_path
-from jaxinvert.types import Shape, Update
+from jaxinvert.types import Observation, Shape, Update
 
 
 class TensorRank(NamedTuple):
@@ -125,7 +126,11 @@ def _closed_forms(
         if num_convolutions and batch_size == 1
         else f"needs convolutions, of which there are {num_convolutions}, and one example, not {batch_size}",
     )
-    through_layers = (through_convolutions, *_from_positions(update, tensors, batch_size, tuple(image_shape)))
+    through_layers = (
+        _through_dense_layers(update, tensors, batch_size, math.prod(image_shape)),
+        through_convolutions,
+        *_from_positions(update, tensors, batch_size, tuple(image_shape)),
+    )
     names = ("dense-layer", "spear", "exact-batch", "cocktail-party")
     if len(readers) != 1:
         reason = f"needs one biased dense layer that reads the images; this model has {len(readers)}"
@@ -149,6 +154,20 @@ def _closed_forms(
         ClosedForm("cocktail-party", full, f"{ranks}; approximate behind any activation"),
         *through_layers,
     )
+
+
+def _through_dense_layers(
+    update: Update, tensors: tuple[TensorRank, ...], batch_size: int, num_features: int
+) -> ClosedForm:
+    """That of a perceptron, which need not have a bias in the layer that reads the images."""
+    try:
+        read_chain(Observation(update, update), layers_in_order(update, head=VIT.head), num_features=num_features)
+    except ValueError as refusal:
+        return ClosedForm("dense-chain", False, str(refusal))
+    if unreadable := [tensor.name for tensor in tensors if not tensor.rank]:
+        return ClosedForm("dense-chain", False, f"{unreadable} are zero, or hold values that are not finite")
+    condition = "one example" if batch_size == 1 else "examples that activate some unit of a biased layer alone"
+    return ClosedForm("dense-chain", True, f"exact behind ReLU: {condition}")
 
 
 def _from_positions(

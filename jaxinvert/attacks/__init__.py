@@ -1,6 +1,7 @@
 """One file per published attack, composed from the shared rooms; `registry` knows them by name."""
 
 from jaxinvert.attacks.batch_norm_leakage import batch_norm_leakage
+from jaxinvert.attacks.cocktail_party_features import cocktail_party_features
 from jaxinvert.attacks.deep_leakage_from_model import best_scale, dlm, dlm_plus, dlm_with_best_scale
 from jaxinvert.attacks.dlg import dlg, idlg
 from jaxinvert.attacks.general_deep_leakage import general_deep_leakage
@@ -13,6 +14,7 @@ from jaxinvert.attacks.tableak import tableak
 __all__ = [
     "batch_norm_leakage",
     "best_scale",
+    "cocktail_party_features",
     "dlg",
     "dlm",
     "dlm_plus",

@@ -10,9 +10,11 @@ from jaxinvert import labels
 from jaxinvert.analytic.april import april, patch_embedding
 from jaxinvert.analytic.cocktail_party import cocktail_party
 from jaxinvert.analytic.dense import dense_layer
+from jaxinvert.analytic.dense_chain import dense_chain, layers_in_order
 from jaxinvert.analytic.rgap import rgap
 from jaxinvert.analytic.spear import exact_batch, spear
 from jaxinvert.attacks.batch_norm_leakage import batch_norm_leakage
+from jaxinvert.attacks.cocktail_party_features import cocktail_party_features
 from jaxinvert.attacks.deep_leakage_from_model import dlm, dlm_plus, dlm_with_best_scale
 from jaxinvert.attacks.dlg import dlg, idlg
 from jaxinvert.attacks.general_deep_leakage import general_deep_leakage
@@ -47,6 +49,18 @@ def _closed_form(
 ) -> SolveFn:
     del hyperparameters, horizon  # a closed form has neither
     return make(**setting.images)
+
+
+def _cocktail_party_features(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> Attack:
+    return cocktail_party_features(
+        setting.model.apply, batch_shape=setting.images["batch_shape"], horizon=horizon, **hyperparameters
+    )
+
+
+def _dense_chain(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> SolveFn:
+    del hyperparameters, horizon
+    params = jax.eval_shape(setting.model.init, jax.random.key(0))
+    return dense_chain(layers=layers_in_order(params, head=setting.model.head), **setting.images)
 
 
 def _rgap(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> SolveFn:
@@ -206,6 +220,20 @@ REGISTRY: dict[str, Recipe] = {
         hyperparameters={},
         needs=_UPDATE,
         build=partial(_closed_form, cocktail_party),
+        simulates=False,
+    ),
+    "cocktail-party-features": Recipe(
+        summary="the same on features of convolutions, then images that have them (Kariyappa et al. 2023)",
+        hyperparameters={"tv": 3.0, "learning_rate": 0.2},
+        needs=_UPDATE,
+        build=_cocktail_party_features,
+        simulates=False,
+    ),
+    "dense-chain": Recipe(
+        summary="closed form through a ReLU perceptron's layers, some without bias (Geiping et al. 2020)",
+        hyperparameters={},
+        needs=_UPDATE,
+        build=_dense_chain,
         simulates=False,
     ),
     "dense-layer": Recipe(

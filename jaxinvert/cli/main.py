@@ -23,13 +23,16 @@ from jaxinvert.cli.audit import Audit, audit
 from jaxinvert.cli.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, BadInputError, bad_input
 from jaxinvert.cli.invert import Invert, invert
 from jaxinvert.cli.rank import Rank, rank
+from jaxinvert.cli.records import Records, invert_records
 from jaxinvert.cli.sweep import Report, Sweep, report_sweep, sweep
+from jaxinvert.cli.tokens import Tokens, invert_tokens
+from jaxinvert.data.tabular import TABLES
 from jaxinvert.defenses import registry as defenses
 
 
 @dataclass(frozen=True)
 class List:
-    """Show attacks, defenses, threat models, label rules, models, data sets, objectives and regularizers by name."""
+    """Show attacks, defenses, threat models, label rules, models, data sets, tables, objectives and regularizers."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ Command = (
     Annotated[Invert, tyro.conf.subcommand("invert")]
     | Annotated[Audit, tyro.conf.subcommand("audit")]
     | Annotated[Rank, tyro.conf.subcommand("rank")]
+    | Annotated[Records, tyro.conf.subcommand("records")]
+    | Annotated[Tokens, tyro.conf.subcommand("tokens")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[List, tyro.conf.subcommand("list")]
@@ -120,6 +125,7 @@ def _list(command: List, command_line: str) -> int:
         "models": {name: _first_line(factory) for name, factory in models.REGISTRY.items()}
         | {"MODULE:FUNCTION": "what a function of your own returns; the module is imported, which runs it"},
         "data sets": dict.fromkeys(data.names(), "") | {"FOLDER": "any folder of images", "FILE.npz": "arrays"},
+        "tables": {name: "classes: " + ", ".join(preparation.classes) for name, preparation in TABLES.items()},
         "objectives": {name: _first_line(objective) for name, objective in objectives.REGISTRY.items()},
         "regularizers": {name: _first_line(prior) for name, prior in regularizers.REGISTRY.items()},
     }
@@ -158,6 +164,8 @@ _COMMANDS: dict[type, Callable[..., int]] = {
     Audit: audit,
     Invert: invert,
     Rank: rank,
+    Records: invert_records,
+    Tokens: invert_tokens,
     Sweep: sweep,
     Report: report_sweep,
     List: _list,

@@ -18,7 +18,7 @@ from jaxinvert.types import Observation, Reconstruction, Shape
 
 AUTO, SEARCH = "auto", "spectral"
 
-_CLOSED_FORMS = ("dense-layer", "patch-embedding", "exact-batch", "rgap")
+_CLOSED_FORMS = ("dense-layer", "dense-chain", "patch-embedding", "exact-batch", "rgap")
 """Those that are exact, the quickest first."""
 _EXPLAINED = 1e-3
 """Share of an update that rounding may leave unexplained."""
@@ -51,7 +51,7 @@ def choose(config: JobConfig, observations: Observation, image_shape: Shape) -> 
 
 def _fits(name: str, config: JobConfig) -> bool:
     """Whether a closed form is exact for such clients, which the ranks alone do not say."""
-    if name == "dense-layer":
+    if name in ("dense-layer", "dense-chain"):
         return config.num_private == 1
     if name == "rgap" and config.model != "lenet":
         return False

@@ -34,6 +34,7 @@ _KEPT_INFO = (
     "restart_losses",
     "valid",
     "num_units",
+    "unexplained",
     "scale",
     "certified",
     "verdict",

@@ -19,6 +19,7 @@ from jaxinvert.models.registry import REGISTRY, create, names
 from jaxinvert.models.resnet import resnet_cifar, resnet_imagenet
 from jaxinvert.models.small_convnet import small_convnet
 from jaxinvert.models.vit import vit
+from jaxinvert.models.wide_convnet import wide_convnet
 
 __all__ = [
     "BATCH_NORM_MOMENTUM",
@@ -45,4 +46,5 @@ __all__ = [
     "source_of",
     "training_loss",
     "vit",
+    "wide_convnet",
 ]

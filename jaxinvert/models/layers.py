@@ -41,10 +41,10 @@ def conv_like_torch(conv: LayerFn, features: int, kernel_size: tuple[int, int], 
     return conv(features, kernel_size, kernel_init=init, bias_init=init, **options)
 
 
-def dense_like_torch(features: int, in_features: int, *, name: str) -> linen.Dense:
+def dense_like_torch(features: int, in_features: int, *, name: str, use_bias: bool = True) -> linen.Dense:
     """A dense layer with PyTorch's default start: kernel and bias U(-1, 1) / sqrt(in_features)."""
     init = uniform(1 / math.sqrt(in_features))
-    return linen.Dense(features, kernel_init=init, bias_init=init, name=name)
+    return linen.Dense(features, use_bias=use_bias, kernel_init=init, bias_init=init, name=name)
 
 
 BATCH_NORM_MOMENTUM = 0.9

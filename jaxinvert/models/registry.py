@@ -18,12 +18,14 @@ from jaxinvert.models.model import Model
 from jaxinvert.models.resnet import resnet_cifar, resnet_imagenet
 from jaxinvert.models.small_convnet import small_convnet
 from jaxinvert.models.vit import vit
+from jaxinvert.models.wide_convnet import wide_convnet
 
 REGISTRY: dict[str, Callable[..., Model]] = {
     "lenet": lenet,
     "convnet64": functools.partial(convnet, width=64),
     "small-convnet": small_convnet,
     "mlp": mlp,
+    "mlp-unbiased": functools.partial(mlp, hidden_bias=False),
     "resnet20-4": functools.partial(resnet_cifar, depth=20, width=64),
     "resnet32-10": functools.partial(resnet_cifar, depth=32, width=160),
     "resnet18": functools.partial(resnet_imagenet, depth=18),
@@ -31,6 +33,7 @@ REGISTRY: dict[str, Callable[..., Model]] = {
     "resnet50": functools.partial(resnet_imagenet, depth=50),
     "vit-plain": functools.partial(vit, kind="plain"),
     "vit-pre-norm": functools.partial(vit, kind="pre-norm"),
+    "wide-convnet": wide_convnet,
 }
 """Name -> factory with keyword arguments only; its signature lists the options."""
 
@@ -39,12 +42,18 @@ def _sized_vit(kind: str, patch: int, width: int, depth: int) -> Callable[..., M
     return functools.partial(vit, kind=kind, patch=patch, width=width, depth=depth)
 
 
+def _sized_mlp(hidden_bias: bool, *features: int) -> Callable[..., Model]:
+    return functools.partial(mlp, features=features, hidden_bias=hidden_bias)
+
+
 _ANY_SIZE: dict[str, Callable[..., Callable[..., Model]]] = {
     r"convnet(\d+)": lambda width: functools.partial(convnet, width=width),
-    r"mlp-(\d+)": lambda width: functools.partial(mlp, features=(width,)),
+    r"mlp-(\d+(?:-\d+)*)": functools.partial(_sized_mlp, True),
+    r"mlp-unbiased-(\d+(?:-\d+)*)": functools.partial(_sized_mlp, False),
     r"resnet(\d+)-(\d+)": lambda depth, factor: functools.partial(resnet_cifar, depth=depth, width=16 * factor),
     r"vit-plain-(\d+)-(\d+)-(\d+)": functools.partial(_sized_vit, "plain"),
     r"vit-pre-norm-(\d+)-(\d+)-(\d+)": functools.partial(_sized_vit, "pre-norm"),
+    r"wide-convnet-(\d+)": lambda units: functools.partial(wide_convnet, units=units),
 }
 """Patterns of names whose numbers are sizes: any of them makes a network."""
 
@@ -73,9 +82,10 @@ def create(
       ('convnet16', 'params/head')
 
     Args:
-      name: one of `names()`, or `convnetW`, `mlp-W` and `resnetD-F` with a width, a depth and a multiple of the usual
-        width, `vit-plain-P-W-D` and `vit-pre-norm-P-W-D` with a patch, a width and a depth; or `module:function`,
-        which is imported and called: see `import_model`.
+      name: one of `names()`, or `convnetW` and `resnetD-F` with a width, a depth and a multiple of the usual width,
+        `mlp-W-W-...` and `mlp-unbiased-W-W-...` with those of the hidden layers, `vit-plain-P-W-D` and
+        `vit-pre-norm-P-W-D` with a patch, a width and a depth, `wide-convnet-U` with a number of units; or
+        `module:function`, which is imported and called: see `import_model`.
       input_shape: `(H, W, C)` of one example.
       num_classes: `K`.
       mean: `C` per-channel means of pixels in [0, 1]; `None` = no shift.
@@ -109,5 +119,5 @@ def _factory(name: str) -> Callable[..., Model]:
         return REGISTRY[name]
     for pattern, with_sizes in _ANY_SIZE.items():
         if sizes := re.fullmatch(pattern, name):
-            return with_sizes(*map(int, sizes.groups()))
+            return with_sizes(*(int(size) for group in sizes.groups() for size in group.split("-")))
     raise unknown_value("model", name, REGISTRY)

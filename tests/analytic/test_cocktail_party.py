@@ -7,7 +7,11 @@ import pytest
 
 from jaxinvert import clients, data, models
 from jaxinvert.analytic.cocktail_party import cocktail_party
-from jaxinvert.analytic.independent_components import independent_components, spatial_differences
+from jaxinvert.analytic.independent_components import (
+    balanced_channels,
+    independent_components,
+    spatial_differences,
+)
 from jaxinvert.observe import observe
 from jaxinvert.types import Batch, Observation
 
@@ -34,6 +38,14 @@ def test_spatial_differences_of_a_ramp_are_equal_and_of_single_pixels_the_pixels
         spatial_differences(ramp, (3, 4, 1))[0, :8] - spatial_differences(ramp, (3, 4, 1))[0, 0], 0
     )
     np.testing.assert_allclose(spatial_differences(ramp, (1, 1, 12)), ramp - 5.5)
+
+
+def test_balanced_channels_are_of_one_strength_but_for_dead_ones():
+    strengths = jnp.array([1.0, 0.1, 1e-6, 0.0])
+    samples = jax.random.normal(jax.random.key(0), (3, 500, 4)) * strengths[None, None]
+    balanced = balanced_channels(samples.reshape(3, -1), 4).reshape(3, -1, 4)
+    found = jnp.sqrt(jnp.mean(balanced**2, axis=(0, 1)))
+    np.testing.assert_allclose(found, strengths / (strengths + 0.01), rtol=0.1)
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert import clients, models
+from jaxinvert import clients, job, models
 from jaxinvert.analytic import dense, dense_chain
-from jaxinvert.analytic.dense_chain import RELU, Activation, read_chain, unexplained_by_layer
+from jaxinvert.analytic.dense_chain import RELU, Activation, layers_in_order, read_chain, unexplained_by_layer
 from jaxinvert.types import Batch, Observation
 
 IMAGE = (3, 4, 2)
@@ -121,3 +121,32 @@ def test_what_is_no_chain_is_refused_by_name():
     ]:
         with pytest.raises(ValueError, match=message):
             dense_chain(batch_shape=(1, *IMAGE), layers=layers)(jax.random.key(0), observation)
+
+
+def test_layers_come_in_the_order_of_their_numbers_and_the_head_last():
+    shapes = jax.eval_shape(models.create("mlp", features=(4,) * 12).init, jax.random.key(0))
+    layers = layers_in_order(shapes, head="params/head")
+    assert layers == (*(f"params/dense_{number}" for number in range(12)), "params/head")
+    assert layers_in_order(shapes, head="params/dense_0")[-1] == "params/dense_0"
+
+
+@pytest.mark.parametrize(
+    ("model", "head", "message"),
+    [
+        ("lenet", "params/head", r"nothing but dense layers; this one has \['params/conv_0/bias'"),
+        ("mlp", "params/out", r"the head 'params/out' is no dense layer .* has \['params/dense_0', 'params/head'\]"),
+    ],
+)
+def test_what_is_no_perceptron_is_refused(model, head, message):
+    shapes = jax.eval_shape(models.create(model).init, jax.random.key(0))
+    with pytest.raises(ValueError, match=message):
+        layers_in_order(shapes, head=head)
+
+
+def test_the_registered_attack_reads_a_perceptron_whose_only_bias_is_in_the_head():
+    config = job.JobConfig(attack="dense-chain", model="mlp-unbiased-128-64", size=12, targets=2)
+    task = job.prepare(config)
+    found = job.execute(config, task.program, task.observations)
+    np.testing.assert_allclose(found.reconstructions.inputs, task.truth.inputs, atol=1e-4)
+    targets = job.measure(config, task, found).summary["targets"]
+    assert all(len(target["unexplained"]) == 3 and target["attack_loss"] < 1e-4 for target in targets)

@@ -35,6 +35,7 @@ def test_a_perceptron_shows_how_many_examples_it_saw():
         "spear": True,
         "exact-batch": True,
         "cocktail-party": True,
+        "dense-chain": True,
         "rgap": False,
         "april": False,
         "patch-embedding": False,

@@ -18,6 +18,7 @@ SMALL = {
     "convnet64": {"width": 4},
     "small-convnet": {"width": 4},
     "mlp": {"features": (32, 16)},
+    "mlp-unbiased": {"features": (32, 16)},
     "resnet20-4": {"depth": 14, "width": 4},
     "resnet32-10": {"depth": 8, "width": 4},
     "resnet18": {"width": 4},
@@ -25,9 +26,10 @@ SMALL = {
     "resnet50": {"width": 4},
     "vit-plain": {"width": 16},
     "vit-pre-norm": {"width": 16},
+    "wide-convnet": {"units": 16, "channels": 4},
 }
 """Options that make each registered network cheap without changing what it is made of."""
-WITHOUT_CONVOLUTIONS = ("mlp", "vit-plain", "vit-pre-norm")
+WITHOUT_CONVOLUTIONS = ("mlp", "mlp-unbiased", "vit-plain", "vit-pre-norm")
 WITH_BATCH_NORM = ("convnet64", "resnet32-10", "resnet18")
 SHAPE, NUM_CLASSES, BATCH_SIZE = (16, 12, 3), 7, 3
 

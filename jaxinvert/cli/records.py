@@ -1,0 +1,50 @@
+"""`jaxinvert records`: tables instead of images, by TabLeak."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from jaxinvert import job, store
+from jaxinvert.cli.console import BadInputError, bad_input
+from jaxinvert.cli.scores import client_bar, finish
+from jaxinvert.job import tabular
+
+
+@dataclass(frozen=True)
+class Records(tabular.RecordsConfig):
+    """Simulate clients with tables, and try to get their records back by an ensemble of searches (TabLeak).
+
+    Attributes:
+      json: file for all figures, and for the records that were found beside the true ones.
+    """
+
+    json: Path | None = None
+
+
+def invert_records(command: Records, command_line: str) -> int:
+    """Runs the command and returns its exit status."""
+    console = Console()
+    if command.json is not None:
+        store.check_writable(command.json.parent)
+    try:
+        with bad_input():
+            task = tabular.prepare_records(command)
+    except ImportError as error:
+        raise BadInputError(str(error)) from error
+    console.print(
+        f"[bold]tableak[/] on {command.table}: {command.targets} clients x {command.num_examples} records, "
+        f"{command.members} members x {command.steps} steps",
+        highlight=False,
+    )
+    _, key = tabular.random_keys(command)
+    with client_bar(console, command.targets) as show:
+        found = tabular.attack_records(key, task.solve, task.observations, on_progress=show)
+    with job.uninterruptible():
+        summary = tabular.measure_records(command, task, found)
+        if failed := np.flatnonzero([target["failed"] for target in summary["targets"]]).tolist():
+            console.print(
+                f"clients {failed}: no finite attack loss; their records are only a start", style="bold red"
+            )
+        return finish(console, summary, json_file=command.json, command_line=command_line)

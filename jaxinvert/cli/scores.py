@@ -1,0 +1,42 @@
+"""What `records` and `tokens` share: a bar over clients, a table of shares that are right, and what was assumed."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jaxinvert import store
+from jaxinvert.cli.console import EXIT_INTERRUPTED, progress_bar
+
+
+@contextmanager
+def client_bar(console: Console, num_clients: int) -> Iterator[Callable[[int], None]]:
+    """Yields what is told how many clients are done."""
+    with progress_bar(console) as bar:
+        row = bar.add_task("compiling", total=num_clients, loss="", speed="")
+        bar.refresh()
+        yield lambda done: bar.update(row, description="inverting", completed=done, speed="clients", refresh=True)
+
+
+def finish(console: Console, summary: dict[str, Any], *, json_file: Path | None, command_line: str) -> int:
+    """Prints the table and what was assumed, writes the file, and returns the exit status."""
+    rates = summary["rates"]
+    names = list(next(iter(rates.values())))
+    table = Table("share right", *names)
+    for label, row in rates.items():
+        shares = ("-" if row[name] is None else f"{row[name]:.1%}" for name in names)
+        table.add_row(Text(label), *shares, style="dim" if label.startswith("guess") else None)
+    console.print(table)
+    for title, said in summary["assumptions"].items():
+        text = said if isinstance(said, str) else "; ".join(said)
+        console.print(f"{title}: {text}", highlight=False, markup=False, soft_wrap=True)
+    if summary["interrupted"]:
+        console.print(f"interrupted after {len(summary['targets'])} clients", style="bold red", highlight=False)
+    if json_file is not None:
+        store.save_json(json_file, {**summary, "command": command_line})
+        console.print(f"figures: {json_file}", highlight=False, markup=False, soft_wrap=True)
+    return EXIT_INTERRUPTED if summary["interrupted"] else 0

@@ -1,0 +1,41 @@
+"""`jaxinvert tokens`: text instead of images, by DAGER."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from jaxinvert import job, store
+from jaxinvert.cli.scores import client_bar, finish
+from jaxinvert.job import text
+
+
+@dataclass(frozen=True)
+class Tokens(text.TextConfig):
+    """Simulate clients with sequences of random tokens behind a transformer, and read them in closed form (DAGER).
+
+    Attributes:
+      json: file for all figures, and for the sequences that were found beside the true ones.
+    """
+
+    json: Path | None = None
+
+
+def invert_tokens(command: Tokens, command_line: str) -> int:
+    """Runs the command and returns its exit status."""
+    console = Console()
+    if command.json is not None:
+        store.check_writable(command.json.parent)
+    console.print(
+        f"[bold]dager[/] on a {command.model} of width {command.width}: {command.targets} clients x "
+        f"{command.num_sequences} sequences x {command.length} tokens of {command.vocabulary:,}",
+        highlight=False,
+    )
+    with client_bar(console, command.targets) as show:
+        attacked = text.attack_text(command, on_progress=show)
+    with job.uninterruptible():
+        summary = text.measure_text(command, attacked)
+        for verdict, count in Counter(target["verdict"] for target in summary["targets"]).most_common():
+            console.print(f"{count} of {len(summary['targets'])} clients {verdict}", highlight=False)
+        return finish(console, summary, json_file=command.json, command_line=command_line)

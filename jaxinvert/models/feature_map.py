@@ -1,0 +1,55 @@
+"""What a dense layer of any Flax model reads, seen without changing the model, as a map of places and channels.
+
+A layer behind convolutions reads their last output flattened in the order `[h, w, c]`, pooled or not. The number of
+channels is that of the last output with two axes of places; the rest are the places, in the proportions it had.
+"""
+
+import math
+from typing import Any
+
+from flax import linen
+
+from jaxinvert.types import ApplyFn, Array, Params
+
+
+def feature_map(apply: ApplyFn, layer: str, params: Params, inputs: Array) -> Array:
+    """What a dense layer reads, `[B, h, w, c]`; `[B, 1, 1, features]` where it does not divide into such maps.
+
+    Args:
+      apply: of a Flax model.
+      layer: path of the layer in `params`, such as `"params/dense"`.
+      params: of the network.
+      inputs: `[B, H, W, C]` in [0, 1].
+
+    Raises:
+      ValueError: if the model calls no such Flax layer, or it reads more than one vector of an example.
+    """
+    path, maps, read = tuple(layer.split("/")[1:]), [inputs.shape[1:]], []
+
+    def intercept(next_fn: Any, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
+        if context.method_name == "__call__" and context.module.path == path:
+            read.append(args[0])
+        outputs = next_fn(*args, **kwargs)
+        if not read and getattr(outputs, "ndim", 0) == 4:
+            maps.append(outputs.shape[1:])
+        return outputs
+
+    with linen.intercept_methods(intercept):
+        apply(params, inputs)
+    if not read:
+        raise ValueError(
+            f"the features that layer {layer!r} reads can only be seen in a Flax model that calls it once"
+        )
+    if read[0].ndim != 2:
+        raise ValueError(f"layer {layer!r} reads {read[0].shape}, expected one vector of each example, [B, features]")
+    return read[0].reshape(len(inputs), *_shape_of_map(read[0].shape[1], maps[-1]))
+
+
+def _shape_of_map(num_features: int, like: tuple[int, ...]) -> tuple[int, int, int]:
+    """`(h, w, c)` of this size with the channels and proportions of another map."""
+    height, width, channels = like
+    places = num_features // channels
+    rows = round(math.sqrt(places * height / width))
+    if rows == 0 or places % rows or places * channels != num_features:
+        return 1, 1, num_features
+    return rows, places // rows, channels
