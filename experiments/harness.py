@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -25,12 +26,16 @@ class Row(NamedTuple):
       paper: its setting there, as fields of `job.JobConfig`.
       scaled: the fields that a run of minutes on two cores changes; `None` if there is no such run.
       published_db: the paper's mean PSNR, if there is one.
+      smoke: the fields that a run of seconds changes; by default to a perceptron for two steps.
     """
 
     name: str
     paper: Mapping[str, Any]
     scaled: Mapping[str, Any] | None
     published_db: float | None = None
+    smoke: Mapping[str, Any] = MappingProxyType(
+        {"model": "mlp", "checkpoint": None, "targets": 1, "restarts": 1, "steps": 2}
+    )
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ def run_table(title: str, rows: Sequence[Row], *, description: str | None, argum
     for number, row in enumerate(chosen):
         chosen_fields = {**row.paper, **({} if config.full else row.scaled or {})}
         if config.smoke:
-            chosen_fields |= {"model": "mlp", "checkpoint": None, "targets": 1, "restarts": 1, "steps": 2}
+            chosen_fields |= row.smoke
         setting = " ".join(f"{name}={value}" for name, value in chosen_fields.items())
         key = (row.name, setting, Path(config.data).stem, config.seed)
         if key not in finished:
