@@ -16,13 +16,14 @@ from jaxinvert.models.lenet import lenet
 from jaxinvert.models.mlp import mlp
 from jaxinvert.models.model import Model
 from jaxinvert.models.resnet import resnet_cifar, resnet_imagenet
-from jaxinvert.models.small_convnet import small_convnet
+from jaxinvert.models.small_convnet import small_convnet, small_convnet_bn
 from jaxinvert.models.vit import vit
 
 REGISTRY: dict[str, Callable[..., Model]] = {
     "lenet": lenet,
     "convnet64": functools.partial(convnet, width=64),
     "small-convnet": small_convnet,
+    "small-convnet-bn": small_convnet_bn,
     "mlp": mlp,
     "resnet20-4": functools.partial(resnet_cifar, depth=20, width=64),
     "resnet32-10": functools.partial(resnet_cifar, depth=32, width=160),
@@ -41,6 +42,8 @@ def _sized_vit(kind: str, patch: int, width: int, depth: int) -> Callable[..., M
 
 _ANY_SIZE: dict[str, Callable[..., Callable[..., Model]]] = {
     r"convnet(\d+)": lambda width: functools.partial(convnet, width=width),
+    r"small-convnet(\d+)": lambda width: functools.partial(small_convnet, width=width),
+    r"small-convnet-bn(\d+)": lambda width: functools.partial(small_convnet_bn, width=width),
     r"mlp-(\d+)": lambda width: functools.partial(mlp, features=(width,)),
     r"resnet(\d+)-(\d+)": lambda depth, factor: functools.partial(resnet_cifar, depth=depth, width=16 * factor),
     r"vit-plain-(\d+)-(\d+)-(\d+)": functools.partial(_sized_vit, "plain"),
@@ -73,9 +76,9 @@ def create(
       ('convnet16', 'params/head')
 
     Args:
-      name: one of `names()`, or `convnetW`, `mlp-W` and `resnetD-F` with a width, a depth and a multiple of the usual
-        width, `vit-plain-P-W-D` and `vit-pre-norm-P-W-D` with a patch, a width and a depth; or `module:function`,
-        which is imported and called: see `import_model`.
+      name: one of `names()`, or `convnetW`, `small-convnetW`, `small-convnet-bnW`, `mlp-W` and `resnetD-F` with a
+        width, a depth and a multiple of the usual width, `vit-plain-P-W-D` and `vit-pre-norm-P-W-D` with a patch, a
+        width and a depth; or `module:function`, which is imported and called: see `import_model`.
       input_shape: `(H, W, C)` of one example.
       num_classes: `K`.
       mean: `C` per-channel means of pixels in [0, 1]; `None` = no shift.
