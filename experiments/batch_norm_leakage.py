@@ -45,6 +45,7 @@ class Config:
       checkpoints: its parameters at several epochs; by default fresh ones.
       targets: clients of one image each; of 4 images there are half as many, of 8 a quarter.
       images: sizes of the clients.
+      first: where the clients' images begin in the test set.
       attacks: which of the attacks.
       steps: of the attack.
       noise: sigma_0, tried on the last checkpoint.
@@ -59,6 +60,7 @@ class Config:
     checkpoints: tuple[Path, ...] = ()
     targets: int = 8
     images: tuple[int, ...] = (1, 4, 8)
+    first: int = 0
     attacks: tuple[str, ...] = ("spectral", "batch-norm-leakage")
     steps: int = 300
     noise: tuple[float, ...] = (0.1, 1.0)
@@ -115,8 +117,8 @@ def compare(config: Config, client: Client, checkpoint: Path | None, *, noise: S
     round_ = make_round(config, client, checkpoint, victims)
     searches = make_searches(config, client, round_, public)
     num_targets = max(1, int(config.targets * client.share))
-    num_images = num_targets * client.num_images
-    truth = Batch(jnp.asarray(victims.images[:num_images]), jnp.asarray(victims.labels[:num_images]))
+    own = np.arange(config.first, config.first + num_targets * client.num_images)
+    truth = Batch(jnp.asarray(victims.images[own]), jnp.asarray(victims.labels[own]))
     batches = jax.tree.map(lambda leaf: leaf.reshape(num_targets, client.num_images, *leaf.shape[1:]), truth)
     candidates = np.concatenate([victims.images, others[-500:]])
 
@@ -139,7 +141,7 @@ def compare(config: Config, client: Client, checkpoint: Path | None, *, noise: S
             "rdlv": float(np.mean(leakage)),
             "rdlv_max": float(np.max(leakage)),
             "candidates": len(candidates),
-            "iip": float(metrics.identified(matched, candidates, np.arange(num_images)).mean()),
+            "iip": float(metrics.identified(matched, candidates, own).mean()),
         }
 
     observe_all = make_observer(round_, batches)
