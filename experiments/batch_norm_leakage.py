@@ -28,7 +28,7 @@ import optax
 import tyro
 
 from experiments import harness
-from jaxinvert import attacks, clients, data, defenses, metrics, models, running_statistics, search
+from jaxinvert import attacks, clients, data, defenses, metrics, models, objectives, running_statistics, search
 from jaxinvert.audit import evidence
 from jaxinvert.observe import observe_targets
 from jaxinvert.threat_models import LADDER
@@ -79,7 +79,15 @@ class Client(NamedTuple):
 
 
 CLIENTS = (Client(1, 1, 1.0), Client(4, 4, 0.5), Client(8, 4, 0.25))
-NOT_USED, RECOVERED, ALONE = "not used", "recovered", "alone"
+NOT_USED = "not used"
+VARIANTS: tuple[tuple[str, str, dict[str, float]], ...] = (
+    ("spectral", NOT_USED, {"update": 1.0, "batch_norm": 0.0}),
+    ("spectral", "recovered", {"update": 1.0, "batch_norm": 1.0}),
+    ("spectral", "alone", {"update": 0.0, "batch_norm": 1.0}),
+    ("batch-norm-leakage", NOT_USED, {"update": 1e-3, "batch_norm": 0.0}),
+    ("batch-norm-leakage", "recovered", {"update": 1e-3, "batch_norm": 0.1}),
+)
+"""Attack, use of the statistics, and the weights that make it; without statistics before with them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -115,7 +123,7 @@ def compare(config: Config, client: Client, checkpoint: Path | None, *, noise: S
     others = data.load(config.data, split="train").images
     public = jnp.asarray(others[:100]).mean(axis=0)
     round_ = make_round(config, client, checkpoint, victims)
-    searches = make_searches(config, client, round_, public)
+    searches = {attack: make_search(attack, client, round_, public) for attack in config.attacks}
     num_targets = max(1, int(config.targets * client.share))
     own = np.arange(config.first, config.first + num_targets * client.num_images)
     truth = Batch(jnp.asarray(victims.images[own]), jnp.asarray(victims.labels[own]))
@@ -152,8 +160,11 @@ def compare(config: Config, client: Client, checkpoint: Path | None, *, noise: S
             local_training=LocalTraining(config.local_lr, client.num_images // client.batch_size)
         )
         without_db: dict[str, np.ndarray] = {}
-        for (attack, statistics), search_all in searches.items():
-            *_, last = search_all(jax.random.key(config.seed + 1), seen, config.steps, num_steps=config.steps)
+        for attack, statistics, weights in VARIANTS:
+            if attack not in searches:
+                continue
+            settings = {**weights, "steps": config.steps}
+            *_, last = searches[attack](jax.random.key(config.seed + 1), seen, settings, num_steps=config.steps)
             psnr_db, measured = row(attack, statistics, scale, np.asarray(last.reconstruct().inputs))
             measured |= _interval("excess", evidence.excess(psnr_db, prior_db))
             if statistics == NOT_USED:
@@ -169,16 +180,22 @@ def _interval(name: str, excess: evidence.Excess) -> dict[str, float]:
     return {f"{name}_db": excess.mean, f"{name}_low_db": excess.low, f"{name}_high_db": excess.high}
 
 
-def make_searches(
-    config: Config, client: Client, round_: "Round", public: Array
-) -> dict[tuple[str, str], search.Stepwise]:
-    """By attack and use of the statistics, that without them first; they take the number of steps as settings."""
+def make_search(attack: str, client: Client, round_: "Round", public: Array) -> search.Stepwise:
+    """The attack, which takes its number of steps and the weights of update and statistics as settings."""
     shape = (client.num_images, *round_.model.input_shape)
 
-    def spectral(steps: Array, **settings: Any) -> Attack:
-        return attacks.spectral(round_.client_update, batch_shape=shape, prior=public, horizon=steps, **settings)
+    def spectral(settings: dict[str, Any]) -> Attack:
+        return attacks.spectral(
+            round_.client_update,
+            batch_shape=shape,
+            sent_statistics=round_.sent_statistics,
+            batch_norm=settings["batch_norm"],
+            objective=lambda simulated, observed: settings["update"] * objectives.cosine(simulated, observed),
+            prior=public,
+            horizon=settings["steps"],
+        )
 
-    def published(steps: Array, **settings: Any) -> Attack:
+    def published(settings: dict[str, Any]) -> Attack:
         return attacks.batch_norm_leakage(
             round_.client_update,
             round_.sent_statistics,
@@ -187,27 +204,12 @@ def make_searches(
             prior=public,
             mean=round_.model.mean,
             std=round_.model.std,
-            horizon=steps,
-            **settings,
+            matching=settings["update"],
+            batch_norm=settings["batch_norm"],
+            horizon=settings["steps"],
         )
 
-    def no_distance(simulated: ArrayTree, observed: ArrayTree) -> Array:
-        del simulated, observed
-        return jnp.zeros(())
-
-    sent = {"sent_statistics": round_.sent_statistics}
-    makers: dict[tuple[str, str], tuple[Callable[..., Attack], dict[str, Any]]] = {
-        ("spectral", NOT_USED): (spectral, {}),
-        ("spectral", RECOVERED): (spectral, sent),
-        ("spectral", ALONE): (spectral, sent | {"objective": no_distance}),
-        ("batch-norm-leakage", NOT_USED): (published, {"batch_norm": 0.0}),
-        ("batch-norm-leakage", RECOVERED): (published, {}),
-    }
-    return {
-        (attack, statistics): search.Stepwise(lambda steps, make=make, settings=settings: make(steps, **settings))
-        for (attack, statistics), (make, settings) in makers.items()
-        if attack in config.attacks
-    }
+    return search.Stepwise({"spectral": spectral, "batch-norm-leakage": published}[attack])
 
 
 def leakage_of_client(found: np.ndarray, images: np.ndarray, prior: Array) -> float:
