@@ -1,11 +1,15 @@
 """BatchNorm leakage: what the running statistics that a client sends add to the leak, by round, size and noise.
 
-Setting: clients in train mode send an update and running statistics after one step on 1 image, or two steps of 4 on 8
-images. The attack starts at a public prior, the mean of 100 training images; labels are known. RDLV is the gain in
-SSIM over that prior, for each client the largest over its reconstructions and images, then the mean over clients; IIP
-is whether the nearest of all test images and 500 others is the true one. `round` is the epoch of the network, noise
-the sigma_0 of N(0, (sigma_0 P95)^2) on every tensor that is sent. Published (Hatamizadeh et al. 2022,
-chest X-rays, ResNet-18): one image leaks with RDLV about 0.5 until sigma_0 = 25, clients of 8 images stay below 0.
+Setting: clients in train mode send an update and running statistics after one step on 1 or 4 images, or two steps of
+4 on 8 images; labels are known. Attacks are spectral matching and the published one (Hatamizadeh et al. 2022), each
+with the recovered statistics and without; spectral matching also on the statistics alone. All start at a public
+prior, the mean of 100 training images, which is the first row of each setting. `gain` is the PSNR over that of the
+same attack without statistics, paired by client, with a bootstrap interval; `excess` the same over the prior.
+
+RDLV is the gain in SSIM over the prior, for each client the largest over its reconstructions and images, then the
+mean over clients; IIP is whether the nearest of all test images and 500 others is the true one. `round` is the epoch
+of the network, noise the sigma_0 of N(0, (sigma_0 P95)^2) on every tensor that is sent. Published (chest X-rays,
+ResNet-18): one image leaks with RDLV about 0.5 until sigma_0 = 25, clients of 8 images stay below 0.
 
 Command:  python -m experiments.batch_norm_leakage --data FILE.npz --checkpoints FILE.safetensors ... --json FILE
 Smoke:    python -m experiments.batch_norm_leakage --smoke
@@ -24,10 +28,11 @@ import optax
 import tyro
 
 from experiments import harness
-from jaxinvert import attacks, clients, data, defenses, metrics, models, running_statistics, search
+from jaxinvert import attacks, clients, data, defenses, metrics, models, objectives, running_statistics, search
+from jaxinvert.audit import evidence
 from jaxinvert.observe import observe_targets
 from jaxinvert.threat_models import LADDER
-from jaxinvert.types import Array, ArrayTree, Batch, ClientUpdateFn, Key, LocalTraining, Observation, Params
+from jaxinvert.types import Array, ArrayTree, Attack, Batch, ClientUpdateFn, Key, LocalTraining, Observation, Params
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,10 @@ class Config:
       data: data set by name, folder or npz.
       model: network with BatchNorm, by name.
       checkpoints: its parameters at several epochs; by default fresh ones.
-      targets: clients of one image each; of 8 images there are a third as many.
+      targets: clients of one image each; of 4 images there are half as many, of 8 a quarter.
+      images: sizes of the clients.
+      first: where the clients' images begin in the test set.
+      attacks: which of the attacks.
       steps: of the attack.
       noise: sigma_0, tried on the last checkpoint.
       local_lr: the clients' learning rate.
@@ -48,11 +56,14 @@ class Config:
     """
 
     data: str = "cifar10"
-    model: str = "resnet20-1"
+    model: str = "small-convnet-bn16"
     checkpoints: tuple[Path, ...] = ()
-    targets: int = 6
-    steps: int = 1000
-    noise: tuple[float, ...] = (0.1, 1.0, 10.0)
+    targets: int = 8
+    images: tuple[int, ...] = (1, 4, 8)
+    first: int = 0
+    attacks: tuple[str, ...] = ("spectral", "batch-norm-leakage")
+    steps: int = 300
+    noise: tuple[float, ...] = (0.1, 1.0)
     local_lr: float = 0.01
     seed: int = 0
     smoke: bool = False
@@ -60,28 +71,50 @@ class Config:
 
 
 class Client(NamedTuple):
-    """How many images a client has, and how many of them it takes at each of its local steps."""
+    """How many images a client has, how many of them it takes at each of its local steps, and how rare it is."""
 
     num_images: int
     batch_size: int
+    share: float
 
 
-CLIENTS = (Client(1, 1), Client(8, 4))
+CLIENTS = (Client(1, 1, 1.0), Client(4, 4, 0.5), Client(8, 4, 0.25))
+NOT_USED = "not used"
+VARIANTS: tuple[tuple[str, str, dict[str, float]], ...] = (
+    ("spectral", NOT_USED, {"update": 1.0, "batch_norm": 0.0}),
+    ("spectral", "recovered", {"update": 1.0, "batch_norm": 1.0}),
+    ("spectral", "alone", {"update": 0.0, "batch_norm": 1.0}),
+    ("batch-norm-leakage", NOT_USED, {"update": 1e-3, "batch_norm": 0.0}),
+    ("batch-norm-leakage", "recovered", {"update": 1e-3, "batch_norm": 0.1}),
+)
+"""Attack, use of the statistics, and the weights that make it; without statistics before with them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Attacks with and without the statistics in every round, then under noise in the last one."""
     config = tyro.cli(Config, description=__doc__, args=arguments)
     if config.smoke:
-        config = replace(config, data="photos", model="resnet8-1", checkpoints=(), targets=1, steps=1, noise=())
+        config = replace(
+            config,
+            data="photos",
+            model="small-convnet-bn4",
+            checkpoints=(),
+            targets=1,
+            images=(1,),
+            steps=1,
+            noise=(),
+        )
     checkpoints: Sequence[Path | None] = sorted(config.checkpoints, key=_epoch) or [None]
-    rows = []
-    for client in CLIENTS[:1] if config.smoke else CLIENTS:
+    title = f"BatchNorm leakage, {config.model}, {Path(config.data).stem}"
+    rows: list[dict] = []
+    for client in (client for client in CLIENTS if client.num_images in config.images):
         for checkpoint in checkpoints:
-            last = checkpoint == checkpoints[-1]
-            rows += compare(config, client, checkpoint, noise=(0.0, *(config.noise if last else ())))
+            noise = (0.0, *(config.noise if checkpoint == checkpoints[-1] else ()))
+            rows += compare(config, client, checkpoint, noise=noise)
             print(f"done: {client.num_images} images, round {rows[-1]['round']}", flush=True)
-    harness.publish(f"BatchNorm leakage, {config.model}, {Path(config.data).stem}", rows, json_file=config.json)
+            if config.json is not None:
+                harness.save(config.json, title, rows)
+    harness.publish(title, rows, json_file=config.json)
 
 
 def compare(config: Config, client: Client, checkpoint: Path | None, *, noise: Sequence[float]) -> list[dict]:
@@ -90,56 +123,93 @@ def compare(config: Config, client: Client, checkpoint: Path | None, *, noise: S
     others = data.load(config.data, split="train").images
     public = jnp.asarray(others[:100]).mean(axis=0)
     round_ = make_round(config, client, checkpoint, victims)
-    search_all = search.Stepwise(
-        lambda settings: attacks.batch_norm_leakage(
-            round_.client_update,
-            round_.sent_statistics,
-            batch_shape=(client.num_images, *round_.model.input_shape),
-            momentum=models.BATCH_NORM_MOMENTUM,
-            prior=public,
-            mean=round_.model.mean,
-            std=round_.model.std,
-            **settings,
-        )
-    )
-    num_targets = config.targets if client.num_images == 1 else max(1, config.targets // 3)
-    num_images = num_targets * client.num_images
-    truth = Batch(jnp.asarray(victims.images[:num_images]), jnp.asarray(victims.labels[:num_images]))
+    searches = {attack: make_search(attack, client, round_, public) for attack in config.attacks}
+    num_targets = max(1, int(config.targets * client.share))
+    own = np.arange(config.first, config.first + num_targets * client.num_images)
+    truth = Batch(jnp.asarray(victims.images[own]), jnp.asarray(victims.labels[own]))
     batches = jax.tree.map(lambda leaf: leaf.reshape(num_targets, client.num_images, *leaf.shape[1:]), truth)
     candidates = np.concatenate([victims.images, others[-500:]])
 
-    observe_all, rows = make_observer(round_, batches), []
+    def row(attack: str, statistics: str, noise: float, found: np.ndarray) -> tuple[np.ndarray, dict]:
+        quality = [metrics.evaluate(f, np.asarray(t)) for f, t in zip(found, batches.inputs)]
+        matched = np.concatenate([f[q.permutation] for f, q in zip(found, quality)])
+        leakage = [leakage_of_client(f, np.asarray(t), public) for f, t in zip(found, batches.inputs)]
+        psnr_db = np.array([np.mean(q.psnr_db) for q in quality])
+        return psnr_db, {
+            "images_per_client": client.num_images,
+            "round": round_.facts.get("epochs", 0),
+            "accuracy": round_.facts.get("test_accuracy"),
+            "noise": noise,
+            "attack": attack,
+            "statistics": statistics,
+            "clients": num_targets,
+            "steps": config.steps,
+            "mean_psnr_db": float(psnr_db.mean()),
+            "mean_ssim": float(np.mean([q.ssim for q in quality])),
+            "rdlv": float(np.mean(leakage)),
+            "rdlv_max": float(np.max(leakage)),
+            "candidates": len(candidates),
+            "iip": float(metrics.identified(matched, candidates, own).mean()),
+        }
+
+    observe_all = make_observer(round_, batches)
+    prior_db, prior = row("none", "-", 0.0, np.broadcast_to(public, batches.inputs.shape))
+    rows = [prior]
     for scale in noise:
         seen = observe_all(jax.random.key(config.seed + 2), scale)._replace(
             local_training=LocalTraining(config.local_lr, client.num_images // client.batch_size)
         )
-        for statistics in ("recovered", "not used") if scale == 0 else ("recovered",):
-            settings = {"batch_norm": 0.1 if statistics == "recovered" else 0.0, "horizon": config.steps}
-            *_, last = search_all(jax.random.key(config.seed + 1), seen, settings, num_steps=config.steps)
-            found = np.asarray(last.reconstruct().inputs)
-            quality = [metrics.evaluate(f, np.asarray(t)) for f, t in zip(found, batches.inputs)]
-            matched = np.concatenate([f[q.permutation] for f, q in zip(found, quality)])
-            ssim = np.concatenate([q.ssim for q in quality])
-            leakage = [leakage_of_client(f, np.asarray(t), public) for f, t in zip(found, batches.inputs)]
-            rows.append(
-                {
-                    "images_per_client": client.num_images,
-                    "round": round_.facts.get("epochs", 0),
-                    "accuracy": round_.facts.get("test_accuracy"),
-                    "noise": scale,
-                    "statistics": statistics,
-                    "images": num_images,
-                    "steps": config.steps,
-                    "mean_psnr_db": float(np.mean([q.psnr_db for q in quality])),
-                    "mean_ssim": float(ssim.mean()),
-                    "rdlv": float(np.mean(leakage)),
-                    "rdlv_max": float(np.max(leakage)),
-                    "candidates": len(candidates),
-                    "iip": float(metrics.identified(matched, candidates, np.arange(num_images)).mean()),
-                    "seconds_run": last.seconds,
-                }
-            )
-    return rows
+        without_db: dict[str, np.ndarray] = {}
+        for attack, statistics, weights in VARIANTS:
+            if attack not in searches:
+                continue
+            settings = {**weights, "steps": config.steps}
+            *_, last = searches[attack](jax.random.key(config.seed + 1), seen, settings, num_steps=config.steps)
+            psnr_db, measured = row(attack, statistics, scale, np.asarray(last.reconstruct().inputs))
+            measured |= _interval("excess", evidence.excess(psnr_db, prior_db))
+            if statistics == NOT_USED:
+                without_db[attack] = psnr_db
+            else:
+                measured |= _interval("gain", evidence.excess(psnr_db, without_db[attack]))
+            rows.append(measured | {"seconds_run": last.seconds})
+    columns = dict.fromkeys(name for measured in rows for name in measured)
+    return [{name: measured.get(name) for name in columns} for measured in rows]
+
+
+def _interval(name: str, excess: evidence.Excess) -> dict[str, float]:
+    return {f"{name}_db": excess.mean, f"{name}_low_db": excess.low, f"{name}_high_db": excess.high}
+
+
+def make_search(attack: str, client: Client, round_: "Round", public: Array) -> search.Stepwise:
+    """The attack, which takes its number of steps and the weights of update and statistics as settings."""
+    shape = (client.num_images, *round_.model.input_shape)
+
+    def spectral(settings: dict[str, Any]) -> Attack:
+        return attacks.spectral(
+            round_.client_update,
+            batch_shape=shape,
+            sent_statistics=round_.sent_statistics,
+            batch_norm=settings["batch_norm"],
+            objective=lambda simulated, observed: settings["update"] * objectives.cosine(simulated, observed),
+            prior=public,
+            horizon=settings["steps"],
+        )
+
+    def published(settings: dict[str, Any]) -> Attack:
+        return attacks.batch_norm_leakage(
+            round_.client_update,
+            round_.sent_statistics,
+            batch_shape=shape,
+            momentum=models.BATCH_NORM_MOMENTUM,
+            prior=public,
+            mean=round_.model.mean,
+            std=round_.model.std,
+            matching=settings["update"],
+            batch_norm=settings["batch_norm"],
+            horizon=settings["steps"],
+        )
+
+    return search.Stepwise({"spectral": spectral, "batch-norm-leakage": published}[attack])
 
 
 def leakage_of_client(found: np.ndarray, images: np.ndarray, prior: Array) -> float:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxinvert import running_statistics
 from jaxinvert.labels import labels_from_counts
 from jaxinvert.observe import check_update, require
 from jaxinvert.parametrizations import stay
@@ -34,6 +35,7 @@ from jaxinvert.types import (
     Reconstruction,
     RecoverLabels,
     Regularizer,
+    Scalar,
     Update,
 )
 
@@ -84,6 +86,37 @@ def update_distance(client_update: ClientUpdateFn, objective: Objective) -> Call
             (observation.earlier_params, observation.earlier_updates),
         )
         return (last + jnp.sum(earlier)) / (1 + earlier.size)
+
+    return distance
+
+
+def statistics_distance(
+    sent_statistics: Callable[[Params, Batch], ArrayTree],
+    gap: Callable[[ArrayTree, ArrayTree], Array],
+    *,
+    momentum: Scalar,
+    name: str,
+) -> Callable[[Observation, Batch], Array]:
+    """`(observation, batch) -> gap(simulated batch statistics, observed ones)`, both recovered from running ones.
+
+    Args:
+      sent_statistics: the running statistics that the simulated client sends, `(params, batch) -> statistics`.
+      gap: distance between two trees of batch statistics.
+      momentum: of the running statistics, the share of the old value (Flax's convention).
+      name: of the attack, for error messages.
+
+    Reads `observation.params`, `.batch_stats` and `.local_training`.
+    """
+
+    def distance(observation: Observation, batch: Batch) -> Array:
+        params = require(observation, "params", attack=name)
+        sent_back = require(observation, "batch_stats", attack=name)
+        num_steps = require(observation, "local_training", attack=name).num_steps
+
+        def behind(running: ArrayTree) -> ArrayTree:
+            return running_statistics.recover(running, params["batch_stats"], momentum=momentum, num_steps=num_steps)
+
+        return gap(behind(sent_statistics(params, batch)), behind(sent_back))
 
     return distance
 

@@ -21,6 +21,9 @@ References:
   make federated learning unsafe? IEEE Transactions on Medical Imaging 2023, arXiv:2202.06924.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -79,6 +82,43 @@ def recover(sent: ArrayTree, initial: ArrayTree, *, momentum: Scalar, num_steps:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     old = momentum**num_steps
     return jax.tree.map(lambda r, r_0: ((r - old * r_0) / (1 - old)).astype(r.dtype), sent, initial)
+
+
+def relative_distance(found: ArrayTree, wanted: ArrayTree) -> Array:
+    """How far statistics are from others, in units of these: `[]`, 0 where they agree.
+
+    The mean over layers of
+
+        sum_c ((mean_c - mean*_c)^2 + (std_c - std*_c)^2)  /  2 sum_c var*_c,
+
+    which for normal features is the cost of carrying the one into the other (squared 2-Wasserstein distance, channel
+    by channel) over twice their variance.
+
+    Args:
+      found: trees of layers `{"mean": [C], "var": [C]}`, differentiable.
+      wanted: the same tree; variances that noise made negative count as 0.
+
+    >>> layer = {"mean": jnp.zeros(2), "var": jnp.ones(2)}
+    >>> round(float(relative_distance({"mean": jnp.ones(2), "var": jnp.ones(2)}, layer)), 4)
+    0.5
+    """
+
+    def std(variance: Array) -> Array:
+        return jnp.sqrt(jnp.maximum(variance, 0) + _SMALL)  # the square root has no derivative at 0
+
+    def one_layer(found: Any, wanted: Any) -> Array:
+        gap = jnp.square(found["mean"] - wanted["mean"]) + jnp.square(std(found["var"]) - std(wanted["var"]))
+        return jnp.sum(gap) / (2 * jnp.sum(jnp.square(std(wanted["var"]))))
+
+    def is_layer(node: Any) -> bool:
+        return isinstance(node, Mapping) and "mean" in node
+
+    layers = jax.tree.leaves(jax.tree.map(one_layer, found, wanted, is_leaf=is_layer))
+    return sum(layers, start=jnp.zeros(())) / max(len(layers), 1)
+
+
+_SMALL = 1e-5
+"""What variances are raised by, as by BatchNorm itself."""
 
 
 def convert_momentum(momentum: Scalar) -> Scalar:

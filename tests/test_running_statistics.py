@@ -89,3 +89,23 @@ def test_momentum_outside_of_its_range_is_refused(momentum):
 def test_no_step_recovers_nothing():
     with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
         running_statistics.recover(jnp.ones(1), jnp.ones(1), momentum=0.9, num_steps=0)
+
+
+def test_relative_distance_by_hand():
+    """Means off by half a deviation in one of two layers, deviations by twice in the other, each channel alike."""
+    wanted = {"a": {"mean": np.zeros(2), "var": np.full(2, 4.0)}, "b": {"c": {"mean": np.ones(3), "var": np.ones(3)}}}
+    found = {
+        "a": {"mean": np.ones(2), "var": np.full(2, 4.0)},
+        "b": {"c": {"mean": np.ones(3), "var": np.full(3, 9)}},
+    }
+    expected = 0.5 * (0.5**2 / 2 + (3 - 1) ** 2 / 2)
+    np.testing.assert_allclose(running_statistics.relative_distance(found, wanted), expected, rtol=1e-4)
+    assert running_statistics.relative_distance(wanted, wanted) == 0
+
+
+def test_relative_distance_has_a_gradient_where_nothing_varies_and_noise_made_a_variance_negative():
+    wanted = {"mean": jnp.ones(2), "var": jnp.array([-0.1, 1.0])}
+    found = {"mean": jnp.ones(2), "var": jnp.array([0.0, 0.0])}
+    slope = jax.grad(running_statistics.relative_distance)(found, wanted)
+    assert np.all(np.isfinite(slope["var"]))
+    assert slope["var"][1] < 0

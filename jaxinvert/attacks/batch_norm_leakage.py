@@ -17,9 +17,9 @@ from collections.abc import Callable
 import jax
 import optax
 
-from jaxinvert import objectives, parametrizations, regularizers, running_statistics
+from jaxinvert import objectives, parametrizations, regularizers
 from jaxinvert.attacks.schedules import warmup_cosine
-from jaxinvert.matching import search_inputs
+from jaxinvert.matching import search_inputs, statistics_distance
 from jaxinvert.observe import require
 from jaxinvert.types import (
     Array,
@@ -86,17 +86,15 @@ def batch_norm_leakage(
             images, batch_size=batch_shape[0], num_classes=joint_labels, squash=jax.nn.sigmoid
         )
 
+    statistics_gap = statistics_distance(
+        sent_statistics, objectives.tensor_norms, momentum=momentum, name="batch_norm_leakage"
+    )
+
     def distance(observation: Observation, batch: Batch) -> Array:
         params = require(observation, "params", attack="batch_norm_leakage")
-        sent_back = require(observation, "batch_stats", attack="batch_norm_leakage")
         rate, num_steps = require(observation, "local_training", attack="batch_norm_leakage")
-
-        def behind(running: ArrayTree) -> ArrayTree:
-            return running_statistics.recover(running, params["batch_stats"], momentum=momentum, num_steps=num_steps)
-
         update_gap = objectives.tensor_norms(client_update(params, batch), observation.update)
-        statistics_gap = objectives.tensor_norms(behind(sent_statistics(params, batch)), behind(sent_back))
-        return matching * update_gap / (rate * num_steps) + batch_norm * statistics_gap
+        return matching * update_gap / (rate * num_steps) + batch_norm * statistics_gap(observation, batch)
 
     mean_image, std_image = (
         parametrizations.per_channel(name, value, batch_shape) for name, value in (("mean", mean), ("std", std))

@@ -174,6 +174,7 @@ def _spectral(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Sca
     return spectral(
         setting.client_update,
         batch_shape=setting.images["batch_shape"],
+        sent_statistics=setting.sent_statistics,
         joint_labels=setting.joint_classes,
         horizon=horizon,
         objective=setting.objective,
@@ -183,7 +184,7 @@ def _spectral(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Sca
 
 _SPECTRAL = Recipe(
     summary="this library's own: a picture's frequencies, a prior under noise of unknown size",
-    hyperparameters={"tv": 1.0, "learning_rate": 0.2},
+    hyperparameters={"batch_norm": 1.0, "tv": 1.0, "learning_rate": 0.2},
     needs=(*_UPDATE, "labels"),
     build=_spectral,
     joint=True,

@@ -9,22 +9,44 @@ where noise forbids that. (`D` sums squares of residuals; if their variance is u
 value, minus the logarithm of the posterior is `log D` times a constant plus the prior's.) Adam takes plain gradients,
 forgets their size within 20 steps because it falls by orders of magnitude, and its rate follows half a cosine.
 
+Clients with BatchNorm in train mode normalize brightness and contrast away, and their update hardly tells them. The
+running statistics that such clients send do: where the attacker sees them, `D` has a second term, the distance of the
+batch statistics behind them in units of these. Both terms are relative to what was observed, so that noise of one
+unknown size stands behind both.
+
 docs/spectral.md says why and where each part pays; experiments/spectral.py measures it.
 """
+
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import optax
 
-from jaxinvert import objectives, parametrizations, regularizers
+from jaxinvert import objectives, parametrizations, regularizers, running_statistics
 from jaxinvert.attacks.schedules import cosine_decay
-from jaxinvert.matching import search_inputs, update_distance
-from jaxinvert.types import Array, Attack, Batch, ClientUpdateFn, Objective, Observation, Scalar, Shape
+from jaxinvert.matching import search_inputs, statistics_distance, update_distance
+from jaxinvert.models import BATCH_NORM_MOMENTUM
+from jaxinvert.types import (
+    Array,
+    ArrayTree,
+    Attack,
+    Batch,
+    ClientUpdateFn,
+    Objective,
+    Observation,
+    Params,
+    Scalar,
+    Shape,
+)
 
 
 def spectral(
     client_update: ClientUpdateFn,
     *,
     batch_shape: Shape,
+    sent_statistics: Callable[[Params, Batch], ArrayTree] | None = None,
+    momentum: Scalar = BATCH_NORM_MOMENTUM,
+    batch_norm: Scalar = 1.0,
     tv: Scalar = 1.0,
     learning_rate: Scalar = 0.2,
     horizon: Scalar = 1000,
@@ -37,6 +59,10 @@ def spectral(
     Args:
       client_update: the attacker's simulation of the client.
       batch_shape: `(B, H, W, C)`.
+      sent_statistics: the running statistics that the simulated client sends, `(params, batch) -> statistics`; they
+        are matched where `observation.batch_stats` has those that came back.
+      momentum: of the running statistics, the share of the old value (Flax's convention).
+      batch_norm: weight of the statistics.
       tv: weight of the total variation, of pixels in [0, 1], in the exponent.
       learning_rate: of Adam, in units of the spectrum of photographs.
       horizon: the number of steps that the learning-rate decay is laid out for.
@@ -50,10 +76,17 @@ def spectral(
         parametrization = parametrizations.with_soft_labels(
             parametrization, batch_size=batch_shape[0], num_classes=joint_labels
         )
-    unexplained = update_distance(client_update, objective)
+    update_gap = update_distance(client_update, objective)
+
+    statistics_gap = sent_statistics and statistics_distance(
+        sent_statistics, running_statistics.relative_distance, momentum=momentum, name="spectral"
+    )
 
     def distance(observation: Observation, batch: Batch) -> Array:
-        return unexplained(observation, batch) * jnp.exp(tv * regularizers.total_variation(batch.inputs))
+        unexplained = update_gap(observation, batch)
+        if statistics_gap is not None and observation.batch_stats is not None:
+            unexplained += batch_norm * statistics_gap(observation, batch)
+        return unexplained * jnp.exp(tv * regularizers.total_variation(batch.inputs))
 
     return search_inputs(
         distance,

@@ -17,7 +17,7 @@ from jaxinvert.models.mlp import mlp
 from jaxinvert.models.model import Model, from_functions, from_linen, training_loss
 from jaxinvert.models.registry import REGISTRY, create, names
 from jaxinvert.models.resnet import resnet_cifar, resnet_imagenet
-from jaxinvert.models.small_convnet import small_convnet
+from jaxinvert.models.small_convnet import small_convnet, small_convnet_bn
 from jaxinvert.models.vit import vit
 from jaxinvert.models.wide_convnet import wide_convnet
 
@@ -43,6 +43,7 @@ __all__ = [
     "resnet_imagenet",
     "save_checkpoint",
     "small_convnet",
+    "small_convnet_bn",
     "source_of",
     "training_loss",
     "vit",

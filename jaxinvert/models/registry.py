@@ -16,7 +16,7 @@ from jaxinvert.models.lenet import lenet
 from jaxinvert.models.mlp import mlp
 from jaxinvert.models.model import Model
 from jaxinvert.models.resnet import resnet_cifar, resnet_imagenet
-from jaxinvert.models.small_convnet import small_convnet
+from jaxinvert.models.small_convnet import small_convnet, small_convnet_bn
 from jaxinvert.models.vit import vit
 from jaxinvert.models.wide_convnet import wide_convnet
 
@@ -24,6 +24,7 @@ REGISTRY: dict[str, Callable[..., Model]] = {
     "lenet": lenet,
     "convnet64": functools.partial(convnet, width=64),
     "small-convnet": small_convnet,
+    "small-convnet-bn": small_convnet_bn,
     "mlp": mlp,
     "mlp-unbiased": functools.partial(mlp, hidden_bias=False),
     "resnet20-4": functools.partial(resnet_cifar, depth=20, width=64),
@@ -48,6 +49,8 @@ def _sized_mlp(hidden_bias: bool, *features: int) -> Callable[..., Model]:
 
 _ANY_SIZE: dict[str, Callable[..., Callable[..., Model]]] = {
     r"convnet(\d+)": lambda width: functools.partial(convnet, width=width),
+    r"small-convnet(\d+)": lambda width: functools.partial(small_convnet, width=width),
+    r"small-convnet-bn(\d+)": lambda width: functools.partial(small_convnet_bn, width=width),
     r"mlp-(\d+(?:-\d+)*)": functools.partial(_sized_mlp, True),
     r"mlp-unbiased-(\d+(?:-\d+)*)": functools.partial(_sized_mlp, False),
     r"resnet(\d+)-(\d+)": lambda depth, factor: functools.partial(resnet_cifar, depth=depth, width=16 * factor),
@@ -82,10 +85,10 @@ def create(
       ('convnet16', 'params/head')
 
     Args:
-      name: one of `names()`, or `convnetW` and `resnetD-F` with a width, a depth and a multiple of the usual width,
-        `mlp-W-W-...` and `mlp-unbiased-W-W-...` with those of the hidden layers, `vit-plain-P-W-D` and
-        `vit-pre-norm-P-W-D` with a patch, a width and a depth, `wide-convnet-U` with a number of units; or
-        `module:function`, which is imported and called: see `import_model`.
+      name: one of `names()`, or `convnetW`, `small-convnetW`, `small-convnet-bnW` and `resnetD-F` with a width, a depth
+        and a multiple of the usual width, `mlp-W-W-...` and `mlp-unbiased-W-W-...` with those of the hidden layers,
+        `vit-plain-P-W-D` and `vit-pre-norm-P-W-D` with a patch, a width and a depth, `wide-convnet-U` with a number
+        of units; or `module:function`, which is imported and called: see `import_model`.
       input_shape: `(H, W, C)` of one example.
       num_classes: `K`.
       mean: `C` per-channel means of pixels in [0, 1]; `None` = no shift.

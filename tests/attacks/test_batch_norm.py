@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen
 
-from jaxinvert import attacks, clients, job, models, running_statistics, search
+from jaxinvert import attacks, clients, job, models, objectives, running_statistics, search
 from jaxinvert.attacks.transformations import langevin_noise
 from jaxinvert.job.simulation import client_update, sent_statistics
 from jaxinvert.observe import observe
@@ -69,6 +69,23 @@ def test_the_statistics_help(client):
         return float(jnp.abs(found.inputs.mean(axis=0) - client.batch.inputs.mean(axis=0)).mean())
 
     assert error(0.1) < 0.5 * error(0.0)
+
+
+def test_statistics_fix_the_brightness_that_the_update_cannot_see(client):
+    """The network's first layer normalizes each pixel over the batch: darker images have the same update."""
+    darker = client.batch._replace(inputs=0.5 * client.batch.inputs + 0.1)
+    params, seen = client.observation.params, client.observation
+    assert objectives.cosine(client.update(params, darker), seen.update) < 1e-5
+
+    attack = attacks.spectral(
+        client.update, batch_shape=SHAPE, sent_statistics=client.sent, horizon=300, tv=0.0, learning_rate=0.1
+    )
+
+    def error_of_mean(observation):
+        found = jax.jit(search.run(attack, num_steps=300))(jax.random.key(0), observation)
+        return float(jnp.abs(found.inputs.mean(axis=0) - client.batch.inputs.mean(axis=0)).mean())
+
+    assert error_of_mean(seen) < 0.02 < 0.05 < error_of_mean(seen._replace(batch_stats=None))
 
 
 def test_starts_at_the_public_picture(client):

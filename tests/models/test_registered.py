@@ -17,6 +17,7 @@ SMALL = {
     "lenet": {},
     "convnet64": {"width": 4},
     "small-convnet": {"width": 4},
+    "small-convnet-bn": {"width": 4},
     "mlp": {"features": (32, 16)},
     "mlp-unbiased": {"features": (32, 16)},
     "resnet20-4": {"depth": 14, "width": 4},
@@ -30,7 +31,7 @@ SMALL = {
 }
 """Options that make each registered network cheap without changing what it is made of."""
 WITHOUT_CONVOLUTIONS = ("mlp", "mlp-unbiased", "vit-plain", "vit-pre-norm")
-WITH_BATCH_NORM = ("convnet64", "resnet32-10", "resnet18")
+WITH_BATCH_NORM = ("convnet64", "small-convnet-bn", "resnet32-10", "resnet18")
 SHAPE, NUM_CLASSES, BATCH_SIZE = (16, 12, 3), 7, 3
 
 

@@ -73,6 +73,7 @@ def test_wrong_values_are_named(name, options, message):
     [
         ("convnet64", {"width": 16}, "convnet16"),
         ("small-convnet", {"width": 8}, "small-convnet8"),
+        ("small-convnet-bn8", {}, "small-convnet-bn8"),
         ("mlp", {"features": (512, 64)}, "mlp-512-64"),
         ("mlp", {"features": [256]}, "mlp"),
         ("mlp-512-64", {}, "mlp-512-64"),
