@@ -85,10 +85,10 @@ def create(
       ('convnet16', 'params/head')
 
     Args:
-      name: one of `names()`, or `convnetW`, `small-convnetW`, `small-convnet-bnW` and `resnetD-F` with a width, a depth
-        and a multiple of the usual width, `mlp-W-W-...` and `mlp-unbiased-W-W-...` with those of the hidden layers,
-        `vit-plain-P-W-D` and `vit-pre-norm-P-W-D` with a patch, a width and a depth, `wide-convnet-U` with a number
-        of units; or `module:function`, which is imported and called: see `import_model`.
+      name: one of `names()`, or `convnetW`, `small-convnetW`, `small-convnet-bnW` and `resnetD-F` with a width, a
+        depth and a multiple of the usual width, `mlp-W-W-...` and `mlp-unbiased-W-W-...` with those of the hidden
+        layers, `vit-plain-P-W-D` and `vit-pre-norm-P-W-D` with a patch, a width and a depth, `wide-convnet-U` with a
+        number of units; or `module:function`, which is imported and called: see `import_model`.
       input_shape: `(H, W, C)` of one example.
       num_classes: `K`.
       mean: `C` per-channel means of pixels in [0, 1]; `None` = no shift.
