@@ -80,9 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs both attackers on every defense and prints the rows, after each all so far."""
     config = tyro.cli(Config, description=__doc__, args=arguments)
     if config.smoke:
-        config = replace(
-            config, model="mlp", targets=2, steps=2, defenses=("top-k-per", "outpost", "precode", "smallest")
-        )
+        config = replace(config, model="mlp-8", targets=2, steps=2, defenses=("top-k-per", "smallest"))
     undefended = job.JobConfig(
         model=config.model,
         data=config.data,

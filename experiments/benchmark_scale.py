@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(measure(json.loads(config.point))))
         return
     if config.smoke:
-        config = replace(config, restarts=(2,), targets=(), batches=(), devices=(2,), jobs=2, model="mlp", size=12)
+        config = replace(config, restarts=(2,), targets=(), batches=(), devices=(2,), jobs=2, model="mlp-8", size=12)
     with tempfile.TemporaryDirectory() as temporary:
         rows = measure_all(config, Path(temporary))
     harness.publish("Scale", rows, json_file=config.json)

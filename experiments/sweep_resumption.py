@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the sweep three times and compares what they left."""
     config = tyro.cli(Config, description=__doc__, args=arguments)
     if config.smoke:
-        config = replace(config, model="mlp", size=12, seeds=1, steps=1, kills=0, ray=False)
+        config = replace(config, model="mlp-8", size=12, seeds=1, steps=1, kills=0, ray=False)
     with tempfile.TemporaryDirectory() as temporary:
         rows = compare(config, Path(temporary))
     harness.publish("A sweep left alone, killed, and computed elsewhere", rows, json_file=config.json)

@@ -174,8 +174,8 @@ def test_the_record_is_json_and_the_page_shows_it(audited, tmp_path):
 def test_the_command_audits_what_a_file_says_and_flags_overrule(tmp_path, capsys):
     file = tmp_path / "audit.yaml"
     file.write_text(
-        "{model: mlp, restarts: 1, steps: 900, targets: 4, num_examples: 2, defenses: [none, mixup, precode], "
-        "accuracy_rounds: 2}"
+        "{model: mlp-16, restarts: 1, steps: 900, targets: 4, num_examples: 2, "
+        "defenses: [none, mixup, precode], accuracy_rounds: 2}"
     )
     out = tmp_path / "out"
     assert main(["audit", str(file), "--steps", "8", "--out", str(out)]) == 0
