@@ -47,8 +47,9 @@ def judge(
         f"95 % interval {_percent(identified.low)} to {_percent(identified.high)} of clients, "
         f"guessing reaches {_percent(identified.chance)}"
     )
+    side = "above" if excess.mean >= 0 else "below"
     gain = (
-        f"PSNR exceeds the strongest control ({strongest}) by {excess.mean:+.1f} dB "
+        f"PSNR is {abs(excess.mean):.1f} dB {side} the strongest control, {strongest} "
         f"(95 % interval {excess.low:+.1f} to {excess.high:+.1f})"
     )
     if identified.p_value < enough:

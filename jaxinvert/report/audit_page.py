@@ -115,6 +115,8 @@ def picture_columns(audited: Sequence[Audited], picks: Sequence[Pick]) -> list[t
 def choices_of(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """What the attack `auto` took, in words, each with who took it: attackers, and the worst after later rounds.
 
+    One choice of all needs no names.
+
     Args:
       settings: of an audit's record.
     """
@@ -126,6 +128,8 @@ def choices_of(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
             takers.setdefault(after["choice"], []).append(
                 f"{setting['name']}, after {plural(after['round'], 'round')}"
             )
+    if len(takers) == 1:
+        takers = {choice: ["every setting and attacker"] for choice in takers}
     return [("; ".join(names), choice) for choice, names in takers.items() if choice]
 
 

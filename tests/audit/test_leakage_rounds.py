@@ -123,6 +123,7 @@ def test_what_auto_took_is_said_once_with_all_who_took_it():
         return {"name": "sign", "worst": "naive", "attackers": {"naive": {"choice": choices[0]}}, "leakage": leakage}
 
     assert audit_page.choices_of([of(None, None)]) == []
+    assert audit_page.choices_of([of("a", "a"), of("a", "a")]) == [("every setting and attacker", "a")]
     assert audit_page.choices_of([of("a", "a", "b", "b", "a")]) == [
         ("sign, naive attacker; sign, after 10 rounds; sign, after 40 rounds", "a"),
         ("sign, after 20 rounds; sign, after 30 rounds", "b"),
