@@ -1,8 +1,10 @@
-"""Trains a generator for GIAS: a pyramid by maximum likelihood, on images the attacker may have.
+"""Trains a generator for GIAS on images the attacker may have: a pyramid by maximum likelihood, others as GANs.
 
-Setting: Adam with cosine decay on mirrored and shifted images with rounding noise, an exponential moving average of
-the weights. `OUT/generator.safetensors` is what `jaxinvert invert --attack gias --generator` takes, `OUT/samples.png`
-shows samples after every epoch. Started again with the same setting, an interrupted run goes on where it was.
+Setting: Adam with cosine decay, an exponential moving average of the weights. A pyramid sees mirrored and shifted
+images with rounding noise; a StyleGAN2 or DCGAN (`--network style`, `--network convolutional`) plays against the
+discriminator of `experiments.adversarial`. `OUT/generator.safetensors` is what `jaxinvert invert --attack gias
+--generator` takes, `OUT/samples.png` shows samples after every epoch. Started again with the same setting, an
+interrupted run goes on where it was.
 
 `test_nats` is minus the log likelihood of the test images per number, without its constant. `frechet` is like FID,
 but of statistics that need no trained network (see `frechet_distance`), between as many samples as test images and
@@ -10,6 +12,8 @@ these; it compares generators trained here, and says nothing beside published FI
 training images, the best that a generator could reach.
 
 Command:  python -m experiments.train_generator --data FILE.npz --out runs/generators/cifar10 --json FILE.json
+          python -m experiments.train_generator --data FILE.npz --network style --batch-size 32 \
+              --out runs/generators/cifar10-style --json FILE.json
 Shipped:  python -m experiments.train_generator --epochs 300 --batch-size 48 --out runs/generators/photos
 Smoke:    python -m experiments.train_generator --smoke
 Measured: see experiments/README.md
@@ -18,8 +22,9 @@ Measured: see experiments/README.md
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +36,7 @@ import tyro
 from jax.typing import ArrayLike
 from rich.progress import track
 
-from experiments import harness
+from experiments import adversarial, harness
 from experiments.train import mirrored_and_shifted
 from jaxinvert import data, generators, models
 from jaxinvert.types import Array, ArrayTree, Key, Params
@@ -40,6 +45,7 @@ matplotlib.use("Agg")
 AVERAGING = 0.995
 LARGEST_GRADIENT = 1.0
 FEWEST_FOR_COVARIANCE = 400
+DISCRIMINATOR_WIDTH = 16
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,11 @@ class Config:
       split: what to train on.
       test_split: what to measure on.
       size: side of the images in pixels; by default the data set's own.
-      width: channels of the networks' hidden layers.
+      network: the generator, by name.
+      width: channels of its hidden layers, as its factory takes it; by default the factory's own.
       epochs: passes over the split.
       batch_size: images per step; a last incomplete batch is left out.
-      learning_rate: at the start.
+      learning_rate: at the start, of both players where there are two.
       seed: of the parameters, the order and the augmentation.
       out: folder for the generator.
       smoke: a run of seconds on the embedded photos that only shows that everything works.
@@ -65,7 +72,8 @@ class Config:
     split: str = "train"
     test_split: str = "test"
     size: int | None = None
-    width: int = 32
+    network: Literal["pyramid", "style", "convolutional"] = "pyramid"
+    width: int | None = None
     epochs: int = 20
     batch_size: int = 64
     learning_rate: float = 2e-3
@@ -76,11 +84,27 @@ class Config:
 
 
 class Progress(NamedTuple):
-    """A training run between two epochs."""
+    """A training by likelihood between two steps."""
 
     params: Params
     average: Params
     opt_state: ArrayTree
+
+
+class Learner(NamedTuple):
+    """How a network is trained.
+
+    Attributes:
+      start: what is kept between steps, and in files between epochs.
+      step: `(key, progress, images) -> (progress, losses by name)`.
+      prior: `progress -> prior`, the generator that it has come to.
+      measure: `(prior, test images) -> figures by name`.
+    """
+
+    start: ArrayTree
+    step: Callable[[Key, Any, Array], tuple[Any, dict[str, Array]]]
+    prior: Callable[[Any], generators.Prior]
+    measure: Callable[[generators.Prior, np.ndarray], dict[str, float]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -90,28 +114,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out = config.out if config.json is None else config.json.parent / "generator"
         config = replace(config, data="photos", size=16, width=4, epochs=1, batch_size=32, out=out, split="test")
     rows = train(config)
-    harness.publish(f"Pyramid generator of {Path(config.data).stem}", rows, json_file=config.json)
+    harness.publish(
+        f"{config.network.capitalize()} generator of {Path(config.data).stem}", rows, json_file=config.json
+    )
 
 
 def train(config: Config) -> list[dict]:
     """Runs the epochs that are still missing; a row for some epochs, those of earlier runs included."""
     training = data.load(config.data, split=config.split, size=config.size)
     testing = data.load(config.data, split=config.test_split, size=config.size)
-    shape, options = training.images.shape[1:], {"width": config.width}
-    network = generators.pyramid(output_shape=shape, conv_general_dilated=jax.lax.conv_general_dilated, **options)
+    options = {} if config.width is None else {"width": config.width}
     key = jax.random.key(config.seed)
-    params = network.fit_base(
-        jax.jit(network.generator.init)(jax.random.fold_in(key, 0)), mirrored_too(training.images)
-    )
     batch_size = min(config.batch_size, len(training.images))
     steps_per_epoch = len(training.images) // batch_size
     schedule = optax.cosine_decay_schedule(config.learning_rate, steps_per_epoch * config.epochs)
-    optimizer = optax.chain(optax.clip_by_global_norm(LARGEST_GRADIENT), optax.adam(schedule))
-    trained, base = _without_base(params), params["base"]
-    step = jax.jit(make_step(lambda p, images: network.loss({**p, "base": base}, images), optimizer))
-    measure = jax.jit(network.loss)
+    make = by_likelihood if config.network == "pyramid" else partial(against_discriminator, config.network)
+    learner = make(jax.random.fold_in(key, 0), training.images, schedule, options)
+    step = jax.jit(learner.step)
 
-    progress, rows, begin = Progress(trained, trained, optimizer.init(trained)), [], 1
+    progress, rows, begin = learner.start, [], 1
     state_file = config.out / "state.safetensors"
     setting = {name: value for name, value in asdict(config).items() if name not in ("out", "json", "smoke")}
     if state_file.exists():
@@ -132,15 +153,15 @@ def train(config: Config) -> list[dict]:
                 jax.random.fold_in(epoch_key, len(losses)), progress, jnp.asarray(training.images[chosen])
             )
             losses.append(loss)
-        prior = generators.Prior(network.generator, {**progress.average, "base": base})
+        prior = learner.prior(progress)
         samples = draw(jax.random.fold_in(epoch_key, steps_per_epoch), prior, len(testing.images))
         save_grid(config.out / "samples.png", samples[:64])
         if epoch == config.epochs or epoch & (epoch - 1) == 0:
             rows.append(
                 {
                     "epoch": epoch,
-                    "training_nats": float(np.mean(losses)),
-                    "test_nats": float(measure(prior.params, testing.images)),
+                    **{name: float(np.mean([loss[name] for loss in losses])) for name in losses[0]},
+                    **learner.measure(prior, testing.images),
                     **frechet_distances(samples, training.images, testing.images),
                     "seconds_per_epoch": time.perf_counter() - started,
                 }
@@ -155,27 +176,57 @@ def train(config: Config) -> list[dict]:
     return rows
 
 
+def by_likelihood(key: Key, images: np.ndarray, schedule: optax.Schedule, options: dict[str, int]) -> Learner:
+    """A pyramid: its base in closed form, the rest by gradients of the likelihood."""
+    network = generators.pyramid(
+        output_shape=images.shape[1:], conv_general_dilated=jax.lax.conv_general_dilated, **options
+    )
+    params = network.fit_base(jax.jit(network.generator.init)(key), mirrored_too(images))
+    optimizer = optax.chain(optax.clip_by_global_norm(LARGEST_GRADIENT), optax.adam(schedule))
+    trained = {name: leaf for name, leaf in params.items() if name != "base"}
+    base = {"base": params["base"]}
+    nats = jax.jit(network.loss)
+    return Learner(
+        Progress(trained, trained, optimizer.init(trained)),
+        make_step(lambda params, images: network.loss({**params, **base}, images), optimizer),
+        lambda progress: generators.Prior(network.generator, {**progress.average, **base}),
+        lambda prior, images: {"test_nats": float(nats(prior.params, images))},
+    )
+
+
+def against_discriminator(
+    name: str, key: Key, images: np.ndarray, schedule: optax.Schedule, options: dict[str, int]
+) -> Learner:
+    """A generator of that name, and its adversary."""
+    generator = generators.REGISTRY[name](
+        output_shape=images.shape[1:], conv_general_dilated=jax.lax.conv_general_dilated, **options
+    )
+    discriminator = adversarial.Discriminator(options.get("width", DISCRIMINATOR_WIDTH))
+    optimizers = (optax.adam(schedule, b1=0.0, b2=0.99), optax.adam(schedule, b1=0.0, b2=0.99))
+    return Learner(
+        adversarial.start(key, generator, discriminator, optimizers),
+        adversarial.make_step(generator, discriminator, optimizers, averaging=AVERAGING),
+        lambda game: generators.Prior(generator, game.average),
+        lambda prior, images: {},
+    )
+
+
 def make_step(
     loss_fn: Callable[[Params, Array], Array], optimizer: optax.GradientTransformation
-) -> Callable[[Key, Progress, Array], tuple[Progress, Array]]:
+) -> Callable[[Key, Progress, Array], tuple[Progress, dict[str, Array]]]:
     """One optimizer step on images, and the moving average after it."""
 
-    def step(key: Key, progress: Progress, images: Array) -> tuple[Progress, Array]:
+    def step(key: Key, progress: Progress, images: Array) -> tuple[Progress, dict[str, Array]]:
         augmentation_key, rounding_key = jax.random.split(key)
         images = mirrored_and_shifted(augmentation_key, images)
         images += (jax.random.uniform(rounding_key, images.shape) - 0.5) / 255
         loss, grad = jax.value_and_grad(loss_fn)(progress.params, images)
         updates, opt_state = optimizer.update(grad, progress.opt_state, progress.params)
         params = optax.apply_updates(progress.params, updates)
-        average = jax.tree.map(lambda old, new: AVERAGING * old + (1 - AVERAGING) * new, progress.average, params)
-        return Progress(params, average, opt_state), loss
+        average = optax.incremental_update(params, progress.average, 1 - AVERAGING)
+        return Progress(params, average, opt_state), {"training_nats": loss}
 
     return step
-
-
-def _without_base(params: Params) -> Params:
-    """What is trained by gradients: the base has a closed form."""
-    return {name: leaf for name, leaf in params.items() if name != "base"}
 
 
 def mirrored_too(images: np.ndarray) -> Array:

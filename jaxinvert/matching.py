@@ -121,6 +121,43 @@ def statistics_distance(
     return distance
 
 
+def observation_distance(
+    client_update: ClientUpdateFn,
+    objective: Objective,
+    *,
+    sent_statistics: Callable[[Params, Batch], ArrayTree] | None = None,
+    momentum: Scalar,
+    batch_norm: Scalar = 1.0,
+    name: str,
+) -> Callable[[Observation, Batch], Array]:
+    """`(observation, batch) -> update_distance + batch_norm statistics_distance`, the second where there is one.
+
+    Statistics are compared by `running_statistics.relative_distance`. Both terms are relative to what was observed,
+    so that noise of one unknown size may stand behind both.
+
+    Args:
+      client_update: the attacker's simulation of the client.
+      objective: distance of the updates, not negative.
+      sent_statistics: the running statistics that the simulated client sends, `(params, batch) -> statistics`; they
+        are matched where `observation.batch_stats` has those that came back.
+      momentum: of the running statistics, the share of the old value (Flax's convention).
+      batch_norm: weight of the statistics.
+      name: of the attack, for error messages.
+    """
+    update_gap = update_distance(client_update, objective)
+    statistics_gap = sent_statistics and statistics_distance(
+        sent_statistics, running_statistics.relative_distance, momentum=momentum, name=name
+    )
+
+    def distance(observation: Observation, batch: Batch) -> Array:
+        unexplained = update_gap(observation, batch)
+        if statistics_gap is not None and observation.batch_stats is not None:
+            unexplained += batch_norm * statistics_gap(observation, batch)
+        return unexplained
+
+    return distance
+
+
 def search_inputs(
     distance: Callable[[Observation, Any], Array],
     *,

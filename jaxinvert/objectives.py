@@ -13,11 +13,14 @@ an attacker who knows what a defense did to the observed update.
 """
 
 from collections.abc import Callable
+from typing import ParamSpec
 
 import jax
 import jax.numpy as jnp
 
 from jaxinvert.types import Array, ArrayTree, Objective, Scalar, Update, path_name
+
+_P = ParamSpec("_P")
 
 
 def tree_sum(tree: ArrayTree) -> Array:
@@ -278,16 +281,19 @@ def relative(objective: Objective) -> Objective:
     return share
 
 
-def of_unknown_scale(objective: Objective) -> Objective:
-    """`log objective`, for residuals whose size is not known: a prior then has the same say at every distance.
+def of_unknown_scale(distance: Callable[_P, Array]) -> Callable[_P, Array]:
+    """`log distance`, for residuals whose size is not known: a prior then has the same say at every distance.
 
     If an objective sums squares of `n` normal residuals whose variance is set to its most likely value, minus the
     logarithm of their likelihood is `n/2` times this, plus a constant. Its gradient does not shrink as the distance
     does; at 1e-12 and below there is none.
+
+    Args:
+      distance: an objective, or another function whose value is not negative.
     """
 
-    def logarithm(simulated: Update, observed: Update) -> Array:
-        return jnp.log(jnp.maximum(objective(simulated, observed), 1e-12))
+    def logarithm(*args: _P.args, **kwargs: _P.kwargs) -> Array:
+        return jnp.log(jnp.maximum(distance(*args, **kwargs), 1e-12))
 
     return logarithm
 

@@ -147,6 +147,7 @@ def _with_generator(
         setting.prior,
         batch_shape=images["batch_shape"],
         std=images["std"],
+        sent_statistics=setting.sent_statistics,
         horizon=horizon,
         objective=setting.objective,
         **hyperparameters,
@@ -291,6 +292,7 @@ REGISTRY: dict[str, Recipe] = {
     "gias": Recipe(
         summary="a generator's latents, then its weights, image by image (Jeon et al. 2021); see --generator",
         hyperparameters={
+            "batch_norm": 1.0,
             "tv": 0.0,
             "prior_weight": 4.0,
             "latent_rate": 0.1,
@@ -306,7 +308,7 @@ REGISTRY: dict[str, Recipe] = {
     ),
     "gias-latents": Recipe(
         summary="its first stage only, a generator's latents: usually better in the same time; see --generator",
-        hyperparameters={"tv": 0.0, "prior_weight": 4.0, "learning_rate": 0.1, "spread": 0.1},
+        hyperparameters={"batch_norm": 1.0, "tv": 0.0, "prior_weight": 4.0, "learning_rate": 0.1, "spread": 0.1},
         needs=(*_UPDATE, "labels"),
         build=partial(_with_generator, latent_search),
         every_round=True,

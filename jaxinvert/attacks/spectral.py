@@ -22,9 +22,9 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import optax
 
-from jaxinvert import objectives, parametrizations, regularizers, running_statistics
+from jaxinvert import objectives, parametrizations, regularizers
 from jaxinvert.attacks.schedules import cosine_decay
-from jaxinvert.matching import search_inputs, statistics_distance, update_distance
+from jaxinvert.matching import observation_distance, search_inputs
 from jaxinvert.models import BATCH_NORM_MOMENTUM
 from jaxinvert.types import (
     Array,
@@ -76,17 +76,17 @@ def spectral(
         parametrization = parametrizations.with_soft_labels(
             parametrization, batch_size=batch_shape[0], num_classes=joint_labels
         )
-    update_gap = update_distance(client_update, objective)
-
-    statistics_gap = sent_statistics and statistics_distance(
-        sent_statistics, running_statistics.relative_distance, momentum=momentum, name="spectral"
+    unexplained = observation_distance(
+        client_update,
+        objective,
+        sent_statistics=sent_statistics,
+        momentum=momentum,
+        batch_norm=batch_norm,
+        name="spectral",
     )
 
     def distance(observation: Observation, batch: Batch) -> Array:
-        unexplained = update_gap(observation, batch)
-        if statistics_gap is not None and observation.batch_stats is not None:
-            unexplained += batch_norm * statistics_gap(observation, batch)
-        return unexplained * jnp.exp(tv * regularizers.total_variation(batch.inputs))
+        return unexplained(observation, batch) * jnp.exp(tv * regularizers.total_variation(batch.inputs))
 
     return search_inputs(
         distance,

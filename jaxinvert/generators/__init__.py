@@ -1,6 +1,7 @@
 """Generators: what images look like, learned before the attack, or from the updates themselves.
 
-`pyramid` is trained by likelihood and the better prior at small sizes; `convolutional` is DCGAN's network. A `Prior`
+`pyramid` is trained by likelihood and the better prior at small sizes; `convolutional` is DCGAN's network and
+`style` a small StyleGAN2, both trained against a discriminator. A `Prior`
 is one with parameters, read from a file by `load_prior`.
 """
 
@@ -8,6 +9,7 @@ from jaxinvert.generators.convolutional import convolutional
 from jaxinvert.generators.generator import Generator, Latents, Prior, check_fits, draw_latents
 from jaxinvert.generators.pyramid import Pyramid, pyramid
 from jaxinvert.generators.registry import DEFAULT, REGISTRY, load_prior, save_prior
+from jaxinvert.generators.style import modulated_convolution, style
 
 __all__ = [
     "DEFAULT",
@@ -20,6 +22,8 @@ __all__ = [
     "convolutional",
     "draw_latents",
     "load_prior",
+    "modulated_convolution",
     "pyramid",
     "save_prior",
+    "style",
 ]

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxinvert.generators.convolutional import convolutional
 from jaxinvert.generators.generator import Generator, Prior, check_fits
 from jaxinvert.generators.pyramid import pyramid
+from jaxinvert.generators.style import style
 from jaxinvert.models.checkpoints import load_checkpoint, read_facts, save_checkpoint
 from jaxinvert.models.layers import unknown_value
 from jaxinvert.types import Shape
@@ -21,6 +22,7 @@ from jaxinvert.types import Shape
 REGISTRY: dict[str, Callable[..., Generator]] = {
     "pyramid": lambda **options: pyramid(**options).generator,
     "convolutional": convolutional,
+    "style": style,
 }
 """Name -> factory with keyword arguments `output_shape` and sizes of its own."""
 
