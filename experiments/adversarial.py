@@ -5,8 +5,8 @@
 
 on mirrored images `x`: the non-saturating loss (Goodfellow et al. 2014), with the penalty R1 on real images
 (Mescheder et al. 2018), which is computed at every 16th step only and weighs as much more there (Karras et al. 2020).
-What comes out is an exponential moving average of the generator. The discriminator sees how much images differ within a group,
-so that a generator of always the same image is found out (Karras et al. 2018).
+What comes out is an exponential moving average of the generator. The discriminator sees how much images differ within
+a group, so that a generator of always the same image is found out (Karras et al. 2018).
 
 Ian Goodfellow et al.: "Generative Adversarial Nets", NeurIPS 2014, arXiv:1406.2661. Lars Mescheder, Andreas Geiger,
 Sebastian Nowozin: "Which Training Methods for GANs do actually Converge?", ICML 2018, arXiv:1801.04406. Tero Karras,
@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen
 
+from jaxinvert import nn
 from jaxinvert.generators import Generator, draw_latents
 from jaxinvert.types import Array, ArrayTree, Key, Params
 
@@ -61,6 +62,7 @@ class Discriminator(linen.Module):
     """
 
     width: int
+    conv_general_dilated: Callable[..., Array] = jax.lax.conv_general_dilated
 
     @linen.compact
     def __call__(self, images: Array) -> Array:
@@ -78,7 +80,8 @@ class Discriminator(linen.Module):
 
     def _layer(self, x: Array, features: int, window: tuple[int, ...], name: str, **options: Any) -> Array:
         unit = linen.initializers.normal(1.0)
-        conv = linen.Conv(features, window, kernel_init=unit, name=name, **options)
+        options |= {"kernel_init": unit, "conv_general_dilated": self.conv_general_dilated}
+        conv = linen.Conv(features, window, name=name, **options)
         return math.sqrt(2) * linen.leaky_relu(conv(x / math.sqrt(math.prod(window) * x.shape[-1])), 0.2)
 
 
@@ -121,8 +124,10 @@ def make_step(
     def logits(params: Params, images: Array) -> Array:
         return discriminator.apply({"params": params}, images)  # type: ignore[return-value]
 
+    twice_differentiated = discriminator.clone(conv_general_dilated=nn.conv_general_dilated)  # six times as fast
+
     def roughness(params: Params, images: Array) -> Array:
-        slopes = jax.grad(lambda x: jnp.sum(logits(params, x)))(images)
+        slopes = jax.grad(lambda x: jnp.sum(twice_differentiated.apply({"params": params}, x)))(images)  # type: ignore
         return jnp.mean(jnp.sum(jnp.square(slopes), axis=(1, 2, 3)))
 
     def discriminator_loss(params: Params, images: Array, drawn: Array, num_steps: Array) -> tuple[Array, Array]:

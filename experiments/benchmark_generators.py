@@ -12,13 +12,12 @@ Measured: see experiments/README.md
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import jax
 import tyro
 
-from experiments import gias, harness
+from experiments import contenders, gias, harness
 from jaxinvert.search import Stepwise
 
 
@@ -27,7 +26,7 @@ class Config:
     """Setting of the benchmark.
 
     Attributes:
-      attacks: of `gias.ATTACKS`.
+      attacks: of `contenders.NAMES`.
       model: of the client.
       restarts: `R`.
       steps: in each turn.
@@ -58,8 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(config: Config, name: str) -> dict:
     """Steps x restarts per second of one attack."""
-    _, observations, arena = gias.clients_and_attacker(gias.Config(model=config.model, images=1), 1)
-    make = partial(gias.ATTACKS[name], arena)
+    setting = gias.Config(model=config.model, images=1)
+    _, observations, arena, priors = gias.clients_and_attacker(setting, gias.Case(1, gias.NONE_SENT))
+    (entry,) = contenders.entered(arena, priors, [name]).values()
+    make = entry()
     keys = jax.random.split(jax.random.key(1), config.restarts)
 
     def seconds(search: Stepwise, key: jax.Array) -> float:

@@ -1,148 +1,64 @@
 """GIAS against pixels at equal time, each above its own null control: the same attack on a random gradient.
 
 Setting: batches of a client with an untrained LeNet, normalized images, FedSGD, labels known, one start. The
-generator saw other images than those attacked. Every attack gets the time that the first of `ATTACKS` needs for
-`--steps`: its rate is timed here, the shortest of several turns taken one after the other, and its schedule laid out
-for the steps that it then has. PSNR after one-to-one matching; the iterate is chosen by attack loss. `gain_db` is
-over Inverting Gradients as published, `over_pixels_db` over the best attack on pixels that there is here,
-`above_null_db` over the null control: means with 95 % bootstrap intervals over batches.
-With `--keep` the client sends the largest entries only, and every attack matches the entries that were sent.
+generators saw other images than those attacked. Every attack gets the time that GI-z with the first generator needs
+for `--steps`: its rate is timed here, the shortest of several turns taken one after the other, and its schedule laid
+out for the steps that it then has. PSNR after one-to-one matching; the iterate is chosen by attack loss. `gain_db` is
+over Inverting Gradients as published, `over_pixels_db` over the best attack on pixels in the table, `above_null_db`
+over the null control: means with 95 % bootstrap intervals over batches, none for a single batch.
+
+With `--keep` the client sends the largest entries only, and every attack matches the entries that were sent. With
+`--batch-norm` clients are in train mode; the attacker sees the running statistics that they send, or does not.
 
 Command:  python -m experiments.train_generator --data FILE.npz --epochs 16 --out runs/generators/cifar10
           python -m experiments.gias --data FILE.npz --generator runs/generators/cifar10/generator.safetensors \
-              --json FILE.json
+              --batch-sizes 1 2 4 8 16 32 --json FILE.json --figure FILE.png
 Smoke:    python -m experiments.gias --smoke
+Published: see PUBLISHED_DB
 Measured: see experiments/README.md
 """
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tyro
+from matplotlib.figure import Figure
 
-from experiments import harness
+from experiments import contenders, harness
+from experiments.contenders import FIRST, PIXELS, PUBLISHED, Arena
 from experiments.train_generator import save_grid
-from jaxinvert import attacks, clients, data, defenses, generators, metrics, models, objectives, regularizers
-from jaxinvert.attacks.schedules import cosine_decay
-from jaxinvert.attacks.transformations import scale_by_rates
+from jaxinvert import clients, data, defenses, generators, metrics, models, objectives, running_statistics
 from jaxinvert.audit.controls import random_update
-from jaxinvert.matching import gradient_matching
 from jaxinvert.observe import observe_targets
-from jaxinvert.parametrizations import per_channel, stay
 from jaxinvert.search import Stepwise
-from jaxinvert.types import Array, Attack, Batch, ClientUpdateFn, Key, Objective, Observation, Parametrization, Scalar
+from jaxinvert.threat_models import KNOWN_LABELS
+from jaxinvert.types import Array, ArrayTree, Batch, Key, Observation, Params
 
-TURNS, STEPS_PER_TURN = 12, 20
-
-
-class Arena(NamedTuple):
-    """What an attack is made of, whichever it is.
-
-    Attributes:
-      client_update: the attacker's simulation of the client.
-      images: `batch_shape`, `mean` and `std`.
-      objective: distance of updates.
-      trained: the generator.
-      untrained: the same network, and a convolutional one, as they are before training.
-    """
-
-    client_update: ClientUpdateFn
-    images: dict[str, Any]
-    objective: Objective
-    trained: generators.Prior
-    untrained: dict[str, generators.Prior]
-
-    @property
-    def of_generator(self) -> dict[str, Any]:
-        """What attacks with a generator have in common."""
-        return {"objective": self.objective, **{name: self.images[name] for name in ("batch_shape", "std")}}
-
-
-def published(arena: Arena, horizon: Scalar) -> Attack:
-    """Inverting Gradients with the paper's settings."""
-    return attacks.inverting_gradients(
-        arena.client_update, horizon=horizon, objective=arena.objective, **arena.images
-    )
-
-
-def coarse_to_fine(arena: Arena, horizon: Scalar, *, tv: float = 2e-3) -> Attack:
-    """Pixels without sign and with cosine decay, as the sum of images of 8, 16 and 32 pixels that begin in turn."""
-    batch_shape = arena.images["batch_shape"]
-    mean, std = (per_channel(name, arena.images[name], batch_shape) for name in ("mean", "std"))
-    shapes = [(batch_shape[0], *(max(1, side // part) for side in batch_shape[1:3]), 3) for part in (4, 2, 1)]
-
-    def init(key: Key) -> tuple[Array, ...]:
-        return (0.1 * jax.random.normal(key, shapes[0]), *(jnp.zeros(shape) for shape in shapes[1:]))
-
-    def decode(levels: tuple[Array, ...]) -> Array:
-        return mean + std * sum(jax.image.resize(level, batch_shape, "bilinear") for level in levels)
-
-    rates = tuple(cosine_decay(0.1, horizon, begin=share * horizon) for share in (0.0, 0.2, 0.45))
-    return gradient_matching(
-        arena.client_update,
-        objective=arena.objective,
-        regularizer=regularizers.weighted((tv, lambda x: regularizers.total_variation(x / std))),
-        optimizer=optax.chain(optax.scale_by_adam(), scale_by_rates(rates)),
-        parametrization=Parametrization(init, decode, stay),
-    )
-
-
-def spectral(arena: Arena, horizon: Scalar) -> Attack:
-    """This library's own attack on frequencies of pixels, `docs/spectral.md`."""
-    shape = arena.images["batch_shape"]
-    return attacks.spectral(arena.client_update, batch_shape=shape, horizon=horizon, objective=arena.objective)
-
-
-def latents(arena: Arena, horizon: Scalar) -> Attack:
-    """GI-z only."""
-    return attacks.latent_search(arena.client_update, arena.trained, horizon=horizon, **arena.of_generator)
-
-
-def latents_then_weights(arena: Arena, horizon: Scalar) -> Attack:
-    """GIAS."""
-    return attacks.latents_then_weights(arena.client_update, arena.trained, horizon=horizon, **arena.of_generator)
-
-
-def weights(arena: Arena, horizon: Scalar) -> Attack:
-    """GI-w only, from latents that were not searched."""
-    return attacks.weight_search(arena.client_update, arena.trained, horizon=horizon, **arena.of_generator)
-
-
-def untrained_latents(arena: Arena, horizon: Scalar) -> Attack:
-    """GI-z with the network before training: what the pyramid is worth that has learned nothing."""
-    prior = arena.untrained["pyramid"]
-    return attacks.latent_search(arena.client_update, prior, horizon=horizon, **arena.of_generator)
-
-
-def deep_image_prior(arena: Arena, horizon: Scalar) -> Attack:
-    """GI-w with an untrained convolutional network."""
-    prior = arena.untrained["convolutional"]
-    return attacks.weight_search(
-        arena.client_update, prior, horizon=horizon, learning_rate=1e-2, tv=0.25, **arena.of_generator
-    )
-
-
-ATTACKS: dict[str, Callable[[Arena, Scalar], Attack]] = {
-    "GI-z": latents,
-    "GIAS": latents_then_weights,
-    "GI-w": weights,
-    "GI-z, untrained": untrained_latents,
-    "deep image prior": deep_image_prior,
-    "pixels, published": published,
-    "pixels, coarse to fine": coarse_to_fine,
-    "pixels, spectral": spectral,
+TURNS, STEPS_PER_TURN = 8, 20
+PUBLISHED_DB = {
+    "Inverting Gradients": {1: 17.5, 2: 15.2, 4: 14.4, 8: 13.7, 16: 13.2, 32: 12.1},
+    "GIAS": {1: 17.1, 2: 16.2, 4: 15.6, 8: 15.2, 16: 14.5, 32: 13.6},
 }
-"""What is compared, in the order of the table; the first sets the time that all have."""
-PUBLISHED = "pixels, published"
-PIXELS = tuple(name for name in ATTACKS if name.startswith("pixels"))
+"""Mean PSNR by batch size, of other clients' images and another network (Jeon et al. 2021, figure 4)."""
+NONE_SENT, WITHHELD, GRANTED = "none", "withheld", "granted"
+SETTING = ("model", "data", "split", "seed", "first_steps", "keep", "batch_size", "statistics", "images")
+"""Fields that rows share that are compared with each other."""
+MEASURED = ("psnr_db", "null_psnr_db", "device", "jax")
+"""Fields of a row that the screen leaves out."""
+
+
+class Case(NamedTuple):
+    """One comparison: clients of so many images, and whether the attacker sees statistics that they send."""
+
+    batch_size: int
+    statistics: str
 
 
 @dataclass(frozen=True)
@@ -152,92 +68,128 @@ class Config:
     Attributes:
       data: data set by name, folder or npz.
       split: whose images are attacked.
-      generator: trained on others; by default the one that comes with jaxinvert.
+      generator: trained on others; several compare; by default the one that comes with jaxinvert.
       model: of the clients.
+      batch_norm: clients with BatchNorm in train mode: all is done with their statistics withheld, then granted.
       batch_sizes: `B`, a table for each.
       images: attacked for each, rounded to whole batches.
       keep: share of the update that is sent, the largest entries; by default all.
       steps: of the first attack.
-      attacks: only those whose names contain one of these, the first, and pixels.
+      attacks: only those whose names contain one of these, the first, and Inverting Gradients as published.
       seed: of the network and the starts.
       smoke: a run of seconds on the embedded photos that only shows that everything works.
-      json: file for the rows; pictures go beside it.
+      json: file for the rows; those that it holds are not run again. Pictures go beside it.
+      figure: picture of the PSNR against the batch size, for all rows of the file.
     """
 
     data: str = "photos"
     split: str = "test"
-    generator: Path | None = None
+    generator: tuple[Path, ...] = ()
     model: str = "lenet"
+    batch_norm: bool = False
     batch_sizes: tuple[int, ...] = (4,)
     images: int = 48
-    keep: float | None = None
+    keep: float = 1.0
     steps: int = 600
     attacks: tuple[str, ...] = ()
     seed: int = 0
     smoke: bool = False
     json: Path | None = None
+    figure: Path | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs all attacks for all batch sizes and prints the rows, after each batch size all so far."""
+    """Runs all attacks for all batch sizes, saving each row, and prints all."""
     config = tyro.cli(Config, description=__doc__, args=arguments)
-    chosen = [name for name in ATTACKS if any(part in name for part in config.attacks or ("",))]
-    chosen = list(dict.fromkeys([next(iter(ATTACKS)), *chosen, *PIXELS]))
+    parts = config.attacks or ("",)
+    names = [name for name in contenders.NAMES if name in (FIRST, PUBLISHED) or any(part in name for part in parts)]
     if config.smoke:
         config = replace(config, model="mlp-8", batch_sizes=(1,), images=2, steps=2)
-        chosen = [next(iter(ATTACKS)), PUBLISHED]
-    rows = []
+        names = [FIRST, PUBLISHED]
+    title = f"GIAS and pixels at equal time, {config.model}, {Path(config.data).stem}"
+    rows = [] if config.json is None or not config.json.exists() else json.loads(config.json.read_text())["rows"]
     for batch_size in config.batch_sizes:
-        rows += compare(config, batch_size, chosen)
-        title = f"GIAS and pixels at equal time, {config.model}, {Path(config.data).stem}"
-        harness.publish(title, rows, json_file=config.json)
+        for statistics in (WITHHELD, GRANTED) if config.batch_norm else (NONE_SENT,):
+            for row in compare(config, Case(batch_size, statistics), names, rows):
+                rows = with_gains([*rows, row])
+                if config.json is not None:
+                    harness.save(config.json, title, rows)
+    harness.publish(title, [{name: row[name] for name in row if name not in MEASURED} for row in rows])
+    if config.figure is not None:
+        draw(config.figure, rows)
 
 
-def compare(config: Config, batch_size: int, chosen: Sequence[str]) -> list[dict]:
-    """A row for each attack on the same updates, and a grid of their first images."""
-    truth, observations, arena = clients_and_attacker(config, batch_size)
-    nothing = random_update(jax.random.key(config.seed + 2), observations)
+def compare(config: Config, case: Case, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Iterator[dict]:
+    """A row for each attack that `rows` lack, on the same updates; a grid of first images if they lack all."""
+    truth, observations, arena, priors = clients_and_attacker(config, case)
+    own = (config.model, Path(config.data).stem, config.split, config.seed, config.steps, config.keep)
+    setting = dict(zip(SETTING, (*own, *case, int(np.prod(truth.inputs.shape[:2]))), strict=True))
+    finished = {(row["attack"], row["generator"]): row for row in rows if setting.items() <= row.items()}
+    makers = contenders.entered(arena, priors, names)
+    missing = [contender for contender in makers if contender not in finished]
+    if not missing:
+        return
+    searches = {contender: Stepwise(makers[contender]()) for contender in missing}
     key = jax.random.key(config.seed + 1)
-    searches = {name: Stepwise(lambda horizon, make=ATTACKS[name]: make(arena, horizon)) for name in chosen}
     seconds = seconds_per_step(searches, key, observations)
-    budget = config.steps * seconds[chosen[0]]
+    first = next(iter(makers))
+    budget = finished[first]["seconds_fastest"] if first in finished else config.steps * seconds[first]
 
-    found, psnr, rows = {}, {}, []
-    for name in chosen:
-        num_steps = config.steps if config.smoke else max(1, round(budget / seconds[name]))
-        run = partial(search_all, searches[name], key, num_steps=num_steps)
-        (found[name], seconds_run), (null, _) = run(observations), run(nothing)
-        quality = [metrics.evaluate(one, true) for one, true in zip(found[name], truth.inputs)]
-        null_db = np.array([metrics.evaluate(one, true).psnr_db for one, true in zip(null, truth.inputs)])
-        psnr[name] = np.array([one.psnr_db for one in quality])
-        rows.append(
-            {
-                "attack": name,
-                "batch_size": batch_size,
-                "images": psnr[name].size,
-                "keep": config.keep or 1.0,
-                "steps": num_steps,
-                "seconds_fastest": num_steps * seconds[name],
-                "seconds_run": seconds_run,
-                "mean_psnr_db": float(psnr[name].mean()),
-                "mean_ssim": float(np.mean([one.ssim for one in quality])),
-                "null_db": float(null_db.mean()),
-                **interval("above_null", psnr[name] - null_db),
-            }
-        )
-    best_on_pixels = max((psnr[name] for name in PIXELS if name in psnr), key=np.mean)
-    for row in rows:
-        row |= interval("gain", psnr[row["attack"]] - psnr[PUBLISHED])
-        row |= interval("over_pixels", psnr[row["attack"]] - best_on_pixels)
-    if config.json is not None:
-        shown = [truth.inputs, *(match(found[name], truth.inputs) for name in chosen)]
+    nothing, shown = random_update(jax.random.key(config.seed + 2), observations), [np.asarray(truth.inputs)]
+    for contender in missing:
+        num_steps = config.steps if config.smoke else max(1, round(budget / seconds[contender]))
+        print(f"{case}: {', '.join(contender)}, {num_steps} steps", flush=True)
+        found, seconds_run = search_all(searches[contender], key, observations, num_steps=num_steps)
+        null, _ = search_all(searches[contender], key, nothing, num_steps=num_steps)
+        quality = [metrics.evaluate(one, true) for one, true in zip(found, truth.inputs)]
+        psnr = np.array([one.psnr_db for one in quality])
+        null_psnr = np.array([metrics.evaluate(one, true).psnr_db for one, true in zip(null, truth.inputs)])
+        shown.append(np.stack([one[q.permutation] for one, q in zip(found, quality)]))
+        yield {
+            **dict(zip(("attack", "generator"), contender)),
+            **setting,
+            "steps": num_steps,
+            "seconds_fastest": num_steps * seconds[contender],
+            "seconds_run": seconds_run,
+            "mean_psnr_db": float(psnr.mean()),
+            "mean_ssim": float(np.mean([one.ssim for one in quality])),
+            "null_db": float(null_psnr.mean()),
+            **interval("above_null", psnr - null_psnr),
+            "psnr_db": psnr.tolist(),
+            "null_psnr_db": null_psnr.tolist(),
+            "device": harness.device_name(),
+            "jax": jax.__version__,
+        }
+    if config.json is not None and not finished:
         grid = np.concatenate([np.asarray(images).reshape(-1, *images.shape[2:])[:8] for images in shown])
-        save_grid(config.json.with_name(f"{config.json.stem}_{batch_size}.png"), grid)
-    return rows
+        which = str(case.batch_size) + (f"_{case.statistics}" if config.batch_norm else "")
+        save_grid(config.json.with_name(f"{config.json.stem}_{which}.png"), grid)
 
 
-def clients_and_attacker(config: Config, batch_size: int) -> tuple[Batch, Observation, Arena]:
-    """Private batches `[T, B, ...]`, what the server sees of them, and what the attacker brings along."""
+def with_gains(rows: Sequence[Mapping[str, Any]]) -> list[dict]:
+    """Rows with their gains over the published attack and the best on pixels, of those in the same setting."""
+
+    def setting(row: Mapping[str, Any]) -> tuple:
+        return tuple(row[name] for name in SETTING)
+
+    completed = []
+    for row in rows:
+        pixels = [one for one in rows if setting(one) == setting(row) and one["attack"] in PIXELS]
+        best = max(pixels, key=lambda one: one["mean_psnr_db"], default=None)
+        reference = next((one for one in pixels if one["attack"] == PUBLISHED), None)
+        gaps = [None if other is None else gap_db(row, other) for other in (reference, best)]
+        completed.append({**row, **interval("gain", gaps[0]), **interval("over_pixels", gaps[1])})
+    return completed
+
+
+def gap_db(row: Mapping[str, Any], other: Mapping[str, Any]) -> np.ndarray:
+    """`[T, B]`, what a row has over another, image by image."""
+    return np.array(row["psnr_db"]) - np.array(other["psnr_db"])
+
+
+def clients_and_attacker(config: Config, case: Case) -> tuple[Batch, Observation, Arena, dict[str, generators.Prior]]:
+    """Private batches `[T, B, ...]`, what the server sees of them, and what the attacker knows and brings along."""
+    batch_size = case.batch_size
     num_targets = max(1, config.images // batch_size)
     dataset = data.load(config.data, split=config.split)
     wanted = num_targets * batch_size
@@ -249,36 +201,48 @@ def clients_and_attacker(config: Config, batch_size: int) -> tuple[Batch, Observ
         jnp.asarray(dataset.images[:wanted]).reshape(num_targets, batch_size, *dataset.images.shape[1:]),
         jnp.asarray(dataset.labels[:wanted]).reshape(num_targets, batch_size),
     )
+    architecture: dict[str, Any] = {"batch_norm": "train"} if config.batch_norm else {}
     model = models.create(
         config.model,
         input_shape=dataset.images.shape[1:],
         num_classes=dataset.num_classes,
         mean=dataset.mean,
         std=dataset.std,
+        **architecture,
     )
+
+    def sent_statistics(params: Params, batch: Batch) -> ArrayTree:
+        measured = jax.tree.map(lambda leaf: leaf[None], model.batch_statistics(params, batch.inputs))
+        return running_statistics.advance(params["batch_stats"], measured, momentum=models.BATCH_NORM_MOMENTUM)
+
+    sends = case.statistics != NONE_SENT
     client_update = clients.fedsgd(models.cross_entropy(model.apply))
-    params = jax.jit(model.init)(jax.random.key(config.seed))
-    defense = defenses.identity if config.keep is None else defenses.top_k(config.keep)
     observations = observe_targets(
-        client_update, params, batches, defense=defense, key=jax.random.key(config.seed + 3)
+        client_update,
+        jax.jit(model.init)(jax.random.key(config.seed)),
+        batches,
+        threat_model=KNOWN_LABELS._replace(batch_stats=case.statistics == GRANTED),
+        defense=defenses.identity if config.keep == 1 else defenses.top_k(config.keep),
+        key=jax.random.key(config.seed + 3),
+        running_statistics=sent_statistics if sends else None,
     )
-    trained = generators.load_prior(config.generator, input_shape=model.input_shape)
-    networks = (trained.generator, generators.convolutional(output_shape=model.input_shape))
-    untrained = {
-        network.name: generators.Prior(network, jax.jit(network.init)(jax.random.key(config.seed + 4)))
-        for network in networks
-    }
+    priors = [generators.load_prior(file, input_shape=model.input_shape) for file in config.generator or (None,)]
+    named = {prior.generator.name: prior for prior in priors}
+    if len(named) < len(priors):
+        raise SystemExit(f"rows are named by networks, and two generators are of the same: {config.generator}")
     arena = Arena(
         client_update,
         {"batch_shape": batches.inputs.shape[1:], "mean": model.mean, "std": model.std},
-        objectives.cosine if config.keep is None else objectives.transmitted(objectives.cosine),
-        trained,
-        untrained,
+        objectives.cosine if config.keep == 1 else objectives.transmitted(objectives.cosine),
+        sent_statistics if sends else None,
+        jax.random.key(config.seed + 4),
     )
-    return batches, observations, arena
+    return batches, observations, arena, named
 
 
-def seconds_per_step(searches: dict[str, Stepwise], key: Key, observations: Observation) -> dict[str, float]:
+def seconds_per_step(
+    searches: Mapping[tuple[str, str], Stepwise], key: Key, observations: Observation
+) -> dict[tuple[str, str], float]:
     """Of a step on all targets; the fastest of several turns, so that what else the machine does counts little."""
     fastest = dict.fromkeys(searches, float("inf"))
     for turn in range(TURNS):
@@ -300,17 +264,50 @@ def search_all(search: Stepwise, key: Key, observations: Observation, *, num_ste
     return np.asarray(last.reconstruct().inputs), last.seconds
 
 
-def interval(name: str, gaps: np.ndarray) -> dict[str, float]:
-    """Mean of `[T, B]` gaps in dB with a 95 % bootstrap interval over batches."""
-    of_batches = gaps.mean(axis=1)
-    drawn = np.random.default_rng(0).integers(len(of_batches), size=(2000, len(of_batches)))
-    low, high = np.percentile(of_batches[drawn].mean(axis=1), (2.5, 97.5))
-    return {f"{name}_db": float(gaps.mean()), f"{name}_low_db": float(low), f"{name}_high_db": float(high)}
+def interval(name: str, gaps: np.ndarray | Array | None) -> dict[str, float | None]:
+    """Mean of `[T, B]` gaps in dB with a 95 % bootstrap interval over batches; nothing is known of none."""
+    if gaps is None:
+        return dict.fromkeys((f"{name}_db", f"{name}_low_db", f"{name}_high_db"))
+    of_batches = np.asarray(gaps).mean(axis=1)
+    low = high = None
+    if len(of_batches) > 1:
+        drawn = np.random.default_rng(0).integers(len(of_batches), size=(2000, len(of_batches)))
+        low, high = (float(end) for end in np.percentile(of_batches[drawn].mean(axis=1), (2.5, 97.5)))
+    return {f"{name}_db": float(of_batches.mean()), f"{name}_low_db": low, f"{name}_high_db": high}
 
 
-def match(found: np.ndarray, truth: Array) -> np.ndarray:
-    """Every batch in the order of the truth."""
-    return np.stack([one[metrics.evaluate(one, true).permutation] for one, true in zip(found, truth)])
+def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draws mean PSNR against the batch size, with intervals over batches, above the published figures."""
+    sizes = sorted({row["batch_size"] for row in rows})
+
+    def of_attacks(names: Sequence[str]) -> list[Mapping[str, Any] | None]:
+        """For every batch size the best row of these attacks."""
+        candidates = [[row for row in rows if row["batch_size"] == b and row["attack"] in names] for b in sizes]
+        return [max(some, key=lambda row: row["mean_psnr_db"], default=None) for some in candidates]
+
+    figure = Figure(figsize=(6, 3.8), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    for name, names, color in (
+        ("GI-z", ("GI-z",), "#b5482a"),
+        ("GIAS", ("GIAS",), "#d99a2b"),
+        ("pixels, best", PIXELS, "#2a6fb5"),
+        ("pixels, published", (PUBLISHED,), "#888888"),
+    ):
+        chosen = [row for row in of_attacks(names) if row is not None]
+        ends = [interval("psnr", np.array(row["psnr_db"])) for row in chosen]
+        means = np.array([end["psnr_db"] for end in ends], float)
+        low, high = (np.array([end[side] for end in ends], float) for side in ("psnr_low_db", "psnr_high_db"))
+        drawn_sizes = [row["batch_size"] for row in chosen]
+        axes.errorbar(drawn_sizes, means, [means - low, high - means], fmt="o-", color=color, capsize=2, label=name)
+    highest_null = [max(row["null_db"] for row in rows if row["batch_size"] == b) for b in sizes]
+    axes.plot(sizes, highest_null, "k:", label="null, the highest")
+    for (name, published), style in zip(PUBLISHED_DB.items(), ("x--", "+--")):
+        axes.plot(list(published), list(published.values()), style, color="#bbbbbb", label=f"{name} in the paper")
+    axes.set(xscale="log", xlabel="images in a batch", ylabel="mean PSNR, dB", xticks=sizes, xticklabels=sizes)
+    axes.minorticks_off()
+    axes.legend(fontsize=8, frameon=False, ncols=2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ import experiments
 from experiments import harness
 from jaxinvert import job
 
-NAMES = sorted(
-    {module.name for module in pkgutil.iter_modules(experiments.__path__)} - {"federated", "harness", "tables"}
-)
+PARTS = {"adversarial", "contenders", "federated", "harness", "tables"}
+"""Of experiments, or of several."""
+NAMES = sorted({module.name for module in pkgutil.iter_modules(experiments.__path__)} - PARTS)
 
 
 def test_an_interrupted_training_ends_with_the_same_parameters(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from jaxinvert import generators, models
+from jaxinvert import generators, models, parametrizations
 from jaxinvert.generators import Prior
 
 SHAPE = (8, 12, 3)
@@ -58,6 +58,40 @@ def test_the_base_has_the_images_mean_and_covariance():
     blocks = np.asarray(images).reshape(400, 4, 2, 6, 2).mean(axis=(2, 4)).reshape(400, -1)
     np.testing.assert_allclose(base["mean"] + 0.5, blocks.mean(axis=0), atol=1e-5)
     np.testing.assert_allclose(base["root"].T @ base["root"], np.cov(blocks.T), atol=1e-5)
+
+
+def test_modulation_equals_kernels_of_ones_own():
+    """Against the paper's form: every image's kernel, modulated and brought to unit norm, made and convolved with."""
+    keys = jax.random.split(jax.random.key(4), 3)
+    inputs, kernel = jax.random.normal(keys[0], (3, 5, 4, 6)), jax.random.normal(keys[1], (3, 3, 6, 2))
+    style = 1 + jax.random.normal(keys[2], (3, 6))
+    found = generators.modulated_convolution(inputs, kernel, style)
+    for image, scales, one in zip(inputs, style, found):
+        own = kernel * scales[None, None, :, None]
+        own /= jnp.sqrt(jnp.sum(jnp.square(own), axis=(0, 1, 2), keepdims=True))
+        expected = jax.lax.conv_general_dilated(
+            image[None], own, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        np.testing.assert_allclose(one, expected[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_style_has_weights_for_every_image_without_grouped_convolutions():
+    """GI-w maps over the weights: same images, one product for all, and every latent reaches the pixels."""
+    generator = generators.style(output_shape=(8, 8, 1), num_latents=4, width=2)
+    start = jax.jit(generator.init)(jax.random.key(0))
+    params = jax.tree.map(lambda leaf: leaf + 0.1, start)  # noise has no strength before training
+    latents = generators.draw_latents(jax.random.key(1), generator, 2)
+    searched = parametrizations.generator_weights(Prior(generator, params), batch_size=2, start=latents)
+    decode = jax.jit(searched.decode)
+    variables = searched.init(jax.random.key(2))
+    np.testing.assert_allclose(decode(variables), jax.jit(generator.apply)(params, latents), rtol=1e-4, atol=1e-5)
+    program = decode.lower(variables).as_text()
+    assert "dot_general" in program
+    assert "convolution" not in program
+    slopes = jax.jit(jax.grad(lambda z: jnp.sum(jnp.square(generator.apply(params, z)))))(latents)
+    assert all(bool(jnp.any(level != 0)) for level in slopes)
+    doubled = (2 * latents[0], *latents[1:])  # only the direction of z counts
+    np.testing.assert_allclose(generator.apply(params, doubled), generator.apply(params, latents), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", generators.REGISTRY)

@@ -9,11 +9,14 @@ import pytest
 from flax import linen
 
 from jaxinvert import attacks, clients, job, models, objectives, running_statistics, search
+from jaxinvert.attacks import registry
+from jaxinvert.attacks.recipe import Setting
 from jaxinvert.attacks.transformations import langevin_noise
 from jaxinvert.job.simulation import client_update, sent_statistics
 from jaxinvert.observe import observe
 from jaxinvert.threat_models import LADDER
 from jaxinvert.types import Batch
+from tests.attacks.test_gias import PRIOR
 
 SHAPE, MOMENTUM = (4, 6, 6, 1), models.BATCH_NORM_MOMENTUM
 
@@ -86,6 +89,32 @@ def test_statistics_fix_the_brightness_that_the_update_cannot_see(client):
         return float(jnp.abs(found.inputs.mean(axis=0) - client.batch.inputs.mean(axis=0)).mean())
 
     assert error_of_mean(seen) < 0.02 < 0.05 < error_of_mean(seen._replace(batch_stats=None))
+
+
+@pytest.mark.parametrize("name", ["gias-latents", "gias", "weight_search"])
+def test_searches_with_a_generator_match_what_was_sent(name, client):
+    """By hand: the logarithm of the cosine distance plus the weight times the distance of the statistics."""
+    if name == "weight_search":
+        given = {"sent_statistics": client.sent, "momentum": MOMENTUM, "batch_norm": 0.7, "prior_weight": 0.0}
+        attack = attacks.weight_search(client.update, PRIOR, batch_shape=SHAPE, **given)
+    else:
+        recipe = registry.REGISTRY[name]
+        setting = Setting(client.update, client.model, SHAPE[0], sent_statistics=client.sent, prior=PRIOR)
+        attack = recipe.build(setting, {**recipe.hyperparameters, "batch_norm": 0.7, "prior_weight": 0.0}, 10.0)
+    params, seen = client.observation.params, client.observation
+    state = attack.init(jax.random.key(2), seen)
+    batch = Batch(attack.decode(state, seen).inputs, client.batch.labels)
+    found, wanted = (
+        running_statistics.recover(running, params["batch_stats"], momentum=MOMENTUM)
+        for running in (client.sent(params, batch), seen.batch_stats)
+    )
+    of_update = objectives.cosine(client.update(params, batch), seen.update)
+    both = of_update + 0.7 * running_statistics.relative_distance(found, wanted)
+    step = jax.jit(attack.step)
+    for observation, expected in ((seen, both), (seen._replace(batch_stats=None), of_update)):
+        loss = step(jax.random.key(0), state, observation)[1].attack_loss
+        np.testing.assert_allclose(loss, jnp.log(expected), rtol=1e-4)
+    assert both > 1.01 * of_update
 
 
 def test_starts_at_the_public_picture(client):
