@@ -58,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(config: Config, name: str) -> dict:
     """Steps x restarts per second of one attack."""
     setting = gias.Config(model=config.model, images=1)
-    _, observations, arena, priors = gias.clients_and_attacker(setting, gias.Case(1, gias.NONE_SENT))
-    (entry,) = contenders.entered(arena, priors, [name]).values()
+    truth, observations, arena = gias.clients_and_attacker(setting, gias.Case(1, gias.NONE_SENT))
+    (entry,) = contenders.entered(arena, gias.priors_by_name(setting, truth.inputs.shape[2:]), [name]).values()
     make = entry()
     keys = jax.random.split(jax.random.key(1), config.restarts)
 

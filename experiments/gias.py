@@ -39,7 +39,7 @@ from jaxinvert.audit.controls import random_update
 from jaxinvert.observe import observe_targets
 from jaxinvert.search import Stepwise
 from jaxinvert.threat_models import KNOWN_LABELS
-from jaxinvert.types import Array, ArrayTree, Batch, Key, Observation, Params
+from jaxinvert.types import Array, ArrayTree, Batch, Key, Observation, Params, Shape
 
 TURNS, STEPS_PER_TURN = 8, 20
 PUBLISHED_DB = {
@@ -50,8 +50,9 @@ PUBLISHED_DB = {
 NONE_SENT, WITHHELD, GRANTED = "none", "withheld", "granted"
 SETTING = ("model", "data", "split", "seed", "first_steps", "keep", "batch_size", "statistics", "images")
 """Fields that rows share that are compared with each other."""
-MEASURED = ("psnr_db", "null_psnr_db", "device", "jax")
-"""Fields of a row that the screen leaves out."""
+SHOWN = ("attack", "generator", "batch_size", "statistics", "keep", "steps", "mean_psnr_db", "mean_ssim", "null_db")
+SHOWN += ("gain_db", "over_pixels_db", "above_null_db", "seconds_run")
+"""What the screen has room for."""
 
 
 class Case(NamedTuple):
@@ -68,6 +69,7 @@ class Config:
     Attributes:
       data: data set by name, folder or npz.
       split: whose images are attacked.
+      size: side of the images in pixels; by default the data set's own.
       generator: trained on others; several compare; by default the one that comes with jaxinvert.
       model: of the clients.
       batch_norm: clients with BatchNorm in train mode: all is done with their statistics withheld, then granted.
@@ -84,6 +86,7 @@ class Config:
 
     data: str = "photos"
     split: str = "test"
+    size: int | None = None
     generator: tuple[Path, ...] = ()
     model: str = "lenet"
     batch_norm: bool = False
@@ -104,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts = config.attacks or ("",)
     names = [name for name in contenders.NAMES if name in (FIRST, PUBLISHED) or any(part in name for part in parts)]
     if config.smoke:
-        config = replace(config, model="mlp-8", batch_sizes=(1,), images=2, steps=2)
+        config = replace(config, model="mlp-8", size=16, batch_sizes=(1,), images=2, steps=2)
         names = [FIRST, PUBLISHED]
     title = f"GIAS and pixels at equal time, {config.model}, {Path(config.data).stem}"
     rows = [] if config.json is None or not config.json.exists() else json.loads(config.json.read_text())["rows"]
@@ -114,24 +117,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 rows = with_gains([*rows, row])
                 if config.json is not None:
                     harness.save(config.json, title, rows)
-    harness.publish(title, [{name: row[name] for name in row if name not in MEASURED} for row in rows])
+    harness.publish(title, [{name: row[name] for name in SHOWN} for row in rows])
     if config.figure is not None:
         draw(config.figure, rows)
 
 
 def compare(config: Config, case: Case, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Iterator[dict]:
     """A row for each attack that `rows` lack, on the same updates; a grid of first images if they lack all."""
-    truth, observations, arena, priors = clients_and_attacker(config, case)
+    truth, observations, arena = clients_and_attacker(config, case)
     own = (config.model, Path(config.data).stem, config.split, config.seed, config.steps, config.keep)
     setting = dict(zip(SETTING, (*own, *case, int(np.prod(truth.inputs.shape[:2]))), strict=True))
     finished = {(row["attack"], row["generator"]): row for row in rows if setting.items() <= row.items()}
-    makers = contenders.entered(arena, priors, names)
+    makers = contenders.entered(arena, priors_by_name(config, truth.inputs.shape[2:]), names)
     missing = [contender for contender in makers if contender not in finished]
     if not missing:
         return
     searches = {contender: Stepwise(makers[contender]()) for contender in missing}
     key = jax.random.key(config.seed + 1)
-    seconds = seconds_per_step(searches, key, observations)
+    seconds = seconds_per_step(searches, key, observations, num_turns=2 if config.smoke else TURNS)
     first = next(iter(makers))
     budget = finished[first]["seconds_fastest"] if first in finished else config.steps * seconds[first]
 
@@ -187,11 +190,23 @@ def gap_db(row: Mapping[str, Any], other: Mapping[str, Any]) -> np.ndarray:
     return np.array(row["psnr_db"]) - np.array(other["psnr_db"])
 
 
-def clients_and_attacker(config: Config, case: Case) -> tuple[Batch, Observation, Arena, dict[str, generators.Prior]]:
-    """Private batches `[T, B, ...]`, what the server sees of them, and what the attacker knows and brings along."""
+def priors_by_name(config: Config, input_shape: Shape) -> dict[str, generators.Prior]:
+    """The attacker's generators, by the names of their networks."""
+    if config.smoke:
+        network = generators.convolutional(output_shape=input_shape, num_latents=4, width=8)
+        return {network.name: contenders.untrained(network, jax.random.key(config.seed))}
+    priors = [generators.load_prior(file, input_shape=input_shape) for file in config.generator or (None,)]
+    named = {prior.generator.name: prior for prior in priors}
+    if len(named) < len(priors):
+        raise SystemExit(f"rows are named by networks, and two generators are of the same: {config.generator}")
+    return named
+
+
+def clients_and_attacker(config: Config, case: Case) -> tuple[Batch, Observation, Arena]:
+    """Private batches `[T, B, ...]`, what the server sees of them, and what the attacker knows."""
     batch_size = case.batch_size
     num_targets = max(1, config.images // batch_size)
-    dataset = data.load(config.data, split=config.split)
+    dataset = data.load(config.data, split=config.split, size=config.size)
     wanted = num_targets * batch_size
     if len(dataset.images) < wanted:
         raise SystemExit(
@@ -226,10 +241,6 @@ def clients_and_attacker(config: Config, case: Case) -> tuple[Batch, Observation
         key=jax.random.key(config.seed + 3),
         running_statistics=sent_statistics if sends else None,
     )
-    priors = [generators.load_prior(file, input_shape=model.input_shape) for file in config.generator or (None,)]
-    named = {prior.generator.name: prior for prior in priors}
-    if len(named) < len(priors):
-        raise SystemExit(f"rows are named by networks, and two generators are of the same: {config.generator}")
     arena = Arena(
         client_update,
         {"batch_shape": batches.inputs.shape[1:], "mean": model.mean, "std": model.std},
@@ -237,15 +248,15 @@ def clients_and_attacker(config: Config, case: Case) -> tuple[Batch, Observation
         sent_statistics if sends else None,
         jax.random.key(config.seed + 4),
     )
-    return batches, observations, arena, named
+    return batches, observations, arena
 
 
 def seconds_per_step(
-    searches: Mapping[tuple[str, str], Stepwise], key: Key, observations: Observation
+    searches: Mapping[tuple[str, str], Stepwise], key: Key, observations: Observation, *, num_turns: int
 ) -> dict[tuple[str, str], float]:
     """Of a step on all targets; the fastest of several turns, so that what else the machine does counts little."""
     fastest = dict.fromkeys(searches, float("inf"))
-    for turn in range(TURNS):
+    for turn in range(num_turns):
         for name, search in searches.items():
             begin = time.perf_counter()
             for progress in search(

@@ -5,6 +5,7 @@ import importlib
 import json
 import pkgutil
 
+import numpy as np
 import pytest
 
 import experiments
@@ -91,6 +92,38 @@ def test_an_interrupted_row_is_no_row(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         harness.run_table("A table", rows, description=None, arguments=("--json", str(file)))
     assert not file.exists()
+
+
+def test_a_comparison_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    """Attacks without searching: the row that is missing is run in the time of the first, and its gain known."""
+    from experiments import gias
+
+    runs, found = [], iter([0.0, 0.0, 0.25, 0.25, 0.5, 0.5])
+
+    def search_all(search, key, observations, *, num_steps):
+        runs.append(num_steps)
+        return np.full((2, 1, 16, 16, 3), next(found)), 1.0
+
+    monkeypatch.setattr(gias, "search_all", search_all)
+    monkeypatch.setattr(gias, "seconds_per_step", lambda searches, *_, **__: dict.fromkeys(searches, 3.0))
+    file = tmp_path / "rows.json"
+
+    def rows():
+        gias.main(["--smoke", "--json", str(file), "--figure", str(tmp_path / "figure.png")])
+        return json.loads(file.read_text())["rows"]
+
+    whole = rows()
+    assert [row["attack"] for row in whole] == ["GI-z", "pixels, published"]
+    assert rows() == whole
+    assert len(runs) == 4
+    file.write_text(json.dumps({"rows": whole[:1]}))
+    first, again = rows()
+    assert len(runs) == 6
+    gap = np.mean(np.array(first["psnr_db"]) - np.array(again["psnr_db"]))
+    assert first["gain_db"] == pytest.approx(gap)
+    assert first["gain_db"] != pytest.approx(whole[0]["gain_db"])
+    assert (again["seconds_fastest"], again["gain_db"]) == (first["seconds_fastest"], 0.0)
+    assert (tmp_path / "figure.png").stat().st_size > 5_000
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -63,16 +63,16 @@ def modulated_convolution(
 
 
 class _Dense(linen.Module):
-    """A dense layer whose kernel is stored with unit variance: `[N, C]` to `[N, F]`."""
+    """A dense layer whose kernel is stored with unit variance: `[..., C]` to `[..., F]`."""
 
     features: int
     bias: float = 0.0
 
     @linen.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", linen.initializers.normal(1.0), (x.shape[-1], self.features))
-        bias = self.param("bias", linen.initializers.constant(self.bias), (self.features,))
-        return x @ kernel / math.sqrt(x.shape[-1]) + bias
+        init = {"kernel_init": linen.initializers.normal(1.0), "bias_init": linen.initializers.constant(self.bias)}
+        linen.share_scope(self, dense := linen.Dense(self.features, **init))
+        return dense(x / math.sqrt(x.shape[-1]))
 
 
 class _StyledConvolution(linen.Module):
@@ -89,7 +89,7 @@ class _StyledConvolution(linen.Module):
         bias = self.param("bias", linen.initializers.zeros, (self.features,))
         style = _Dense(channels, bias=1.0, name="style")(latent)
         x = modulated_convolution(x, kernel / math.sqrt(9 * channels), style, conv_general_dilated=self.conv)
-        return _activation(x + strength * noise + bias)
+        return _activation(x + strength[None, None, None] * noise + bias[None, None, None])
 
 
 class _ToColors(linen.Module):
@@ -119,7 +119,7 @@ class _Synthesis(linen.Module):
             latent = _activation(_Dense(z.shape[-1], name=f"mapping_{i}")(latent))
 
         constant = self.param("constant", linen.initializers.normal(1.0), (*self.base, self.widths[0]))
-        x = jnp.broadcast_to(constant, (z.shape[0], *constant.shape))
+        x = jnp.broadcast_to(constant[None], (z.shape[0], *constant.shape))
         x = _StyledConvolution(self.widths[0], self.conv, name="level_0_conv_0")(x, latent, noises[0])
         image = _ToColors(self.channels, name="level_0_colors")(x, latent)
         for level, (width, noise) in enumerate(zip(self.widths[1:], noises[1:]), start=1):

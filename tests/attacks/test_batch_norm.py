@@ -91,30 +91,33 @@ def test_statistics_fix_the_brightness_that_the_update_cannot_see(client):
     assert error_of_mean(seen) < 0.02 < 0.05 < error_of_mean(seen._replace(batch_stats=None))
 
 
-@pytest.mark.parametrize("name", ["gias-latents", "gias", "weight_search"])
+@pytest.mark.parametrize("name", ["gias-latents", "weight_search"])
 def test_searches_with_a_generator_match_what_was_sent(name, client):
     """By hand: the logarithm of the cosine distance plus the weight times the distance of the statistics."""
     if name == "weight_search":
-        given = {"sent_statistics": client.sent, "momentum": MOMENTUM, "batch_norm": 0.7, "prior_weight": 0.0}
+        given = {"sent_statistics": client.sent, "batch_norm": 0.7, "prior_weight": 0.0}
         attack = attacks.weight_search(client.update, PRIOR, batch_shape=SHAPE, **given)
-    else:
+    else:  # as a command line builds it
         recipe = registry.REGISTRY[name]
         setting = Setting(client.update, client.model, SHAPE[0], sent_statistics=client.sent, prior=PRIOR)
         attack = recipe.build(setting, {**recipe.hyperparameters, "batch_norm": 0.7, "prior_weight": 0.0}, 10.0)
-    params, seen = client.observation.params, client.observation
-    state = attack.init(jax.random.key(2), seen)
-    batch = Batch(attack.decode(state, seen).inputs, client.batch.labels)
-    found, wanted = (
-        running_statistics.recover(running, params["batch_stats"], momentum=MOMENTUM)
-        for running in (client.sent(params, batch), seen.batch_stats)
-    )
-    of_update = objectives.cosine(client.update(params, batch), seen.update)
-    both = of_update + 0.7 * running_statistics.relative_distance(found, wanted)
-    step = jax.jit(attack.step)
-    for observation, expected in ((seen, both), (seen._replace(batch_stats=None), of_update)):
-        loss = step(jax.random.key(0), state, observation)[1].attack_loss
-        np.testing.assert_allclose(loss, jnp.log(expected), rtol=1e-4)
-    assert both > 1.01 * of_update
+
+    def losses(seen):
+        state = attack.init(jax.random.key(2), seen)
+        batch = Batch(attack.decode(state, seen).inputs, client.batch.labels)
+        found, wanted = (
+            running_statistics.recover(running, seen.params["batch_stats"], momentum=MOMENTUM)
+            for running in (client.sent(seen.params, batch), seen.batch_stats)
+        )
+        of_update = objectives.cosine(client.update(seen.params, batch), seen.update)
+        of_statistics = running_statistics.relative_distance(found, wanted)
+        blind = seen._replace(batch_stats=None)
+        measured = [attack.step(jax.random.key(0), state, sight)[1].attack_loss for sight in (seen, blind)]
+        return measured, [jnp.log(of_update + 0.7 * of_statistics), jnp.log(of_update)]
+
+    measured, expected = jax.jit(losses)(client.observation)
+    np.testing.assert_allclose(measured, expected, rtol=1e-4)
+    assert expected[0] > expected[1] + 0.01
 
 
 def test_starts_at_the_public_picture(client):
