@@ -41,7 +41,7 @@ from jaxinvert.search import Stepwise
 from jaxinvert.threat_models import KNOWN_LABELS
 from jaxinvert.types import Array, ArrayTree, Batch, Key, Observation, Params, Shape
 
-TURNS, STEPS_PER_TURN = 8, 20
+TURNS, STEPS_PER_TURN = 6, 20
 PUBLISHED_DB = {
     "Inverting Gradients": {1: 17.5, 2: 15.2, 4: 14.4, 8: 13.7, 16: 13.2, 32: 12.1},
     "GIAS": {1: 17.1, 2: 16.2, 4: 15.6, 8: 15.2, 16: 14.5, 32: 13.6},
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for batch_size in config.batch_sizes:
         for statistics in (WITHHELD, GRANTED) if config.batch_norm else (NONE_SENT,):
             for row in compare(config, Case(batch_size, statistics), names, rows):
-                rows = with_gains([*rows, row])
+                rows = with_gains(sorted([*rows, row], key=lambda one: one["batch_size"]))
                 if config.json is not None:
                     harness.save(config.json, title, rows)
     harness.publish(title, [{name: row[name] for name in SHOWN} for row in rows])

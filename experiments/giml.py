@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def learn(config: Config) -> Iterator[dict]:
     """Yields a row for every round that is a power of two, and for none."""
-    size = 16 if config.smoke else None
+    size = 8 if config.smoke else None
     dataset, testing = (data.load(config.data, split=split, size=size) for split in (config.split, config.test_split))
     model = models.create(
         "mlp-8" if config.smoke else "lenet",

@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = tyro.cli(Config, description=__doc__, args=arguments)
     if config.smoke:
         out = config.out if config.json is None else config.json.parent / "generator"
-        config = replace(config, data="photos", size=16, width=4, epochs=1, batch_size=32, out=out, split="test")
+        config = replace(config, data="photos", size=8, width=4, epochs=1, batch_size=32, out=out, split="test")
     rows = train(config)
     harness.publish(
         f"{config.network.capitalize()} generator of {Path(config.data).stem}", rows, json_file=config.json
