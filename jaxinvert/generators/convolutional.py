@@ -9,7 +9,6 @@ nearest-neighbor upsampling and plain ones. No BatchNorm: an image must not depe
 """
 
 import functools
-import math
 from collections.abc import Callable
 
 import jax
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen
 
 from jaxinvert import nn
-from jaxinvert.generators.generator import Generator, Latents
+from jaxinvert.generators.generator import Generator, Latents, halved
 from jaxinvert.models.layers import ConvolutionFn
 from jaxinvert.types import Array, Key, Params, Shape
 
@@ -64,11 +63,8 @@ def convolutional(
       ValueError: for other sides.
     """
     height, width_px, channels = (int(size) for size in output_shape)
-    num_doublings = int(math.log2(max(min(height, width_px), 4) / 4))
-    if min(height, width_px) < 4 or height % 2**num_doublings or width_px % 2**num_doublings:
-        raise ValueError(f"output_shape is {tuple(output_shape)}, expected sides that halve to 4 ... 7 pixels evenly")
+    num_doublings, base = halved(output_shape)
     conv = functools.partial(linen.Conv, conv_general_dilated=conv_general_dilated)
-    base = (height >> num_doublings, width_px >> num_doublings)
     module = _Upsampling(base, num_doublings, channels, width, conv)
 
     def init(key: Key) -> Params:

@@ -48,6 +48,23 @@ def draw_latents(key: Key, generator: Generator, batch_size: int) -> Latents:
     return tuple(jax.random.normal(k, (batch_size, *shape)) for k, shape in zip(keys, generator.latent_shapes))
 
 
+def halved(output_shape: Shape, *, at_least: int = 0) -> tuple[int, tuple[int, int]]:
+    """How often the sides of an image can be halved, and what remains: 4 ... 7 pixels, the longer side more.
+
+    Args:
+      output_shape: `(H, W, C)`.
+      at_least: so often.
+
+    Raises:
+      ValueError: for sides that do not halve evenly so far.
+    """
+    height, width, _ = (int(size) for size in output_shape)
+    times = int(math.log2(max(min(height, width), 4) / 4))
+    if min(height, width) < 4 or times < at_least or height % 2**times or width % 2**times:
+        raise ValueError(f"output_shape is {tuple(output_shape)}, expected sides that halve to 4 ... 7 pixels evenly")
+    return times, (height >> times, width >> times)
+
+
 def check_fits(generator: Generator, input_shape: Shape) -> None:
     """Refuses a generator whose images a model cannot read.
 

@@ -30,7 +30,7 @@ from flax import linen
 
 from jaxinvert import nn
 from jaxinvert.bases import opponent_colors
-from jaxinvert.generators.generator import Generator, Latents
+from jaxinvert.generators.generator import Generator, Latents, halved
 from jaxinvert.models.layers import ConvolutionFn
 from jaxinvert.types import Array, Key, Params, Shape
 
@@ -89,10 +89,8 @@ def pyramid(
       ValueError: for sides that cannot be halved down to 4 ... 7 pixels.
     """
     height, width_px, channels = (int(size) for size in output_shape)
-    num_levels = int(math.log2(min(height, width_px) / 4)) if min(height, width_px) >= 8 else 0
-    if num_levels == 0 or height % 2**num_levels or width_px % 2**num_levels:
-        raise ValueError(f"output_shape is {tuple(output_shape)}, expected sides that halve to 4 ... 7 pixels evenly")
-    base = (height >> num_levels, width_px >> num_levels, channels)
+    num_levels, coarsest = halved(output_shape, at_least=1)
+    base = (*coarsest, channels)
     size = math.prod(base)
     conv = functools.partial(linen.Conv, conv_general_dilated=conv_general_dilated)
     levels = [_Details(width, conv) for _ in range(num_levels)]

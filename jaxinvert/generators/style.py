@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from flax import linen
 
 from jaxinvert import nn
-from jaxinvert.generators.generator import Generator, Latents
+from jaxinvert.generators.generator import Generator, Latents, halved
 from jaxinvert.models.layers import ConvolutionFn
 from jaxinvert.types import Array, Key, Params, Shape
 
@@ -149,10 +149,7 @@ def style(
       ValueError: for other sides.
     """
     height, width_px, channels = (int(size) for size in output_shape)
-    num_doublings = int(math.log2(max(min(height, width_px), 4) / 4))
-    if min(height, width_px) < 4 or height % 2**num_doublings or width_px % 2**num_doublings:
-        raise ValueError(f"output_shape is {tuple(output_shape)}, expected sides that halve to 4 ... 7 pixels evenly")
-    base = (height >> num_doublings, width_px >> num_doublings)
+    num_doublings, base = halved(output_shape)
     widths = tuple(width * min(1 << (num_doublings - level), _WIDEST) for level in range(num_doublings + 1))
     shapes = [(num_latents,), (*base, 1), *((base[0] << i, base[1] << i, 2) for i in range(1, num_doublings + 1))]
     module = _Synthesis(base, widths, channels, conv_general_dilated)
