@@ -1,13 +1,16 @@
-"""Spectral matching beside Inverting Gradients: fewer steps for the same quality, and more quality in as many.
+"""Spectral matching beside the published attacks: fewer steps for the same quality, and more quality in as many.
 
 Setting: labels known, one restart, selected by attack loss. Inverting Gradients has the TV weight of its paper
 (of our demo for the small convolutional network); spectral matching has its defaults everywhere, tuned on images
-`train[2000:2100]` with LeNet, the small network and one image on ResNet20-4. Both start from their own law of
-starts. For every case the published attack runs for `steps`, spectral matching for shares of them; `gain_db` is the
-mean over clients of the difference to the published attack's full run on the same images, with its bootstrap
-interval (BCa).
+`train[2000:2100]` with LeNet, the small network and one image on ResNet20-4. All start from their own law of
+starts. For every case Inverting Gradients runs for `steps`, spectral matching for shares of them, DLG (which finds
+labels itself; iDLG for one example) for as many and GradInversion, each of whose steps moves eight seeds, for an
+eighth, on the first clients only. `gain_db` is the mean over clients of the difference to the full run of Inverting
+Gradients on the same images, with its bootstrap interval (BCa); `seconds` are those of all clients, compilation
+apart.
 
-Command:  python -m experiments.spectral --data FILE.npz --json FILE.json --figure FILE.png
+Command:  python -m experiments.train --data FILE.npz --split "train[:50%]" --model lenet --out runs/train/lenet
+          python -m experiments.spectral --data FILE.npz --json FILE.json --figure FILE.png
 Smoke:    python -m experiments.spectral --smoke
 Expected: on LeNet at least the published quality in a tenth of the steps, and 5 dB more in as many; elsewhere the
           published quality in a quarter of the steps.
@@ -39,6 +42,7 @@ class Case(NamedTuple):
       tv: its weight of the total variation.
       shares: of these steps, for spectral matching.
       shorter: shares for the published attack, too.
+      rival_targets: clients that the other published attacks are run on; none where they take too long.
     """
 
     client: Mapping[str, Any]
@@ -46,28 +50,40 @@ class Case(NamedTuple):
     tv: float
     shares: tuple[float, ...] = (0.25, 1)
     shorter: tuple[float, ...] = ()
+    rival_targets: int = 0
 
 
-TRAINED = Path("runs/train/lenet/epoch-20.safetensors")
+LENET_TRAINED = {"model": "lenet", "checkpoint": Path("runs/train/lenet/epoch-20.safetensors")}
 FEDAVG = {"client": "fedavg", "local_lr": 1e-4, "local_epochs": 5}
+THREE = ((0.1, 0.25, 1), (0.25,))
 
 CASES = {
-    "LeNet untrained": Case({"model": "lenet", "targets": 100}, 4800, 1e-2, (0.1, 0.2083, 1), (0.1, 0.2083)),
-    "LeNet trained": Case({"model": "lenet", "checkpoint": TRAINED, "targets": 40}, 2400, 1e-2, (0.1, 0.25, 1)),
-    "LeNet, 4 images": Case({"model": "lenet", "targets": 10, "num_examples": 4}, 2400, 1e-2, (0.1, 0.25, 1)),
-    "LeNet, 8 images": Case({"model": "lenet", "targets": 5, "num_examples": 8}, 2400, 1e-2, (0.1, 0.25, 1)),
-    "LeNet, 16 images": Case({"model": "lenet", "targets": 3, "num_examples": 16}, 2400, 1e-2, (0.25, 1)),
-    "LeNet, FedAvg": Case({"model": "lenet", "targets": 10, "num_examples": 4, **FEDAVG}, 1000, 1e-2),
-    "small-convnet": Case({"model": "small-convnet", "targets": 10}, 500, 1e-3),
-    "small-convnet, 4 images": Case({"model": "small-convnet", "targets": 3, "num_examples": 4}, 500, 1e-3),
-    "ConvNet-16": Case({"model": "convnet16", "targets": 6}, 1000, 1e-4),
-    "ResNet20-4": Case({"model": "resnet20-4", "targets": 4}, 1200, 1e-2),
+    "LeNet untrained": Case({"model": "lenet", "targets": 100}, 4800, 1e-2, (0.1, 0.2083, 1), (0.1, 0.2083), 10),
+    "LeNet trained": Case({**LENET_TRAINED, "targets": 40}, 2400, 1e-2, (0.1, 0.25, 1), (0.25,), 10),
+    "LeNet, 4 images": Case({"model": "lenet", "targets": 10, "num_examples": 4}, 2400, 1e-2, *THREE, 3),
+    "LeNet, 8 images": Case({"model": "lenet", "targets": 5, "num_examples": 8}, 2400, 1e-2, *THREE, 2),
+    "LeNet, 16 images": Case({"model": "lenet", "targets": 3, "num_examples": 16}, 2400, 1e-2, *THREE, 2),
+    "LeNet trained, 4 images": Case({**LENET_TRAINED, "targets": 6, "num_examples": 4}, 1600, 1e-2, *THREE),
+    "LeNet, FedAvg": Case({"model": "lenet", "targets": 8, "num_examples": 4, **FEDAVG}, 800, 1e-2, *THREE, 2),
+    "small-convnet": Case({"model": "small-convnet", "targets": 10}, 500, 1e-3, *THREE, 4),
+    "small-convnet, 4 images": Case({"model": "small-convnet", "targets": 3, "num_examples": 4}, 500, 1e-3, *THREE),
+    "ConvNet-16": Case({"model": "convnet16", "targets": 4}, 1000, 1e-4, (0.25, 1), (0.25,), 2),
     "ConvNet-64": Case({"model": "convnet64", "targets": 4}, 1000, 1e-6),
+    "ResNet20-4": Case({"model": "resnet20-4", "targets": 4}, 1200, 1e-2),
 }
 """As large as two cores do in minutes each; ResNet20-4 and ConvNet-64 take a quarter of an hour or more."""
 
 PUBLISHED, OURS = "inverting-gradients", "spectral"
-TITLE = "Spectral matching beside Inverting Gradients"
+RIVALS = {"idlg": 1, "dlg": 1, "see-through-gradients": 1 / 8}
+"""Their share of the steps: what GradInversion spends on one step moves eight seeds."""
+COLORS = {
+    PUBLISHED: "#888888",
+    OURS: "#b5482a",
+    "idlg": "#3d6f9e",
+    "dlg": "#3d6f9e",
+    "see-through-gradients": "#5d8f4a",
+}
+TITLE = "Spectral matching beside published attacks"
 
 
 @dataclass(frozen=True)
@@ -81,7 +97,7 @@ class Config:
       targets: clients of every case; by default the case's own number.
       smoke: a run of seconds on the embedded photos that only shows that everything works.
       json: file for the rows; those that it holds are not run again.
-      figure: picture of the PSNR against steps, for all cases of the file.
+      figure: picture of the PSNR against the time of a client, for all cases of the file.
     """
 
     data: str = "cifar10"
@@ -106,11 +122,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, case in chosen.items():
         for seed in config.seeds:
             done = {(row["case"], row["attack"], row["steps"], row["seed"], row["data"]) for row in rows}
-            for attack, steps in runs(case):
+            for attack, steps, targets in runs(case, config.targets):
                 if (name, attack, steps, seed, Path(config.data).stem) in done:
                     continue
                 print(f"{name}, seed {seed}: {attack}, {steps} steps", flush=True)
-                rows.append(measured(config, name, case, seed, attack, steps, rows))
+                fields = {**case.client, "targets": targets, "attack": attack, "steps": steps, "seed": seed}
+                fields |= {"tv": case.tv} if attack == PUBLISHED else {}
+                rows.append(measured(job.JobConfig(data=config.data, restarts=1, **fields), name, case.steps, rows))
                 if config.json is not None:
                     harness.save(config.json, TITLE, rows)
     shown = [{key: row[key] for key in row if key not in ("psnr_db", "device", "jax")} for row in rows]
@@ -119,36 +137,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
         draw(config.figure, rows)
 
 
-def runs(case: Case) -> list[tuple[str, int]]:
-    """Attacks and steps of a case, the published full run first."""
-    lengths = [(PUBLISHED, share) for share in (1, *case.shorter)] + [(OURS, share) for share in case.shares]
-    return [(attack, round(case.steps * share)) for attack, share in lengths]
+def runs(case: Case, targets: int | None = None) -> list[tuple[str, int, int]]:
+    """Attacks, steps and clients of a case, the published full run first."""
+    targets = targets or case.client["targets"]
+    single = case.client.get("num_examples", 1) == 1
+    rivals = [(name, share) for name, share in RIVALS.items() if name != ("dlg" if single else "idlg")]
+    lengths = [(PUBLISHED, share, targets) for share in (1, *case.shorter)]
+    lengths += [(OURS, share, targets) for share in case.shares]
+    lengths += [(name, share, min(targets, case.rival_targets)) for name, share in rivals if case.rival_targets]
+    return [(attack, round(case.steps * share), clients) for attack, share, clients in lengths]
 
 
 def measured(
-    config: Config, name: str, case: Case, seed: int, attack: str, steps: int, rows: Sequence[Mapping[str, Any]]
+    settings: job.JobConfig, name: str, full_steps: int, rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """One attack on all clients of a case, beside the published one on the same images."""
-    fields: dict[str, Any] = {**case.client, "attack": attack, "steps": steps, "restarts": 1, "seed": seed}
-    fields |= {} if config.targets is None else {"targets": config.targets}
-    fields |= {"tv": case.tv} if attack == PUBLISHED else {}
-    settings = job.JobConfig(data=config.data, **fields)
+    """One attack on clients of a case, beside the published one's full run on the same images."""
     task = job.prepare(settings)
     execution = job.execute(settings, task.program, task.observations)
     if execution.interrupted:  # half a row is none
         raise KeyboardInterrupt
     images = job.measure(settings, task, execution).summary["images"]
     psnr = np.array([image["psnr_db"] for image in images]).reshape(settings.targets, -1).mean(axis=1)
-    data = Path(config.data).stem
-    full = [row for row in rows if (row["case"], row["seed"], row["data"]) == (name, seed, data)]
-    reference = [row["psnr_db"] for row in full if row["attack"] == PUBLISHED and row["steps"] == case.steps]
-    gain = excess(psnr, reference[0]) if reference and len(psnr) > 1 else None
+    data = Path(settings.data).stem
+    same = [row for row in rows if (row["case"], row["seed"], row["data"]) == (name, settings.seed, data)]
+    reference = [row["psnr_db"] for row in same if (row["attack"], row["steps"]) == (PUBLISHED, full_steps)]
+    gain = excess(psnr, reference[0][: len(psnr)]) if reference and len(psnr) > 1 else None
     return {
         "case": name,
         "data": data,
-        "seed": seed,
-        "attack": attack,
-        "steps": steps,
+        "seed": settings.seed,
+        "attack": settings.attack,
+        "steps": settings.steps,
         "clients": settings.targets,
         "mean_psnr_db": float(psnr.mean()),
         "median_psnr_db": float(np.median(psnr)),
@@ -164,25 +183,27 @@ def measured(
 
 
 def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draws mean PSNR against steps, one panel for each case."""
-    names = list(dict.fromkeys(row["case"] for row in rows))
-    across = min(4, len(names))
-    down = -(-len(names) // across)
-    figure = Figure(figsize=(3 * across, 2.6 * down), dpi=110, layout="constrained")
+    """Draws the mean PSNR against the seconds that a client takes, one panel for each case and data set."""
+    panels_of = list(dict.fromkeys((row["case"], row["data"]) for row in rows))
+    across = min(4, len(panels_of))
+    down = -(-len(panels_of) // across)
+    figure = Figure(figsize=(3 * across, 2.6 * down + 0.4), dpi=110, layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).flat
-    for panel, name in zip(panels, names):
-        for attack, color in ((PUBLISHED, "#888888"), (OURS, "#b5482a")):
-            points: dict[int, list[float]] = {}
+    names = {}
+    for panel, (case, data) in zip(panels, panels_of):
+        for attack, color in COLORS.items():
+            points: dict[int, list[tuple[float, float]]] = {}
             for row in rows:
-                if (row["case"], row["attack"]) == (name, attack):
-                    points.setdefault(row["steps"], []).append(row["mean_psnr_db"])
-            steps = sorted(points)
-            panel.plot(steps, [np.mean(points[n]) for n in steps], "o-", color=color, label=attack)
-        panel.set(xscale="log", title=name, xlabel="steps", ylabel="mean PSNR, dB")
-        panel.minorticks_off()
+                if (row["case"], row["data"], row["attack"]) == (case, data, attack):
+                    points.setdefault(row["steps"], []).append((row["seconds"] / row["clients"], row["mean_psnr_db"]))
+            if points:
+                seconds, psnr = np.array([np.mean(points[n], axis=0) for n in sorted(points)]).T
+                names[attack.replace("idlg", "dlg")] = panel.plot(seconds, psnr, "o-", color=color)[0]
+        panel.set(xscale="log", title=f"{case}\n{data}", xlabel="seconds per client", ylabel="mean PSNR, dB")
+        panel.title.set_fontsize(9)
     for panel in list(panels):
         panel.set_visible(False)
-    next(iter(figure.axes)).legend(fontsize=8, frameon=False)
+    figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=len(names), frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
