@@ -12,7 +12,7 @@ With `--keep` the client sends the largest entries only, and every attack matche
 
 Command:  python -m experiments.train_generator --data FILE.npz --epochs 16 --out runs/generators/cifar10
           python -m experiments.gias --data FILE.npz --generator runs/generators/cifar10/generator.safetensors \
-              --batch-sizes 1 2 4 8 16 32 --json FILE.json --figure FILE.png
+              --batch-sizes 1 2 4 8 16 32 --attacks GIAS spectral --json FILE.json --figure FILE.png
 Smoke:    python -m experiments.gias --smoke
 Published: see PUBLISHED_DB
 Measured: see experiments/README.md
