@@ -92,7 +92,7 @@ class Config:
 
     Attributes:
       data: data set by name, folder or npz.
-      cases: only those whose names contain one of these.
+      cases: only those of these names; or whose names contain one of these, if one is no whole name.
       seeds: of networks and starts; every case runs once for each.
       targets: clients of every case; by default the case's own number.
       smoke: a run of seconds on the embedded photos that only shows that everything works.
@@ -112,7 +112,7 @@ class Config:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the cases that are chosen, saving each row, and prints all."""
     config = tyro.cli(Config, description=__doc__, args=arguments)
-    chosen = {name: case for name, case in CASES.items() if not config.cases or any(p in name for p in config.cases)}
+    chosen = {name: CASES[name] for name in named(config.cases)}
     if not chosen:
         raise SystemExit(f"no case is named like {config.cases}; there are {list(CASES)}")
     if config.smoke:
@@ -135,6 +135,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     harness.publish(TITLE, shown)
     if config.figure is not None:
         draw(config.figure, rows)
+
+
+def named(wanted: Sequence[str]) -> list[str]:
+    """The cases of these names, or that have one of these in their names; all if none is wanted."""
+    whole = [name for name in CASES if name in wanted]
+    return whole if len(whole) == len(set(wanted)) > 0 else [n for n in CASES if any(p in n for p in wanted or [""])]
 
 
 def runs(case: Case, targets: int | None = None) -> list[tuple[str, int, int]]:
