@@ -27,6 +27,7 @@ import jax
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiments import harness
 from jaxinvert import job
@@ -196,7 +197,7 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     figure = Figure(figsize=(3 * across, 2.6 * down + 0.4), dpi=110, layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).flat
     names = {}
-    for panel, (case, data) in zip(panels, panels_of):
+    for (case, data), panel in zip(panels_of, panels):
         for attack, color in COLORS.items():
             points: dict[int, list[tuple[float, float]]] = {}
             for row in rows:
@@ -207,6 +208,9 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
                 names[attack.replace("idlg", "dlg")] = panel.plot(seconds, psnr, "o-", color=color)[0]
         panel.set(xscale="log", title=f"{case}\n{data}", xlabel="seconds per client", ylabel="mean PSNR, dB")
         panel.title.set_fontsize(9)
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter(NullFormatter())
     for panel in list(panels):
         panel.set_visible(False)
     figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=len(names), frameon=False)
