@@ -27,6 +27,7 @@ import jax
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiments import harness
 from jaxinvert import job
@@ -58,16 +59,16 @@ FEDAVG = {"client": "fedavg", "local_lr": 1e-4, "local_epochs": 5}
 THREE = ((0.1, 0.25, 1), (0.25,))
 
 CASES = {
-    "LeNet untrained": Case({"model": "lenet", "targets": 100}, 4800, 1e-2, (0.1, 0.2083, 1), (0.1, 0.2083), 10),
+    "LeNet untrained": Case({"model": "lenet", "targets": 100}, 4800, 1e-2, (0.1, 0.2083, 1), (0.1, 0.2083), 4),
     "LeNet trained": Case({**LENET_TRAINED, "targets": 40}, 2400, 1e-2, (0.1, 0.25, 1), (0.25,), 10),
-    "LeNet, 4 images": Case({"model": "lenet", "targets": 10, "num_examples": 4}, 2400, 1e-2, *THREE, 3),
-    "LeNet, 8 images": Case({"model": "lenet", "targets": 5, "num_examples": 8}, 2400, 1e-2, *THREE, 2),
-    "LeNet, 16 images": Case({"model": "lenet", "targets": 3, "num_examples": 16}, 2400, 1e-2, *THREE, 2),
+    "LeNet, 4 images": Case({"model": "lenet", "targets": 10, "num_examples": 4}, 2400, 1e-2, *THREE, 2),
+    "LeNet, 8 images": Case({"model": "lenet", "targets": 5, "num_examples": 8}, 2400, 1e-2, *THREE),
+    "LeNet, 16 images": Case({"model": "lenet", "targets": 3, "num_examples": 16}, 2400, 1e-2, *THREE),
     "LeNet trained, 4 images": Case({**LENET_TRAINED, "targets": 6, "num_examples": 4}, 1600, 1e-2, *THREE),
-    "LeNet, FedAvg": Case({"model": "lenet", "targets": 8, "num_examples": 4, **FEDAVG}, 800, 1e-2, *THREE, 2),
+    "LeNet, FedAvg": Case({"model": "lenet", "targets": 8, "num_examples": 4, **FEDAVG}, 800, 1e-2, *THREE),
     "small-convnet": Case({"model": "small-convnet", "targets": 10}, 500, 1e-3, *THREE, 4),
     "small-convnet, 4 images": Case({"model": "small-convnet", "targets": 3, "num_examples": 4}, 500, 1e-3, *THREE),
-    "ConvNet-16": Case({"model": "convnet16", "targets": 4}, 1000, 1e-4, (0.25, 1), (0.25,), 2),
+    "ConvNet-16": Case({"model": "convnet16", "targets": 4}, 1000, 1e-4, (0.25, 1), (0.25,)),
     "ConvNet-64": Case({"model": "convnet64", "targets": 4}, 1000, 1e-6),
     "ResNet20-4": Case({"model": "resnet20-4", "targets": 4}, 1200, 1e-2),
 }
@@ -92,7 +93,7 @@ class Config:
 
     Attributes:
       data: data set by name, folder or npz.
-      cases: only those whose names contain one of these.
+      cases: only those of these names; or whose names contain one of these, if one is no whole name.
       seeds: of networks and starts; every case runs once for each.
       targets: clients of every case; by default the case's own number.
       smoke: a run of seconds on the embedded photos that only shows that everything works.
@@ -112,7 +113,7 @@ class Config:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the cases that are chosen, saving each row, and prints all."""
     config = tyro.cli(Config, description=__doc__, args=arguments)
-    chosen = {name: case for name, case in CASES.items() if not config.cases or any(p in name for p in config.cases)}
+    chosen = {name: CASES[name] for name in named(config.cases)}
     if not chosen:
         raise SystemExit(f"no case is named like {config.cases}; there are {list(CASES)}")
     if config.smoke:
@@ -135,6 +136,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     harness.publish(TITLE, shown)
     if config.figure is not None:
         draw(config.figure, rows)
+
+
+def named(wanted: Sequence[str]) -> list[str]:
+    """The cases of these names, or that have one of these in their names; all if none is wanted."""
+    whole = [name for name in CASES if name in wanted]
+    return whole if len(whole) == len(set(wanted)) > 0 else [n for n in CASES if any(p in n for p in wanted or [""])]
 
 
 def runs(case: Case, targets: int | None = None) -> list[tuple[str, int, int]]:
@@ -190,7 +197,7 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     figure = Figure(figsize=(3 * across, 2.6 * down + 0.4), dpi=110, layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).flat
     names = {}
-    for panel, (case, data) in zip(panels, panels_of):
+    for (case, data), panel in zip(panels_of, panels):
         for attack, color in COLORS.items():
             points: dict[int, list[tuple[float, float]]] = {}
             for row in rows:
@@ -201,6 +208,9 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
                 names[attack.replace("idlg", "dlg")] = panel.plot(seconds, psnr, "o-", color=color)[0]
         panel.set(xscale="log", title=f"{case}\n{data}", xlabel="seconds per client", ylabel="mean PSNR, dB")
         panel.title.set_fontsize(9)
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter(NullFormatter())
     for panel in list(panels):
         panel.set_visible(False)
     figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=len(names), frameon=False)

@@ -1,7 +1,10 @@
 """What each part of spectral matching is worth: without it, on the images that it was tuned on.
 
 Rows take one part away or change it: the spectrum (pixels instead, or another fall), the multiplied prior (added
-instead, with weights for exact updates and for noisy ones), Adam's short memory, plain gradients, half a cosine.
+instead, with weights for exact updates and for noisy ones), Adam's short memory, plain gradients, half a cosine; or
+they add one: the input of the last dense layer, known in closed form for one example, as a second distance; L-BFGS on
+the logarithm of the same loss for the last fifth of the steps; or a choice by attack loss between gradients and their
+signs, each for half of the steps.
 `noise` is normal noise on the update with so many times its root mean square. Each row's `gain_db` is the mean over
 images of its difference to the whole attack on the same update, with its bootstrap interval (BCa).
 
@@ -10,6 +13,7 @@ Smoke:    python -m experiments.spectral_ablation --smoke
 Measured: see docs/spectral.md
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +32,7 @@ from jaxinvert.audit.evidence import excess
 from jaxinvert.clients import fedsgd
 from jaxinvert.matching import search_inputs, update_distance
 from jaxinvert.observe import observe_targets
-from jaxinvert.types import Array, Attack, Batch, ClientUpdateFn, Key, Observation, Update
+from jaxinvert.types import Array, Attack, Batch, ClientUpdateFn, Key, Observation, Reconstruction, SolveFn, Update
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Config:
       split: the images, one for each client.
       seed: of the networks and the starts.
       smoke: a run of seconds on the embedded photos that only shows that everything works.
-      json: file for the rows.
+      json: file for the rows; those that it holds are not run again.
     """
 
     data: str = "photos"
@@ -61,8 +65,9 @@ class Setting(NamedTuple):
 SETTINGS = (Setting("lenet", 300, 10), Setting("small-convnet", 100, 5))
 NOISES = (0.0, 1.0)
 
+TITLE, WHOLE = "What the parts of spectral matching are worth", "whole"
 VARIANTS: dict[str, Mapping[str, Any]] = {
-    "whole": {},
+    WHOLE: {},
     "pixels instead of frequencies": {"pixels": True},
     "flat spectrum": {"fall": 0.0},
     "spectrum falling as 1/f": {"fall": 1.0},
@@ -73,6 +78,9 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     "Adam remembers 1000 steps": {"memory": 0.999},
     "signs of gradients": {"sign": True},
     "step decay": {"decay": step_decay},
+    "dense layer's input, too": {"dense_input": 0.3},
+    "L-BFGS at the end": {"line_search_share": 0.2},
+    "plain or signs, by loss": {"choose": True},
 }
 
 
@@ -83,34 +91,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if config.smoke:
         config = replace(config, data="photos", split="test")
         settings, variants = (Setting("mlp-32", 4, 2),), dict(list(VARIANTS.items())[:2])
-    rows: list[dict[str, Any]] = []
+    stored = [] if config.json is None or not config.json.exists() else json.loads(config.json.read_text())["rows"]
+    finished = {(row["model"], row["noise"], row["variant"]): row for row in stored}
+    order = [(setting.model, noise, name) for setting in settings for noise in NOISES for name in variants]
+
+    def rows() -> list[dict[str, Any]]:
+        return [finished[place] for place in order if place in finished]
+
     for setting in settings:
         for noise in NOISES:
+            missing = {n: changed for n, changed in variants.items() if (setting.model, noise, n) not in finished}
+            if not missing:
+                continue
             client, truth, observations = clients(config, setting, noise)
             whole = np.zeros(setting.targets)
-            for name, changed in variants.items():
-                attack = variant(client, truth.shape[1:], setting.steps, **changed)
-                solve = search.over_targets(search.run(attack, num_steps=setting.steps), chunk_size=5)
+            for name, changed in {WHOLE: {}, **missing}.items():  # which all others are compared with
+                solve = search.over_targets(solver(client, truth.shape[1:], setting.steps, **changed), chunk_size=5)
                 found = jax.jit(solve)(jax.random.key(config.seed + 1), observations)
                 psnr = np.asarray(jax.vmap(metrics.psnr)(found.inputs[:, 0], truth[:, 0]))
-                whole = psnr if not changed else whole
+                whole = psnr if name == WHOLE else whole
                 gain = excess(psnr, whole)
-                rows.append(
-                    {
-                        "model": setting.model,
-                        "steps": setting.steps,
-                        "noise": noise,
-                        "variant": name,
-                        "images": setting.targets,
-                        "mean_psnr_db": float(psnr.mean()),
-                        "min_psnr_db": float(psnr.min()),
-                        "gain_db": gain.mean,
-                        "gain_low_db": gain.low,
-                        "gain_high_db": gain.high,
-                    }
-                )
+                finished[setting.model, noise, name] = {
+                    "model": setting.model,
+                    "steps": setting.steps,
+                    "noise": noise,
+                    "variant": name,
+                    "images": setting.targets,
+                    "mean_psnr_db": float(psnr.mean()),
+                    "min_psnr_db": float(psnr.min()),
+                    "gain_db": gain.mean,
+                    "gain_low_db": gain.low,
+                    "gain_high_db": gain.high,
+                }
                 print(f"{setting.model}, noise {noise:g}: {name} {psnr.mean():.1f} dB", flush=True)
-    harness.publish("What the parts of spectral matching are worth", rows, json_file=config.json)
+                if config.json is not None:
+                    harness.save(config.json, TITLE, rows())
+    harness.publish(TITLE, rows())
 
 
 def clients(config: Config, setting: Setting, noise: float) -> tuple[ClientUpdateFn, np.ndarray, Observation]:
@@ -143,6 +159,49 @@ def clients(config: Config, setting: Setting, noise: float) -> tuple[ClientUpdat
     return client, np.asarray(images), observations
 
 
+def solver(
+    client: ClientUpdateFn,
+    batch_shape: tuple[int, ...],
+    num_steps: int,
+    *,
+    line_search_share: float = 0.0,
+    choose: bool = False,
+    **changed: Any,
+) -> SolveFn:
+    """The attack with one part changed or added, for `num_steps` in all."""
+    if choose:
+        plain, signs = (
+            search.run(variant(client, batch_shape, num_steps // 2, sign=sign), num_steps=num_steps // 2)
+            for sign in (False, True)
+        )
+        return lambda key, observation: search.select_best(
+            jax.tree.map(lambda *both: jnp.stack(both), plain(key, observation), signs(key, observation))
+        )
+    begin = round(num_steps * (1 - line_search_share))
+    first = search.run(variant(client, batch_shape, begin, **changed), num_steps=begin)
+    return first if not line_search_share else finished_by_line_search(client, first, num_steps - begin)
+
+
+def finished_by_line_search(client: ClientUpdateFn, first: SolveFn, num_steps: int) -> SolveFn:
+    """L-BFGS from where `first` ends, on the logarithm of the attack's loss, which has the same minimum."""
+    unexplained = update_distance(client, objectives.cosine)
+
+    def distance(observation: Observation, batch: Batch) -> Array:
+        return jnp.log(unexplained(observation, batch)) + regularizers.total_variation(batch.inputs)
+
+    def solve(key: Key, observation: Observation) -> Reconstruction:
+        found = first(key, observation).inputs
+        from_there = parametrizations.spectrum(found.shape, around=found)._replace(
+            init=lambda key: jnp.zeros(found.shape), project=parametrizations.stay
+        )
+        attack = search_inputs(
+            distance, optimizer=optax.lbfgs(memory_size=10), parametrization=from_there, name="line search"
+        )
+        return search.run(attack, num_steps=num_steps)(key, observation)
+
+    return solve
+
+
 def variant(
     client: ClientUpdateFn,
     batch_shape: tuple[int, ...],
@@ -154,12 +213,19 @@ def variant(
     added: bool = False,
     memory: float = 0.95,
     sign: bool = False,
+    dense_input: float = 0.0,
     decay: Callable[..., optax.Schedule] | None = None,
 ) -> Attack:
     """The attack with one part changed; without changes `attacks.spectral` itself."""
-    if (pixels, fall, added, memory, sign, decay) == (False, 1.5, False, 0.95, False, None):
+    if (pixels, fall, added, memory, sign, dense_input, decay) == (False, 1.5, False, 0.95, False, 0.0, None):
         return attacks.spectral(client, batch_shape=batch_shape, tv=tv, horizon=horizon)
-    unexplained = update_distance(client, objectives.cosine)
+
+    def gap(simulated: Update, observed: Update) -> Array:
+        found, known = head_input(simulated), head_input(observed)
+        share = jnp.sum(jnp.square(found - known)) / jnp.sum(jnp.square(known))
+        return objectives.cosine(simulated, observed) + dense_input * share
+
+    unexplained = update_distance(client, gap if dense_input else objectives.cosine)
     # Pixels as in the published attack: N(0, 1) in units of the contrast of photographs, at its rate.
     images = parametrizations.pixels(batch_shape, mean=0.5, std=0.25)
     rate = 0.1 if pixels else 0.2
@@ -179,6 +245,12 @@ def variant(
         parametrization=images if pixels else parametrizations.spectrum(batch_shape, fall=fall),
         name="variant",
     )
+
+
+def head_input(update: Update) -> Array:
+    """What the last dense layer read of one example, `[features]`: its kernel's gradient over its bias's."""
+    kernel, bias = update["params"]["head"]["kernel"], update["params"]["head"]["bias"]
+    return kernel @ bias / jnp.sum(jnp.square(bias))
 
 
 if __name__ == "__main__":
