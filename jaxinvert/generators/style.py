@@ -70,8 +70,9 @@ class _Dense(linen.Module):
 
     @linen.compact
     def __call__(self, x: Array) -> Array:
-        init = {"kernel_init": linen.initializers.normal(1.0), "bias_init": linen.initializers.constant(self.bias)}
-        linen.share_scope(self, dense := linen.Dense(self.features, **init))
+        unit, constant = linen.initializers.normal(1.0), linen.initializers.constant(self.bias)
+        dense = linen.Dense(self.features, kernel_init=unit, bias_init=constant)
+        linen.share_scope(self, dense)  # no level of names for the layer inside
         return dense(x / math.sqrt(x.shape[-1]))
 
 
