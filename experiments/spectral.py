@@ -146,13 +146,13 @@ def named(wanted: Sequence[str]) -> list[str]:
 
 def runs(case: Case, targets: int | None = None) -> list[tuple[str, int, int]]:
     """Attacks, steps and clients of a case, the published full run first."""
-    targets = targets or case.client["targets"]
+    clients: int = targets or case.client["targets"]
     single = case.client.get("num_examples", 1) == 1
     rivals = [(name, share) for name, share in RIVALS.items() if name != ("dlg" if single else "idlg")]
-    lengths = [(PUBLISHED, share, targets) for share in (1, *case.shorter)]
-    lengths += [(OURS, share, targets) for share in case.shares]
-    lengths += [(name, share, min(targets, case.rival_targets)) for name, share in rivals if case.rival_targets]
-    return [(attack, round(case.steps * share), clients) for attack, share, clients in lengths]
+    lengths = [(PUBLISHED, share, clients) for share in (1, *case.shorter)]
+    lengths += [(OURS, share, clients) for share in case.shares]
+    lengths += [(name, share, min(clients, case.rival_targets)) for name, share in rivals if case.rival_targets]
+    return [(attack, round(case.steps * share), count) for attack, share, count in lengths]
 
 
 def measured(

@@ -71,8 +71,7 @@ class _Dense(linen.Module):
     @linen.compact
     def __call__(self, x: Array) -> Array:
         unit, constant = linen.initializers.normal(1.0), linen.initializers.constant(self.bias)
-        dense = linen.Dense(self.features, kernel_init=unit, bias_init=constant)
-        linen.share_scope(self, dense)  # no level of names for the layer inside
+        linen.share_scope(self, dense := linen.Dense(self.features, kernel_init=unit, bias_init=constant))
         return dense(x / math.sqrt(x.shape[-1]))
 
 
