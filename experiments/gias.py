@@ -34,7 +34,17 @@ from matplotlib.figure import Figure
 from experiments import contenders, harness
 from experiments.contenders import FIRST, PIXELS, PUBLISHED, Arena
 from experiments.train_generator import save_grid
-from jaxinvert import clients, data, defenses, generators, metrics, models, objectives, running_statistics
+from jaxinvert import (
+    clients,
+    data,
+    defenses,
+    generators,
+    metrics,
+    models,
+    objectives,
+    perceptual,
+    running_statistics,
+)
 from jaxinvert.audit.controls import random_update
 from jaxinvert.observe import observe_targets
 from jaxinvert.search import Stepwise
@@ -79,6 +89,7 @@ class Config:
       steps: of the first attack.
       attacks: only those whose names contain one of these, the first, and Inverting Gradients as published.
       seed: of the network and the starts.
+      lpips: whether rows also have the LPIPS, for images of 31 pixels and more (`pip install '.[lpips]'`).
       smoke: a run of seconds on the embedded photos that only shows that everything works.
       json: file for the rows; those that it holds are not run again. Pictures go beside it.
       figure: picture of the PSNR against the batch size, for all rows of the file.
@@ -96,6 +107,7 @@ class Config:
     steps: int = 600
     attacks: tuple[str, ...] = ()
     seed: int = 0
+    lpips: bool = False
     smoke: bool = False
     json: Path | None = None
     figure: Path | None = None
@@ -104,6 +116,8 @@ class Config:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs all attacks for all batch sizes, saving each row, and prints all."""
     config = tyro.cli(Config, description=__doc__, args=arguments)
+    if config.lpips:
+        perceptual.check_available()
     parts = config.attacks or ("",)
     names = [name for name in contenders.NAMES if name in (FIRST, PUBLISHED) or any(part in name for part in parts)]
     if config.smoke:
@@ -148,6 +162,7 @@ def compare(config: Config, case: Case, names: Sequence[str], rows: Sequence[Map
         psnr = np.array([one.psnr_db for one in quality])
         null_psnr = np.array([metrics.evaluate(one, true).psnr_db for one, true in zip(null, truth.inputs)])
         shown.append(np.stack([one[q.permutation] for one, q in zip(found, quality)]))
+        flat = [np.asarray(images).reshape(-1, *images.shape[2:]) for images in (shown[-1], truth.inputs)]
         yield {
             **dict(zip(("attack", "generator"), contender)),
             **setting,
@@ -156,6 +171,7 @@ def compare(config: Config, case: Case, names: Sequence[str], rows: Sequence[Map
             "seconds_run": seconds_run,
             "mean_psnr_db": float(psnr.mean()),
             "mean_ssim": float(np.mean([one.ssim for one in quality])),
+            "mean_lpips": float(perceptual.lpips(*flat).mean()) if config.lpips else None,
             "null_db": float(null_psnr.mean()),
             **interval("above_null", psnr - null_psnr),
             "psnr_db": psnr.tolist(),

@@ -56,18 +56,19 @@ class Case(NamedTuple):
 
 LENET_TRAINED = {"model": "lenet", "checkpoint": Path("runs/train/lenet/epoch-20.safetensors")}
 FEDAVG = {"client": "fedavg", "local_lr": 1e-4, "local_epochs": 5}
-THREE = ((0.1, 0.25, 1), (0.25,))
+SHARES = ((0.1, 0.25, 1), (0.25,))
+"""Of the steps: for spectral matching, and beside the full run for the published attack."""
 
 CASES = {
     "LeNet untrained": Case({"model": "lenet", "targets": 100}, 4800, 1e-2, (0.1, 0.2083, 1), (0.1, 0.2083), 4),
     "LeNet trained": Case({**LENET_TRAINED, "targets": 40}, 2400, 1e-2, (0.1, 0.25, 1), (0.25,), 10),
-    "LeNet, 4 images": Case({"model": "lenet", "targets": 10, "num_examples": 4}, 2400, 1e-2, *THREE, 2),
-    "LeNet, 8 images": Case({"model": "lenet", "targets": 5, "num_examples": 8}, 2400, 1e-2, *THREE),
-    "LeNet, 16 images": Case({"model": "lenet", "targets": 3, "num_examples": 16}, 2400, 1e-2, *THREE),
-    "LeNet trained, 4 images": Case({**LENET_TRAINED, "targets": 6, "num_examples": 4}, 1600, 1e-2, *THREE),
-    "LeNet, FedAvg": Case({"model": "lenet", "targets": 8, "num_examples": 4, **FEDAVG}, 800, 1e-2, *THREE),
-    "small-convnet": Case({"model": "small-convnet", "targets": 10}, 500, 1e-3, *THREE, 4),
-    "small-convnet, 4 images": Case({"model": "small-convnet", "targets": 3, "num_examples": 4}, 500, 1e-3, *THREE),
+    "LeNet, 4 images": Case({"model": "lenet", "targets": 10, "num_examples": 4}, 2400, 1e-2, *SHARES, 2),
+    "LeNet, 8 images": Case({"model": "lenet", "targets": 5, "num_examples": 8}, 2400, 1e-2, *SHARES),
+    "LeNet, 16 images": Case({"model": "lenet", "targets": 3, "num_examples": 16}, 2400, 1e-2, *SHARES),
+    "LeNet trained, 4 images": Case({**LENET_TRAINED, "targets": 6, "num_examples": 4}, 1600, 1e-2, *SHARES),
+    "LeNet, FedAvg": Case({"model": "lenet", "targets": 8, "num_examples": 4, **FEDAVG}, 800, 1e-2, *SHARES),
+    "small-convnet": Case({"model": "small-convnet", "targets": 10}, 500, 1e-3, *SHARES, 4),
+    "small-convnet, 4 images": Case({"model": "small-convnet", "targets": 3, "num_examples": 4}, 500, 1e-3, *SHARES),
     "ConvNet-16": Case({"model": "convnet16", "targets": 4}, 1000, 1e-4, (0.25, 1), (0.25,)),
     "ConvNet-64": Case({"model": "convnet64", "targets": 4}, 1000, 1e-6),
     "ResNet20-4": Case({"model": "resnet20-4", "targets": 4}, 1200, 1e-2),
