@@ -13,14 +13,11 @@ an attacker who knows what a defense did to the observed update.
 """
 
 from collections.abc import Callable
-from typing import ParamSpec
 
 import jax
 import jax.numpy as jnp
 
 from jaxinvert.types import Array, ArrayTree, Objective, Scalar, Update, path_name
-
-_P = ParamSpec("_P")
 
 
 def tree_sum(tree: ArrayTree) -> Array:
@@ -281,7 +278,7 @@ def relative(objective: Objective) -> Objective:
     return share
 
 
-def of_unknown_scale(distance: Callable[_P, Array]) -> Callable[_P, Array]:
+def of_unknown_scale(distance: Callable[..., Array]) -> Callable[..., Array]:
     """`log distance`, for residuals whose size is not known: a prior then has the same say at every distance.
 
     If an objective sums squares of `n` normal residuals whose variance is set to its most likely value, minus the
@@ -292,8 +289,8 @@ def of_unknown_scale(distance: Callable[_P, Array]) -> Callable[_P, Array]:
       distance: an objective, or another function whose value is not negative.
     """
 
-    def logarithm(*args: _P.args, **kwargs: _P.kwargs) -> Array:
-        return jnp.log(jnp.maximum(distance(*args, **kwargs), 1e-12))
+    def logarithm(*compared: ArrayTree) -> Array:
+        return jnp.log(jnp.maximum(distance(*compared), 1e-12))
 
     return logarithm
 
