@@ -32,6 +32,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from experiments import harness
 from jaxinvert import job
 from jaxinvert.audit.evidence import excess
+from jaxinvert.regression import NUM_SIMULATIONS
 
 
 class Case(NamedTuple):
@@ -85,6 +86,8 @@ COLORS = {
     "dlg": "#3d6f9e",
     "see-through-gradients": "#5d8f4a",
 }
+KEYS = ("case", "attack", "simulations", "steps", "seed", "data")
+"""What tells rows apart."""
 TITLE = "Spectral matching beside published attacks"
 
 
@@ -123,9 +126,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = [] if config.json is None or not config.json.exists() else json.loads(config.json.read_text())["rows"]
     for name, case in chosen.items():
         for seed in config.seeds:
-            done = {(row["case"], row["attack"], row["steps"], row["seed"], row["data"]) for row in rows}
+            done = {tuple(row[key] for key in KEYS) for row in rows}
             for attack, steps, targets in runs(case, config.targets):
-                if (name, attack, steps, seed, Path(config.data).stem) in done:
+                if (name, attack, simulations(attack), steps, seed, Path(config.data).stem) in done:
                     continue
                 print(f"{name}, seed {seed}: {attack}, {steps} steps", flush=True)
                 fields = {**case.client, "targets": targets, "attack": attack, "steps": steps, "seed": seed}
@@ -156,6 +159,11 @@ def runs(case: Case, targets: int | None = None) -> list[tuple[str, int, int]]:
     return [(attack, round(case.steps * share), count) for attack, share, count in lengths]
 
 
+def simulations(attack: str) -> int:
+    """Of clients with known pictures, that an attack begins with."""
+    return NUM_SIMULATIONS if attack == OURS else 0
+
+
 def measured(
     settings: job.JobConfig, name: str, full_steps: int, rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
@@ -175,6 +183,7 @@ def measured(
         "data": data,
         "seed": settings.seed,
         "attack": settings.attack,
+        "simulations": simulations(settings.attack),
         "steps": settings.steps,
         "clients": settings.targets,
         "mean_psnr_db": float(psnr.mean()),

@@ -1,12 +1,13 @@
 """What each part of spectral matching is worth: without it, on the images that it was tuned on.
 
-Rows take one part away or change it: the spectrum (pixels instead, or another fall), the multiplied prior (added
-instead, with weights for exact updates and for noisy ones), Adam's short memory, plain gradients, half a cosine; or
-they add one: the input of the last dense layer, known in closed form for one example, as a second distance; L-BFGS on
-the logarithm of the same loss for the last fifth of the steps; or a choice by attack loss between gradients and their
-signs, each for half of the steps.
+Rows compare with the descent alone, which starts at gray noise. One adds the first guess, and so is the whole attack,
+behind four networks. The others, behind two, take one part of the descent away or change it: the spectrum (pixels
+instead, or another fall), the multiplied prior (added instead, with weights for exact updates and for noisy ones),
+Adam's short memory, plain gradients, half a cosine; or they add one: the input of the last dense layer, known in
+closed form for one example, as a second distance; L-BFGS on the logarithm of the same loss for the last fifth of the
+steps; or a choice by attack loss between gradients and their signs, each for half of the steps.
 `noise` is normal noise on the update with so many times its root mean square. Each row's `gain_db` is the mean over
-images of its difference to the whole attack on the same update, with its bootstrap interval (BCa).
+images of its difference to the descent alone on the same update, with its bootstrap interval (BCa).
 
 Command:  python -m experiments.spectral_ablation --data FILE.npz --json FILE.json
 Smoke:    python -m experiments.spectral_ablation --smoke
@@ -32,6 +33,7 @@ from jaxinvert.audit.evidence import excess
 from jaxinvert.clients import fedsgd
 from jaxinvert.matching import search_inputs, update_distance
 from jaxinvert.observe import observe_targets
+from jaxinvert.regression import NUM_SIMULATIONS
 from jaxinvert.types import Array, Attack, Batch, ClientUpdateFn, Key, Observation, Reconstruction, SolveFn, Update
 
 
@@ -55,19 +57,26 @@ class Config:
 
 
 class Setting(NamedTuple):
-    """A network, how long the attack runs, and how many of the images it has to find."""
+    """A network, how long the attack runs, how many of the images it has to find, and whether every part is tried."""
 
     model: str
     steps: int
     targets: int
+    every_part: bool = True
 
 
-SETTINGS = (Setting("lenet", 300, 10), Setting("small-convnet", 100, 5))
+SETTINGS = (
+    Setting("lenet", 300, 10),
+    Setting("small-convnet", 100, 5),
+    Setting("convnet16", 250, 6, every_part=False),
+    Setting("resnet20-4", 300, 4, every_part=False),
+)
 NOISES = (0.0, 1.0)
 
-TITLE, WHOLE = "What the parts of spectral matching are worth", "whole"
+TITLE, DESCENT, GUESS = "What the parts of spectral matching are worth", "descent alone", "first guess, too"
 VARIANTS: dict[str, Mapping[str, Any]] = {
-    WHOLE: {},
+    DESCENT: {},
+    GUESS: {"num_simulations": NUM_SIMULATIONS},
     "pixels instead of frequencies": {"pixels": True},
     "flat spectrum": {"fall": 0.0},
     "spectrum falling as 1/f": {"fall": 1.0},
@@ -100,17 +109,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     for setting in settings:
         for noise in NOISES:
-            missing = {n: changed for n, changed in variants.items() if (setting.model, noise, n) not in finished}
+            tried = variants if setting.every_part else {name: variants[name] for name in (DESCENT, GUESS)}
+            missing = {n: changed for n, changed in tried.items() if (setting.model, noise, n) not in finished}
             if not missing:
                 continue
             client, truth, observations = clients(config, setting, noise)
-            whole = np.zeros(setting.targets)
-            for name, changed in {WHOLE: {}, **missing}.items():  # which all others are compared with
+            alone = np.zeros(setting.targets)
+            for name, changed in {DESCENT: {}, **missing}.items():  # which all others are compared with
                 solve = search.over_targets(solver(client, truth.shape[1:], setting.steps, **changed), chunk_size=5)
                 found = jax.jit(solve)(jax.random.key(config.seed + 1), observations)
                 psnr = np.asarray(jax.vmap(metrics.psnr)(found.inputs[:, 0], truth[:, 0]))
-                whole = psnr if name == WHOLE else whole
-                gain = excess(psnr, whole)
+                alone = psnr if name == DESCENT else alone
+                gain = excess(psnr, alone)
                 finished[setting.model, noise, name] = {
                     "model": setting.model,
                     "steps": setting.steps,
@@ -207,6 +217,7 @@ def variant(
     batch_shape: tuple[int, ...],
     horizon: int,
     *,
+    num_simulations: int = 0,
     pixels: bool = False,
     fall: float = 1.5,
     tv: float = 1.0,
@@ -216,9 +227,11 @@ def variant(
     dense_input: float = 0.0,
     decay: Callable[..., optax.Schedule] | None = None,
 ) -> Attack:
-    """The attack with one part changed; without changes `attacks.spectral` itself."""
+    """The descent with one part changed; without changes `attacks.spectral` itself."""
     if (pixels, fall, added, memory, sign, dense_input, decay) == (False, 1.5, False, 0.95, False, 0.0, None):
-        return attacks.spectral(client, batch_shape=batch_shape, tv=tv, horizon=horizon)
+        return attacks.spectral(
+            client, batch_shape=batch_shape, tv=tv, horizon=horizon, num_simulations=num_simulations
+        )
 
     def gap(simulated: Update, observed: Update) -> Array:
         found, known = head_input(simulated), head_input(observed)

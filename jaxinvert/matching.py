@@ -164,6 +164,7 @@ def search_inputs(
     optimizer: optax.GradientTransformation,
     parametrization: Parametrization,
     regularizer: Regularizer = zero,
+    start: Callable[[Key, Observation], ArrayTree] | None = None,
     name: str,
 ) -> Attack:
     """Returns the attack that minimizes `distance(observation, batch) + regularizer(inputs) + penalty(variables)`.
@@ -175,6 +176,7 @@ def search_inputs(
       parametrization: what is optimized, and how it becomes `inputs`; or a `Batch` with labels of its own, or a
         NamedTuple that begins like one and whose further fields end in the reconstruction's `info`.
       regularizer: image prior on the decoded inputs.
+      start: the variables to start at, where they follow from the observation; by default the parametrization's own.
       name: of the attack, for error messages.
 
     Reads `observation.params` and `.update` for checks, `.labels` unless the parametrization has its own, and what
@@ -208,7 +210,8 @@ def search_inputs(
 
     def init(key: Key, observation: Observation) -> AttackState:
         check_update(require(observation, "params", attack=name), observation.update)
-        variables = parametrization.project(parametrization.init(key))
+        first = parametrization.init(key) if start is None else start(key, observation)
+        variables = parametrization.project(first)
         inputs = jax.eval_shape(candidate, variables, observation).inputs
         dtype = jnp.promote_types(inputs.dtype, jnp.float32)
         opt_state = optimizer.init(variables)

@@ -115,20 +115,11 @@ def spectrum(batch_shape: Shape, *, around: Array | float = 0.5, fall: Scalar = 
       ValueError: for a picture of another shape.
     """
     batch_shape = tuple(batch_shape)
-    height, width, channels = batch_shape[1:]
     if jnp.shape(around) not in ((), batch_shape, batch_shape[1:]):
         raise ValueError(
             f"the picture to start at has shape {jnp.shape(around)}, expected {batch_shape[1:]} or {batch_shape}"
         )
     center = jnp.broadcast_to(jnp.asarray(around, jnp.float32), batch_shape)
-    rows, columns, colors = cosine_basis(height), cosine_basis(width), opponent_colors(channels)
-    longest = max(height, width)
-    frequency = jnp.hypot(
-        *jnp.meshgrid(jnp.arange(height) * longest / height, jnp.arange(width) * longest / width, indexing="ij")
-    )
-    amplitude = _color_contrast(channels)[None, None, None] / (1 + frequency[None, :, :, None]) ** fall
-    amplitude *= 0.25 / jnp.sqrt(jnp.mean(jnp.square(amplitude)))
-
     noise = START_NOISE if jnp.ndim(around) else 0.5
 
     def init(key: Key) -> Array:
@@ -136,13 +127,38 @@ def spectrum(batch_shape: Shape, *, around: Array | float = 0.5, fall: Scalar = 
 
     def decode(variables: Array) -> Array:
         chex.assert_shape(variables, batch_shape)
-        return center + jnp.einsum("bklc,kh,lw,cd->bhwd", variables * amplitude, rows, columns, colors)
+        rows, columns, colors = _waves(batch_shape)
+        return center + jnp.einsum(
+            "bklc,kh,lw,cd->bhwd", variables * _amplitude(batch_shape, fall), rows, columns, colors
+        )
 
     def project(variables: Array) -> Array:
-        inputs = jnp.clip(decode(variables), 0.0, 1.0)
-        return jnp.einsum("bhwd,kh,lw,cd->bklc", inputs - center, rows, columns, colors) / amplitude
+        return spectrum_of(jnp.clip(decode(variables), 0.0, 1.0), around=center, fall=fall)
 
     return Parametrization(init, decode, project)
+
+
+def spectrum_of(inputs: Array, *, around: Array | float = 0.5, fall: Scalar = 1.5) -> Array:
+    """The variables that `spectrum` decodes to these `inputs` `[B, H, W, C]`."""
+    rows, columns, colors = _waves(inputs.shape)
+    return jnp.einsum("bhwd,kh,lw,cd->bklc", inputs - around, rows, columns, colors) / _amplitude(inputs.shape, fall)
+
+
+def _waves(batch_shape: Shape) -> tuple[Array, Array, Array]:
+    """Orthonormal bases of rows, columns and colors."""
+    _, height, width, channels = batch_shape
+    return cosine_basis(height), cosine_basis(width), opponent_colors(channels)
+
+
+def _amplitude(batch_shape: Shape, fall: Scalar) -> Array:
+    """What photographs have at each frequency and color, `[1, H, W, C]`."""
+    _, height, width, channels = batch_shape
+    longest = max(height, width)
+    frequency = jnp.hypot(
+        *jnp.meshgrid(jnp.arange(height) * longest / height, jnp.arange(width) * longest / width, indexing="ij")
+    )
+    amplitude = _color_contrast(channels)[None, None, None] / (1 + frequency[None, :, :, None]) ** fall
+    return amplitude * 0.25 / jnp.sqrt(jnp.mean(jnp.square(amplitude)))
 
 
 def _color_contrast(channels: int) -> Array:

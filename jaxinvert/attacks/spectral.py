@@ -19,6 +19,7 @@ docs/spectral.md says why and where each part pays; experiments/spectral.py meas
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -26,12 +27,14 @@ from jaxinvert import objectives, parametrizations, regularizers
 from jaxinvert.attacks.schedules import cosine_decay
 from jaxinvert.matching import observation_distance, search_inputs
 from jaxinvert.models import BATCH_NORM_MOMENTUM
+from jaxinvert.regression import NUM_SIMULATIONS, regressed
 from jaxinvert.types import (
     Array,
     ArrayTree,
     Attack,
     Batch,
     ClientUpdateFn,
+    Key,
     Objective,
     Observation,
     Params,
@@ -52,7 +55,8 @@ def spectral(
     horizon: Scalar = 1000,
     objective: Objective = objectives.cosine,
     joint_labels: int | None = None,
-    prior: Array | float = 0.5,
+    num_simulations: int = NUM_SIMULATIONS,
+    prior: Array | None = None,
 ) -> Attack:
     """Returns the attack; labels are known or variables, any batch size, FedSGD or FedAvg clients.
 
@@ -69,9 +73,12 @@ def spectral(
       objective: distance of the updates, not negative.
       joint_labels: the number of classes, to optimize soft labels along with the images instead of reading
         `observation.labels`.
-      prior: `[H, W, C]` or `[B, H, W, C]` in [0, 1], images to start from; by default gray.
+      num_simulations: of clients with known pictures, for the first guess; 0 starts at gray noise, and so do attacks
+        with `joint_labels`, since a guess needs labels.
+      prior: `[H, W, C]` or `[B, H, W, C]` in [0, 1], images to start from instead.
     """
-    parametrization = parametrizations.spectrum(batch_shape, around=prior)
+    guessed = num_simulations > 0 and prior is None and joint_labels is None
+    parametrization = parametrizations.spectrum(batch_shape, around=0.5 if prior is None else prior)
     if joint_labels is not None:
         parametrization = parametrizations.with_soft_labels(
             parametrization, batch_size=batch_shape[0], num_classes=joint_labels
@@ -88,6 +95,12 @@ def spectral(
     def distance(observation: Observation, batch: Batch) -> Array:
         return unexplained(observation, batch) * jnp.exp(tv * regularizers.total_variation(batch.inputs))
 
+    def first_guess(key: Key, observation: Observation) -> Array:
+        guess_key, noise_key = jax.random.split(key)
+        guess = regressed(client_update, batch_shape=batch_shape, num_simulations=num_simulations)
+        noise = parametrizations.START_NOISE * jax.random.normal(noise_key, batch_shape)
+        return parametrizations.spectrum_of(guess(guess_key, observation)) + noise
+
     return search_inputs(
         distance,
         optimizer=optax.chain(
@@ -95,5 +108,6 @@ def spectral(
             optax.scale_by_learning_rate(cosine_decay(learning_rate, horizon)),
         ),
         parametrization=parametrization,
+        start=first_guess if guessed else None,
         name="spectral",
     )
