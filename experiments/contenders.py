@@ -124,13 +124,14 @@ def coarse_to_fine(arena: Arena, *, tv: float = 2e-3) -> MakeAttack:
 
 
 def spectral(arena: Arena) -> MakeAttack:
-    """This library's own attack on frequencies of pixels, `docs/spectral.md`."""
+    """The descent of this library's own attack on frequencies of pixels, from gray noise, `docs/spectral.md`."""
     return lambda horizon: attacks.spectral(
         arena.client_update,
         batch_shape=arena.images["batch_shape"],
         horizon=horizon,
         objective=arena.objective,
         sent_statistics=arena.sent_statistics,
+        num_simulations=0,  # whose time is not that of steps
     )
 
 

@@ -14,6 +14,9 @@ running statistics that such clients send do: where the attacker sees them, `D` 
 batch statistics behind them in units of these. Both terms are relative to what was observed, so that noise of one
 unknown size stands behind both.
 
+The descent starts at the best linear guess from updates that the attacker simulates for pictures of its own
+(`regression`): behind many ReLUs, no descent finds the large shapes by itself.
+
 docs/spectral.md says why and where each part pays; experiments/spectral.py measures it.
 """
 

@@ -1,0 +1,110 @@
+"""The first guess alone: what a regression on simulated updates finds, by the number of simulations, without descent.
+
+Setting: untrained networks, one example, labels known; images `test[0:...]`, as in `experiments.spectral`. `null` is
+the same regression at normal noise in place of the update, tensor by tensor of its norm. `seconds` are those of a
+client, compilation apart.
+
+Command:  python -m experiments.first_guess --data FILE.npz --json FILE.json
+Smoke:    python -m experiments.first_guess --smoke
+Expected: more with more simulations; behind the ConvNet about what the published attack finds in a thousand steps.
+Measured: see docs/spectral.md
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from experiments import harness
+from jaxinvert import job, metrics, models, search
+from jaxinvert.audit import controls
+from jaxinvert.audit.evidence import excess
+from jaxinvert.clients import fedsgd
+from jaxinvert.regression import regressed
+from jaxinvert.types import Array, Key, Observation, Reconstruction
+
+TITLE = "The first guess alone"
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is guessed.
+
+    Attributes:
+      data: data set by name, folder or npz.
+      models: networks, untrained.
+      simulations: for each guess.
+      targets: clients.
+      seed: of networks and simulations.
+      smoke: a run of seconds on the embedded photos that only shows that everything works.
+      json: file for the rows; those that it holds are not run again.
+    """
+
+    data: str = "cifar10"
+    models: tuple[str, ...] = ("lenet", "small-convnet", "convnet16", "resnet20-4")
+    simulations: tuple[int, ...] = (64, 256, 1024)
+    targets: int = 4
+    seed: int = 0
+    smoke: bool = False
+    json: Path | None = None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Guesses, saving each row, and prints all."""
+    config = tyro.cli(Config, description=__doc__, args=arguments)
+    if config.smoke:
+        config = replace(config, data="photos", models=("mlp-32",), simulations=(8,), targets=2)
+    rows = [] if config.json is None or not config.json.exists() else json.loads(config.json.read_text())["rows"]
+    for model in config.models:
+        for count in config.simulations:
+            if (model, count) not in {(row["model"], row["simulations"]) for row in rows}:
+                rows.append(measured(config, model, count))
+                if config.json is not None:
+                    harness.save(config.json, TITLE, rows)
+    harness.publish(TITLE, rows)
+
+
+def measured(config: Config, model: str, num_simulations: int) -> dict[str, Any]:
+    """One network's guesses, and those at noise."""
+    settings = job.JobConfig(data=config.data, model=model, targets=config.targets, seed=config.seed)
+    task = job.prepare(settings)
+    truth = np.asarray(task.truth.inputs)
+    client = fedsgd(models.cross_entropy(task.model.apply))
+    guess = regressed(client, batch_shape=truth.shape[1:], num_simulations=num_simulations)
+
+    def solve(key: Key, observation: Observation) -> Reconstruction:
+        return Reconstruction(guess(key, observation), observation.labels, jax.numpy.zeros(()), {})
+
+    guess_all = jax.jit(search.over_targets(solve))
+    key = jax.random.key(config.seed + 1)
+    noise = controls.random_update(jax.random.key(config.seed + 2), task.observations)
+    null = psnr(guess_all(key, noise).inputs, truth)
+    started = time.perf_counter()
+    found = psnr(guess_all(key, task.observations).inputs, truth)
+    gain = excess(found, null)
+    return {
+        "model": model,
+        "simulations": num_simulations,
+        "clients": config.targets,
+        "mean_psnr_db": float(found.mean()),
+        "null_db": float(null.mean()),
+        "gain_db": gain.mean,
+        "gain_low_db": gain.low,
+        "gain_high_db": gain.high,
+        "seconds": (time.perf_counter() - started) / config.targets,
+    }
+
+
+def psnr(found: Array, truth: np.ndarray) -> np.ndarray:
+    """`[T]` in dB."""
+    return np.asarray(jax.vmap(metrics.psnr)(found[:, 0], truth[:, 0]))
+
+
+if __name__ == "__main__":
+    main()
