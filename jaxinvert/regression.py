@@ -12,8 +12,8 @@ ridge, by generalized cross-validation among the simulations: small for large sh
 for details that these stay at their mean.
 
 This is the best linear estimate over all pictures that the attacker thinks possible. The gradient of an attack loss
-tells about small steps only, and behind many ReLUs hardly that; the regression finds large shapes there that a
-descent does not. It takes one gradient for each simulation and no gradient of gradients.
+tells about small steps only, and behind many ReLUs hardly that; the regression is not local, and has large shapes
+there that a descent may not find. It takes one gradient for each simulation and no gradient of gradients.
 
 References:
   Wu, Chen, Guo, Weinberger: Learning to invert: simple adaptive attacks for gradient inversion in federated learning.

@@ -15,7 +15,7 @@ batch statistics behind them in units of these. Both terms are relative to what 
 unknown size stands behind both.
 
 The descent starts at the best linear guess from updates that the attacker simulates for pictures of its own
-(`regression`): behind many ReLUs, no descent finds the large shapes by itself.
+(`regression`), which has large shapes that a descent through many ReLUs may not find.
 
 docs/spectral.md says why and where each part pays; experiments/spectral.py measures it.
 """
@@ -80,7 +80,6 @@ def spectral(
         with `joint_labels`, since a guess needs labels.
       prior: `[H, W, C]` or `[B, H, W, C]` in [0, 1], images to start from instead.
     """
-    guessed = num_simulations > 0 and prior is None and joint_labels is None
     parametrization = parametrizations.spectrum(batch_shape, around=0.5 if prior is None else prior)
     if joint_labels is not None:
         parametrization = parametrizations.with_soft_labels(
@@ -104,6 +103,7 @@ def spectral(
         noise = parametrizations.START_NOISE * jax.random.normal(noise_key, batch_shape)
         return parametrizations.spectrum_of(guess(guess_key, observation)) + noise
 
+    guesses = num_simulations > 0 and prior is None and joint_labels is None
     return search_inputs(
         distance,
         optimizer=optax.chain(
@@ -111,6 +111,6 @@ def spectral(
             optax.scale_by_learning_rate(cosine_decay(learning_rate, horizon)),
         ),
         parametrization=parametrization,
-        start=first_guess if guessed else None,
+        start=first_guess if guesses else None,
         name="spectral",
     )
