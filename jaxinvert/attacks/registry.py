@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jaxinvert import labels
+from jaxinvert import labels, objectives
 from jaxinvert.analytic.april import april, patch_embedding
 from jaxinvert.analytic.cocktail_party import cocktail_party
 from jaxinvert.analytic.dense import dense_layer
@@ -25,6 +25,7 @@ from jaxinvert.attacks.see_through_gradients import see_through_gradients
 from jaxinvert.attacks.spectral import spectral
 from jaxinvert.clients import fedsgd
 from jaxinvert.models import BATCH_NORM_MOMENTUM, training_loss
+from jaxinvert.regression import NUM_SIMULATIONS
 from jaxinvert.types import Attack, ClientUpdateFn, Scalar, SolveFn
 
 _UPDATE = ("params", "update", "num_examples")
@@ -179,6 +180,8 @@ def _spectral(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Sca
         joint_labels=setting.joint_classes,
         horizon=horizon,
         objective=setting.objective,
+        # An objective for a defense may read several draws of a simulation, which the regression does not.
+        num_simulations=NUM_SIMULATIONS if setting.objective is objectives.cosine else 0,
         **hyperparameters,
     )
 
