@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -79,7 +80,7 @@ def measured(config: Config, model: str, num_simulations: int) -> dict[str, Any]
     guess = regressed(client, batch_shape=truth.shape[1:], num_simulations=num_simulations)
 
     def solve(key: Key, observation: Observation) -> Reconstruction:
-        return Reconstruction(guess(key, observation), observation.labels, jax.numpy.zeros(()), {})
+        return Reconstruction(guess(key, observation), observation.labels, jnp.zeros(()), {})
 
     guess_all = jax.jit(search.over_targets(solve))
     key = jax.random.key(config.seed + 1)

@@ -80,12 +80,14 @@ PUBLISHED, OURS = "inverting-gradients", "spectral"
 RIVALS = {"idlg": 1, "dlg": 1, "see-through-gradients": 1 / 8}
 """Their share of the steps: what GradInversion spends on one step moves eight seeds."""
 COLORS = {
-    PUBLISHED: "#888888",
-    OURS: "#b5482a",
-    "idlg": "#3d6f9e",
-    "dlg": "#3d6f9e",
-    "see-through-gradients": "#5d8f4a",
+    (PUBLISHED, False): "#888888",
+    (OURS, True): "#b5482a",
+    (OURS, False): "#e0a48f",
+    ("idlg", False): "#3d6f9e",
+    ("dlg", False): "#3d6f9e",
+    ("see-through-gradients", False): "#5d8f4a",
 }
+"""Of attacks, with a first guess and without."""
 KEYS = ("case", "attack", "simulations", "steps", "seed", "data")
 """What tells rows apart."""
 TITLE = "Spectral matching beside published attacks"
@@ -208,14 +210,16 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     panels = figure.subplots(down, across, squeeze=False).flat
     names = {}
     for (case, data), panel in zip(panels_of, panels):
-        for attack, color in COLORS.items():
+        for (attack, guesses), color in COLORS.items():
             points: dict[int, list[tuple[float, float]]] = {}
             for row in rows:
-                if (row["case"], row["data"], row["attack"]) == (case, data, attack):
+                drawn = (row["case"], row["data"], row["attack"], row["simulations"] > 0)
+                if drawn == (case, data, attack, guesses):
                     points.setdefault(row["steps"], []).append((row["seconds"] / row["clients"], row["mean_psnr_db"]))
             if points:
                 seconds, psnr = np.array([np.mean(points[n], axis=0) for n in sorted(points)]).T
-                names[attack.replace("idlg", "dlg")] = panel.plot(seconds, psnr, "o-", color=color)[0]
+                name = f"{attack}, descent alone" if attack == OURS and not guesses else attack.replace("idlg", "dlg")
+                names[name] = panel.plot(seconds, psnr, "o-", color=color)[0]
         panel.set(xscale="log", title=f"{case}\n{data}", xlabel="seconds per client", ylabel="mean PSNR, dB")
         panel.title.set_fontsize(9)
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 3)))

@@ -14,6 +14,10 @@ from jaxinvert.records import Schema, blocks, encoded_width
 from jaxinvert.types import Array, ArrayTree, Batch, Key, Parametrization, PerChannel, Scalar, Shape
 
 
+_FALL = 1.5
+"""Exponent of the spectrum in frequency: faster than photographs' 1, see `spectrum`."""
+
+
 def pixels(
     batch_shape: Shape, *, mean: PerChannel = 0.0, std: PerChannel = 1.0, dtype: jnp.dtype = jnp.float32
 ) -> Parametrization:
@@ -93,7 +97,7 @@ START_NOISE = 0.1
 """Standard deviation of the noise on a start at a picture, in units of `std` or of `spectrum`."""
 
 
-def spectrum(batch_shape: Shape, *, around: Array | float = 0.5, fall: Scalar = 1.5) -> Parametrization:
+def spectrum(batch_shape: Shape, *, around: Array | float = 0.5, fall: Scalar = _FALL) -> Parametrization:
     """Images as cosine transforms, every frequency in units of what photographs have there.
 
         x = around + sum_kl v_kl s_kl cos_k cos_l,   s_kl ~ 1 / (1 + |(k, l)|)^fall
@@ -120,6 +124,7 @@ def spectrum(batch_shape: Shape, *, around: Array | float = 0.5, fall: Scalar = 
             f"the picture to start at has shape {jnp.shape(around)}, expected {batch_shape[1:]} or {batch_shape}"
         )
     center = jnp.broadcast_to(jnp.asarray(around, jnp.float32), batch_shape)
+    waves, amplitude = _waves(batch_shape), _amplitude(batch_shape, fall)
     noise = START_NOISE if jnp.ndim(around) else 0.5
 
     def init(key: Key) -> Array:
@@ -127,21 +132,18 @@ def spectrum(batch_shape: Shape, *, around: Array | float = 0.5, fall: Scalar = 
 
     def decode(variables: Array) -> Array:
         chex.assert_shape(variables, batch_shape)
-        rows, columns, colors = _waves(batch_shape)
-        return center + jnp.einsum(
-            "bklc,kh,lw,cd->bhwd", variables * _amplitude(batch_shape, fall), rows, columns, colors
-        )
+        return center + jnp.einsum("bklc,kh,lw,cd->bhwd", variables * amplitude, *waves)
 
     def project(variables: Array) -> Array:
-        return spectrum_of(jnp.clip(decode(variables), 0.0, 1.0), around=center, fall=fall)
+        inputs = jnp.clip(decode(variables), 0.0, 1.0)
+        return jnp.einsum("bhwd,kh,lw,cd->bklc", inputs - center, *waves) / amplitude
 
     return Parametrization(init, decode, project)
 
 
-def spectrum_of(inputs: Array, *, around: Array | float = 0.5, fall: Scalar = 1.5) -> Array:
+def spectrum_of(inputs: Array) -> Array:
     """The variables that `spectrum` decodes to these `inputs` `[B, H, W, C]`."""
-    rows, columns, colors = _waves(inputs.shape)
-    return jnp.einsum("bhwd,kh,lw,cd->bklc", inputs - around, rows, columns, colors) / _amplitude(inputs.shape, fall)
+    return jnp.einsum("bhwd,kh,lw,cd->bklc", inputs - 0.5, *_waves(inputs.shape)) / _amplitude(inputs.shape)
 
 
 def _waves(batch_shape: Shape) -> tuple[Array, Array, Array]:
@@ -150,7 +152,7 @@ def _waves(batch_shape: Shape) -> tuple[Array, Array, Array]:
     return cosine_basis(height), cosine_basis(width), opponent_colors(channels)
 
 
-def _amplitude(batch_shape: Shape, fall: Scalar) -> Array:
+def _amplitude(batch_shape: Shape, fall: Scalar = _FALL) -> Array:
     """What photographs have at each frequency and color, `[1, H, W, C]`."""
     _, height, width, channels = batch_shape
     longest = max(height, width)

@@ -66,7 +66,7 @@ def regressed(client_update: ClientUpdateFn, *, batch_shape: Shape, num_simulati
         def simulated(key: Key) -> tuple[Array, list[Array]]:
             pictures = dead_leaves(key, batch_shape)
             update = client_update(observation.params, Batch(pictures, labels))
-            return pictures, directions(jax.tree.map(first_draw, update, observation.update), entries)
+            return pictures, directions(update, entries)
 
         pictures, features = jax.lax.map(simulated, jax.random.split(pictures_key, num_simulations))
         gram, likeness = kernel(features, directions(observation.update, entries))
@@ -75,11 +75,6 @@ def regressed(client_update: ClientUpdateFn, *, batch_shape: Shape, num_simulati
         return jnp.clip(parametrizations.spectrum(batch_shape).decode(estimate), 0.0, 1.0)
 
     return guess
-
-
-def first_draw(simulated: Array, observed: Array) -> Array:
-    """One of several draws that a simulation of a random client stacks in front of the update's own axes."""
-    return simulated.reshape(-1, *observed.shape)[0]
 
 
 def entries_of(key: Key, update: Update) -> list[Array]:

@@ -3,12 +3,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxinvert import data
 from jaxinvert.bases import opponent_colors
 from jaxinvert.dead_leaves import dead_leaves
 
-PICTURES = jax.jit(lambda key: dead_leaves(key, (200, 32, 32, 3)))(jax.random.key(0))
+
+@pytest.fixture(scope="module")
+def pictures():
+    return jax.jit(lambda key: dead_leaves(key, (200, 32, 32, 3)))(jax.random.key(0))
 
 
 def falls(pictures):
@@ -20,18 +24,18 @@ def falls(pictures):
     return -np.polyfit(np.log(frequency[chosen]), np.log(power[chosen]) / 2, 1)[0]
 
 
-def test_their_spectrum_falls_as_that_of_photographs():
+def test_their_spectrum_falls_as_that_of_photographs(pictures):
     photographs = data.load("photos").images
-    assert abs(falls(PICTURES) - falls(photographs)) < 0.7
-    noise = jax.random.uniform(jax.random.key(1), PICTURES.shape)
+    assert abs(falls(pictures) - falls(photographs)) < 0.7
+    noise = jax.random.uniform(jax.random.key(1), pictures.shape)
     assert abs(falls(noise) - falls(photographs)) > 1
 
 
-def test_they_are_bright_and_dark_and_hardly_colored():
-    assert 0 <= float(PICTURES.min()) < 0.1
-    assert 0.9 < float(PICTURES.max()) <= 1
-    assert abs(float(PICTURES.mean()) - 0.5) < 0.06
-    brightness, *colors = (PICTURES @ opponent_colors(3)).std(axis=(0, 1, 2))
+def test_they_are_bright_and_dark_and_hardly_colored(pictures):
+    assert 0 <= float(pictures.min()) < 0.1
+    assert 0.9 < float(pictures.max()) <= 1
+    assert abs(float(pictures.mean()) - 0.5) < 0.06
+    brightness, *colors = (pictures @ opponent_colors(3)).std(axis=(0, 1, 2))
     assert all(0.1 < float(color / brightness) < 0.5 for color in colors)
 
 

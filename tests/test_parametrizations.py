@@ -104,6 +104,12 @@ def test_the_spectrum_holds_every_image_and_project_clips_its_pixels():
     np.testing.assert_allclose(spectrum.decode(spectrum.project(projected)), spectrum.decode(projected), atol=1e-5)
 
 
+def test_the_spectrum_of_a_picture_decodes_to_it():
+    picture = jax.random.uniform(jax.random.key(0), (2, 5, 6, 3))
+    decoded = parametrizations.spectrum((2, 5, 6, 3)).decode(parametrizations.spectrum_of(picture))
+    np.testing.assert_allclose(decoded, picture, atol=1e-5)
+
+
 def test_the_spectrum_starts_near_a_picture_and_refuses_one_of_another_shape():
     picture = jax.random.uniform(jax.random.key(0), (5, 6, 3))
     around = parametrizations.spectrum((2, 5, 6, 3), around=picture)

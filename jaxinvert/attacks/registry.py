@@ -180,7 +180,7 @@ def _spectral(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Sca
         joint_labels=setting.joint_classes,
         horizon=horizon,
         objective=setting.objective,
-        # An objective for a defense may read several draws of a simulation, which the regression does not.
+        # An attacker who adapts to a defense simulates more than an update, and compares by an objective of its own.
         num_simulations=NUM_SIMULATIONS if setting.objective is objectives.cosine else 0,
         **hyperparameters,
     )
