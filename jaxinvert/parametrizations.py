@@ -13,7 +13,6 @@ from jaxinvert.objectives import tree_squared_norm
 from jaxinvert.records import Schema, blocks, encoded_width
 from jaxinvert.types import Array, ArrayTree, Batch, Key, Parametrization, PerChannel, Scalar, Shape
 
-
 _FALL = 1.5
 """Exponent of the spectrum in frequency: faster than photographs' 1, see `spectrum`."""
 
