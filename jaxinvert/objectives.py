@@ -101,6 +101,21 @@ def _cosine_jvp(primals: tuple[Update, Update], tangents: tuple[Update, Update])
     )
 
 
+def kernel_cosine(simulated: Update, observed: Update) -> Array:
+    """`cosine` over kernels, tensors of two or more axes; over all tensors if there are none.
+
+    Gradients of biases and of norms' parameters say how wrong the network was and little of where, and may be most of
+    the update: behind ConvNet-16 the head's bias alone has half of its squared norm.
+    """
+    kernels = [jnp.ndim(leaf) > 1 for leaf in jax.tree.leaves(observed)]
+
+    def chosen(update: Update) -> list[Array]:
+        leaves = jax.tree.leaves(update)
+        return [leaf for leaf, kernel in zip(leaves, kernels, strict=True) if kernel] or leaves
+
+    return cosine(chosen(simulated), chosen(observed))
+
+
 def _unit_scale(update: Update) -> Array:
     """`1 / |update|`; 0 for a zero update, and NaN where the norm overflows, which would else match everything."""
     norm = tree_norm(update)

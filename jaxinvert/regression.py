@@ -1,19 +1,24 @@
-"""A first guess of the images: what simulated updates of known pictures say of an unknown one.
+"""A first guess of the images: what the last dense layer read of them, regressed on what it reads of known pictures.
 
-The attacker draws `N` pictures that have the statistics of photographs and nothing private, simulates the client's
-update `g_n` on each, and regresses the pictures' frequencies `v_n` on the updates. At the update that the client
-sent,
+The gradient of this layer is made of what it read of every example, `h_b`, and of how wrong it was, `e_b`:
 
-    guess = mean v + k (K + ridge)^-1 (v - mean v),    K_nm = sum over layers of <f_n, f_m>,   k_n = <f*, f_n>
+    dL/dW = 1/B sum_b h_b e_b^T,    e_b = softmax_b - onehot(y_b)
 
-where `f` is a layer's gradient in its direction, `g / |g|`, less its mean over the simulations, and in units of its
-spread over them: no scale of the update is needed, and every layer has the same say. Every frequency has its own
-ridge, by generalized cross-validation among the simulations: small for large shapes, which updates tell, and so large
-for details that these stay at their mean.
+For one example it is `h` but for a factor, exactly. For batches, `h_b` follow from the labels if the same prediction is
+assumed for all, the mean over known pictures; examples of one label get the mean of what was read of them. The
+attacker draws `N` pictures that have the statistics of photographs and nothing private, lets the network read them,
+and regresses their frequencies `v_n` on directions `f = h / |h|`, less their mean. At the client's `f*`,
+
+    guess = mean v + k (K + ridge + N sigma^2)^-1 (v - mean v),    K_nm = <f_n, f_m>,   k_n = <f*, f_n>
+
+Every frequency has its own ridge, by generalized cross-validation among known pictures: small for large shapes, which
+features tell, and so large for details that these stay at their mean. `sigma^2`, by feature, is the variance of `f*`
+beyond that of the `f_n`: noise, or what a defense did to the update.
 
 This is the best linear estimate over all pictures that the attacker thinks possible. The gradient of an attack loss
 tells about small steps only, and behind many ReLUs hardly that; the regression is not local, and has large shapes
-there that a descent may not find. It takes one gradient for each simulation and no gradient of gradients.
+there that a descent may not find. Known pictures pass the network once, forwards, whatever the labels and however many
+clients have this model.
 
 References:
   Wu, Chen, Guo, Weinberger: Learning to invert: simple adaptive attacks for gradient inversion in federated learning.
@@ -23,122 +28,154 @@ References:
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxinvert import parametrizations
 from jaxinvert.dead_leaves import dead_leaves
+from jaxinvert.labels.head import find_head
+from jaxinvert.models import features
 from jaxinvert.observe import require
-from jaxinvert.types import Array, Batch, ClientUpdateFn, Key, Observation, Shape, Update
+from jaxinvert.types import ApplyFn, Array, Key, Observation, Params, Shape
 
-Guess = Callable[[Key, Observation], Array]
-"""`(key, observation) -> inputs [B, H, W, C]` in [0, 1]."""
+Guess = Callable[[Observation], Array]
+"""`observation -> inputs [B, H, W, C]` in [0, 1]."""
 
-NUM_SIMULATIONS = 256
-"""What attacks take that start at the guess."""
+NUM_PICTURES = 1024
 
-_ENTRIES = 4096
-"""Of each tensor, at random: enough for inner products, and the simulations of large networks stay small."""
+_PICTURES_AT_ONCE = 32
+_SIDE = 32
+"""Frequencies along each axis: as many as large shapes have, however large the images."""
+_FEATURES = 2**14
+"""Of those that a layer reads, at random: enough for inner products."""
 _RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
 """In units of the mean of the diagonal of `K`."""
 
 
-def regressed(client_update: ClientUpdateFn, *, batch_shape: Shape, num_simulations: int = NUM_SIMULATIONS) -> Guess:
-    """Returns the guess; it reads `observation.params`, `.update` and `.labels`.
+def regressed(apply: ApplyFn, *, head: str, batch_shape: Shape, num_pictures: int = NUM_PICTURES) -> Guess:
+    """Returns the guess; it reads `observation.params`, `.update` and `.labels`, and is the same at every call.
 
     Args:
-      client_update: the attacker's simulation of the client.
+      apply: the client's network.
+      head: path of its last dense layer, as in `Model.head`.
       batch_shape: `(B, H, W, C)`.
-      num_simulations: `N`, at least 2; each takes as long as the client's own training.
+      num_pictures: `N`, at least 2; each takes one forward pass.
 
     Raises:
-      ValueError: for fewer than two simulations; at trace time, if the observation lacks a field.
+      ValueError: for fewer than two pictures; at trace time, if the observation lacks a field or the network the
+        layer.
     """
-    if num_simulations < 2:
-        raise ValueError(f"num_simulations is {num_simulations}, a regression needs at least 2")
+    if num_pictures < 2:
+        raise ValueError(f"num_pictures is {num_pictures}, a regression needs at least 2")
 
-    def guess(key: Key, observation: Observation) -> Array:
+    def guess(observation: Observation) -> Array:
+        params = require(observation, "params", attack="regression")
         labels = require(observation, "labels", attack="regression")
-        pictures_key, entries_key = jax.random.split(key)
-        entries = entries_of(entries_key, observation.update)
+        gradient = find_head(observation.update, head).kernel
+        known = _read_pictures(apply, head, params, batch_shape, num_pictures)
+        read = inputs_behind(gradient, labels, known.prediction)
 
-        def simulated(key: Key) -> tuple[Array, list[Array]]:
-            pictures = dead_leaves(key, batch_shape)
-            update = client_update(observation.params, Batch(pictures, labels))
-            return pictures, directions(update, entries)
-
-        pictures, features = jax.lax.map(simulated, jax.random.split(pictures_key, num_simulations))
-        gram, likeness = kernel(features, directions(observation.update, entries))
-        frequencies = jax.vmap(parametrizations.spectrum_of)(pictures).reshape(num_simulations, -1)
-        estimate = ridge_regression(gram, likeness, frequencies).reshape(batch_shape)
-        return jnp.clip(parametrizations.spectrum(batch_shape).decode(estimate), 0.0, 1.0)
+        places = _places(len(gradient))
+        estimate = ridge_regression(directions(known.features)[:, places], known.frequencies, directions(read)[:, places])
+        sides = [min(side, _SIDE) for side in batch_shape[1:3]]
+        frequencies = jnp.zeros(batch_shape, estimate.dtype)
+        frequencies = frequencies.at[:, : sides[0], : sides[1]].set(estimate.reshape(-1, *sides, batch_shape[3]))
+        return jnp.clip(parametrizations.spectrum(batch_shape).decode(frequencies), 0.0, 1.0)
 
     return guess
 
 
-def entries_of(key: Key, update: Update) -> list[Array]:
-    """Where `directions` reads each layer: everywhere, or at 4,096 random places."""
-    layers = _layers(update)
-    return [
-        jax.random.randint(key, (_ENTRIES,), 0, layer.size) if layer.size > _ENTRIES else jnp.arange(layer.size)
-        for key, layer in zip(jax.random.split(key, len(layers)), layers)
-    ]
+class KnownPictures(NamedTuple):
+    """What a network makes of pictures that the attacker drew.
+
+    Attributes:
+      frequencies: `[N, M]` of the pictures.
+      features: `[N, F]`, what the last dense layer reads of them.
+      prediction: `[K]`, their mean softmax.
+    """
+
+    frequencies: Array
+    features: Array
+    prediction: Array
 
 
-def directions(update: Update, entries: list[Array]) -> list[Array]:
-    """`g / |g|` of every layer, at its `entries`."""
+def _read_pictures(apply: ApplyFn, head: str, params: Params, batch_shape: Shape, num_pictures: int) -> KnownPictures:
+    """`N` pictures, rounded up to whole batches. Their key is fixed: lanes that share parameters share the result."""
+    batch_size = batch_shape[0]
+    seed = jax.lax.optimization_barrier(0)  # else a compiler may try to draw the pictures itself
+    keys = jax.random.split(jax.random.key(seed), -(-num_pictures // batch_size))
 
-    def direction(layer: Array) -> Array:
-        flat = layer.ravel()
-        return flat / jnp.maximum(jnp.linalg.norm(flat), jnp.finfo(flat.dtype).tiny)
+    def read(key: Key) -> KnownPictures:
+        pictures = dead_leaves(key, batch_shape)
+        frequencies = parametrizations.spectrum_of(pictures)[:, :_SIDE, :_SIDE]
+        prediction = jax.nn.softmax(apply(params, pictures))
+        return KnownPictures(
+            frequencies.reshape(batch_size, -1), features(apply, f"{head}/kernel", params, pictures), prediction
+        )
 
-    return [direction(layer)[places] for layer, places in zip(_layers(update), entries, strict=True)]
+    known = jax.lax.map(read, keys, batch_size=max(1, _PICTURES_AT_ONCE // batch_size))
+    frequencies, read_of_them, predictions = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), known)
+    return KnownPictures(frequencies, read_of_them, jnp.mean(predictions, axis=0))
 
 
-def _layers(update: Update) -> list[Array]:
-    """Gradients of kernels; others, such as biases', say little of a picture, and count if there is nothing else."""
-    leaves = jax.tree.leaves(update)
-    return [leaf for leaf in leaves if leaf.ndim > 1] or leaves
-
-
-def kernel(features: list[Array], observed: list[Array]) -> tuple[Array, Array]:
-    """Inner products among simulations, and with the observed update: `K [N, N]` and `k [N]`.
+def inputs_behind(gradient: Array, labels: Array, prediction: Array) -> Array:
+    """What a dense layer read of every example of a batch, but for a common factor: `[B, F]`.
 
     Args:
-      features: of each layer, `[N, D]`.
-      observed: of each layer, `[D]`. Layers that no simulation changes count for nothing.
+      gradient: of its kernel, `[F, K]`.
+      labels: `[B]`, or `[B, K]` soft or several of an example.
+      prediction: `[K]`, the softmax that all examples are assumed to have; for one example any will do.
     """
-    gram, likeness = 0.0, 0.0
-    for simulated, seen in zip(features, observed, strict=True):
-        mean = jnp.mean(simulated, axis=0)
-        centered = simulated - mean[None]
-        spread = jnp.sum(jnp.square(centered))
-        weight = jnp.where(spread > 0, len(simulated) / jnp.where(spread > 0, spread, 1), 0)
-        gram += weight * centered @ centered.T
-        likeness += weight * centered @ (seen - mean)
-    return jnp.asarray(gram), jnp.asarray(likeness)
+    targets = jax.nn.one_hot(labels, len(prediction)) if labels.ndim == 1 else labels
+    wrong = prediction[None] - targets
+    return (gradient @ jnp.linalg.pinv(wrong)).T
 
 
-def ridge_regression(gram: Array, likeness: Array, values: Array) -> Array:
-    """Predicts `[M]` values at a new point, each with the ridge of its least generalized cross-validation error.
+def directions(vectors: Array) -> Array:
+    """`h / |h|` of every row `[N, F]`."""
+    norms = jnp.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / jnp.maximum(norms, jnp.finfo(vectors.dtype).tiny)
+
+
+def _places(num_features: int) -> Array:
+    """Which features count: all, or as many as is enough."""
+    if num_features <= _FEATURES:
+        return jnp.arange(num_features)
+    return jax.random.choice(jax.random.key(0), num_features, (_FEATURES,), replace=False)
+
+
+def ridge_regression(points: Array, values: Array, observed: Array) -> Array:
+    """Predicts values at new points `[B, M]`, each value with its ridge of least generalized cross-validation error.
 
     Args:
-      gram: `[N, N]` inner products among known points, centered.
-      likeness: `[N]` of the new point with the known ones.
-      values: `[N, M]` at the known points.
+      points: `[N, F]`, known.
+      values: `[N, M]` there.
+      observed: `[B, F]`; what varies more than `points` is taken for noise.
     """
-    mean = jnp.mean(values, axis=0)
+    num_points, num_features = points.shape
+    center, mean = jnp.mean(points, axis=0, keepdims=True), jnp.mean(values, axis=0, keepdims=True)
+    points, observed = points - center, observed - center
+    gram = points @ points.T
     scale = jnp.maximum(jnp.mean(jnp.diagonal(gram)), jnp.finfo(gram.dtype).tiny)
     eigenvalues, vectors = jnp.linalg.eigh(gram / scale)
-    rotated, likeness = vectors.T @ (values - mean[None]), (likeness / scale) @ vectors
+    eigenvalues, rotated = jnp.maximum(eigenvalues, 0), vectors.T @ (values - mean)
+    ridges = jnp.asarray(_RIDGES, gram.dtype)
 
-    def with_ridge(ridge: Array) -> tuple[Array, Array]:
-        inverse = 1 / (jnp.maximum(eigenvalues, 0) + ridge)
-        freedom = jnp.sum(ridge * inverse) - 1  # the mean takes one degree
-        errors = jnp.square(ridge * inverse) @ jnp.square(rotated) / jnp.square(freedom)
-        return errors, (likeness * inverse) @ rotated
+    def error(ridge: Array) -> Array:
+        missed = ridge / (eigenvalues + ridge)
+        return jnp.square(missed) @ jnp.square(rotated) / jnp.square(jnp.sum(missed) - 1)  # the mean is one, too
 
-    errors, deviations = jax.lax.map(with_ridge, jnp.asarray(_RIDGES, gram.dtype))
-    best = jnp.argmin(errors, axis=0, keepdims=True)
-    return mean + jnp.take_along_axis(deviations, best, axis=0)[0]
+    best = jnp.argmin(jax.lax.map(error, ridges), axis=0)
+
+    excess = jnp.maximum(jnp.sum(jnp.square(observed), axis=1) / scale - 1, 0)
+    noise = excess[:, None] * num_points / num_features
+    likeness = (observed @ points.T / scale) @ vectors
+
+    def add(total: Array, number: Array) -> tuple[Array, None]:
+        predicted = (likeness / (eigenvalues[None] + ridges[number] + noise)) @ rotated
+        return total + jnp.where(best[None] == number, predicted, 0), None
+
+    deviations, _ = jax.lax.scan(add, jnp.zeros((len(observed), values.shape[1])), jnp.arange(len(_RIDGES)))
+    return mean + deviations

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from jaxinvert import clients, defenses, models, objectives
-from jaxinvert.defenses.representation import features
+from jaxinvert.models import features
 from jaxinvert.observe import observe
 from jaxinvert.types import Batch
 

@@ -27,7 +27,7 @@ from jaxinvert.analytic.first_layer import biased_dense_layers, leaves_by_path
 from jaxinvert.analytic.independent_components import balanced_channels, spatial_differences
 from jaxinvert.attacks.schedules import cosine_decay
 from jaxinvert.matching import search_inputs
-from jaxinvert.models.feature_map import feature_map
+from jaxinvert.models import feature_map
 from jaxinvert.observe import require
 from jaxinvert.types import (
     ApplyFn,

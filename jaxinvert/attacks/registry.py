@@ -24,8 +24,9 @@ from jaxinvert.attacks.recipe import Recipe, Setting
 from jaxinvert.attacks.see_through_gradients import see_through_gradients
 from jaxinvert.attacks.spectral import spectral
 from jaxinvert.clients import fedsgd
+from jaxinvert.labels.head import has_head
 from jaxinvert.models import BATCH_NORM_MOMENTUM, training_loss
-from jaxinvert.regression import NUM_SIMULATIONS
+from jaxinvert.regression import regressed
 from jaxinvert.types import Attack, ClientUpdateFn, Scalar, SolveFn
 
 _UPDATE = ("params", "update", "num_examples")
@@ -173,15 +174,19 @@ def _see_through_gradients(setting: Setting, hyperparameters: Mapping[str, Any],
 
 
 def _spectral(setting: Setting, hyperparameters: Mapping[str, Any], horizon: Scalar) -> Attack:
+    model, batch_shape = setting.model, setting.images["batch_shape"]
+    # An attacker who adapts to a defense simulates more than an update, and compares by an objective of its own.
+    adapts = setting.objective is not objectives.cosine
+    readable = has_head(jax.eval_shape(model.init, jax.random.key(0)), model.head)
+    guessed = readable and not adapts and not setting.joint_labels
     return spectral(
         setting.client_update,
-        batch_shape=setting.images["batch_shape"],
+        batch_shape=batch_shape,
         sent_statistics=setting.sent_statistics,
         joint_labels=setting.joint_classes,
         horizon=horizon,
-        objective=setting.objective,
-        # An attacker who adapts to a defense simulates more than an update, and compares by an objective of its own.
-        num_simulations=NUM_SIMULATIONS if setting.objective is objectives.cosine else 0,
+        objective=setting.objective if adapts else objectives.kernel_cosine,
+        guess=regressed(model.apply, head=model.head, batch_shape=batch_shape) if guessed else None,
         **hyperparameters,
     )
 

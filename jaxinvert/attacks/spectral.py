@@ -2,7 +2,7 @@
 
     minimize over v:   D(v) exp(tv TV(x)),   D = 1 - cos(g(x), g*),   x = 1/2 + cosine transform of (s v)
 
-`s` is the spectrum of photographs: one unit of a variable is what a photograph has at its frequency, so Adam moves
+`g` are the gradients of kernels: those of biases and norms say little of where, and may be most of an update. `s` is the spectrum of photographs: one unit of a variable is what a photograph has at its frequency, so Adam moves
 large shapes far and details little, and coarse comes before fine without stages. As a product, the prior has the same
 say at every scale of `D`: its weight is `tv D`, which vanishes where the update can be matched exactly, and stays
 where noise forbids that. (`D` sums squares of residuals; if their variance is unknown and set to its most likely
@@ -14,8 +14,8 @@ running statistics that such clients send do: where the attacker sees them, `D` 
 batch statistics behind them in units of these. Both terms are relative to what was observed, so that noise of one
 unknown size stands behind both.
 
-The descent starts at the best linear guess from updates that the attacker simulates for pictures of its own
-(`regression`), which has large shapes that a descent through many ReLUs may not find.
+The descent starts at the best linear guess from what the last dense layer read (`regression`), which has large shapes
+that a descent through many ReLUs may not find.
 
 docs/spectral.md says why and where each part pays; experiments/spectral.py measures it.
 """
@@ -30,7 +30,7 @@ from jaxinvert import objectives, parametrizations, regularizers
 from jaxinvert.attacks.schedules import cosine_decay
 from jaxinvert.matching import observation_distance, search_inputs
 from jaxinvert.models import BATCH_NORM_MOMENTUM
-from jaxinvert.regression import NUM_SIMULATIONS, regressed
+from jaxinvert.regression import Guess
 from jaxinvert.types import (
     Array,
     ArrayTree,
@@ -56,9 +56,9 @@ def spectral(
     tv: Scalar = 1.0,
     learning_rate: Scalar = 0.2,
     horizon: Scalar = 1000,
-    objective: Objective = objectives.cosine,
+    objective: Objective = objectives.kernel_cosine,
     joint_labels: int | None = None,
-    num_simulations: int = NUM_SIMULATIONS,
+    guess: Guess | None = None,
     prior: Array | None = None,
 ) -> Attack:
     """Returns the attack; labels are known or variables, any batch size, FedSGD or FedAvg clients.
@@ -76,10 +76,14 @@ def spectral(
       objective: distance of the updates, not negative.
       joint_labels: the number of classes, to optimize soft labels along with the images instead of reading
         `observation.labels`.
-      num_simulations: of clients with known pictures, for the first guess; 0 starts at gray noise, and so do attacks
-        with `joint_labels`, since a guess needs labels.
+      guess: images to start at, near them: `regression.regressed`. By default gray noise.
       prior: `[H, W, C]` or `[B, H, W, C]` in [0, 1], images to start from instead.
+
+    Raises:
+      ValueError: for a guess with a prior, which is one, or with labels as variables, without which there is none.
     """
+    if guess is not None and (prior is not None or joint_labels is not None):
+        raise ValueError("spectral starts at a guess or from a prior, and a guess needs known labels")
     parametrization = parametrizations.spectrum(batch_shape, around=0.5 if prior is None else prior)
     if joint_labels is not None:
         parametrization = parametrizations.with_soft_labels(
@@ -97,13 +101,11 @@ def spectral(
     def distance(observation: Observation, batch: Batch) -> Array:
         return unexplained(observation, batch) * jnp.exp(tv * regularizers.total_variation(batch.inputs))
 
-    def first_guess(key: Key, observation: Observation) -> Array:
-        guess_key, noise_key = jax.random.split(key)
-        guess = regressed(client_update, batch_shape=batch_shape, num_simulations=num_simulations)
-        noise = parametrizations.START_NOISE * jax.random.normal(noise_key, batch_shape)
-        return parametrizations.spectrum_of(guess(guess_key, observation)) + noise
+    def near(images: Array, key: Key) -> Array:
+        """Variables of a guess, moved a little, so that restarts differ."""
+        noise = parametrizations.START_NOISE * jax.random.normal(key, batch_shape)
+        return parametrizations.spectrum_of(images) + noise
 
-    guesses = num_simulations > 0 and prior is None and joint_labels is None
     return search_inputs(
         distance,
         optimizer=optax.chain(
@@ -111,6 +113,6 @@ def spectral(
             optax.scale_by_learning_rate(cosine_decay(learning_rate, horizon)),
         ),
         parametrization=parametrization,
-        start=first_guess if guesses else None,
+        start=guess and (lambda key, observation: near(guess(observation), key)),
         name="spectral",
     )

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxinvert.models.feature_map import features
 from jaxinvert.types import ApplyFn, Array, Batch, ClientUpdateFn, Params, Scalar, Update, path_name
 
 _PIXELS_AT_ONCE = 16
@@ -53,24 +54,6 @@ def soteria(client_update: ClientUpdateFn, apply: ApplyFn, *, head: str, share: 
     return protected
 
 
-def features(apply: ApplyFn, kernel_name: str, params: Params, inputs: Array) -> Array:
-    """What a dense layer reads, `[B, M]`: the derivative of its first output in the weights that lead there.
-
-    Args:
-      apply: a network that returns this layer's outputs.
-      kernel_name: path of the layer's kernel `[M, K]`.
-      params: of the network.
-      inputs: `[B, H, W, C]` in [0, 1].
-    """
-    num_features = _leaf(params, kernel_name).shape[0]
-
-    def first_output(column: Array) -> Array:
-        moved = _with(params, kernel_name, lambda kernel: kernel.at[:, 0].add(column))
-        return apply(moved, inputs)[:, 0]
-
-    return jax.jacrev(first_output)(jnp.zeros(num_features, inputs.dtype))
-
-
 def _scores(apply: ApplyFn, kernel_name: str, params: Params, inputs: Array) -> Array:
     """`|h_m| / |dh_m / dx|`, `[B, M]`; 0 where nothing depends on the input, as behind a dead ReLU."""
     shape = inputs.shape[1:]
@@ -91,13 +74,6 @@ def _scores(apply: ApplyFn, kernel_name: str, params: Params, inputs: Array) -> 
     pixels = jnp.arange(num_chunks * _PIXELS_AT_ONCE).reshape(num_chunks, _PIXELS_AT_ONCE)
     squared, _ = lax.scan(add, jnp.zeros_like(values), pixels)
     return jnp.where(squared > 0, jnp.abs(values) / jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
-
-
-def _leaf(tree: Params, name: str) -> Array:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if path_name(path) == name:
-            return leaf
-    raise ValueError(f"soteria needs the layer behind the representation, but the parameters have no {name!r}")
 
 
 def _with(tree: Params, name: str, change) -> Params:

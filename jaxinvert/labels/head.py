@@ -32,7 +32,7 @@ def find_head(tree: ArrayTree, head: str) -> Head:
     """
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     kernel = leaves.get(f"{head}/kernel")
-    if kernel is None or kernel.ndim != 2:
+    if kernel is None or not has_head(tree, head):
         dense = sorted(
             p.removesuffix("/kernel") for p, leaf in leaves.items() if p.endswith("/kernel") and leaf.ndim == 2
         )
@@ -40,6 +40,12 @@ def find_head(tree: ArrayTree, head: str) -> Head:
             f"no dense layer at {head!r}: expected {head}/kernel [features, K]; dense layers are {dense}"
         )
     return Head(kernel, leaves.get(f"{head}/bias"))
+
+
+def has_head(tree: ArrayTree, head: str) -> bool:
+    """Whether `find_head` would find the layer."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return any(path_name(path) == f"{head}/kernel" and leaf.ndim == 2 for path, leaf in leaves)
 
 
 def biased_head(tree: ArrayTree, head: str, *, rule: str) -> BiasedHead:

@@ -10,6 +10,7 @@ pure function, into a client's loss; `training_loss(model)` is the one that a mo
 from jaxinvert.models.checkpoints import load_checkpoint, read_facts, save_checkpoint
 from jaxinvert.models.convnet import convnet
 from jaxinvert.models.external import check_eval_mode, import_model, is_external, source_of
+from jaxinvert.models.feature_map import feature_map, features
 from jaxinvert.models.layers import BATCH_NORM_MOMENTUM
 from jaxinvert.models.lenet import lenet
 from jaxinvert.models.losses import binary_cross_entropy, cross_entropy
@@ -30,6 +31,8 @@ __all__ = [
     "convnet",
     "create",
     "cross_entropy",
+    "feature_map",
+    "features",
     "from_functions",
     "from_linen",
     "import_model",

@@ -1,15 +1,42 @@
-"""What a dense layer of any Flax model reads, seen without changing the model, as a map of places and channels.
+"""What a dense layer reads, seen without changing the model: of any network, and of Flax models as a map.
 
-A layer behind convolutions reads their last output flattened in the order `[h, w, c]`, pooled or not. The number of
+A map has places and channels. A layer behind convolutions reads their last output flattened in the order `[h, w, c]`, pooled or not. The number of
 channels is that of the last output with two axes of places; the rest are the places, in the proportions it had.
 """
 
 import math
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import linen
 
-from jaxinvert.types import ApplyFn, Array, Params
+from jaxinvert.types import ApplyFn, Array, Params, path_name
+
+
+def features(apply: ApplyFn, kernel_name: str, params: Params, inputs: Array) -> Array:
+    """What the last dense layer reads, `[B, M]`: the derivative of its first output in the weights that lead there.
+
+    Args:
+      apply: a network that returns this layer's outputs.
+      kernel_name: path of the layer's kernel `[M, K]`.
+      params: of the network.
+      inputs: `[B, H, W, C]` in [0, 1].
+
+    Raises:
+      ValueError: if the parameters have no such kernel.
+    """
+    kernels = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    if kernel_name not in kernels:
+        raise ValueError(f"the parameters have no layer {kernel_name!r} that reads features")
+
+    def first_output(column: Array) -> Array:
+        moved = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf.at[:, 0].add(column) if path_name(path) == kernel_name else leaf, params
+        )
+        return apply(moved, inputs)[:, 0]
+
+    return jax.jacrev(first_output)(jnp.zeros(len(kernels[kernel_name]), inputs.dtype))
 
 
 def feature_map(apply: ApplyFn, layer: str, params: Params, inputs: Array) -> Array:

@@ -34,7 +34,7 @@ class Resumable(NamedTuple):
 
     Attributes:
       step: optimizer steps done.
-      seconds: that they took.
+      seconds: that they and the start took.
       lanes: states and keys, one for each restart of each target.
     """
 
@@ -50,7 +50,7 @@ class Progress(NamedTuple):
       step: optimizer steps done so far, of `num_steps`.
       num_steps: steps in all.
       best_loss: `[T, R]`, of several jobs `[J, T, R]`, lowest attack loss of every restart so far.
-      seconds: wall time of the steps so far, compilation excluded.
+      seconds: wall time of the start and the steps so far, compilation excluded.
       reconstruct: returns the best reconstruction so far, `[T, ...]`; call it at the end, or when interrupted; with
         devices of several processes, in all of them.
       resumable: for a later call to go on from here.
@@ -148,17 +148,22 @@ class Stepwise:
             check_targets(observations)
         key, observations, settings = to_every_device((key, observations, settings), self.mesh)
         begin = time.perf_counter()
+        if resume is None:
+            self._start.lower(key, observations, settings).compile()
+        compiled = time.perf_counter()
         lanes = self._start(key, observations, settings) if resume is None else resume.lanes
+        jax.block_until_ready(lanes)
+        seconds_start = time.perf_counter() - compiled
         lanes = self._advance(lanes, observations, settings, 0, 0)  # no step: compiles
         jax.block_until_ready(self._finish(lanes, observations, settings))
-        self.seconds_compile = time.perf_counter() - begin
+        self.seconds_compile = time.perf_counter() - begin - seconds_start
 
         axis = 0 if self.num_jobs is None else 1
         shape = (jax.tree.leaves(observations.update)[0].shape[axis], self.num_restarts)
         begin = time.perf_counter()
         done = before = 0 if resume is None else resume.step
         pace = report_every or _FIRST_REPORT
-        seconds_before = 0.0 if resume is None else resume.seconds
+        seconds_before = seconds_start if resume is None else resume.seconds
         while True:
             upto = min(done + pace, num_steps)
             if resume is None or done < num_steps:  # a search left at its end needs no more

@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 from jaxinvert import models
-from jaxinvert.models.feature_map import feature_map
+from jaxinvert.models import feature_map
 
 INPUTS = jax.random.uniform(jax.random.key(1), (2, 8, 12, 3))
 
