@@ -32,7 +32,6 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from experiments import harness
 from jaxinvert import job
 from jaxinvert.audit.evidence import excess
-from jaxinvert.regression import NUM_SIMULATIONS
 
 
 class Case(NamedTuple):
@@ -80,15 +79,13 @@ PUBLISHED, OURS = "inverting-gradients", "spectral"
 RIVALS = {"idlg": 1, "dlg": 1, "see-through-gradients": 1 / 8}
 """Their share of the steps: what GradInversion spends on one step moves eight seeds."""
 COLORS = {
-    (PUBLISHED, False): "#888888",
-    (OURS, True): "#b5482a",
-    (OURS, False): "#e0a48f",
-    ("idlg", False): "#3d6f9e",
-    ("dlg", False): "#3d6f9e",
-    ("see-through-gradients", False): "#5d8f4a",
+    PUBLISHED: "#888888",
+    OURS: "#b5482a",
+    "idlg": "#3d6f9e",
+    "dlg": "#3d6f9e",
+    "see-through-gradients": "#5d8f4a",
 }
-"""Of attacks, with a first guess and without."""
-KEYS = ("case", "attack", "simulations", "steps", "seed", "data")
+KEYS = ("case", "attack", "steps", "seed", "data")
 """What tells rows apart."""
 TITLE = "Spectral matching beside published attacks"
 
@@ -130,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for seed in config.seeds:
             done = {tuple(row[key] for key in KEYS) for row in rows}
             for attack, steps, targets in runs(case, config.targets):
-                if (name, attack, simulations(attack), steps, seed, Path(config.data).stem) in done:
+                if (name, attack, steps, seed, Path(config.data).stem) in done:
                     continue
                 print(f"{name}, seed {seed}: {attack}, {steps} steps", flush=True)
                 fields = {**case.client, "targets": targets, "attack": attack, "steps": steps, "seed": seed}
@@ -161,11 +158,6 @@ def runs(case: Case, targets: int | None = None) -> list[tuple[str, int, int]]:
     return [(attack, round(case.steps * share), count) for attack, share, count in lengths]
 
 
-def simulations(attack: str) -> int:
-    """Of clients with known pictures, that an attack begins with."""
-    return NUM_SIMULATIONS if attack == OURS else 0
-
-
 def measured(
     settings: job.JobConfig, name: str, full_steps: int, rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
@@ -185,7 +177,6 @@ def measured(
         "data": data,
         "seed": settings.seed,
         "attack": settings.attack,
-        "simulations": simulations(settings.attack),
         "steps": settings.steps,
         "clients": settings.targets,
         "mean_psnr_db": float(psnr.mean()),
@@ -210,16 +201,14 @@ def draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     panels = figure.subplots(down, across, squeeze=False).flat
     names = {}
     for (case, data), panel in zip(panels_of, panels):
-        for (attack, guesses), color in COLORS.items():
+        for attack, color in COLORS.items():
             points: dict[int, list[tuple[float, float]]] = {}
             for row in rows:
-                drawn = (row["case"], row["data"], row["attack"], row["simulations"] > 0)
-                if drawn == (case, data, attack, guesses):
+                if (row["case"], row["data"], row["attack"]) == (case, data, attack):
                     points.setdefault(row["steps"], []).append((row["seconds"] / row["clients"], row["mean_psnr_db"]))
             if points:
                 seconds, psnr = np.array([np.mean(points[n], axis=0) for n in sorted(points)]).T
-                name = f"{attack}, descent alone" if attack == OURS and not guesses else attack.replace("idlg", "dlg")
-                names[name] = panel.plot(seconds, psnr, "o-", color=color)[0]
+                names[attack.replace("idlg", "dlg")] = panel.plot(seconds, psnr, "o-", color=color)[0]
         panel.set(xscale="log", title=f"{case}\n{data}", xlabel="seconds per client", ylabel="mean PSNR, dB")
         panel.title.set_fontsize(9)
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 3)))

@@ -1,26 +1,35 @@
-"""The first guess: its regression by hand, what it finds behind a linear client, and in noise."""
+"""The first guess: its regression by hand, what it reads off a batch, what it finds, and what noise makes of it."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinvert import models
+from jaxinvert.clients import fedsgd
 from jaxinvert.observe import observe
-from jaxinvert.regression import directions, entries_of, kernel, regressed, ridge_regression
+from jaxinvert.regression import directions, inputs_behind, regressed, ridge_regression
 from jaxinvert.types import Batch
 
 SHAPE = (2, 6, 6, 1)
-PARAMS = {"kernel": jax.random.normal(jax.random.key(0), (40, 72)), "bias": jnp.zeros(40)}
-BATCH = Batch(jnp.stack([jnp.linspace(0, 1, 36).reshape(6, 6, 1), jnp.full((6, 6, 1), 0.9)]), jnp.array([0, 1]))
+PARAMS = {
+    "body": jax.random.normal(jax.random.key(0), (36, 40)) / 6,
+    "head": {"kernel": 0.05 * jax.random.normal(jax.random.key(1), (40, 5)), "bias": jnp.zeros(5)},
+}
+BATCH = Batch(jnp.stack([jnp.linspace(0, 1, 36).reshape(6, 6, 1), jnp.full((6, 6, 1), 0.9)]), jnp.array([3, 1]))
 
 
-def linear_client(params, batch):
-    """Forty readings of every pixel of the batch, each of another strength, beside a part that is always there."""
-    return {"kernel": 10 + params["kernel"] * (batch.inputs.ravel() - 0.5)[None], "bias": params["bias"]}
+def apply(params, inputs):
+    """Forty readings of all pixels around a part that is always there, and a dense layer of five classes."""
+    read = 2 + (inputs.reshape(len(inputs), -1) - 0.5) @ params["body"]
+    return read @ params["head"]["kernel"] + params["head"]["bias"][None]
+
+
+CLIENT = fedsgd(models.cross_entropy(apply))
 
 
 def error(guess, observation):
-    found = jax.jit(guess)(jax.random.key(1), observation)
+    found = jax.jit(guess)(observation)
     assert found.shape == SHAPE
     assert 0 <= float(found.min()) <= float(found.max()) <= 1
     return float(jnp.mean((found - BATCH.inputs) ** 2))
@@ -29,64 +38,103 @@ def error(guess, observation):
 def test_a_linear_law_is_predicted_where_it_was_not_seen():
     """Values are exactly linear in features, so the least of the ridges is best, and shrinks by a known share."""
     points = jax.random.normal(jax.random.key(0), (50, 3))
-    points -= points.mean(axis=0, keepdims=True)
     values = points @ jnp.array([[1.0, 2.0], [0.0, -1.0], [3.0, 0.0]]) + 7
-    new = jnp.array([1.0, -2.0, 0.5])
-    predicted = ridge_regression(points @ points.T, points @ new, values)
-    scale = float(jnp.mean(jnp.sum(points**2, axis=1)))
-    expected = new @ np.linalg.solve(points.T @ points + 0.003 * scale * np.eye(3), points.T @ (values - 7)) + 7
-    np.testing.assert_allclose(predicted, expected, rtol=1e-4)
+    new = jnp.array([[0.5, -1.0, 0.2]])
+    predicted = ridge_regression(points, values, new)
+    mean, centered = np.mean(values, axis=0), points - points.mean(axis=0, keepdims=True)
+    ridge = 0.003 * float(jnp.mean(jnp.sum(centered**2, axis=1)))
+    weights = np.linalg.solve(centered.T @ centered + ridge * np.eye(3), centered.T @ (values - mean[None]))
+    np.testing.assert_allclose(predicted, (new - points.mean(axis=0)[None]) @ weights + mean[None], rtol=1e-4)
+
+
+def test_what_varies_more_than_known_points_is_taken_for_noise():
+    """Six times as far off as known points are on average, in `F` features: the ridge of `N` times the excess by `F`."""
+    points = jax.random.normal(jax.random.key(0), (50, 3))
+    points -= points.mean(axis=0, keepdims=True)
+    values = points @ jnp.array([[1.0], [0.0], [3.0]])
+    square = float(jnp.mean(jnp.sum(points**2, axis=1)))
+    new = jnp.array([[1.0, -2.0, 0.5]])
+    new *= 6 * np.sqrt(square / float(jnp.sum(new**2)))
+    ridge = square * (0.003 + 50 * (36 - 1) / 3)
+    weights = np.linalg.solve(points.T @ points + ridge * np.eye(3), points.T @ values)
+    np.testing.assert_allclose(ridge_regression(points, values, new), new @ weights, rtol=1e-3)
 
 
 def test_where_values_have_nothing_to_do_with_features_their_mean_is_predicted():
     points, values = jax.random.normal(jax.random.key(0), (40, 30)), jax.random.normal(jax.random.key(1), (40, 500))
-    points -= points.mean(axis=0, keepdims=True)
-    predicted = ridge_regression(points @ points.T, points @ points[0], values)
+    predicted = ridge_regression(points, values, points[:1])
     mean = values.mean(axis=0)
-    assert float(jnp.linalg.norm(predicted - mean)) < 0.5 * float(jnp.linalg.norm(values[0] - mean))
+    assert float(jnp.linalg.norm(predicted[0] - mean)) < 0.5 * float(jnp.linalg.norm(values[0] - mean))
 
 
-def test_every_layer_has_the_same_say_and_constant_ones_have_none():
-    wide, narrow = jax.random.normal(jax.random.key(0), (20, 8)), jax.random.normal(jax.random.key(1), (20, 3))
-    gram, likeness = kernel([wide, 1e-3 * narrow, jnp.ones((20, 5))], [wide[0], 1e-3 * narrow[0], jnp.ones(5)])
-    np.testing.assert_allclose(jnp.trace(gram), 2 * 20, rtol=1e-5)
-    np.testing.assert_allclose(likeness, gram[0], rtol=1e-3, atol=1e-5)
+def test_inputs_of_a_batch_follow_from_labels_and_its_prediction():
+    """Exactly, but for the sign and size of an update, where all examples have the assumed prediction."""
+    read = jax.random.uniform(jax.random.key(2), (3, 7))
+    prediction, labels = jnp.array([0.1, 0.2, 0.3, 0.4]), jnp.array([2, 0, 3])
+    gradient = read.T @ (prediction[None] - jax.nn.one_hot(labels, 4)) / 3
+    found = inputs_behind(gradient, labels, prediction)
+    np.testing.assert_allclose(directions(found), directions(read), rtol=1e-4)
+    soft = inputs_behind(gradient, jax.nn.one_hot(labels, 4), prediction)
+    np.testing.assert_allclose(soft, found, rtol=1e-5)
 
 
-def test_large_layers_are_read_at_the_same_random_places_and_biases_are_not():
-    update = {"a": jnp.arange(10_000.0).reshape(100, 100), "b": jnp.ones(3), "c": jnp.full((2, 2), 3.0)}
-    entries = entries_of(jax.random.key(0), update)
-    large, small = directions(update, entries)
-    np.testing.assert_allclose(small, 0.5)
-    assert large.shape == (4096,)
-    np.testing.assert_allclose(large, entries[0] / jnp.linalg.norm(update["a"]), rtol=1e-5)
-    (only,) = directions({"b": jnp.full(4, 2.0)}, entries_of(jax.random.key(0), {"b": jnp.ones(4)}))
-    np.testing.assert_allclose(only, 0.5)
+def test_the_input_of_one_example_follows_whatever_was_predicted():
+    read, label = jax.random.uniform(jax.random.key(2), (1, 7)), jnp.array([1])
+    wrong = jnp.array([[0.7, 0.1, 0.2]]) - jax.nn.one_hot(label, 3)
+    found = inputs_behind(read.T @ wrong, label, jnp.full(3, 1 / 3))
+    np.testing.assert_allclose(directions(found), directions(read), rtol=1e-5)
+
+
+def test_examples_of_one_label_get_the_mean_of_what_was_read_of_them():
+    read, labels = jax.random.uniform(jax.random.key(2), (2, 7)), jnp.array([1, 1])
+    prediction = jnp.full(3, 1 / 3)
+    gradient = read.T @ (prediction[None] - jax.nn.one_hot(labels, 3)) / 2
+    found = directions(inputs_behind(gradient, labels, prediction))
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4)
+    np.testing.assert_allclose(found[:1], directions(read.mean(axis=0, keepdims=True)), rtol=1e-4)
 
 
 def test_finds_large_shapes_of_both_images_in_an_update_of_any_scale_and_none_in_noise():
-    observation = observe(linear_client, PARAMS, BATCH)
-    guess = regressed(linear_client, batch_shape=SHAPE, num_simulations=300)
+    observation = observe(CLIENT, PARAMS, BATCH)
+    guess = regressed(apply, head="head", batch_shape=SHAPE, num_pictures=300)
     found = error(guess, observation)
     assert found < 0.015
     scaled = observation._replace(update=jax.tree.map(lambda leaf: 100 * leaf, observation.update))
     assert error(guess, scaled) == pytest.approx(found, rel=0.1)
-    noise = {"kernel": 10 + 0.3 * jax.random.normal(jax.random.key(5), (40, 72)), "bias": jnp.zeros(40)}
-    assert error(guess, observation._replace(update=noise)) > 0.05
+    noise = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(5), leaf.shape), observation.update)
+    blank = float(jnp.mean((0.5 - BATCH.inputs) ** 2))
+    assert 0.5 * blank < error(guess, observation._replace(update=noise)) < 2 * blank
 
 
-def test_blind_to_the_update_the_mean_of_known_pictures_is_left():
-    observation = observe(linear_client, PARAMS, BATCH)
-    blind = regressed(
-        lambda params, batch: jax.tree.map(jnp.ones_like, params), batch_shape=SHAPE, num_simulations=50
-    )
-    guess = jax.jit(blind)(jax.random.key(1), observation)
-    assert float(jnp.abs(guess - 0.5).max()) < 0.2
+def test_lanes_share_what_the_network_reads_of_known_pictures():
+    """Under vmap the pictures pass the network as often as for one client."""
+    guess = regressed(apply, head="head", batch_shape=SHAPE, num_pictures=64)
+    observation = observe(CLIENT, PARAMS, BATCH)
+
+    def guesses(updates):
+        return jax.vmap(lambda update: guess(observation._replace(update=update)))(updates)
+
+    updates = jax.tree.map(lambda leaf: jnp.stack([leaf] * 7), observation.update)
+    one, seven = (jax.jit(f).lower(u).cost_analysis()["flops"] for f, u in [(lambda u: guess(observation._replace(update=u)), observation.update), (guesses, updates)])
+    assert seven < 2 * one
+
+
+def test_images_larger_than_the_shapes_that_it_finds_are_guessed_smooth():
+    shape = (1, 48, 40, 3)
+    apply = lambda params, inputs: inputs.mean(axis=(1, 2)) @ params["head"]["kernel"]  # noqa: E731
+    params = {"head": {"kernel": jnp.eye(3)}}
+    batch = Batch(jnp.full(shape, 0.3), jnp.array([0]))
+    observation = observe(fedsgd(models.cross_entropy(apply)), params, batch)
+    found = regressed(apply, head="head", batch_shape=shape, num_pictures=40)(observation)
+    assert found.shape == shape
+    assert float(jnp.abs(jnp.diff(found, axis=1)).max()) < 0.1
 
 
 def test_says_what_it_lacks():
-    with pytest.raises(ValueError, match="num_simulations is 1, a regression needs at least 2"):
-        regressed(linear_client, batch_shape=SHAPE, num_simulations=1)
-    guess = regressed(linear_client, batch_shape=SHAPE, num_simulations=2)
+    with pytest.raises(ValueError, match="num_pictures is 1, a regression needs at least 2"):
+        regressed(apply, head="head", batch_shape=SHAPE, num_pictures=1)
+    guess = regressed(apply, head="head", batch_shape=SHAPE, num_pictures=2)
     with pytest.raises(ValueError, match="labels"):
-        guess(jax.random.key(0), observe(linear_client, PARAMS, BATCH)._replace(labels=None))
+        guess(observe(CLIENT, PARAMS, BATCH)._replace(labels=None))
+    with pytest.raises(ValueError, match="no dense layer at 'body'"):
+        regressed(apply, head="body", batch_shape=SHAPE)(observe(CLIENT, PARAMS, BATCH))
