@@ -91,8 +91,7 @@ def measure(config: Config, dataset: data.Dataset, batch_size: int) -> list[dict
                 client, batch_shape=shape, mean=dataset.mean, std=dataset.std, **settings
             )
         ),
-        # From gray noise: the time of simulations for a first guess is not that of steps.
-        "spectral": Stepwise(lambda settings: spectral(client, batch_shape=shape, num_simulations=0, **settings)),
+        "spectral": Stepwise(lambda settings: spectral(client, batch_shape=shape, **settings)),
     }
     outcomes: dict[tuple[str, float], list[Outcome]] = {}
     for number in range(config.batches):

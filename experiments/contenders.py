@@ -131,7 +131,6 @@ def spectral(arena: Arena) -> MakeAttack:
         horizon=horizon,
         objective=arena.objective,
         sent_statistics=arena.sent_statistics,
-        num_simulations=0,  # whose time is not that of steps
     )
 
 

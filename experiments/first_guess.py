@@ -1,15 +1,16 @@
-"""The first guess alone: what a regression on simulated updates finds, by the number of simulations, without descent.
+"""The first guess alone: what a regression on what the head read finds, by the number of known pictures, no descent.
 
-Setting: untrained networks, one example, labels known; images `test[0:...]`, as in `experiments.spectral`. `null` is
-the same regression at normal noise in place of the update, tensor by tensor of its norm. `seconds` are those of a
-client, compilation apart.
+Setting: untrained networks, labels known, one or four images of a client, `test[0:...]` as in `experiments.spectral`.
+`null` is the same regression at normal noise in place of the update, tensor by tensor of its norm. `seconds` are of
+all clients together, which share the known pictures, compilation apart.
 
 Command:  python -m experiments.first_guess --data FILE.npz --json FILE.json
 Smoke:    python -m experiments.first_guess --smoke
-Expected: more with more simulations; behind the ConvNet about what the published attack finds in a thousand steps.
+Expected: more with more pictures; behind the ConvNet about what the published attack finds in a thousand steps.
 Measured: see docs/spectral.md
 """
 
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -23,10 +24,9 @@ import numpy as np
 import tyro
 
 from experiments import harness
-from jaxinvert import job, metrics, models, search
+from jaxinvert import job, metrics, search
 from jaxinvert.audit import controls
 from jaxinvert.audit.evidence import excess
-from jaxinvert.clients import fedsgd
 from jaxinvert.regression import regressed
 from jaxinvert.types import Array, Key, Observation, Reconstruction
 
@@ -40,8 +40,9 @@ class Config:
     Attributes:
       data: data set by name, folder or npz.
       models: networks, untrained.
-      simulations: for each guess.
+      pictures: that the attacker draws.
       targets: clients.
+      num_examples: of a client.
       seed: of networks and simulations.
       smoke: a run of seconds on the embedded photos that only shows that everything works.
       json: file for the rows; those that it holds are not run again.
@@ -49,8 +50,9 @@ class Config:
 
     data: str = "cifar10"
     models: tuple[str, ...] = ("lenet", "small-convnet", "convnet16", "resnet20-4")
-    simulations: tuple[int, ...] = (64, 256, 1024)
+    pictures: tuple[int, ...] = (64, 256, 1024)
     targets: int = 4
+    num_examples: tuple[int, ...] = (1, 4)
     seed: int = 0
     smoke: bool = False
     json: Path | None = None
@@ -60,27 +62,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Guesses, saving each row, and prints all."""
     config = tyro.cli(Config, description=__doc__, args=arguments)
     if config.smoke:
-        config = replace(config, data="photos", models=("mlp-32",), simulations=(8,), targets=2)
+        config = replace(config, data="photos", models=("mlp-32",), pictures=(8,), targets=2)
     rows = [] if config.json is None or not config.json.exists() else json.loads(config.json.read_text())["rows"]
-    for model in config.models:
-        for count in config.simulations:
-            if (model, count) not in {(row["model"], row["simulations"]) for row in rows}:
-                rows.append(measured(config, model, count))
-                if config.json is not None:
-                    harness.save(config.json, TITLE, rows)
+    for model, size, count in itertools.product(config.models, config.num_examples, config.pictures):
+        if (model, size, count) not in {(row["model"], row["images"], row["pictures"]) for row in rows}:
+            rows.append(measured(config, model, size, count))
+            if config.json is not None:
+                harness.save(config.json, TITLE, rows)
     harness.publish(TITLE, rows)
 
 
-def measured(config: Config, model: str, num_simulations: int) -> dict[str, Any]:
+def measured(config: Config, model: str, num_examples: int, num_pictures: int) -> dict[str, Any]:
     """One network's guesses, and those at noise."""
-    settings = job.JobConfig(data=config.data, model=model, targets=config.targets, seed=config.seed)
+    settings = job.JobConfig(
+        data=config.data, model=model, targets=config.targets, num_examples=num_examples, seed=config.seed
+    )
     task = job.prepare(settings)
     truth = np.asarray(task.truth.inputs)
-    client = fedsgd(models.cross_entropy(task.model.apply))
-    guess = regressed(client, batch_shape=truth.shape[1:], num_simulations=num_simulations)
+    guess = regressed(task.model.apply, head=task.model.head, batch_shape=truth.shape[1:], num_pictures=num_pictures)
 
     def solve(key: Key, observation: Observation) -> Reconstruction:
-        return Reconstruction(guess(key, observation), observation.labels, jnp.zeros(()), {})
+        return Reconstruction(guess(observation), observation.labels, jnp.zeros(()), {})
 
     guess_all = jax.jit(search.over_targets(solve))
     key = jax.random.key(config.seed + 1)
@@ -91,20 +93,21 @@ def measured(config: Config, model: str, num_simulations: int) -> dict[str, Any]
     gain = excess(found, null)
     return {
         "model": model,
-        "simulations": num_simulations,
+        "images": num_examples,
+        "pictures": num_pictures,
         "clients": config.targets,
         "mean_psnr_db": float(found.mean()),
         "null_db": float(null.mean()),
         "gain_db": gain.mean,
         "gain_low_db": gain.low,
         "gain_high_db": gain.high,
-        "seconds": (time.perf_counter() - started) / config.targets,
+        "seconds": time.perf_counter() - started,
     }
 
 
 def psnr(found: Array, truth: np.ndarray) -> np.ndarray:
-    """`[T]` in dB."""
-    return np.asarray(jax.vmap(metrics.psnr)(found[:, 0], truth[:, 0]))
+    """`[T]` in dB, the mean over a client's images, each with its own: the labels are known."""
+    return np.asarray(jax.vmap(jax.vmap(metrics.psnr))(found, truth)).mean(axis=1)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """What each part of spectral matching is worth: without it, on the images that it was tuned on.
 
-Rows compare with the descent alone, which starts at gray noise. One adds the first guess, and so is the whole attack,
-behind four networks. The others, behind two, take one part of the descent away or change it: the spectrum (pixels
-instead, or another fall), the multiplied prior (added instead, with weights for exact updates and for noisy ones),
-Adam's short memory, plain gradients, half a cosine; or they add one: the input of the last dense layer, known in
-closed form for one example, as a second distance; L-BFGS on the logarithm of the same loss for the last fifth of the
-steps; or a choice by attack loss between gradients and their signs, each for half of the steps.
+Rows compare with the whole attack. Behind four networks they take away its first guess, or let biases and norms count
+beside kernels. Behind two, they take one part of the descent away or change it: the spectrum (pixels instead, or
+another fall), the multiplied prior (added instead, with weights for exact updates and for noisy ones), Adam's short
+memory, plain gradients, half a cosine; or they add one: the input of the last dense layer, known in closed form for
+one example, as a second distance; L-BFGS on the logarithm of the same loss for the last fifth of the steps; or a
+choice by attack loss between gradients and their signs, each for half of the steps.
 `noise` is normal noise on the update with so many times its root mean square. Each row's `gain_db` is the mean over
-images of its difference to the descent alone on the same update, with its bootstrap interval (BCa).
+images of its difference to the whole attack on the same update, with its bootstrap interval (BCa).
 
 Command:  python -m experiments.spectral_ablation --data FILE.npz --json FILE.json
 Smoke:    python -m experiments.spectral_ablation --smoke
@@ -33,8 +33,20 @@ from jaxinvert.audit.evidence import excess
 from jaxinvert.clients import fedsgd
 from jaxinvert.matching import search_inputs, update_distance
 from jaxinvert.observe import observe_targets
-from jaxinvert.regression import NUM_SIMULATIONS
-from jaxinvert.types import Array, Attack, Batch, ClientUpdateFn, Key, Observation, Reconstruction, SolveFn, Update
+from jaxinvert.regression import Guess, regressed
+from jaxinvert.types import (
+    Array,
+    Attack,
+    Batch,
+    ClientUpdateFn,
+    Key,
+    Objective,
+    Observation,
+    Reconstruction,
+    Shape,
+    SolveFn,
+    Update,
+)
 
 
 @dataclass(frozen=True)
@@ -63,20 +75,26 @@ class Setting(NamedTuple):
     steps: int
     targets: int
     every_part: bool = True
+    noises: tuple[float, ...] = (0.0, 1.0)
 
 
 SETTINGS = (
     Setting("lenet", 300, 10),
     Setting("small-convnet", 100, 5),
     Setting("convnet16", 250, 6, every_part=False),
-    Setting("resnet20-4", 300, 4, every_part=False),
+    Setting("resnet20-4", 300, 4, every_part=False, noises=(0.0,)),
 )
-NOISES = (0.0, 1.0)
 
-TITLE, DESCENT, GUESS = "What the parts of spectral matching are worth", "descent alone", "first guess, too"
+TITLE, WHOLE, BLIND, BIASES = (
+    "What the parts of spectral matching are worth",
+    "whole",
+    "no first guess",
+    "biases, too",
+)
 VARIANTS: dict[str, Mapping[str, Any]] = {
-    DESCENT: {},
-    GUESS: {"num_simulations": NUM_SIMULATIONS},
+    WHOLE: {},
+    BLIND: {"guessed": False},
+    BIASES: {"objective": objectives.cosine},
     "pixels instead of frequencies": {"pixels": True},
     "flat spectrum": {"fall": 0.0},
     "spectrum falling as 1/f": {"fall": 1.0},
@@ -99,28 +117,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings, variants = SETTINGS, VARIANTS
     if config.smoke:
         config = replace(config, data="photos", split="test")
-        settings, variants = (Setting("mlp-32", 4, 2),), dict(list(VARIANTS.items())[:2])
+        settings, variants = (Setting("mlp-32", 4, 2),), dict(list(VARIANTS.items())[:3])
     stored = [] if config.json is None or not config.json.exists() else json.loads(config.json.read_text())["rows"]
     finished = {(row["model"], row["noise"], row["variant"]): row for row in stored}
-    order = [(setting.model, noise, name) for setting in settings for noise in NOISES for name in variants]
+    order = [(setting.model, noise, name) for setting in settings for noise in setting.noises for name in variants]
 
     def rows() -> list[dict[str, Any]]:
         return [finished[place] for place in order if place in finished]
 
     for setting in settings:
-        for noise in NOISES:
-            tried = variants if setting.every_part else {name: variants[name] for name in (DESCENT, GUESS)}
+        for noise in setting.noises:
+            tried = variants if setting.every_part else {name: variants[name] for name in (WHOLE, BLIND, BIASES)}
             missing = {n: changed for n, changed in tried.items() if (setting.model, noise, n) not in finished}
             if not missing:
                 continue
-            client, truth, observations = clients(config, setting, noise)
-            alone = np.zeros(setting.targets)
-            for name, changed in {DESCENT: {}, **missing}.items():  # which all others are compared with
-                solve = search.over_targets(solver(client, truth.shape[1:], setting.steps, **changed), chunk_size=5)
+            clients, truth, observations = observed(config, setting, noise)
+            whole = np.zeros(setting.targets)
+            for name, changed in {WHOLE: {}, **missing}.items():  # which all others are compared with
+                solve = search.over_targets(solver(clients, setting.steps, **changed), chunk_size=5)
                 found = jax.jit(solve)(jax.random.key(config.seed + 1), observations)
                 psnr = np.asarray(jax.vmap(metrics.psnr)(found.inputs[:, 0], truth[:, 0]))
-                alone = psnr if name == DESCENT else alone
-                gain = excess(psnr, alone)
+                whole = psnr if name == WHOLE else whole
+                gain = excess(psnr, whole)
                 finished[setting.model, noise, name] = {
                     "model": setting.model,
                     "steps": setting.steps,
@@ -139,8 +157,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     harness.publish(TITLE, rows())
 
 
-def clients(config: Config, setting: Setting, noise: float) -> tuple[ClientUpdateFn, np.ndarray, Observation]:
-    """Simulated client, true images `[T, 1, H, W, C]`, and what the server sees of them."""
+class Clients(NamedTuple):
+    """What the attacker simulates of them: their update, and a guess from it."""
+
+    update: ClientUpdateFn
+    guess: Guess
+    batch_shape: Shape
+
+
+def observed(config: Config, setting: Setting, noise: float) -> tuple[Clients, np.ndarray, Observation]:
+    """Simulated clients, true images `[T, 1, H, W, C]`, and what the server sees of them."""
     dataset = data.load(config.data, split=config.split)
     images, labels = dataset.images[: setting.targets, None], dataset.labels[: setting.targets, None]
     model = models.create(
@@ -166,35 +192,30 @@ def clients(config: Config, setting: Setting, noise: float) -> tuple[ClientUpdat
         defense=disturb,
         key=jax.random.key(config.seed + 2),
     )
-    return client, np.asarray(images), observations
+    guess = regressed(model.apply, head=model.head, batch_shape=images.shape[1:])
+    return Clients(client, guess, images.shape[1:]), np.asarray(images), observations
 
 
 def solver(
-    client: ClientUpdateFn,
-    batch_shape: tuple[int, ...],
-    num_steps: int,
-    *,
-    line_search_share: float = 0.0,
-    choose: bool = False,
-    **changed: Any,
+    clients: Clients, num_steps: int, *, line_search_share: float = 0.0, choose: bool = False, **changed: Any
 ) -> SolveFn:
     """The attack with one part changed or added, for `num_steps` in all."""
     if choose:
         plain, signs = (
-            search.run(variant(client, batch_shape, num_steps // 2, sign=sign), num_steps=num_steps // 2)
+            search.run(variant(clients, num_steps // 2, sign=sign), num_steps=num_steps // 2)
             for sign in (False, True)
         )
         return lambda key, observation: search.select_best(
             jax.tree.map(lambda *both: jnp.stack(both), plain(key, observation), signs(key, observation))
         )
     begin = round(num_steps * (1 - line_search_share))
-    first = search.run(variant(client, batch_shape, begin, **changed), num_steps=begin)
-    return first if not line_search_share else finished_by_line_search(client, first, num_steps - begin)
+    first = search.run(variant(clients, begin, **changed), num_steps=begin)
+    return first if not line_search_share else finished_by_line_search(clients, first, num_steps - begin)
 
 
-def finished_by_line_search(client: ClientUpdateFn, first: SolveFn, num_steps: int) -> SolveFn:
+def finished_by_line_search(clients: Clients, first: SolveFn, num_steps: int) -> SolveFn:
     """L-BFGS from where `first` ends, on the logarithm of the attack's loss, which has the same minimum."""
-    unexplained = update_distance(client, objectives.cosine)
+    unexplained = update_distance(clients.update, objectives.kernel_cosine)
 
     def distance(observation: Observation, batch: Batch) -> Array:
         return jnp.log(unexplained(observation, batch)) + regularizers.total_variation(batch.inputs)
@@ -213,11 +234,11 @@ def finished_by_line_search(client: ClientUpdateFn, first: SolveFn, num_steps: i
 
 
 def variant(
-    client: ClientUpdateFn,
-    batch_shape: tuple[int, ...],
+    clients: Clients,
     horizon: int,
     *,
-    num_simulations: int = 0,
+    guessed: bool = True,
+    objective: Objective = objectives.kernel_cosine,
     pixels: bool = False,
     fall: float = 1.5,
     tv: float = 1.0,
@@ -227,26 +248,38 @@ def variant(
     dense_input: float = 0.0,
     decay: Callable[..., optax.Schedule] | None = None,
 ) -> Attack:
-    """The descent with one part changed; without changes `attacks.spectral` itself."""
+    """The attack with one part changed; without changes of the descent `attacks.spectral` itself."""
     if (pixels, fall, added, memory, sign, dense_input, decay) == (False, 1.5, False, 0.95, False, 0.0, None):
         return attacks.spectral(
-            client, batch_shape=batch_shape, tv=tv, horizon=horizon, num_simulations=num_simulations
+            clients.update,
+            batch_shape=clients.batch_shape,
+            tv=tv,
+            horizon=horizon,
+            objective=objective,
+            guess=clients.guess if guessed else None,
         )
 
     def gap(simulated: Update, observed: Update) -> Array:
         found, known = head_input(simulated), head_input(observed)
         share = jnp.sum(jnp.square(found - known)) / jnp.sum(jnp.square(known))
-        return objectives.cosine(simulated, observed) + dense_input * share
+        return objective(simulated, observed) + dense_input * share
 
-    unexplained = update_distance(client, gap if dense_input else objectives.cosine)
-    # Pixels as in the published attack: N(0, 1) in units of the contrast of photographs, at its rate.
-    images = parametrizations.pixels(batch_shape, mean=0.5, std=0.25)
+    unexplained = update_distance(clients.update, gap if dense_input else objective)
+    # Pixels as in the published attack: in units of the contrast of photographs, at its rate.
+    images = parametrizations.pixels(clients.batch_shape, mean=0.5, std=0.25)
     rate = 0.1 if pixels else 0.2
 
     def distance(observation: Observation, batch: Batch) -> Array:
         roughness = tv * regularizers.total_variation(batch.inputs)
         found = unexplained(observation, batch)
         return found + roughness if added else found * jnp.exp(roughness)
+
+    def start(key: Key, observation: Observation) -> Array:
+        guess = clients.guess(observation)
+        if pixels:
+            return (guess - 0.5) / 0.25
+        noise = parametrizations.START_NOISE * jax.random.normal(key, clients.batch_shape)
+        return parametrizations.spectrum_of(guess, fall=fall) + noise
 
     return search_inputs(
         distance,
@@ -255,7 +288,8 @@ def variant(
             optax.scale_by_adam(b2=memory, eps=1e-12),
             optax.scale_by_learning_rate((decay or cosine_decay)(rate, horizon)),
         ),
-        parametrization=images if pixels else parametrizations.spectrum(batch_shape, fall=fall),
+        parametrization=images if pixels else parametrizations.spectrum(clients.batch_shape, fall=fall),
+        start=start,
         name="variant",
     )
 

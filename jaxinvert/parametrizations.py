@@ -140,9 +140,9 @@ def spectrum(batch_shape: Shape, *, around: Array | float = 0.5, fall: Scalar = 
     return Parametrization(init, decode, project)
 
 
-def spectrum_of(inputs: Array) -> Array:
+def spectrum_of(inputs: Array, *, fall: Scalar = _FALL) -> Array:
     """The variables that `spectrum` decodes to these `inputs` `[B, H, W, C]`."""
-    return jnp.einsum("bhwd,kh,lw,cd->bklc", inputs - 0.5, *_waves(inputs.shape)) / _amplitude(inputs.shape)
+    return jnp.einsum("bhwd,kh,lw,cd->bklc", inputs - 0.5, *_waves(inputs.shape)) / _amplitude(inputs.shape, fall)
 
 
 def _waves(batch_shape: Shape) -> tuple[Array, Array, Array]:

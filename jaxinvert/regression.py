@@ -4,8 +4,8 @@ The gradient of this layer is made of what it read of every example, `h_b`, and 
 
     dL/dW = 1/B sum_b h_b e_b^T,    e_b = softmax_b - onehot(y_b)
 
-For one example it is `h` but for a factor, exactly. For batches, `h_b` follow from the labels if the same prediction is
-assumed for all, the mean over known pictures; examples of one label get the mean of what was read of them. The
+For one example it is `h` but for a factor, exactly. For batches, `h_b` follow from the labels if the same prediction
+is assumed for all, the mean over known pictures; examples of one label get the mean of what was read of them. The
 attacker draws `N` pictures that have the statistics of photographs and nothing private, lets the network read them,
 and regresses their frequencies `v_n` on directions `f = h / |h|`, less their mean. At the client's `f*`,
 
@@ -17,8 +17,8 @@ beyond that of the `f_n`: noise, or what a defense did to the update.
 
 This is the best linear estimate over all pictures that the attacker thinks possible. The gradient of an attack loss
 tells about small steps only, and behind many ReLUs hardly that; the regression is not local, and has large shapes
-there that a descent may not find. Known pictures pass the network once, forwards, whatever the labels and however many
-clients have this model.
+there that a descent may not find. Known pictures pass the network once, forwards, whatever the labels and however
+many clients have this model.
 
 References:
   Wu, Chen, Guo, Weinberger: Learning to invert: simple adaptive attacks for gradient inversion in federated learning.
@@ -78,10 +78,10 @@ def regressed(apply: ApplyFn, *, head: str, batch_shape: Shape, num_pictures: in
         read = inputs_behind(gradient, labels, known.prediction)
 
         places = _places(len(gradient))
-        estimate = ridge_regression(directions(known.features)[:, places], known.frequencies, directions(read)[:, places])
-        sides = [min(side, _SIDE) for side in batch_shape[1:3]]
-        frequencies = jnp.zeros(batch_shape, estimate.dtype)
-        frequencies = frequencies.at[:, : sides[0], : sides[1]].set(estimate.reshape(-1, *sides, batch_shape[3]))
+        points, observed = (directions(vectors)[:, places] for vectors in (known.features, read))
+        rows, columns = (min(side, _SIDE) for side in batch_shape[1:3])
+        estimate = ridge_regression(points, known.frequencies, observed).reshape(-1, rows, columns, batch_shape[3])
+        frequencies = jnp.zeros(batch_shape, estimate.dtype).at[:, :rows, :columns].set(estimate)
         return jnp.clip(parametrizations.spectrum(batch_shape).decode(frequencies), 0.0, 1.0)
 
     return guess

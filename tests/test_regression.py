@@ -48,7 +48,7 @@ def test_a_linear_law_is_predicted_where_it_was_not_seen():
 
 
 def test_what_varies_more_than_known_points_is_taken_for_noise():
-    """Six times as far off as known points are on average, in `F` features: the ridge of `N` times the excess by `F`."""
+    """Six times as far off as known points are on average, in `F` features: `N` times the excess by `F`."""
     points = jax.random.normal(jax.random.key(0), (50, 3))
     points -= points.mean(axis=0, keepdims=True)
     values = points @ jnp.array([[1.0], [0.0], [3.0]])
@@ -111,21 +111,25 @@ def test_lanes_share_what_the_network_reads_of_known_pictures():
     guess = regressed(apply, head="head", batch_shape=SHAPE, num_pictures=64)
     observation = observe(CLIENT, PARAMS, BATCH)
 
-    def guesses(updates):
-        return jax.vmap(lambda update: guess(observation._replace(update=update)))(updates)
+    def from_update(update):
+        return guess(observation._replace(update=update))
 
     updates = jax.tree.map(lambda leaf: jnp.stack([leaf] * 7), observation.update)
-    one, seven = (jax.jit(f).lower(u).cost_analysis()["flops"] for f, u in [(lambda u: guess(observation._replace(update=u)), observation.update), (guesses, updates)])
+    one = jax.jit(from_update).lower(observation.update).cost_analysis()["flops"]
+    seven = jax.jit(jax.vmap(from_update)).lower(updates).cost_analysis()["flops"]
     assert seven < 2 * one
 
 
 def test_images_larger_than_the_shapes_that_it_finds_are_guessed_smooth():
     shape = (1, 48, 40, 3)
-    apply = lambda params, inputs: inputs.mean(axis=(1, 2)) @ params["head"]["kernel"]  # noqa: E731
+
+    def means(params, inputs):
+        return inputs.mean(axis=(1, 2)) @ params["head"]["kernel"]
+
     params = {"head": {"kernel": jnp.eye(3)}}
     batch = Batch(jnp.full(shape, 0.3), jnp.array([0]))
-    observation = observe(fedsgd(models.cross_entropy(apply)), params, batch)
-    found = regressed(apply, head="head", batch_shape=shape, num_pictures=40)(observation)
+    observation = observe(fedsgd(models.cross_entropy(means)), params, batch)
+    found = regressed(means, head="head", batch_shape=shape, num_pictures=40)(observation)
     assert found.shape == shape
     assert float(jnp.abs(jnp.diff(found, axis=1)).max()) < 0.1
 

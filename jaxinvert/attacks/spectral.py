@@ -2,10 +2,11 @@
 
     minimize over v:   D(v) exp(tv TV(x)),   D = 1 - cos(g(x), g*),   x = 1/2 + cosine transform of (s v)
 
-`g` are the gradients of kernels: those of biases and norms say little of where, and may be most of an update. `s` is the spectrum of photographs: one unit of a variable is what a photograph has at its frequency, so Adam moves
-large shapes far and details little, and coarse comes before fine without stages. As a product, the prior has the same
-say at every scale of `D`: its weight is `tv D`, which vanishes where the update can be matched exactly, and stays
-where noise forbids that. (`D` sums squares of residuals; if their variance is unknown and set to its most likely
+`g` are the gradients of kernels: those of biases and norms say little of where things are, and may be most of an
+update. `s` is the spectrum of photographs: one unit of a variable is what a photograph has at its frequency, so Adam
+moves large shapes far and details little, and coarse comes before fine without stages. As a product, the prior has
+the same say at every scale of `D`: its weight is `tv D`, which vanishes where the update can be matched exactly, and
+stays where noise forbids that. (`D` sums squares of residuals; if their variance is unknown and set to its most likely
 value, minus the logarithm of the posterior is `log D` times a constant plus the prior's.) Adam takes plain gradients,
 forgets their size within 20 steps because it falls by orders of magnitude, and its rate follows half a cosine.
 

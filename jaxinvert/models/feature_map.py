@@ -1,7 +1,8 @@
 """What a dense layer reads, seen without changing the model: of any network, and of Flax models as a map.
 
-A map has places and channels. A layer behind convolutions reads their last output flattened in the order `[h, w, c]`, pooled or not. The number of
-channels is that of the last output with two axes of places; the rest are the places, in the proportions it had.
+A map has places and channels. A layer behind convolutions reads their last output flattened in the order `[h, w, c]`,
+pooled or not. The number of channels is that of the last output with two axes of places; the rest are the places, in
+the proportions it had.
 """
 
 import math
