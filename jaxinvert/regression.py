@@ -107,17 +107,16 @@ def _read_pictures(apply: ApplyFn, head: str, params: Params, batch_shape: Shape
     seed = jax.lax.optimization_barrier(0)  # else a compiler may try to draw the pictures itself
     keys = jax.random.split(jax.random.key(seed), -(-num_pictures // batch_size))
 
-    def read(key: Key) -> KnownPictures:
+    def read(key: Key) -> tuple[Array, Array]:
         pictures = dead_leaves(key, batch_shape)
         frequencies = parametrizations.spectrum_of(pictures)[:, :_SIDE, :_SIDE]
-        prediction = jax.nn.softmax(apply(params, pictures))
-        return KnownPictures(
-            frequencies.reshape(batch_size, -1), features(apply, f"{head}/kernel", params, pictures), prediction
-        )
+        return frequencies.reshape(batch_size, -1), features(apply, f"{head}/kernel", params, pictures)
 
-    known = jax.lax.map(read, keys, batch_size=max(1, _PICTURES_AT_ONCE // batch_size))
-    frequencies, read_of_them, predictions = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), known)
-    return KnownPictures(frequencies, read_of_them, jnp.mean(predictions, axis=0))
+    batches = jax.lax.map(read, keys, batch_size=max(1, _PICTURES_AT_ONCE // batch_size))
+    frequencies, read_of_them = (leaf.reshape(-1, leaf.shape[-1]) for leaf in batches)
+    kernel, bias = find_head(params, head)
+    logits = read_of_them @ kernel + (0 if bias is None else bias[None])
+    return KnownPictures(frequencies, read_of_them, jnp.mean(jax.nn.softmax(logits), axis=0))
 
 
 def inputs_behind(gradient: Array, labels: Array, prediction: Array) -> Array:

@@ -51,6 +51,19 @@ def test_nan_or_overflow_in_either_update_never_scores(name, bad):
         assert not np.isfinite(value) or value > 1e20
 
 
+def test_the_cosine_of_kernels_does_not_see_biases_unless_there_is_nothing_else():
+    simulated, observed = (
+        {"bias": jnp.array([5.0, -1.0]), "kernel": jnp.array([[3.0, 4.0]])},
+        {
+            "bias": jnp.array([-7.0, 2.0]),
+            "kernel": jnp.array([[4.0, 3.0]]),
+        },
+    )
+    assert float(objectives.kernel_cosine(simulated, observed)) == pytest.approx(1 - 24 / 25)
+    biases = {"bias": simulated["bias"]}, {"bias": observed["bias"]}
+    assert float(objectives.kernel_cosine(*biases)) == pytest.approx(float(objectives.cosine(*biases)))
+
+
 @pytest.mark.parametrize("objective", [objectives.cosine, objectives.angular])
 def test_scale_free_objectives_ignore_a_positive_factor_and_see_the_sign(objective):
     opposite = jax.tree.map(lambda leaf: -2 * leaf, G)

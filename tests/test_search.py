@@ -1,5 +1,6 @@
 """Restarts, targets and the host loop: same keys, same results, one compilation, honest selection."""
 
+import time
 from typing import NamedTuple
 
 import jax
@@ -165,6 +166,29 @@ def test_every_step_draws_anew_and_the_last_iterate_counts():
         found = search.run(descent.attack(), num_steps=num_steps)(jax.random.key(0), observation)
         start = np.sum(np.asarray(jax.random.normal(init_key, (2,))) ** 2)
         assert float(found.attack_loss) == pytest.approx(start * 0.25**num_steps, rel=1e-4)
+
+
+def test_the_time_of_a_search_holds_that_of_its_start():
+    """Not compilation's: a start that waits, waits once."""
+
+    def wait(x):
+        time.sleep(0.1)
+        return np.asarray(x)
+
+    def make_attack(settings):
+        attack = Quadratic().attack()
+
+        def init(key, observation):
+            state = attack.init(key, observation)
+            return state._replace(
+                variables=jax.pure_callback(wait, state.variables, state.variables, vmap_method="sequential")
+            )
+
+        return attack._replace(init=init)
+
+    observations = Observation(params=jnp.zeros(2), update=jnp.array([[1.0, 2.0]]))
+    *_, last = search.Stepwise(make_attack)(jax.random.key(0), observations, {}, num_steps=1)
+    assert last.seconds > 0.1
 
 
 def test_a_bad_target_is_named_before_anything_runs(make_attack, victims):

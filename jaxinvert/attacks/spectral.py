@@ -6,9 +6,10 @@
 update. `s` is the spectrum of photographs: one unit of a variable is what a photograph has at its frequency, so Adam
 moves large shapes far and details little, and coarse comes before fine without stages. As a product, the prior has
 the same say at every scale of `D`: its weight is `tv D`, which vanishes where the update can be matched exactly, and
-stays where noise forbids that. (`D` sums squares of residuals; if their variance is unknown and set to its most likely
-value, minus the logarithm of the posterior is `log D` times a constant plus the prior's.) Adam takes plain gradients,
-forgets their size within 20 steps because it falls by orders of magnitude, and its rate follows half a cosine.
+stays where noise forbids that. (`D` sums squares of residuals; if their variance is unknown and set to its most
+likely value, minus the logarithm of the posterior is `log D` times a constant plus the prior's.) Adam takes plain
+gradients, forgets their size within 20 steps because it falls by orders of magnitude, and its rate follows half a
+cosine.
 
 Clients with BatchNorm in train mode normalize brightness and contrast away, and their update hardly tells them. The
 running statistics that such clients send do: where the attacker sees them, `D` has a second term, the distance of the

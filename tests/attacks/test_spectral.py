@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from jaxinvert import objectives, regularizers, search
-from jaxinvert.attacks import spectral
+from jaxinvert import objectives, parametrizations, regularizers, search
+from jaxinvert.attacks import registry, spectral
+from jaxinvert.attacks.recipe import Setting
 from jaxinvert.types import Batch
 from tests.conftest import SHAPE
 
@@ -36,6 +38,36 @@ def test_recovers_the_example_far_better_than_from_another_clients_gradient(vict
     leaked = solved(attack, victim.observation, steps=300)
     assert error(leaked, victim) < 1e-4
     assert error(solved(attack, victim.observation._replace(update=other), steps=300), victim) > 0.05
+
+
+def test_starts_near_the_guess_and_restarts_differ(victim):
+    picture = 0.25 + 0.5 * victim.batch.inputs
+    attack = spectral(victim.client_update, batch_shape=SHAPE, guess=lambda observation: picture)
+    starts = jnp.stack([attack.init(jax.random.key(seed), victim.observation).variables for seed in range(8)])
+    found = jnp.stack([parametrizations.spectrum(SHAPE).decode(start) for start in starts])
+    np.testing.assert_allclose(found.mean(axis=0), picture, atol=0.03)
+    assert 0.005 < float(found.std(axis=0).mean()) < 0.05
+
+
+def test_a_guess_needs_labels_and_no_other_start(victim):
+    for other in ({"joint_labels": 3}, {"prior": victim.batch.inputs}):
+        with pytest.raises(ValueError, match="starts at a guess or from a prior, and a guess needs known labels"):
+            spectral(victim.client_update, batch_shape=SHAPE, guess=lambda observation: victim.batch.inputs, **other)
+
+
+def test_by_name_it_guesses_where_the_network_has_a_head_and_nobody_adapts(victim):
+    setting = Setting(victim.client_update, victim.model, num_examples=1)
+
+    def start(setting):
+        attack = registry.REGISTRY["spectral"].build(setting, {}, 100)
+        return attack.init(jax.random.key(0), victim.observation).variables
+
+    gray = spectral(victim.client_update, batch_shape=SHAPE).init(jax.random.key(0), victim.observation).variables
+    headless = setting._replace(model=victim.model._replace(head=""))
+    adapting = setting._replace(objective=objectives.angular)
+    assert bool(jnp.any(start(setting) != gray))
+    assert bool(jnp.all(start(headless) == gray))
+    assert bool(jnp.all(start(adapting) == gray))
 
 
 def test_labels_are_found_where_they_are_variables(victim):
