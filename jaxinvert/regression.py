@@ -133,7 +133,8 @@ def inputs_behind(gradient: Array, labels: Array, prediction: Array) -> Array:
 
 
 def directions(vectors: Array) -> Array:
-    """`h / |h|` of every row `[N, F]`."""
+    """`h / |h|` of every row `[N, F]`, in float32 or more."""
+    vectors = vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32))
     norms = jnp.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / jnp.maximum(norms, jnp.finfo(vectors.dtype).tiny)
 
