@@ -43,7 +43,7 @@ class Config:
       pictures: that the attacker draws.
       targets: clients.
       num_examples: of a client.
-      seed: of networks and simulations.
+      seed: of networks and noise.
       smoke: a run of seconds on the embedded photos that only shows that everything works.
       json: file for the rows; those that it holds are not run again.
     """

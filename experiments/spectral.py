@@ -185,7 +185,7 @@ def measured(
         "gain_db": None if gain is None else gain.mean,
         "gain_low_db": None if gain is None else gain.low,
         "gain_high_db": None if gain is None else gain.high,
-        "seconds": execution.seconds_run,
+        "seconds": execution.seconds_start + execution.seconds_run,
         "psnr_db": psnr.tolist(),
         "device": job.device_name(),
         "jax": jax.__version__,

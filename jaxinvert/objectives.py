@@ -13,6 +13,7 @@ an attacker who knows what a defense did to the observed update.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -102,17 +103,14 @@ def _cosine_jvp(primals: tuple[Update, Update], tangents: tuple[Update, Update])
 
 
 def kernel_cosine(simulated: Update, observed: Update) -> Array:
-    """`cosine` over kernels, tensors of two or more axes; over all tensors if there are none.
+    """`cosine` over kernels, tensors of two or more axes; over all tensors if no kernel was sent.
 
     Gradients of biases and of norms' parameters say how wrong the network was and little of where, and may be most of
     the update: behind ConvNet-16 the head's bias alone has half of its squared norm.
     """
-    kernels = [jnp.ndim(leaf) > 1 for leaf in jax.tree.leaves(observed)]
-
-    def chosen(update: Update) -> list[Array]:
-        leaves = jax.tree.leaves(update)
-        return [leaf for leaf, kernel in zip(leaves, kernels, strict=True) if kernel] or leaves
-
+    kernels = [leaf for leaf in jax.tree.leaves(observed) if leaf.ndim > 1]
+    others = jnp.where(tree_squared_norm(kernels) == 0, 1.0, 0.0)
+    chosen = partial(jax.tree.map, lambda leaf: leaf if leaf.ndim > 1 else leaf * others)
     return cosine(chosen(simulated), chosen(observed))
 
 

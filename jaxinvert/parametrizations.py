@@ -145,6 +145,11 @@ def spectrum_of(inputs: Array, *, fall: Scalar = _FALL) -> Array:
     return jnp.einsum("bhwd,kh,lw,cd->bklc", inputs - 0.5, *_waves(inputs.shape)) / _amplitude(inputs.shape, fall)
 
 
+def near(key: Key, inputs: Array, *, fall: Scalar = _FALL) -> Array:
+    """Variables of `spectrum` near these `inputs`: moved by `START_NOISE`, so that restarts differ."""
+    return spectrum_of(inputs, fall=fall) + START_NOISE * jax.random.normal(key, inputs.shape)
+
+
 def _waves(batch_shape: Shape) -> tuple[Array, Array, Array]:
     """Orthonormal bases of rows, columns and colors."""
     _, height, width, channels = batch_shape

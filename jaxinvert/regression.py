@@ -75,7 +75,7 @@ def regressed(apply: ApplyFn, *, head: str, batch_shape: Shape, num_pictures: in
         labels = require(observation, "labels", attack="regression")
         gradient = find_head(observation.update, head).kernel
         known = _read_pictures(apply, head, params, batch_shape, num_pictures)
-        read = inputs_behind(gradient, labels, known.prediction)
+        read = inputs_behind(gradient, labels, known)
 
         places = _places(len(gradient))
         points, observed = (directions(vectors)[:, places] for vectors in (known.features, read))
@@ -119,17 +119,29 @@ def _read_pictures(apply: ApplyFn, head: str, params: Params, batch_shape: Shape
     return KnownPictures(frequencies, read_of_them, jnp.mean(jax.nn.softmax(logits), axis=0))
 
 
-def inputs_behind(gradient: Array, labels: Array, prediction: Array) -> Array:
+def inputs_behind(gradient: Array, labels: Array, known: KnownPictures) -> Array:
     """What a dense layer read of every example of a batch, but for a common factor: `[B, F]`.
 
+    Exact where every example has the mean prediction of known pictures, and for one example whatever it has. If all
+    classes are in the batch, errors cancel, and a mean over examples cannot be told: it is that of known pictures.
+
     Args:
-      gradient: of its kernel, `[F, K]`.
+      gradient: of the layer's kernel, `[F, K]`.
       labels: `[B]`, or `[B, K]` soft or several of an example.
-      prediction: `[K]`, the softmax that all examples are assumed to have; for one example any will do.
+      known: what the layer reads of known pictures.
     """
-    targets = jax.nn.one_hot(labels, len(prediction)) if labels.ndim == 1 else labels
-    wrong = prediction[None] - targets
-    return (gradient @ jnp.linalg.pinv(wrong)).T
+    targets = jax.nn.one_hot(labels, len(known.prediction)) if labels.ndim == 1 else labels
+    wrong = known.prediction[None] - targets
+    inverse = jnp.linalg.pinv(wrong)
+    told = wrong @ inverse  # projects on what the gradient tells; adds nothing within a class
+    read = (gradient @ inverse).T
+
+    mean = jnp.mean(known.features, axis=0)
+    spread = jnp.sum(jnp.var(known.features, axis=0))
+    share = jnp.sum(told, axis=1)
+    expected = jnp.sum(jnp.square(share)) * jnp.sum(jnp.square(mean)) + jnp.trace(told) * spread
+    scale = jnp.sqrt(jnp.sum(jnp.square(read)) / jnp.where(expected > 0, expected, 1))
+    return read + scale * (1 - share)[:, None] * mean[None]
 
 
 def directions(vectors: Array) -> Array:

@@ -61,6 +61,8 @@ def test_the_cosine_of_kernels_does_not_see_biases_unless_there_is_nothing_else(
     )
     assert float(objectives.kernel_cosine(simulated, observed)) == pytest.approx(1 - 24 / 25)
     biases = {"bias": simulated["bias"]}, {"bias": observed["bias"]}
+    frozen = [{"bias": leaf["bias"], "kernel": jnp.zeros((1, 2))} for leaf in (simulated, observed)]
+    assert float(objectives.kernel_cosine(*frozen)) == pytest.approx(float(objectives.cosine(*biases)))
     assert float(objectives.kernel_cosine(*biases)) == pytest.approx(float(objectives.cosine(*biases)))
 
 

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert import models
+from jaxinvert import models, parametrizations
 from jaxinvert.clients import fedsgd
 from jaxinvert.observe import observe
-from jaxinvert.regression import directions, inputs_behind, regressed, ridge_regression
+from jaxinvert.regression import KnownPictures, directions, inputs_behind, regressed, ridge_regression
 from jaxinvert.types import Batch
 
 SHAPE = (2, 6, 6, 1)
@@ -67,31 +67,48 @@ def test_where_values_have_nothing_to_do_with_features_their_mean_is_predicted()
     assert float(jnp.linalg.norm(predicted[0] - mean)) < 0.5 * float(jnp.linalg.norm(values[0] - mean))
 
 
+def known(read, prediction):
+    """Pictures of which the layer reads about as much as of these, and whose mean prediction is this."""
+    features = read.mean(axis=0, keepdims=True) + jax.random.normal(jax.random.key(9), (200, read.shape[1])) / 20
+    return KnownPictures(jnp.zeros((200, 1)), features, prediction)
+
+
+def gradient_of(read, labels, prediction):
+    return read.T @ (prediction[None] - jax.nn.one_hot(labels, len(prediction))) / len(read)
+
+
 def test_inputs_of_a_batch_follow_from_labels_and_its_prediction():
-    """Exactly, but for the sign and size of an update, where all examples have the assumed prediction."""
+    """Exactly, but for the size of an update, where all examples have the assumed prediction."""
     read = jax.random.uniform(jax.random.key(2), (3, 7))
     prediction, labels = jnp.array([0.1, 0.2, 0.3, 0.4]), jnp.array([2, 0, 3])
-    gradient = read.T @ (prediction[None] - jax.nn.one_hot(labels, 4)) / 3
-    found = inputs_behind(gradient, labels, prediction)
+    pictures, gradient = known(read, prediction), gradient_of(read, labels, prediction)
+    found = inputs_behind(gradient, labels, pictures)
     np.testing.assert_allclose(directions(found), directions(read), rtol=1e-4)
-    soft = inputs_behind(gradient, jax.nn.one_hot(labels, 4), prediction)
+    soft = inputs_behind(gradient, jax.nn.one_hot(labels, 4), pictures)
     np.testing.assert_allclose(soft, found, rtol=1e-5)
 
 
 def test_the_input_of_one_example_follows_whatever_was_predicted():
     read, label = jax.random.uniform(jax.random.key(2), (1, 7)), jnp.array([1])
-    wrong = jnp.array([[0.7, 0.1, 0.2]]) - jax.nn.one_hot(label, 3)
-    found = inputs_behind(read.T @ wrong, label, jnp.full(3, 1 / 3))
+    gradient = gradient_of(read, label, jnp.array([0.7, 0.1, 0.2]))
+    found = inputs_behind(gradient, label, known(read, jnp.full(3, 1 / 3)))
     np.testing.assert_allclose(directions(found), directions(read), rtol=1e-5)
 
 
 def test_examples_of_one_label_get_the_mean_of_what_was_read_of_them():
-    read, labels = jax.random.uniform(jax.random.key(2), (2, 7)), jnp.array([1, 1])
-    prediction = jnp.full(3, 1 / 3)
-    gradient = read.T @ (prediction[None] - jax.nn.one_hot(labels, 3)) / 2
-    found = directions(inputs_behind(gradient, labels, prediction))
+    read, labels, prediction = jax.random.uniform(jax.random.key(2), (2, 7)), jnp.array([1, 1]), jnp.full(3, 1 / 3)
+    found = directions(inputs_behind(gradient_of(read, labels, prediction), labels, known(read, prediction)))
     np.testing.assert_allclose(found[0], found[1], rtol=1e-4)
     np.testing.assert_allclose(found[:1], directions(read.mean(axis=0, keepdims=True)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [2, 0, 1], [1, 0, 2, 2]])
+def test_where_all_classes_cancel_the_mean_that_is_not_told_is_that_of_known_pictures(labels):
+    prediction = jnp.array([0.3, 0.7] if max(labels) == 1 else [0.2, 0.5, 0.3])
+    read, labels = 1 + 0.1 * jax.random.normal(jax.random.key(2), (len(labels), 400)), jnp.array(labels)
+    features = 1 + 0.1 * jax.random.normal(jax.random.key(3), (99, 400))
+    found = inputs_behind(gradient_of(read, labels, prediction), labels, KnownPictures(None, features, prediction))
+    assert float(jnp.min(jnp.sum(directions(found) * directions(read), axis=1))) > 0.98
 
 
 def test_finds_large_shapes_of_both_images_in_an_update_of_any_scale_and_none_in_noise():
@@ -124,14 +141,16 @@ def test_images_larger_than_the_shapes_that_it_finds_are_guessed_smooth():
     shape = (1, 48, 40, 3)
 
     def means(params, inputs):
-        return inputs.mean(axis=(1, 2)) @ params["head"]["kernel"]
+        read = jnp.concatenate([inputs.mean(axis=(1, 2)), jnp.ones((len(inputs), 1))], axis=1)
+        return read @ params["head"]["kernel"]
 
-    params = {"head": {"kernel": jnp.eye(3)}}
+    params = {"head": {"kernel": jnp.eye(4)}}
     batch = Batch(jnp.full(shape, 0.3), jnp.array([0]))
     observation = observe(fedsgd(models.cross_entropy(means)), params, batch)
     found = regressed(means, head="head", batch_shape=shape, num_pictures=40)(observation)
     assert found.shape == shape
-    assert float(jnp.abs(jnp.diff(found, axis=1)).max()) < 0.1
+    assert 0.25 < float(found.mean()) < 0.45
+    np.testing.assert_allclose(parametrizations.spectrum_of(found)[:, 32:], 0, atol=1e-3)
 
 
 def test_says_what_it_lacks():

@@ -168,11 +168,12 @@ def test_every_step_draws_anew_and_the_last_iterate_counts():
         assert float(found.attack_loss) == pytest.approx(start * 0.25**num_steps, rel=1e-4)
 
 
-def test_the_time_of_a_search_holds_that_of_its_start():
-    """Not compilation's: a start that waits, waits once."""
+def test_the_time_of_the_start_is_apart_from_that_of_compilation_and_steps():
+    """A start that waits, waits once."""
+    waits = []
 
     def wait(x):
-        time.sleep(0.1)
+        waits.append(time.sleep(0.2))
         return np.asarray(x)
 
     def make_attack(settings):
@@ -180,15 +181,19 @@ def test_the_time_of_a_search_holds_that_of_its_start():
 
         def init(key, observation):
             state = attack.init(key, observation)
-            return state._replace(
-                variables=jax.pure_callback(wait, state.variables, state.variables, vmap_method="sequential")
-            )
+            waited = jax.pure_callback(wait, state.variables, state.variables, vmap_method="sequential")
+            return state._replace(variables=waited)
 
         return attack._replace(init=init)
 
     observations = Observation(params=jnp.zeros(2), update=jnp.array([[1.0, 2.0]]))
-    *_, last = search.Stepwise(make_attack)(jax.random.key(0), observations, {}, num_steps=1)
-    assert last.seconds > 0.1
+    stepwise = search.Stepwise(make_attack)
+    *_, last = stepwise(jax.random.key(0), observations, {}, num_steps=1)
+    assert len(waits) == 1
+    assert stepwise.seconds_start > 0.2 > last.seconds
+    for _ in stepwise(jax.random.key(0), observations, {}, num_steps=2, resume=last.resumable):
+        pass
+    assert len(waits) == 1
 
 
 def test_a_bad_target_is_named_before_anything_runs(make_attack, victims):

@@ -16,15 +16,15 @@ running statistics that such clients send do: where the attacker sees them, `D` 
 batch statistics behind them in units of these. Both terms are relative to what was observed, so that noise of one
 unknown size stands behind both.
 
-The descent starts at the best linear guess from what the last dense layer read (`regression`), which has large shapes
-that a descent through many ReLUs may not find.
+The descent starts near a guess, by name the best linear one from what the last dense layer read (`regression`), which
+has large shapes that a descent through many ReLUs may not find. Attackers who adapt to a defense compare updates by
+what it left, in their own way, and start at gray noise.
 
 docs/spectral.md says why and where each part pays; experiments/spectral.py measures it.
 """
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -82,7 +82,7 @@ def spectral(
       prior: `[H, W, C]` or `[B, H, W, C]` in [0, 1], images to start from instead.
 
     Raises:
-      ValueError: for a guess with a prior, which is one, or with labels as variables, without which there is none.
+      ValueError: if both `guess` and `prior` are given, or `guess` and `joint_labels`, as a guess needs labels.
     """
     if guess is not None and (prior is not None or joint_labels is not None):
         raise ValueError("spectral starts at a guess or from a prior, and a guess needs known labels")
@@ -103,10 +103,9 @@ def spectral(
     def distance(observation: Observation, batch: Batch) -> Array:
         return unexplained(observation, batch) * jnp.exp(tv * regularizers.total_variation(batch.inputs))
 
-    def near(images: Array, key: Key) -> Array:
-        """Variables of a guess, moved a little, so that restarts differ."""
-        noise = parametrizations.START_NOISE * jax.random.normal(key, batch_shape)
-        return parametrizations.spectrum_of(images) + noise
+    def start(key: Key, observation: Observation) -> Array:
+        assert guess is not None
+        return parametrizations.near(key, guess(observation))
 
     return search_inputs(
         distance,
@@ -115,6 +114,6 @@ def spectral(
             optax.scale_by_learning_rate(cosine_decay(learning_rate, horizon)),
         ),
         parametrization=parametrization,
-        start=guess and (lambda key, observation: near(guess(observation), key)),
+        start=start if guess else None,
         name="spectral",
     )

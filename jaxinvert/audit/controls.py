@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxinvert.attacks.recipe import Setting
 from jaxinvert.audit.scoring import Ground
-from jaxinvert.types import ArrayTree, Batch, Key, Observation, Params
+from jaxinvert.types import Array, ArrayTree, Batch, Key, Observation, Params
 
 
 def mean_image(ground: Ground) -> np.ndarray:
@@ -71,16 +71,22 @@ def random_update(key: Key, observations: Observation) -> Observation:
 
 
 def blind(setting: Setting) -> Setting:
-    """The attacker whose simulation of the client does not depend on the images: what remains is the prior."""
+    """The attacker whose simulated client, and network, does not see the images: what remains is the prior."""
 
     def constant(params: Params, batch: Batch) -> ArrayTree:
         del batch
         return jax.tree.map(jnp.ones_like, params)
 
+    def no_logits(params: Params, inputs: Array) -> Array:
+        del params
+        return jnp.zeros((len(inputs), setting.model.num_classes))
+
     sent: Callable[[Params, Batch], ArrayTree] | None = None
     if setting.sent_statistics is not None:
         sent = lambda params, batch: jax.tree.map(jnp.ones_like, params["batch_stats"])  # noqa: E731
-    return setting._replace(client_update=constant, sent_statistics=sent)
+    return setting._replace(
+        client_update=constant, model=setting.model._replace(apply=no_logits), sent_statistics=sent
+    )
 
 
 @partial(jax.jit, static_argnames="lead")

@@ -23,8 +23,9 @@ from jaxinvert.types import Key, Observation, Reconstruction
 class Execution(NamedTuple):
     """A finished or interrupted attack, before truth is looked at.
 
-    Lanes were spread over `num_devices`, on each `chunk_size` side by side; a closed form has none. `choice` says in
-    words what the attack `auto` took, and why.
+    `seconds_start` were spent once, before the first step of `seconds_run`. Lanes were spread over `num_devices`, on
+    each `chunk_size` side by side; a closed form has none. `choice` says in words what the attack `auto` took, and
+    why.
     """
 
     reconstructions: Reconstruction
@@ -36,6 +37,7 @@ class Execution(NamedTuple):
     num_devices: int = 1
     chunk_size: int | None = None
     choice: str | None = None
+    seconds_start: float = 0.0
 
 
 def execute(
@@ -143,6 +145,7 @@ def _searched(
         num_steps=progress.step,
         seconds_compile=search.seconds_compile,
         seconds_run=progress.seconds,
+        seconds_start=search.seconds_start,
         interrupted=interrupted,
         history={"step": np.array(steps), "best_loss": np.stack(losses)},
         num_devices=config.devices or 1,
@@ -193,6 +196,7 @@ def execute_jobs(
             num_steps=progress.step,
             seconds_compile=search.seconds_compile / len(configs),
             seconds_run=progress.seconds / len(configs),
+            seconds_start=search.seconds_start / len(configs),
             interrupted=False,
             history={"step": np.array(steps), "best_loss": np.stack(losses)[:, j]},
             chunk_size=search.lanes_side_by_side(arguments[1]),

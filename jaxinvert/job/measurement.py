@@ -90,6 +90,7 @@ def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
         "num_steps": execution.num_steps if execution.history else 0,
         "interrupted": execution.interrupted,
         "seconds_compile": execution.seconds_compile,
+        "seconds_start": execution.seconds_start,
         "seconds_run": seconds,
         "steps_per_second": execution.num_steps * lanes / seconds if execution.history and seconds else None,
         "assumptions": assumptions(config),

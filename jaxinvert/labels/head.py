@@ -32,7 +32,7 @@ def find_head(tree: ArrayTree, head: str) -> Head:
     """
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     kernel = leaves.get(f"{head}/kernel")
-    if kernel is None or not has_head(tree, head):
+    if kernel is None or kernel.ndim != 2:
         dense = sorted(
             p.removesuffix("/kernel") for p, leaf in leaves.items() if p.endswith("/kernel") and leaf.ndim == 2
         )

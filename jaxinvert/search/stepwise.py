@@ -34,7 +34,7 @@ class Resumable(NamedTuple):
 
     Attributes:
       step: optimizer steps done.
-      seconds: that they and the start took.
+      seconds: that they took.
       lanes: states and keys, one for each restart of each target.
     """
 
@@ -50,7 +50,7 @@ class Progress(NamedTuple):
       step: optimizer steps done so far, of `num_steps`.
       num_steps: steps in all.
       best_loss: `[T, R]`, of several jobs `[J, T, R]`, lowest attack loss of every restart so far.
-      seconds: wall time of the start and the steps so far, compilation excluded.
+      seconds: wall time of the steps so far, without compilation and start.
       reconstruct: returns the best reconstruction so far, `[T, ...]`; call it at the end, or when interrupted; with
         devices of several processes, in all of them.
       resumable: for a later call to go on from here.
@@ -83,6 +83,7 @@ class Stepwise:
     Attributes:
       num_traces: how often the program was traced so far.
       seconds_compile: wall time of the last call's compilation (near 0 when it was compiled already).
+      seconds_start: and of its start: what an attack does once, before its steps; near 0 for a call that resumes.
 
     ::
 
@@ -110,6 +111,7 @@ class Stepwise:
         self.mesh = None if devices is None else lane_mesh(devices)
         self.num_traces = 0
         self.seconds_compile = 0.0
+        self.seconds_start = 0.0
         self.num_jobs = num_jobs
         if self.mesh is not None and num_jobs is not None:
             raise ValueError("several jobs at once run on one device; spread restarts x targets of one job instead")
@@ -153,17 +155,17 @@ class Stepwise:
         compiled = time.perf_counter()
         lanes = self._start(key, observations, settings) if resume is None else resume.lanes
         jax.block_until_ready(lanes)
-        seconds_start = time.perf_counter() - compiled
+        self.seconds_start = time.perf_counter() - compiled
         lanes = self._advance(lanes, observations, settings, 0, 0)  # no step: compiles
         jax.block_until_ready(self._finish(lanes, observations, settings))
-        self.seconds_compile = time.perf_counter() - begin - seconds_start
+        self.seconds_compile = time.perf_counter() - begin - self.seconds_start
 
         axis = 0 if self.num_jobs is None else 1
         shape = (jax.tree.leaves(observations.update)[0].shape[axis], self.num_restarts)
         begin = time.perf_counter()
         done = before = 0 if resume is None else resume.step
         pace = report_every or _FIRST_REPORT
-        seconds_before = seconds_start if resume is None else resume.seconds
+        seconds_before = 0.0 if resume is None else resume.seconds
         while True:
             upto = min(done + pace, num_steps)
             if resume is None or done < num_steps:  # a search left at its end needs no more
@@ -191,13 +193,12 @@ class Stepwise:
         return jax.eval_shape(self._start, key, observations, _as_float32(settings))
 
     def peak_bytes(self, key: Key, observations: Observation, settings: Any) -> int:
-        """Peak memory of the compiled program, with arguments and results, in bytes per device (compiles anew)."""
+        """Peak memory of start and steps, with arguments and results, in bytes per device (compiles anew)."""
         settings = _as_float32(settings)
         lanes = jax.eval_shape(self._start, key, observations, settings)
-        memory = self._advance.lower(lanes, observations, settings, 0, 0).compile().memory_analysis()
-        if memory is None:
-            return 0
-        return memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+        start = self._start.lower(key, observations, settings)
+        steps = self._advance.lower(lanes, observations, settings, 0, 0)
+        return max(_peak_bytes(program.compile().memory_analysis()) for program in (start, steps))
 
     def lanes_side_by_side(self, observations: Observation) -> int:
         """How many lanes run side by side on each device."""
@@ -330,6 +331,13 @@ def _of_job(observations: Observation) -> Observation:
 def _one_update(observations: Observation) -> Update:
     """Shapes of one target's update."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), observations.update)
+
+
+def _peak_bytes(memory: Any) -> int:
+    """Of a compiled program's memory analysis; 0 where the backend has none."""
+    if memory is None:
+        return 0
+    return memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
 
 
 def _as_float32(settings: Any) -> Any:

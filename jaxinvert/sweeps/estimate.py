@@ -81,5 +81,5 @@ def _measured(batches: list[Batch]) -> Estimate:
         num_traces=num_traces,
         seconds_compile=seconds_compile,
         seconds_per_step=per_step,
-        seconds=seconds_compile + per_step * evaluations,
+        seconds=seconds_compile + compiled.seconds_start * first.width * len(batches) + per_step * evaluations,
     )

@@ -34,7 +34,7 @@ try:
 except ImportError:  # where there are no such locks, nothing keeps others out
     fcntl = None
 
-_VOLATILE = ("seconds_compile", "seconds_run", "steps_per_second", "interrupted")
+_VOLATILE = ("seconds_compile", "seconds_start", "seconds_run", "steps_per_second", "interrupted")
 
 
 class Record(NamedTuple):

@@ -8,6 +8,7 @@ import pytest
 from jaxinvert import objectives, parametrizations, regularizers, search
 from jaxinvert.attacks import registry, spectral
 from jaxinvert.attacks.recipe import Setting
+from jaxinvert.regression import regressed
 from jaxinvert.types import Batch
 from tests.conftest import SHAPE
 
@@ -63,9 +64,12 @@ def test_by_name_it_guesses_where_the_network_has_a_head_and_nobody_adapts(victi
         return attack.init(jax.random.key(0), victim.observation).variables
 
     gray = spectral(victim.client_update, batch_shape=SHAPE).init(jax.random.key(0), victim.observation).variables
+    guess = regressed(victim.model.apply, head="head", batch_shape=SHAPE)(victim.observation)
     headless = setting._replace(model=victim.model._replace(head=""))
     adapting = setting._replace(objective=objectives.angular)
-    assert bool(jnp.any(start(setting) != gray))
+    np.testing.assert_allclose(start(setting), parametrizations.near(jax.random.key(0), guess), atol=1e-4)
+    with_labels = registry.REGISTRY["spectral"].build(setting._replace(joint_labels=True), {}, 100)
+    assert with_labels.init(jax.random.key(0), victim.observation).variables[0].shape == SHAPE
     assert bool(jnp.all(start(headless) == gray))
     assert bool(jnp.all(start(adapting) == gray))
 
