@@ -23,7 +23,7 @@ import tyro
 
 from experiments import harness
 from experiments.cocktail_party import Outcome, psnr_db, search_for, statistics
-from jaxinvert import data, models
+from jaxinvert import data, models, objectives
 from jaxinvert.attacks import cocktail_party_features, inverting_gradients, spectral
 from jaxinvert.audit import controls
 from jaxinvert.clients import fedsgd
@@ -91,7 +91,10 @@ def measure(config: Config, dataset: data.Dataset, batch_size: int) -> list[dict
                 client, batch_shape=shape, mean=dataset.mean, std=dataset.std, **settings
             )
         ),
-        "spectral": Stepwise(lambda settings: spectral(client, batch_shape=shape, **settings)),
+        # Its descent over whole updates, from gray noise.
+        "spectral": Stepwise(
+            lambda settings: spectral(client, batch_shape=shape, objective=objectives.cosine, **settings)
+        ),
     }
     outcomes: dict[tuple[str, float], list[Outcome]] = {}
     for number in range(config.batches):

@@ -124,7 +124,7 @@ def coarse_to_fine(arena: Arena, *, tv: float = 2e-3) -> MakeAttack:
 
 
 def spectral(arena: Arena) -> MakeAttack:
-    """The descent of this library's own attack on frequencies of pixels, from gray noise, `docs/spectral.md`."""
+    """The descent of this library's own attack (`docs/spectral.md`), from gray noise, with the others' objective."""
     return lambda horizon: attacks.spectral(
         arena.client_update,
         batch_shape=arena.images["batch_shape"],
