@@ -29,7 +29,7 @@ def features(apply: ApplyFn, kernel_name: str, params: Params, inputs: Array) ->
     """
     kernels = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     if kernel_name not in kernels:
-        raise ValueError(f"the parameters have no layer {kernel_name!r} that reads features")
+        raise ValueError(f"the parameters have no {kernel_name!r}, the kernel of a layer that reads features")
 
     def first_output(column: Array) -> Array:
         moved = jax.tree_util.tree_map_with_path(
