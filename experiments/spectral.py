@@ -1,11 +1,11 @@
 """Spectral matching beside the published attacks: fewer steps for the same quality, and more quality in as many.
 
-Setting: labels known, one restart, selected by attack loss. Inverting Gradients has the TV weight of its paper
-(of our demo for the small convolutional network); spectral matching has its defaults everywhere, tuned on images
-`train[2000:2100]` with LeNet, the small network and one image on ResNet20-4. All start from their own law of
-starts. For every case Inverting Gradients runs for `steps`, spectral matching for shares of them, DLG (which finds
-labels itself; iDLG for one example) for as many and GradInversion, each of whose steps moves eight seeds, for an
-eighth, on the first clients only. `gain_db` is the mean over clients of the difference to the full run of Inverting
+Setting: labels known, one restart, selected by attack loss. Inverting Gradients has the TV weight of its paper (of
+our demo for the small convolutional network); spectral matching has its defaults everywhere, tuned on images
+`train[2000:2100]` with these untrained networks, of seed 0 and others. All start from their own law of starts. For
+every case Inverting Gradients runs for `steps`, spectral matching for shares of them, DLG (which finds labels
+itself; iDLG for one example) for as many and GradInversion, each of whose steps moves eight seeds, for an eighth,
+on the first clients only. `gain_db` is the mean over clients of the difference to the full run of Inverting
 Gradients on the same images, with its bootstrap interval (BCa); `seconds` are those of all clients, compilation
 apart.
 
