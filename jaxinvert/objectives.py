@@ -106,7 +106,7 @@ def kernel_cosine(simulated: Update, observed: Update) -> Array:
     """`cosine` over kernels, tensors of two or more axes; over all tensors if no kernel was sent.
 
     Gradients of biases and of norms' parameters say how wrong the network was and little of where, and may be most of
-    the update: behind ConvNet-16 the head's bias alone has half of its squared norm.
+    the update, as behind an untrained ConvNet.
     """
     kernels = [leaf for leaf in jax.tree.leaves(observed) if leaf.ndim > 1]
     others = jnp.where(tree_squared_norm(kernels) == 0, 1.0, 0.0)
