@@ -27,7 +27,7 @@ setup(
         "jaxinvert": ["py.typed"],
         "jaxinvert.report": ["*.jinja"],
         "jaxinvert.data": ["photos/**"],
-        "jaxinvert.generators": ["*.safetensors", "LICENSES"],
+        "jaxinvert.priors.generators": ["*.safetensors", "LICENSES"],
     },
     install_requires=requirements(),
     extras_require={

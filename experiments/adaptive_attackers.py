@@ -23,8 +23,8 @@ import numpy as np
 import tyro
 
 from experiments import harness
-from jaxinvert import job
-from jaxinvert.defenses import registry
+from jaxinvert import jobs
+from jaxinvert.attacks import adaptive
 
 DEFENSES: tuple[tuple[str, dict[str, float]], ...] = (
     ("top-k", {"keep": 0.1}),
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = tyro.cli(Config, description=__doc__, args=arguments)
     if config.smoke:
         config = replace(config, model="mlp-8", targets=2, steps=2, defenses=("top-k-per", "smallest"))
-    undefended = job.JobConfig(
+    undefended = jobs.JobConfig(
         model=config.model,
         data=config.data,
         targets=config.targets,
@@ -110,26 +110,26 @@ def rows_in(json_file: Path | None) -> list[dict]:
     return json.loads(json_file.read_text(encoding="utf-8"))["rows"]
 
 
-def described(naive: job.JobConfig) -> dict:
+def described(naive: jobs.JobConfig) -> dict:
     """What determines a row."""
     return {
         "defense": naive.defense,
         "numbers": " ".join(f"{name} {value:g}" for name, value in naive.defense_settings.items()) or "-",
-        "counter": registry.counter_summary(naive.defense) or "-",
+        "counter": adaptive.counter_summary(naive.defense) or "-",
         "setting": f"{naive.model} {Path(naive.data).stem} steps {naive.steps} tv {naive.tv:g} seed {naive.seed}",
         "images": naive.targets,
     }
 
 
-def compare(naive: job.JobConfig) -> dict:
+def compare(naive: jobs.JobConfig) -> dict:
     """What the naive and the adaptive attacker get out of the same observations."""
-    task = job.prepare(naive)
+    task = jobs.prepare(naive)
     naive_db = psnr_of(naive, task)
     if naive.defense == "none":
         nothing = dict.fromkeys(("adaptive_db", "gain_db", "gain_low_db", "gain_high_db"))
         return {"naive_db": float(np.median(naive_db)), **nothing}
     adaptive = replace(naive, adaptive=True)
-    adaptive_db = psnr_of(adaptive, task._replace(program=job.Program(adaptive, task.model)))
+    adaptive_db = psnr_of(adaptive, task._replace(program=jobs.Program(adaptive, task.model)))
     low, high = interval(naive_db, adaptive_db)
     return {
         "naive_db": float(np.median(naive_db)),
@@ -140,12 +140,12 @@ def compare(naive: job.JobConfig) -> dict:
     }
 
 
-def psnr_of(config: job.JobConfig, task: job.Task) -> np.ndarray:
+def psnr_of(config: jobs.JobConfig, task: jobs.Task) -> np.ndarray:
     """PSNR in dB of every image, `[T]`."""
-    execution = job.execute(config, task.program, task.observations)
+    execution = jobs.execute(config, task.program, task.observations)
     if execution.interrupted:  # half a row is none
         raise KeyboardInterrupt
-    summary = job.measure(config, task, execution).summary
+    summary = jobs.measure(config, task, execution).summary
     return np.array([image["psnr_db"] for image in summary["images"]])
 
 

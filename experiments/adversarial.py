@@ -24,7 +24,7 @@ import optax
 from flax import linen
 
 from jaxinvert import nn
-from jaxinvert.generators import Generator, draw_latents
+from jaxinvert.priors.generators import Generator, draw_latents
 from jaxinvert.types import Array, ArrayTree, Key, Params
 
 PENALTY = 0.1

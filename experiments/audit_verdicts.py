@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 
 from experiments import harness
-from jaxinvert import audit, job
+from jaxinvert import audit, jobs
 from jaxinvert.audit import Audited, controls
 
 
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = tyro.cli(Config, description=__doc__, args=arguments)
     if config.smoke:
         config = replace(config, data="photos", clients=2, candidates=10, seeds=2, steps=2, steps_on_noise=2)
-    common = job.JobConfig(data=config.data, targets=config.clients, restarts=1, tv=1e-3, seed=config.seed)
+    common = jobs.JobConfig(data=config.data, targets=config.clients, restarts=1, tv=1e-3, seed=config.seed)
     rows = []
     for model in ("mlp",) if config.smoke else MODELS:
         settings = replace(common, model=model, steps=config.steps)
@@ -75,16 +75,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     harness.publish(f"Verdicts where the answer is known, {Path(config.data).stem}", rows, json_file=config.json)
 
 
-def audits_of_noise(config: job.JobConfig, *, num_audits: int, num_candidates: int) -> list[Audited]:
+def audits_of_noise(config: jobs.JobConfig, *, num_audits: int, num_candidates: int) -> list[Audited]:
     """Audits in which clients sent normal noise, each with other clients and another seed; one compiled attack."""
-    setup = job.set_up(config)
+    setup = jobs.set_up(config)
     images, labels = setup.dataset.images, np.asarray(setup.dataset.labels)
     audits = []
     for number in range(num_audits):
         seeded = replace(config, seed=config.seed + number)
         others = np.random.default_rng(number).permutation(len(images))  # other clients and candidates
         shuffled = setup._replace(dataset=setup.dataset._replace(images=images[others], labels=labels[others]))
-        task = job.prepare(seeded, shuffled)
+        task = jobs.prepare(seeded, shuffled)
         key = jax.random.fold_in(jax.random.key(seeded.seed), 5)
         task = task._replace(observations=controls.random_update(key, task.observations))
         ground = audit.ground_truth(

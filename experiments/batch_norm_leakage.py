@@ -28,10 +28,12 @@ import optax
 import tyro
 
 from experiments import harness
-from jaxinvert import attacks, clients, data, defenses, metrics, models, objectives, running_statistics, search
+from jaxinvert import attacks, clients, data, defenses, metrics, models, search
+from jaxinvert.attacks import objectives
 from jaxinvert.audit import evidence
-from jaxinvert.observe import observe_targets
-from jaxinvert.threat_models import LADDER
+from jaxinvert.clients import running_statistics
+from jaxinvert.observation.observe import observe_targets
+from jaxinvert.observation.threat_models import LADDER
 from jaxinvert.types import Array, ArrayTree, Attack, Batch, ClientUpdateFn, Key, LocalTraining, Observation, Params
 
 

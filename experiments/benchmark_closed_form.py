@@ -22,11 +22,11 @@ import tyro
 
 from experiments import harness
 from jaxinvert import models, search
-from jaxinvert.analytic.dense import single_input
 from jaxinvert.attacks import registry
+from jaxinvert.attacks.closed_form.dense import single_input
 from jaxinvert.attacks.recipe import Setting
 from jaxinvert.clients import fedsgd
-from jaxinvert.observe import observe_targets
+from jaxinvert.observation.observe import observe_targets
 from jaxinvert.types import Batch, SolveFn
 
 

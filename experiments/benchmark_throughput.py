@@ -27,7 +27,7 @@ from experiments import harness
 from jaxinvert import data, models
 from jaxinvert.attacks import inverting_gradients
 from jaxinvert.clients import fedsgd
-from jaxinvert.observe import observe_targets
+from jaxinvert.observation.observe import observe_targets
 from jaxinvert.search import Stepwise, split_shared
 from jaxinvert.types import Batch, ClientUpdateFn, Observation
 

@@ -24,10 +24,10 @@ import tyro
 
 from experiments import harness
 from jaxinvert import data, metrics, models
-from jaxinvert.analytic import cocktail_party
 from jaxinvert.attacks import inverting_gradients
+from jaxinvert.attacks.closed_form import cocktail_party
 from jaxinvert.clients import fedsgd
-from jaxinvert.observe import observe_targets
+from jaxinvert.observation.observe import observe_targets
 from jaxinvert.search import Stepwise
 from jaxinvert.types import Batch, Key, Observation
 

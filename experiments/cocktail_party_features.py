@@ -23,11 +23,11 @@ import tyro
 
 from experiments import harness
 from experiments.cocktail_party import Outcome, psnr_db, search_for, statistics
-from jaxinvert import data, models, objectives
-from jaxinvert.attacks import cocktail_party_features, inverting_gradients, spectral
+from jaxinvert import data, models
+from jaxinvert.attacks import cocktail_party_features, inverting_gradients, objectives, spectral
 from jaxinvert.audit import controls
 from jaxinvert.clients import fedsgd
-from jaxinvert.observe import observe_targets
+from jaxinvert.observation.observe import observe_targets
 from jaxinvert.search import Stepwise
 from jaxinvert.types import Batch, Key, Observation
 

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxinvert import attacks, generators, regularizers
+from jaxinvert import attacks
+from jaxinvert.attacks.matching import gradient_matching
 from jaxinvert.attacks.schedules import cosine_decay
 from jaxinvert.attacks.transformations import scale_by_rates
-from jaxinvert.generators import Prior
-from jaxinvert.matching import gradient_matching
-from jaxinvert.parametrizations import per_channel, stay
+from jaxinvert.priors import generators, regularizers
+from jaxinvert.priors.generators import Prior
+from jaxinvert.priors.parametrizations import per_channel, stay
 from jaxinvert.types import (
     Array,
     ArrayTree,

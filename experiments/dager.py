@@ -24,11 +24,11 @@ import numpy as np
 import tyro
 
 from experiments import harness
-from jaxinvert.analytic import span
-from jaxinvert.analytic.certificate import Verdict
-from jaxinvert.analytic.dager import dager
+from jaxinvert.attacks.closed_form import span
+from jaxinvert.attacks.closed_form.certificate import Verdict
+from jaxinvert.attacks.closed_form.dager import dager
 from jaxinvert.clients import fedsgd
-from jaxinvert.job.text import TextConfig, draw_text, same_text
+from jaxinvert.jobs.text import TextConfig, draw_text, same_text
 from jaxinvert.types import Batch, Observation
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from jaxinvert import cli, job
+from jaxinvert import cli, jobs
 from jaxinvert.report import wording
 
 
@@ -37,9 +37,9 @@ class Config:
 
 
 JOBS = {
-    "small convolutional network": job.JobConfig(attack="spectral", model="small-convnet", restarts=1, steps=400),
-    "LeNet": job.JobConfig(attack="spectral", model="lenet", restarts=2, steps=1500),
-    "perceptron, closed form": job.JobConfig(attack="dense-layer", model="mlp"),
+    "small convolutional network": jobs.JobConfig(attack="spectral", model="small-convnet", restarts=1, steps=400),
+    "LeNet": jobs.JobConfig(attack="spectral", model="lenet", restarts=2, steps=1500),
+    "perceptron, closed form": jobs.JobConfig(attack="dense-layer", model="mlp"),
 }
 
 
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"\nLook at {config.out / 'overview.png'}, then at {config.out / 'small-convnet' / 'report.html'}")
 
 
-def draw(path: Path, outcomes: dict[str, job.Outcome]) -> None:
+def draw(path: Path, outcomes: dict[str, jobs.Outcome]) -> None:
     """Draws one row of originals, then a row of reconstructions per network, each with its PSNR."""
     first = next(iter(outcomes.values()))
     num_images = len(first.truth)

@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 
 from experiments import harness
-from jaxinvert import job
+from jaxinvert import jobs
 
 EXACT_DB = 40.0
 
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(config: Config, attack: str, num_restarts: int) -> dict:
     """Attacks all images with `num_restarts` restarts each."""
-    settings = job.JobConfig(
+    settings = jobs.JobConfig(
         attack=attack,
         model="lenet",
         normalized=False,
@@ -70,8 +70,8 @@ def measure(config: Config, attack: str, num_restarts: int) -> dict:
         seed=config.seed,
         chunk=1,  # lanes side by side would wait for the slowest line search at every step
     )
-    task = job.prepare(settings)
-    summary = job.measure(settings, task, job.execute(settings, task.program, task.observations)).summary
+    task = jobs.prepare(settings)
+    summary = jobs.measure(settings, task, jobs.execute(settings, task.program, task.observations)).summary
     psnr = np.array([image["psnr_db"] for image in summary["images"]])
     return {
         "attack": attack,

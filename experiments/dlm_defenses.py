@@ -24,9 +24,9 @@ import tyro
 
 from experiments import harness
 from jaxinvert import attacks, clients, data, defenses, labels, metrics, models, search
-from jaxinvert.analytic import dense_layer
-from jaxinvert.observe import observe_targets
-from jaxinvert.threat_models import LADDER
+from jaxinvert.attacks.closed_form import dense_layer
+from jaxinvert.observation.observe import observe_targets
+from jaxinvert.observation.threat_models import LADDER
 from jaxinvert.types import Batch, Defense, SolveFn
 
 

@@ -22,9 +22,9 @@ import tyro
 
 from experiments import harness
 from jaxinvert import attacks, clients, data, labels, metrics, models, search
-from jaxinvert.analytic import dense_layer
-from jaxinvert.observe import observe_targets
-from jaxinvert.threat_models import LADDER
+from jaxinvert.attacks.closed_form import dense_layer
+from jaxinvert.observation.observe import observe_targets
+from jaxinvert.observation.threat_models import LADDER
 from jaxinvert.types import Array, Attack, Batch, Observation, Reconstruction
 
 ROWS = (("dlm", 1), ("dlm-plus", 1), ("dlm-best-scale", 1), ("dlm-best-scale", 8), ("closed-form", 1))

@@ -22,11 +22,12 @@ import tyro
 from scipy import stats
 
 from experiments import harness
-from jaxinvert import data, metrics, models, threat_models
+from jaxinvert import data, metrics, models
 from jaxinvert.attacks import registry
 from jaxinvert.attacks.recipe import Setting
 from jaxinvert.clients import fedsgd
-from jaxinvert.observe import observe
+from jaxinvert.observation import threat_models
+from jaxinvert.observation.observe import observe
 from jaxinvert.types import Batch, SolveFn
 
 EXACT_DB = 60.0

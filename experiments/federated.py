@@ -19,7 +19,7 @@ from jaxinvert.federation import (
     federated_averaging,
     populate,
 )
-from jaxinvert.observe import observe_targets
+from jaxinvert.observation.observe import observe_targets
 from jaxinvert.types import Array, Batch, ClientUpdateFn, Defense, Observation, Params
 
 MakeDefense = Callable[[Any], Defense]

@@ -24,10 +24,10 @@ import numpy as np
 import tyro
 
 from experiments import harness
-from jaxinvert import job, metrics, search
+from jaxinvert import jobs, metrics, search
+from jaxinvert.attacks.initial_guess import regressed
 from jaxinvert.audit import controls
 from jaxinvert.audit.evidence import excess
-from jaxinvert.regression import regressed
 from jaxinvert.types import Array, Key, Observation, Reconstruction
 
 TITLE = "The first guess alone"
@@ -74,10 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measured(config: Config, model: str, num_examples: int, num_pictures: int) -> dict[str, Any]:
     """One network's guesses, and those at noise."""
-    settings = job.JobConfig(
+    settings = jobs.JobConfig(
         data=config.data, model=model, targets=config.targets, num_examples=num_examples, seed=config.seed
     )
-    task = job.prepare(settings)
+    task = jobs.prepare(settings)
     truth = np.asarray(task.truth.inputs)
     guess = regressed(task.model.apply, head=task.model.head, batch_shape=truth.shape[1:], num_pictures=num_pictures)
 

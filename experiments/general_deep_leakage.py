@@ -24,9 +24,9 @@ import tyro
 
 from experiments import harness
 from jaxinvert import attacks, clients, data, labels, metrics, models, search
-from jaxinvert.matching import with_restored_labels
-from jaxinvert.observe import FEDSGD, observe_targets
-from jaxinvert.threat_models import LADDER
+from jaxinvert.attacks.matching import with_restored_labels
+from jaxinvert.observation.observe import FEDSGD, observe_targets
+from jaxinvert.observation.threat_models import LADDER
 from jaxinvert.types import Array, Attack, Batch, LocalTraining, Observation, RecoverLabels
 
 

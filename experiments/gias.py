@@ -34,21 +34,15 @@ from matplotlib.figure import Figure
 from experiments import contenders, harness
 from experiments.contenders import FIRST, PIXELS, PUBLISHED, Arena
 from experiments.train_generator import save_grid
-from jaxinvert import (
-    clients,
-    data,
-    defenses,
-    generators,
-    metrics,
-    models,
-    objectives,
-    perceptual,
-    running_statistics,
-)
+from jaxinvert import clients, data, defenses, metrics, models
+from jaxinvert.attacks import likelihoods, objectives
 from jaxinvert.audit.controls import random_update
-from jaxinvert.observe import observe_targets
+from jaxinvert.clients import running_statistics
+from jaxinvert.metrics import perceptual
+from jaxinvert.observation.observe import observe_targets
+from jaxinvert.observation.threat_models import KNOWN_LABELS
+from jaxinvert.priors import generators
 from jaxinvert.search import Stepwise
-from jaxinvert.threat_models import KNOWN_LABELS
 from jaxinvert.types import Array, ArrayTree, Batch, Key, Observation, Params, Shape
 
 TURNS, STEPS_PER_TURN = 6, 20
@@ -260,7 +254,7 @@ def clients_and_attacker(config: Config, case: Case) -> tuple[Batch, Observation
     arena = Arena(
         client_update,
         {"batch_shape": batches.inputs.shape[1:], "mean": model.mean, "std": model.std},
-        objectives.cosine if config.keep == 1 else objectives.transmitted(objectives.cosine),
+        objectives.cosine if config.keep == 1 else likelihoods.transmitted(objectives.cosine),
         sent_statistics if sends else None,
         jax.random.key(config.seed + 4),
     )

@@ -29,12 +29,13 @@ import optax
 import tyro
 
 from experiments import gias, harness
-from jaxinvert import attacks, clients, data, generators, metrics, models
+from jaxinvert import attacks, clients, data, metrics, models
+from jaxinvert.attacks.objectives import cosine
 from jaxinvert.attacks.schedules import cosine_decay
 from jaxinvert.audit.controls import random_update
-from jaxinvert.generators import Generator, Latents, Prior
-from jaxinvert.objectives import cosine
-from jaxinvert.observe import observe_targets
+from jaxinvert.observation.observe import observe_targets
+from jaxinvert.priors import generators
+from jaxinvert.priors.generators import Generator, Latents, Prior
 from jaxinvert.search import over_targets, run, split_shared
 from jaxinvert.types import Array, ArrayTree, Batch, ClientUpdateFn, Key, Observation, Params
 

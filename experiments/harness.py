@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxinvert import job, store
-from jaxinvert.job import device_name
+from jaxinvert import files, jobs
+from jaxinvert.jobs import device_name
 
 
 class Row(NamedTuple):
@@ -23,7 +23,7 @@ class Row(NamedTuple):
 
     Attributes:
       name: what the paper calls it.
-      paper: its setting there, as fields of `job.JobConfig`.
+      paper: its setting there, as fields of `jobs.JobConfig`.
       scaled: the fields that a run of minutes on two cores changes; `None` if there is no such run.
       published_db: the paper's mean PSNR, if there is one.
       smoke: the fields that a run of seconds changes; by default to a perceptron for two steps.
@@ -85,7 +85,7 @@ def run_table(title: str, rows: Sequence[Row], *, description: str | None, argum
         key = (row.name, setting, Path(config.data).stem, config.seed)
         if key not in finished:
             print(f"row {number + 1} of {len(chosen)}: {row.name}", flush=True)
-            measured = measure_job(job.JobConfig(**{"data": config.data, "seed": config.seed, **chosen_fields}))
+            measured = measure_job(jobs.JobConfig(**{"data": config.data, "seed": config.seed, **chosen_fields}))
             finished[key] = {
                 "row": row.name,
                 "published_db": row.published_db,
@@ -104,13 +104,13 @@ def run_table(title: str, rows: Sequence[Row], *, description: str | None, argum
     publish(title, [{name: row[name] for name in row if name not in hidden} for row in finished.values()])
 
 
-def measure_job(settings: job.JobConfig) -> dict[str, Any]:
+def measure_job(settings: jobs.JobConfig) -> dict[str, Any]:
     """Prepares, runs and measures one job: its size, quality and speed as one row."""
-    task = job.prepare(settings)
-    execution = job.execute(settings, task.program, task.observations)
+    task = jobs.prepare(settings)
+    execution = jobs.execute(settings, task.program, task.observations)
     if execution.interrupted:  # half a row is none
         raise KeyboardInterrupt
-    summary = job.measure(settings, task, execution).summary
+    summary = jobs.measure(settings, task, execution).summary
     psnr = np.array([image["psnr_db"] for image in summary["images"]])
     ssim = np.array([image["ssim"] for image in summary["images"]])
     return {
@@ -159,7 +159,7 @@ def publish(title: str, rows: Sequence[Mapping[str, Any]], *, json_file: Path | 
 def save(json_file: Path, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes `{"title", "device", "jax", "rows"}`."""
     content = {"title": title, "device": device_name(), "jax": jax.__version__, "rows": list(rows)}
-    store.save_json(json_file, content)
+    files.save_json(json_file, content)
 
 
 def format_value(value: Any) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 
 from experiments import harness
-from jaxinvert import job, models
+from jaxinvert import jobs, models
 
 CLIENTS: tuple[Literal["fedsgd", "fedavg"], ...] = ("fedsgd", "fedavg")
 
@@ -77,7 +77,7 @@ def compare(config: Config, checkpoint: Path | None, client: Literal["fedsgd", "
     rows, known_psnr = [], np.array([])
     epochs = 0 if checkpoint is None else models.read_facts(checkpoint)["epochs"]
     for labels in ("known", "restored", "joint"):
-        settings = job.JobConfig(
+        settings = jobs.JobConfig(
             model=config.model,
             checkpoint=checkpoint,
             data=config.data,
@@ -91,8 +91,8 @@ def compare(config: Config, checkpoint: Path | None, client: Literal["fedsgd", "
             tv=config.tv,
             seed=config.seed,
         )
-        task = job.prepare(settings)
-        summary = job.measure(settings, task, job.execute(settings, task.program, task.observations)).summary
+        task = jobs.prepare(settings)
+        summary = jobs.measure(settings, task, jobs.execute(settings, task.program, task.observations)).summary
         psnr = np.array([image["psnr_db"] for image in summary["images"]]).reshape(config.targets, -1)
         found = summary["labels"]
         exact = np.ones(config.targets, bool) if found is None else np.asarray(found["exact"])

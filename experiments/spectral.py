@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiments import harness
-from jaxinvert import job
+from jaxinvert import jobs
 from jaxinvert.audit.evidence import excess
 
 
@@ -38,7 +38,7 @@ class Case(NamedTuple):
     """Clients, and how long and with which prior the published attack runs on them.
 
     Attributes:
-      client: fields of `job.JobConfig`.
+      client: fields of `jobs.JobConfig`.
       steps: of the published attack.
       tv: its weight of the total variation.
       shares: of these steps, for spectral matching.
@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"{name}, seed {seed}: {attack}, {steps} steps", flush=True)
                 fields = {**case.client, "targets": targets, "attack": attack, "steps": steps, "seed": seed}
                 fields |= {"tv": case.tv} if attack == PUBLISHED else {}
-                rows.append(measured(job.JobConfig(data=config.data, restarts=1, **fields), name, case.steps, rows))
+                rows.append(measured(jobs.JobConfig(data=config.data, restarts=1, **fields), name, case.steps, rows))
                 if config.json is not None:
                     harness.save(config.json, TITLE, rows)
     shown = [{key: row[key] for key in row if key not in ("psnr_db", "device", "jax")} for row in rows]
@@ -159,14 +159,14 @@ def runs(case: Case, targets: int | None = None) -> list[tuple[str, int, int]]:
 
 
 def measured(
-    settings: job.JobConfig, name: str, full_steps: int, rows: Sequence[Mapping[str, Any]]
+    settings: jobs.JobConfig, name: str, full_steps: int, rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """One attack on clients of a case, beside the published one's full run on the same images."""
-    task = job.prepare(settings)
-    execution = job.execute(settings, task.program, task.observations)
+    task = jobs.prepare(settings)
+    execution = jobs.execute(settings, task.program, task.observations)
     if execution.interrupted:  # half a row is none
         raise KeyboardInterrupt
-    images = job.measure(settings, task, execution).summary["images"]
+    images = jobs.measure(settings, task, execution).summary["images"]
     psnr = np.array([image["psnr_db"] for image in images]).reshape(settings.targets, -1).mean(axis=1)
     data = Path(settings.data).stem
     same = [row for row in rows if (row["case"], row["seed"], row["data"]) == (name, settings.seed, data)]
@@ -187,7 +187,7 @@ def measured(
         "gain_high_db": None if gain is None else gain.high,
         "seconds": execution.seconds_start + execution.seconds_run,
         "psnr_db": psnr.tolist(),
-        "device": job.device_name(),
+        "device": jobs.device_name(),
         "jax": jax.__version__,
     }
 

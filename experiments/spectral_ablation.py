@@ -27,13 +27,15 @@ import optax
 import tyro
 
 from experiments import harness
-from jaxinvert import attacks, data, metrics, models, objectives, parametrizations, regularizers, search
+from jaxinvert import attacks, data, metrics, models, search, trees
+from jaxinvert.attacks import objectives
+from jaxinvert.attacks.initial_guess import Guess, regressed
+from jaxinvert.attacks.matching import search_inputs, update_distance
 from jaxinvert.attacks.schedules import cosine_decay, step_decay
 from jaxinvert.audit.evidence import excess
 from jaxinvert.clients import fedsgd
-from jaxinvert.matching import search_inputs, update_distance
-from jaxinvert.observe import observe_targets
-from jaxinvert.regression import Guess, regressed
+from jaxinvert.observation.observe import observe_targets
+from jaxinvert.priors import parametrizations, regularizers
 from jaxinvert.types import (
     Array,
     Attack,
@@ -184,7 +186,7 @@ def observed(config: Config, setting: Setting, noise: float) -> tuple[Clients, n
     def disturb(key: Key, update: Update) -> Update:
         leaves, structure = jax.tree.flatten(update)
         size = sum(leaf.size for leaf in leaves)
-        spread = noise * objectives.tree_norm(update) / size**0.5
+        spread = noise * trees.tree_norm(update) / size**0.5
         keys = jax.random.split(key, len(leaves))
         return structure.unflatten([g + spread * jax.random.normal(k, g.shape) for g, k in zip(leaves, keys)])
 

@@ -36,9 +36,9 @@ from jax import lax
 
 from experiments import harness
 from jaxinvert import attacks, clients, data, metrics, models, search
-from jaxinvert.halving import default_rungs, successive_halving
-from jaxinvert.lanes import lanes_at_once, map_lanes
-from jaxinvert.observe import observe_targets
+from jaxinvert.observation.observe import observe_targets
+from jaxinvert.parallel.lanes import lanes_at_once, map_lanes
+from jaxinvert.search.halving import default_rungs, successive_halving
 from jaxinvert.types import Array, Attack, AttackState, Batch, Key, Observation, SolveFn
 
 

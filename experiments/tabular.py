@@ -30,10 +30,11 @@ import numpy as np
 import tyro
 
 from experiments import harness
-from jaxinvert import record_metrics, search
+from jaxinvert import search
 from jaxinvert.attacks import inverting_gradients
 from jaxinvert.audit import controls
-from jaxinvert.job import tabular
+from jaxinvert.jobs import records
+from jaxinvert.metrics import records as record_metrics
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(config: Config, name: str, batch_size: int) -> list[dict]:
     """All attacks and guesses on the clients of one batch size."""
-    settings = tabular.RecordsConfig(
+    settings = records.RecordsConfig(
         table=name,
         widths=config.features,
         num_examples=batch_size,
@@ -86,9 +87,9 @@ def measure(config: Config, name: str, batch_size: int) -> list[dict]:
         steps=config.steps,
         seed=config.seed,
     )
-    task = tabular.prepare_records(settings)
+    task = records.prepare_records(settings)
     dataset, schema = task.table.dataset, task.table.schema
-    _, attack_key = tabular.random_keys(settings)
+    _, attack_key = records.random_keys(settings)
     noise_key, plain_key = jax.random.split(jax.random.key(config.seed), 4)[2:]
     attack = jax.jit(search.over_targets(task.solve))
     plain = jax.jit(
@@ -112,15 +113,15 @@ def measure(config: Config, name: str, batch_size: int) -> list[dict]:
     seconds = time.perf_counter() - begin
     random = jax.device_get(attack(attack_key, controls.random_update(noise_key, task.observations)))
 
-    pooled = tabular.match_inputs(task, found.inputs)
-    members = [tabular.match_inputs(task, member) for member in found.info["members"].swapaxes(0, 1)]
+    pooled = records.match_inputs(task, found.inputs)
+    members = [records.match_inputs(task, member) for member in found.info["members"].swapaxes(0, 1)]
     attacks = {
         "pooled": pooled,
-        "best": tabular.match_inputs(task, tabular.best_members(found)),
+        "best": records.match_inputs(task, records.best_members(found)),
         "single": [quality for member in members for quality in member],
-        "no softmax": tabular.match_inputs(task, np.asarray(plain(plain_key, task.observations).inputs)),
-        **{guess: tabular.match_records(task, guessed) for guess, guessed in task.guesses.items()},
-        "random update": tabular.match_inputs(task, random.inputs),
+        "no softmax": records.match_inputs(task, np.asarray(plain(plain_key, task.observations).inputs)),
+        **{guess: records.match_records(task, guessed) for guess, guessed in task.guesses.items()},
+        "random update": records.match_inputs(task, random.inputs),
     }
     categorical = np.array([bool(column.categories) for column in schema])
     correct = np.stack([quality.correct for quality in pooled])

@@ -22,7 +22,8 @@ import tyro
 from rich.progress import track
 
 from experiments import harness
-from jaxinvert import data, models, running_statistics
+from jaxinvert import data, models
+from jaxinvert.clients import running_statistics
 from jaxinvert.types import Array, ArrayTree, Batch, Key, Params
 
 

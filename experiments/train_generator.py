@@ -38,7 +38,8 @@ from rich.progress import track
 
 from experiments import adversarial, harness
 from experiments.train import mirrored_and_shifted
-from jaxinvert import data, generators, models
+from jaxinvert import data, models
+from jaxinvert.priors import generators
 from jaxinvert.types import Array, ArrayTree, Key, Params
 
 matplotlib.use("Agg")

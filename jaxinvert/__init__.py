@@ -1,33 +1,27 @@
 """jaxinvert measures what a federated-learning update leaks: gradient inversion in JAX.
 
 A server sees a client's gradient; an attack turns it back into images. Reading order for a newcomer:
-`types`, `clients`, `attacks.inverting_gradients`, `search`.
+`types`, `clients`, `attacks.optimization.inverting_gradients`, `search`.
 """
 
 from jaxinvert import (
-    analytic,
     attacks,
-    captures,
     clients,
     data,
     defenses,
-    generators,
-    gradients,
-    halving,
+    federation,
     labels,
-    matching,
     metrics,
     models,
     nn,
-    objectives,
-    observe,
-    parametrizations,
-    record_metrics,
-    records,
-    regularizers,
-    running_statistics,
+    observation,
+    parallel,
+    priors,
+    schema,
     search,
+    trees,
 )
+from jaxinvert.observation import observe
 from jaxinvert.types import Attack, Batch, Observation, Reconstruction
 
 __all__ = [
@@ -35,26 +29,20 @@ __all__ = [
     "Batch",
     "Observation",
     "Reconstruction",
-    "analytic",
     "attacks",
-    "captures",
     "clients",
     "data",
     "defenses",
-    "generators",
-    "gradients",
-    "halving",
+    "federation",
     "labels",
-    "matching",
     "metrics",
     "models",
     "nn",
-    "objectives",
+    "observation",
     "observe",
-    "parametrizations",
-    "record_metrics",
-    "records",
-    "regularizers",
-    "running_statistics",
+    "parallel",
+    "priors",
+    "schema",
     "search",
+    "trees",
 ]

@@ -181,8 +181,3 @@ class Attack(NamedTuple):
     init: Callable[[Key, Observation], AttackState]
     step: Callable[[Key, AttackState, Observation], tuple[AttackState, AttackInfo]]
     decode: Callable[[AttackState, Observation], Reconstruction]
-
-
-def path_name(path: tuple) -> str:
-    """The name of a leaf as users write it: `"params/head/kernel"`."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")

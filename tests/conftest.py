@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxinvert import clients, models
-from jaxinvert.observe import observe, observe_targets
+from jaxinvert.observation.observe import observe, observe_targets
 from jaxinvert.types import Array, Batch, ClientUpdateFn, Key, Observation, Params
 
 SHAPE = (1, 6, 6, 1)

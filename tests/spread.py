@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxinvert import clients, models, objectives, search
-from jaxinvert.attacks import inverting_gradients
-from jaxinvert.matching import gradient_matching
-from jaxinvert.observe import observe_targets
-from jaxinvert.parametrizations import pixels
+from jaxinvert import clients, models, search
+from jaxinvert.attacks import inverting_gradients, objectives
+from jaxinvert.attacks.matching import gradient_matching
+from jaxinvert.observation.observe import observe_targets
+from jaxinvert.priors.parametrizations import pixels
 from jaxinvert.types import Batch, Observation
 from tests.conftest import SHAPE, apply, init
 from tests.test_search import Quadratic

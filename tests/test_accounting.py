@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from jaxinvert import accounting
-from jaxinvert.defenses import registry
+from jaxinvert.defenses import accounting, registry
 
 STANDARD = {"sampling_rate": 0.01, "noise_multiplier": 1.1, "num_steps": 1000, "delta": 1e-5}
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from experiments import adversarial, train_generator
-from jaxinvert import generators
+from jaxinvert.priors import generators
 
 SHAPE = (4, 4, 1)
 PLAIN = {"conv_general_dilated": jax.lax.conv_general_dilated}  # compiles faster

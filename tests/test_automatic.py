@@ -7,21 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert import job
+from jaxinvert import jobs
 from jaxinvert.audit.auditing import blind_attack
-from jaxinvert.job import automatic
+from jaxinvert.jobs import automatic
 
-PERCEPTRON = job.JobConfig(attack="auto", model="mlp-32", size=12, targets=2, restarts=1, steps=20)
+PERCEPTRON = jobs.JobConfig(attack="auto", model="mlp-32", size=12, targets=2, restarts=1, steps=20)
 
 
 @pytest.fixture(scope="module")
 def perceptron():
-    return job.prepare(PERCEPTRON)
+    return jobs.prepare(PERCEPTRON)
 
 
 def executed(config, task, **changed):
     observations = task.observations._replace(**changed)
-    return job.execute(config, task.program, observations)
+    return jobs.execute(config, task.program, observations)
 
 
 def test_one_example_behind_a_dense_layer_is_read_in_closed_form(perceptron):
@@ -29,7 +29,7 @@ def test_one_example_behind_a_dense_layer_is_read_in_closed_form(perceptron):
     np.testing.assert_allclose(execution.reconstructions.inputs, perceptron.truth.inputs, atol=1e-5)
     assert not execution.history
     assert execution.choice == "dense-layer (exact: one example) explains 2 of 2 updates"
-    assert job.measure(PERCEPTRON, perceptron, execution).summary["choice"] == execution.choice
+    assert jobs.measure(PERCEPTRON, perceptron, execution).summary["choice"] == execution.choice
 
 
 def test_an_update_that_the_closed_form_does_not_explain_is_searched_for(perceptron):
@@ -73,7 +73,7 @@ def test_a_closed_form_compiles_once_for_attack_and_controls(perceptron):
 )
 def test_the_choice_follows_from_network_batch_and_client(changed, taken):
     config = replace(PERCEPTRON, **changed)
-    task = job.prepare(config)
+    task = jobs.prepare(config)
     choice = automatic.choose(config, task.observations, task.model.input_shape)
     assert choice.closed_form == taken
     assert choice.reason
@@ -85,9 +85,9 @@ def test_lanes_are_counted_for_the_search(perceptron):
 
     def program_for(config):
         measured.append(config.attack)
-        return job.Program(config, perceptron.model)
+        return jobs.Program(config, perceptron.model)
 
-    costs = job.chunk_costs(replace(PERCEPTRON, steps=1), program_for, perceptron.observations)
+    costs = jobs.chunk_costs(replace(PERCEPTRON, steps=1), program_for, perceptron.observations)
     assert set(measured) == {"spectral"}
     assert all(cost.steps_per_second > 0 for cost in costs)
 
@@ -95,8 +95,8 @@ def test_lanes_are_counted_for_the_search(perceptron):
 def test_jobs_that_may_take_a_closed_form_run_one_by_one(perceptron):
     assert not perceptron.program.joins_jobs
     assert not perceptron.program.by_closed_form("dense-layer").joins_jobs
-    assert job.Program(replace(PERCEPTRON, attack="spectral"), perceptron.model).joins_jobs
-    alone = job.execute_jobs([PERCEPTRON] * 2, perceptron.program, [perceptron.observations] * 2)
+    assert jobs.Program(replace(PERCEPTRON, attack="spectral"), perceptron.model).joins_jobs
+    alone = jobs.execute_jobs([PERCEPTRON] * 2, perceptron.program, [perceptron.observations] * 2)
     assert [one.num_steps for one in alone] == [0, 0]
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxinvert import cli, job, models, store
+from jaxinvert import cli, files, jobs, models
 
 FAST = ["invert", "--model", "small-convnet", "--size", "16", "--targets", "2", "--restarts", "2"]
 
@@ -52,7 +52,7 @@ def test_summary_tells_all(finished):
 
 def test_the_figures_can_be_computed_again_from_the_arrays(finished):
     summary = json.loads((finished / "summary.json").read_text())
-    arrays = store.load_arrays(finished / "reconstructions.npz")
+    arrays = files.load_arrays(finished / "reconstructions.npz")
     assert arrays["truth"].shape == arrays["reconstruction"].shape == (2, 16, 16, 3)
     for array in arrays.values():
         assert array.dtype == np.float32
@@ -66,18 +66,18 @@ def test_the_figures_can_be_computed_again_from_the_arrays(finished):
 
 def test_same_seed_same_result(finished, tmp_path):
     cli.main([*FAST, "--steps", "40", "--tv", "1e-4", "--out", str(tmp_path)])
-    first, again = (store.load_arrays(folder / "reconstructions.npz") for folder in (finished, tmp_path))
+    first, again = (files.load_arrays(folder / "reconstructions.npz") for folder in (finished, tmp_path))
     np.testing.assert_array_equal(first["reconstruction"], again["reconstruction"])
 
 
 def test_truth_does_not_enter_the_attack(finished):
     """`execute` is handed the observations alone, and returns what the whole job returned."""
-    config = job.JobConfig(model="small-convnet", size=16, targets=2, restarts=2, steps=40, tv=1e-4)
-    task = job.prepare(config)
+    config = jobs.JobConfig(model="small-convnet", size=16, targets=2, restarts=2, steps=40, tv=1e-4)
+    task = jobs.prepare(config)
     model, observations = task.program, task.observations
     del task
-    found = job.execute(config, model, observations).reconstructions
-    expected = store.load_arrays(finished / "reconstructions.npz")["reconstruction"]
+    found = jobs.execute(config, model, observations).reconstructions
+    expected = files.load_arrays(finished / "reconstructions.npz")["reconstruction"]
     np.testing.assert_array_equal(np.asarray(found.inputs)[:, 0], expected)
 
 
@@ -145,11 +145,11 @@ def test_trained_parameters_bring_their_normalization(tmp_path):
     file = tmp_path / "net.safetensors"
     params = model.init(jax.random.key(77))
     models.save_checkpoint(file, params, {"model": "mlp", "num_classes": 10, "mean": model.mean, "std": model.std})
-    task = job.prepare(job.JobConfig(model="mlp", size=12, targets=1, checkpoint=file))
+    task = jobs.prepare(jobs.JobConfig(model="mlp", size=12, targets=1, checkpoint=file))
     assert task.model.mean == model.mean
     jax.tree.map(np.testing.assert_array_equal, task.observations.params, params)
     with pytest.raises(ValueError, match=r"normalized is False, but .* was trained on normalized images"):
-        job.prepare(job.JobConfig(model="mlp", size=12, targets=1, checkpoint=file, normalized=False))
+        jobs.prepare(jobs.JobConfig(model="mlp", size=12, targets=1, checkpoint=file, normalized=False))
     fresh, trained = run_mlp(tmp_path / "fresh"), run_mlp(tmp_path / "trained", "--checkpoint", str(file))
     assert fresh["targets"] != trained["targets"]
 
@@ -168,11 +168,11 @@ def test_what_an_attack_found_beside_images_is_in_the_summary(tmp_path):
 
 def test_local_optimizer_and_secret_order_change_what_the_client_sends():
     def update(**settings):
-        config = job.JobConfig(
+        config = jobs.JobConfig(
             model="mlp", size=12, targets=1, num_examples=2, client="fedavg", local_batch_size=1, local_epochs=3,
             **settings,
         )  # fmt: skip
-        return np.asarray(job.prepare(config).observations.update["params"]["head"]["bias"])
+        return np.asarray(jobs.prepare(config).observations.update["params"]["head"]["bias"])
 
     plain = update()
     assert not np.allclose(plain, update(local_optimizer="momentum"))
@@ -203,8 +203,8 @@ def test_interrupt_writes_the_best_so_far(tmp_path, monkeypatch):
 
         return execute(config, program, observations, on_progress=on_report, state_folder=state_folder)
 
-    execute = job.execute
-    monkeypatch.setattr(job, "execute", interrupt_at_second)
+    execute = jobs.execute
+    monkeypatch.setattr(jobs, "execute", interrupt_at_second)
     status = cli.main([*FAST, "--steps", "100000", "--out", str(tmp_path)])
     assert status == 130
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -284,7 +284,7 @@ def test_bad_input_is_one_clear_error_and_writes_nothing(arguments, message, tmp
 
 
 def test_a_closed_form_without_labels_is_not_handed_any():
-    task = job.prepare(job.JobConfig(attack="dense-layer", model="mlp", size=16, targets=2))
+    task = jobs.prepare(jobs.JobConfig(attack="dense-layer", model="mlp", size=16, targets=2))
     assert task.observations.labels is None
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from jaxinvert import cli
-from jaxinvert.job import tabular, text
+from jaxinvert.jobs import records, text
 from jaxinvert.types import Batch, Reconstruction
 
-RECORDS = tabular.RecordsConfig(widths=(6,), num_examples=2, targets=2, members=2, steps=2)
+RECORDS = records.RecordsConfig(widths=(6,), num_examples=2, targets=2, members=2, steps=2)
 TEXT = text.TextConfig(model="encoder", num_sequences=1, length=3, vocabulary=30, width=16)
 
 
@@ -43,14 +43,14 @@ def test_the_best_member_has_the_lowest_loss():
     members = np.arange(2 * 3 * 4.0).reshape(2, 3, 4, 1, 1, 1)
     losses = np.array([[3.0, 1.0, 2.0], [np.inf, 5.0, 4.0]])
     found = Reconstruction(members[:, 0], None, losses[:, 0], {"members": members, "member_losses": losses})
-    np.testing.assert_array_equal(tabular.best_members(found), members[[0, 1], [1, 2]])
+    np.testing.assert_array_equal(records.best_members(found), members[[0, 1], [1, 2]])
 
 
 def test_clients_train_and_defend_themselves_as_they_are_told():
     """One local step with rate r sends r times the gradient; top-k keeps the share that the attacker is told."""
-    plain = tabular.prepare_records(RECORDS)
-    trained = tabular.prepare_records(replace(RECORDS, client="fedavg", local_lr=0.5))
-    pruned = tabular.prepare_records(
+    plain = records.prepare_records(RECORDS)
+    trained = records.prepare_records(replace(RECORDS, client="fedavg", local_lr=0.5))
+    pruned = records.prepare_records(
         replace(RECORDS, defense="top-k", defense_settings={"keep": 0.25}, adaptive=True)
     )
     assert plain.observations.labels is not None
@@ -69,8 +69,8 @@ def test_an_interrupt_keeps_the_clients_that_are_done():
         if done == 1:
             raise KeyboardInterrupt
 
-    task = tabular.prepare_records(RECORDS)
-    found = tabular.attack_records(
+    task = records.prepare_records(RECORDS)
+    found = records.attack_records(
         jax.random.key(0),
         lambda key, observation: Reconstruction(observation.labels, None, jax.numpy.zeros(()), {}),
         task.observations,

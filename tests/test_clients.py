@@ -9,7 +9,8 @@ import optax
 import pytest
 from flax import linen
 
-from jaxinvert import clients, models, running_statistics
+from jaxinvert import clients, models
+from jaxinvert.clients import running_statistics
 from jaxinvert.types import Batch
 
 NUM_EXAMPLES, FEATURES, NUM_CLASSES = 6, 5, 3

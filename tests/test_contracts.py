@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert import clients, generators, models, objectives, parametrizations, regularizers, search
-from jaxinvert.attacks import registry
+from jaxinvert import clients, models, search
+from jaxinvert.attacks import objectives, registry
 from jaxinvert.attacks.recipe import Setting
-from jaxinvert.observe import observe_targets
+from jaxinvert.observation.observe import observe_targets
+from jaxinvert.priors import generators, parametrizations, regularizers
 from jaxinvert.types import Attack
 from tests.conftest import NUM_CLASSES, SHAPE
 

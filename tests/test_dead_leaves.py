@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxinvert import data
-from jaxinvert.bases import opponent_colors
-from jaxinvert.dead_leaves import dead_leaves
+from jaxinvert.priors.bases import opponent_colors
+from jaxinvert.priors.dead_leaves import dead_leaves
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert import clients, models, objectives
+from jaxinvert import clients, models, trees
+from jaxinvert.attacks import objectives
 from jaxinvert.defenses import registry
-from jaxinvert.observe import observe
+from jaxinvert.observation.observe import observe
 from jaxinvert.types import Batch, ClientUpdateFn, Params
 
 ON_UPDATE = [name for name, recipe in registry.REGISTRY.items() if recipe.update is not registry._same_update]
@@ -123,7 +124,7 @@ def test_protected_client(name, victim):
         changed = registry.protect(name, client.setting, strong, client.plain, key=KEYS[0])(
             client.params, client.batch._replace(inputs=inputs)
         )
-        return objectives.tree_squared_norm(changed), changed
+        return trees.tree_squared_norm(changed), changed
 
     (_, changed), slope = jax.jit(jax.value_and_grad(size, has_aux=True))(client.batch.inputs)
     assert jax.tree.map(jnp.shape, changed) == jax.tree.map(jnp.shape, plain)
@@ -192,7 +193,7 @@ def test_numbers_have_full_names_and_ranges():
 def test_a_chain_is_its_parts_in_order(setting, params, updates):
     numbers = {"clip.norm": 1.0, "top-k.keep": 0.1}
     found = registry.defend("top-k+clip", setting, numbers, params)(None, one(updates))
-    assert float(objectives.tree_norm(found)) == pytest.approx(1.0, rel=1e-6)
+    assert float(trees.tree_norm(found)) == pytest.approx(1.0, rel=1e-6)
     assert sum(int(jnp.sum(leaf != 0)) for leaf in jax.tree.leaves(found)) == 16
 
 
@@ -227,7 +228,7 @@ def test_only_dp_sgd_bounds_every_example(victim, setting):
     images = jnp.concatenate([victim.batch.inputs, 40 * victim.batch.inputs])
     batch = Batch(images, jnp.array([1, 2]))
     alone = [plain(victim.params, Batch(images[i : i + 1], batch.labels[i : i + 1])) for i in range(2)]
-    lengths = [float(objectives.tree_norm(update)) for update in alone]
+    lengths = [float(trees.tree_norm(update)) for update in alone]
     bound = (min(lengths) + max(lengths)) / 2
     expected = jax.tree.map(
         lambda a, b: (a * min(1, bound / lengths[0]) + b * min(1, bound / lengths[1])) / 2, *alone

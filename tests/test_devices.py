@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert import devices, job, objectives, search, store
-from jaxinvert.job.simulation import client_update
+from jaxinvert import files, jobs, search
+from jaxinvert.attacks import objectives
+from jaxinvert.jobs.deployment import client_update
+from jaxinvert.parallel import devices
 from jaxinvert.types import Batch
 
 ROOT = Path(__file__).parents[1]
@@ -140,10 +142,10 @@ def test_the_command_line_spreads_a_network_with_convolutions(tmp_path):
     run_together([["jaxinvert", "invert", *flags, "--devices", "2", "--out", str(tmp_path)]], num_devices=2)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["num_devices"], summary["chunk_size"]) == (2, 1)
-    config = job.JobConfig(model="lenet", size=12, targets=2)
-    program, observations, truth, _ = job.prepare(config)
+    config = jobs.JobConfig(model="lenet", size=12, targets=2)
+    program, observations, truth, _ = jobs.prepare(config)
     client = jax.jit(client_update(config, program.model))
-    images = store.load_arrays(tmp_path / "reconstructions.npz")["reconstruction"]
+    images = files.load_arrays(tmp_path / "reconstructions.npz")["reconstruction"]
     for t in range(2):
         simulated = client(observations.params, Batch(jnp.asarray(images[t : t + 1]), truth.labels[t]))
         expected = objectives.cosine(simulated, jax.tree.map(lambda leaf, t=t: leaf[t], observations.update))
@@ -151,15 +153,15 @@ def test_the_command_line_spreads_a_network_with_convolutions(tmp_path):
 
 
 def test_more_devices_than_there_are_is_one_clear_error():
-    config = job.JobConfig(model="mlp", size=12, targets=1, steps=1, devices=4096)
-    task = job.prepare(config)
+    config = jobs.JobConfig(model="mlp", size=12, targets=1, steps=1, devices=4096)
+    task = jobs.prepare(config)
     with pytest.raises(ValueError, match=r"^devices is 4096, but there (is 1|are \d+)\b") as error:
-        job.execute(config, task.program, task.observations)
+        jobs.execute(config, task.program, task.observations)
     assert "\n" not in str(error.value)
     if jax.default_backend() == "cpu":
         assert "XLA_FLAGS=--xla_force_host_platform_device_count=4096 makes more" in str(error.value)
     with pytest.raises(ValueError, match="devices is 0, expected at least 1"):
-        job.JobConfig(devices=0)
+        jobs.JobConfig(devices=0)
 
 
 def test_no_device_is_refused():

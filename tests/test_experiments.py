@@ -10,7 +10,7 @@ import pytest
 
 import experiments
 from experiments import harness
-from jaxinvert import job
+from jaxinvert import jobs
 
 PARTS = {"adversarial", "contenders", "federated", "harness", "tables"}
 """Of experiments, or of several."""
@@ -81,12 +81,12 @@ def test_a_table_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
 
 def test_an_interrupted_row_is_no_row(tmp_path, monkeypatch):
     """An interrupted attack returns the best so far, which must not stand for the whole."""
-    execute = job.execute
+    execute = jobs.execute
 
     def interrupted(*arguments):
         return execute(*arguments)._replace(interrupted=True)
 
-    monkeypatch.setattr(job, "execute", interrupted)
+    monkeypatch.setattr(jobs, "execute", interrupted)
     file = tmp_path / "rows.json"
     rows = (harness.Row("first", {"attack": "dense-layer", "model": "mlp", "data": "photos", "targets": 1}, {}),)
     with pytest.raises(KeyboardInterrupt):

@@ -10,14 +10,7 @@ import pytest
 from scipy import stats
 
 from jaxinvert import clients, defenses, models
-from jaxinvert.federation import (
-    Population,
-    Training,
-    dirichlet_split,
-    evaluate,
-    federated_averaging,
-    populate,
-)
+from jaxinvert.federation import Population, Training, dirichlet_split, evaluate, federated_averaging, populate
 from jaxinvert.types import Batch
 
 FEATURES, NUM_CLASSES = 4, 3

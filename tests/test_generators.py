@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from jaxinvert import generators, models, parametrizations
-from jaxinvert.generators import Prior
+from jaxinvert import models
+from jaxinvert.priors import generators, parametrizations
+from jaxinvert.priors.generators import Prior
 
 SHAPE = (8, 12, 3)
 PLAIN = {"conv_general_dilated": jax.lax.conv_general_dilated}  # compiles faster

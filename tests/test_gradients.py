@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from flax import linen
 
-from jaxinvert import gradients, models, objectives
+from jaxinvert import models
+from jaxinvert.attacks import objectives
+from jaxinvert.clients import gradients
 from jaxinvert.types import Batch
 
 LOSS = models.cross_entropy(lambda params, inputs: inputs @ params["kernel"] + params["bias"][None])

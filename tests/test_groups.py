@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxinvert import objectives, parametrizations
-from jaxinvert.groups import consistent_group, registered_mean
-from jaxinvert.matching import search_inputs
-from jaxinvert.regularizers import weighted
+from jaxinvert import trees
+from jaxinvert.attacks.group_consistency import consistent_group, registered_mean
+from jaxinvert.attacks.matching import search_inputs
+from jaxinvert.priors import parametrizations
+from jaxinvert.priors.regularizers import weighted
 from tests.conftest import SHAPE
 
 
@@ -79,7 +80,7 @@ def test_returns_the_seed_with_the_lowest_loss(victim):
     def one_seed(group_term):
         del group_term
         return search_inputs(
-            lambda observation, batch: objectives.tree_norm(batch.inputs - 0.5),
+            lambda observation, batch: trees.tree_norm(batch.inputs - 0.5),
             optimizer=optax.sgd(0.0),
             parametrization=parametrizations.pixels(SHAPE),
             name="distance from gray",

@@ -9,7 +9,7 @@ import pytest
 
 from jaxinvert import search
 from jaxinvert.attacks import inverting_gradients
-from jaxinvert.halving import Rung, default_rungs, successive_halving
+from jaxinvert.search.halving import Rung, default_rungs, successive_halving
 from jaxinvert.types import Attack, AttackInfo, AttackState, Observation, Reconstruction
 from tests.conftest import SHAPE
 from tests.test_search import Quadratic

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxinvert import cli, job, sweeps
+from jaxinvert import cli, jobs, sweeps
 
-SMALL = job.JobConfig(model="mlp", size=12, targets=2, restarts=1, steps=3)
+SMALL = jobs.JobConfig(model="mlp", size=12, targets=2, restarts=1, steps=3)
 TOP_K = replace(SMALL, defense="top-k", defense_settings={"keep": 0.1})
 
 
@@ -34,9 +34,9 @@ def test_the_command_line_defends_and_adapts(tmp_path):
 
 def test_every_round_is_defended_with_its_own_draw():
     rounds = replace(SMALL, rounds=2, defense="top-k+gaussian", defense_settings={"keep": 0.1, "scale": 1e-2})
-    seen = job.prepare(rounds).observations
+    seen = jobs.prepare(rounds).observations
     assert set(seen.defense) == {"top-k.keep", "gaussian.scale"}
-    undefended = job.prepare(replace(rounds, defense="top-k", defense_settings={"keep": 0.1})).observations
+    undefended = jobs.prepare(replace(rounds, defense="top-k", defense_settings={"keep": 0.1})).observations
     assert share_sent(undefended.update) == pytest.approx(0.1, abs=1e-3)
     assert share_sent(undefended.earlier_updates) == pytest.approx(0.1, abs=1e-3)
     kernel, sparse = (one.earlier_updates["params"]["dense_0"]["kernel"][:, 0] for one in (seen, undefended))
@@ -52,10 +52,10 @@ def test_every_round_is_defended_with_its_own_draw():
 def test_under_secure_aggregation_every_client_defends_its_own_update():
     """Of three clients' noise and signs the server sees the mean: levels of thirds, noise smaller by sqrt 3."""
     aggregated = replace(SMALL, aggregate=3, defense="sign")
-    sent = np.asarray(jax.tree.leaves(job.prepare(aggregated).observations.update)[0])
+    sent = np.asarray(jax.tree.leaves(jobs.prepare(aggregated).observations.update)[0])
     np.testing.assert_allclose(3 * sent, np.round(3 * sent), atol=1e-5)
-    noisy = job.prepare(replace(aggregated, defense="gaussian", defense_settings={"scale": 0.3})).observations
-    plain = job.prepare(replace(aggregated, defense="none")).observations
+    noisy = jobs.prepare(replace(aggregated, defense="gaussian", defense_settings={"scale": 0.3})).observations
+    plain = jobs.prepare(replace(aggregated, defense="none")).observations
     noise = noisy.update["params"]["dense_0"]["kernel"] - plain.update["params"]["dense_0"]["kernel"]
     rows = np.asarray(noise).reshape(2, -1)
     assert np.std(rows) == pytest.approx(0.3 / np.sqrt(3), rel=0.02)
@@ -68,7 +68,7 @@ def test_defenses_that_take_part_in_the_training_reach_local_steps():
     shares = []
     for changes in ({}, {"client": "fedavg", "local_epochs": 2, "local_lr": 1.0}):
         config = replace(SMALL, model="mlp-32", defense="outpost", defense_settings=sure, **changes)
-        kernel = np.asarray(job.prepare(config).observations.update["params"]["dense_0"]["kernel"])
+        kernel = np.asarray(jobs.prepare(config).observations.update["params"]["dense_0"]["kernel"])
         shares.append(np.mean(kernel == 0))
     assert shares[0] == pytest.approx(0.8, abs=0.01)
     assert 0.1 < shares[1] < 0.6
@@ -76,31 +76,31 @@ def test_defenses_that_take_part_in_the_training_reach_local_steps():
 
 def test_a_bottleneck_is_a_part_of_the_network_that_is_attacked():
     config = replace(SMALL, defense="precode", adaptive=True)
-    task = job.prepare(config)
+    task = jobs.prepare(config)
     assert set(task.observations.params) == {"params", "bottleneck"}
-    undefended = job.prepare(SMALL)
+    undefended = jobs.prepare(SMALL)
     same = jax.tree.map(np.array_equal, task.observations.params["params"], undefended.observations.params["params"])
     assert jax.tree.all(same)
     for adaptive in (False, True):
         asked = replace(config, adaptive=adaptive)
-        execution = job.execute(asked, job.Program(asked, task.model), task.observations)
+        execution = jobs.execute(asked, jobs.Program(asked, task.model), task.observations)
         assert np.all(np.isfinite(execution.reconstructions.attack_loss))
 
 
 def test_strengths_share_one_program_and_each_has_its_own_effect():
     configs = [replace(TOP_K, adaptive=True, defense_settings={"keep": keep}) for keep in (0.1, 0.3)]
-    assert job.compiled_form(configs[0]) == job.compiled_form(configs[1])
-    assert job.compiled_form(configs[0]) != job.compiled_form(TOP_K)
-    setup = job.set_up(configs[0])
-    tasks = [job.prepare(config, setup) for config in configs]
+    assert jobs.compiled_form(configs[0]) == jobs.compiled_form(configs[1])
+    assert jobs.compiled_form(configs[0]) != jobs.compiled_form(TOP_K)
+    setup = jobs.set_up(configs[0])
+    tasks = [jobs.prepare(config, setup) for config in configs]
     for task, keep in zip(tasks, (0.1, 0.3)):
         assert share_sent(task.observations.update) == pytest.approx(keep, abs=1e-3)
     noisy = [replace(c, defense="gaussian", defense_settings={"scale": s}) for c, s in zip(configs, (1e-3, 1e-1))]
-    setup = job.set_up(noisy[0])
-    tasks = [job.prepare(config, setup) for config in noisy]
+    setup = jobs.set_up(noisy[0])
+    tasks = [jobs.prepare(config, setup) for config in noisy]
     seen = [task.observations for task in tasks]
-    together = job.execute_jobs(noisy, setup.program, seen)
-    alone = [job.execute(config, setup.program, one) for config, one in zip(noisy, seen)]
+    together = jobs.execute_jobs(noisy, setup.program, seen)
+    alone = [jobs.execute(config, setup.program, one) for config, one in zip(noisy, seen)]
     for one, other in zip(together, alone):
         found, expected = one.reconstructions.attack_loss, other.reconstructions.attack_loss
         np.testing.assert_allclose(found, expected, rtol=1e-3)
@@ -124,7 +124,7 @@ def test_a_sweep_over_defenses_and_attackers(tmp_path):
 
 def test_the_name_of_a_job_follows_its_defense():
     names = [
-        job.job_name(config)
+        jobs.job_name(config)
         for config in (
             SMALL,
             TOP_K,
@@ -134,18 +134,18 @@ def test_the_name_of_a_job_follows_its_defense():
         )
     ]
     assert len(set(names)) == 5
-    assert job.job_name(replace(TOP_K, defense_settings={"top-k.keep": 0.1})) == names[1]
-    assert job.job_name(replace(TOP_K, defense_settings={})) == names[1]  # its default
+    assert jobs.job_name(replace(TOP_K, defense_settings={"top-k.keep": 0.1})) == names[1]
+    assert jobs.job_name(replace(TOP_K, defense_settings={})) == names[1]  # its default
 
 
 def test_an_attacker_who_does_not_know_the_defense_cannot_adapt():
     blind = replace(TOP_K, threat_model="B", attack="general-deep-leakage", adaptive=True)
     with pytest.raises(ValueError, match=r"withholds: .*defense \(the parameters of the client's defense\)"):
-        job.prepare(blind)
-    task = job.prepare(replace(TOP_K, threat_model="C", adaptive=True))
+        jobs.prepare(blind)
+    task = jobs.prepare(replace(TOP_K, threat_model="C", adaptive=True))
     withheld = task.observations._replace(defense=None)
     with pytest.raises(ValueError, match=r"adaptive inverting-gradients needs observation\.defense"):
-        job.execute(replace(TOP_K, adaptive=True), task.program, withheld)
+        jobs.execute(replace(TOP_K, adaptive=True), task.program, withheld)
 
 
 @pytest.mark.parametrize(

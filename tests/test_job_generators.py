@@ -5,11 +5,12 @@ from dataclasses import replace
 import jax
 import pytest
 
-from jaxinvert import cli, generators, job
+from jaxinvert import cli, jobs
+from jaxinvert.priors import generators
 
 SIDE = 16
 SIZES = {"num_latents": 4, "width": 8}
-GIAS = job.JobConfig(attack="gias-latents", model="mlp-8", size=SIDE, targets=1, restarts=1, steps=2)
+GIAS = jobs.JobConfig(attack="gias-latents", model="mlp-8", size=SIDE, targets=1, restarts=1, steps=2)
 
 
 def write_generator(file, seed=0):
@@ -34,11 +35,11 @@ def test_the_command_attacks_with_a_generator_of_ones_own(tmp_path, capsys):
 
 def test_the_name_of_a_job_follows_the_generators_content(tmp_path):
     first, second = (write_generator(tmp_path / f"{seed}.safetensors", seed) for seed in (0, 1))
-    names = {job.job_name(replace(GIAS, generator=file)) for file in (None, first, second)}
+    names = {jobs.job_name(replace(GIAS, generator=file)) for file in (None, first, second)}
     assert len(names) == 3
-    before = job.job_name(replace(GIAS, generator=first))
+    before = jobs.job_name(replace(GIAS, generator=first))
     write_generator(first, seed=2)
-    assert job.job_name(replace(GIAS, generator=first)) != before
+    assert jobs.job_name(replace(GIAS, generator=first)) != before
 
 
 def test_a_generator_for_another_attack_is_refused(tmp_path):

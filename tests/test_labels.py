@@ -7,7 +7,8 @@ import pytest
 
 from jaxinvert import clients, labels, models
 from jaxinvert.labels.rounding import project_counts, proven_counts, round_counts_above
-from jaxinvert.types import Batch, LocalTraining, Observation, path_name
+from jaxinvert.trees import path_name
+from jaxinvert.types import Batch, LocalTraining, Observation
 
 NUM_CLASSES, IMAGE = 5, (6, 6, 1)
 FEDSGD = LocalTraining(1.0, 1)

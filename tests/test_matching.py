@@ -6,8 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxinvert import objectives, parametrizations
-from jaxinvert.matching import gradient_matching
+from jaxinvert.attacks import objectives
+from jaxinvert.attacks.matching import gradient_matching
+from jaxinvert.priors import parametrizations
 from jaxinvert.types import Observation, Parametrization
 
 # A client whose update *is* its input: the attack loss of an iterate is known by hand.

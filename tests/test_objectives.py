@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxinvert import objectives
+from jaxinvert.attacks import likelihoods, objectives
 
 G = {"a": jnp.array([3.0, 0.0]), "b": {"kernel": jnp.array([[0.0, 4.0]])}}
 G_STAR = {"a": jnp.array([0.0, 0.0]), "b": {"kernel": jnp.array([[0.0, 2.0]])}}
@@ -144,8 +144,8 @@ TRUTH = {"a": jnp.array([3.0, -1.0, 0.5, 2.0]), "b": jnp.array([-4.0, 0.1])}
 def test_under_top_k_only_the_transmitted_entries_agree_with_the_truth():
     """Sent are 3 and -4, 25 of a squared norm of 30.26: the naive cosine is 1 - 5 / sqrt(30.26) at the truth."""
     sent = {"a": jnp.array([3.0, 0.0, 0.0, 0.0]), "b": jnp.array([-4.0, 0.0])}
-    assert float(objectives.transmitted(objectives.cosine)(TRUTH, sent)) == pytest.approx(0, abs=1e-12)
-    assert float(objectives.largest_sent(objectives.cosine)(TRUTH, sent)) == pytest.approx(0, abs=1e-12)
+    assert float(likelihoods.transmitted(objectives.cosine)(TRUTH, sent)) == pytest.approx(0, abs=1e-12)
+    assert float(likelihoods.largest_sent(objectives.cosine)(TRUTH, sent)) == pytest.approx(0, abs=1e-12)
     assert float(objectives.cosine(TRUTH, sent)) == pytest.approx(1 - 5 / np.sqrt(30.26), rel=1e-5)
 
 
@@ -153,8 +153,8 @@ def test_what_was_not_sent_is_no_larger_than_what_was():
     """Sent are 3 and -4: of the whole update others are at most 3, of each tensor at most 3 and 4."""
     sent = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([-4.0, 0.0])}
     simulated = {"a": jnp.array([3.0, -5.0]), "b": jnp.array([-4.0, 3.5])}
-    assert float(objectives.largest_sent(objectives.squared_l2)(simulated, sent)) == pytest.approx(2**2 + 0.5**2)
-    of_tensors = objectives.largest_sent(objectives.squared_l2, of_tensors=True)
+    assert float(likelihoods.largest_sent(objectives.squared_l2)(simulated, sent)) == pytest.approx(2**2 + 0.5**2)
+    of_tensors = likelihoods.largest_sent(objectives.squared_l2, of_tensors=True)
     assert float(of_tensors(simulated, sent)) == pytest.approx(2**2)
     nothing_sent = {"a": jnp.zeros(2), "b": sent["b"]}
     assert float(of_tensors(simulated, nothing_sent)) == 0  # of such a tensor nothing is known
@@ -172,7 +172,7 @@ def test_at_the_truth_twice_the_likelihood_is_chi_squared():
     }
 
     def p_value(factor):
-        likelihood = objectives.gaussian_likelihood(lambda leaf: factor * scales[leaf.size])
+        likelihood = likelihoods.gaussian_likelihood(lambda leaf: factor * scales[leaf.size])
         return stats.chi2.sf(2 * float(likelihood(update, noisy)), 7000)
 
     assert 1e-3 < p_value(1.0) < 1 - 1e-3
@@ -181,17 +181,17 @@ def test_at_the_truth_twice_the_likelihood_is_chi_squared():
 
 
 def test_laplace_likelihood_and_units_of_nothing_found():
-    objective = objectives.laplace_likelihood(lambda leaf: 0.5)
+    objective = likelihoods.laplace_likelihood(lambda leaf: 0.5)
     observed = {"a": TRUTH["a"] + jnp.array([1.0, -1.0, 0.0, 2.0]), "b": TRUTH["b"]}
     assert float(objective(TRUTH, observed)) == pytest.approx(8.0)
     nothing = jax.tree.map(jnp.zeros_like, TRUTH)
-    assert float(objectives.relative(objective)(nothing, observed)) == pytest.approx(1.0)
-    assert float(objectives.relative(objectives.squared_l2)(TRUTH, nothing)) == pytest.approx(30.26)  # no units
+    assert float(likelihoods.relative(objective)(nothing, observed)) == pytest.approx(1.0)
+    assert float(likelihoods.relative(objectives.squared_l2)(TRUTH, nothing)) == pytest.approx(30.26)  # no units
 
 
 def test_clipped_entries_are_lower_bounds():
     """What was clipped to 1 agrees with 3 but not with 0.5; what was not clipped must be met, even beyond it."""
-    distance = objectives.censored(objectives.squared_l2, 1.0)
+    distance = likelihoods.censored(objectives.squared_l2, 1.0)
     observed = {"w": jnp.array([1.0, -1.0, 0.25])}
     for simulated, expected in (([3.0, -7.0, 0.25], 0.0), ([0.5, 0.0, 0.25], 1.25), ([1.0, -1.0, 2.25], 4.0)):
         assert float(distance({"w": jnp.array(simulated)}, observed)) == pytest.approx(expected)
@@ -199,7 +199,7 @@ def test_clipped_entries_are_lower_bounds():
 
 def test_rounding_likelihood_is_the_probability_of_the_level():
     """0.75 is rounded to 1 with probability 3/4 and to 0 with 1/4; 2.5 cannot be: tangent at 0.9, slope 10."""
-    likelihood = objectives.rounding_likelihood(lambda leaf: 2.0)
+    likelihood = likelihoods.rounding_likelihood(lambda leaf: 2.0)
     for simulated, observed, expected in (
         (1.5, 2.0, -np.log(0.75)),
         (1.5, 0.0, -np.log(0.25)),
@@ -222,7 +222,7 @@ def test_sign_margin_by_hand_and_blind_to_scale():
 
 def test_of_unknown_scale_is_the_logarithm_and_has_no_slope_at_the_truth():
     """Two residuals of 1 and 2: log 5, whose gradient is that of the sum of squares over 5."""
-    objective = objectives.of_unknown_scale(objectives.squared_l2)
+    objective = likelihoods.of_unknown_scale(objectives.squared_l2)
     simulated, observed = jnp.array([1.0, 2.0]), jnp.zeros(2)
     value, slope = jax.value_and_grad(objective)(simulated, observed)
     assert float(value) == pytest.approx(np.log(5.0), rel=1e-6)

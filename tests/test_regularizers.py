@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert import regularizers
+from jaxinvert.priors import regularizers
 
 CONSTANT = jnp.full((2, 4, 5, 3), 0.3)
 

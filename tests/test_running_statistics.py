@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert import running_statistics
+from jaxinvert.clients import running_statistics
 
 RNG = np.random.default_rng(0)
 

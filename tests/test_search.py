@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert import lanes, search
+from jaxinvert import search
 from jaxinvert.attacks import inverting_gradients
+from jaxinvert.parallel import lanes
 from jaxinvert.types import Attack, AttackInfo, AttackState, Observation, Reconstruction
 from tests.conftest import SHAPE
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from jaxinvert import cli, job, store
+from jaxinvert import cli, files, jobs
 
-CONFIG = job.JobConfig(model="mlp", size=12, targets=2, restarts=2, steps=30)
+CONFIG = jobs.JobConfig(model="mlp", size=12, targets=2, restarts=2, steps=30)
 
 
 class Killed(BaseException):
@@ -16,12 +16,12 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def task():
-    return job.prepare(CONFIG)
+    return jobs.prepare(CONFIG)
 
 
 @pytest.fixture(scope="module")
 def whole(task):
-    return job.execute(CONFIG, task.program, task.observations)
+    return jobs.execute(CONFIG, task.program, task.observations)
 
 
 def left(task, folder, error):
@@ -33,14 +33,14 @@ def left(task, folder, error):
         if len(reports) == 2:
             raise error
 
-    return job.execute(CONFIG, task.program, task.observations, on_progress=leave, state_folder=folder), reports
+    return jobs.execute(CONFIG, task.program, task.observations, on_progress=leave, state_folder=folder), reports
 
 
 def test_an_interrupted_search_goes_on(task, whole, tmp_path):
     interrupted, before = left(task, tmp_path / "state", KeyboardInterrupt)
     assert interrupted.interrupted
     steps = []
-    resumed = job.execute(
+    resumed = jobs.execute(
         CONFIG,
         task.program,
         task.observations,
@@ -52,39 +52,39 @@ def test_an_interrupted_search_goes_on(task, whole, tmp_path):
     np.testing.assert_array_equal(resumed.reconstructions.inputs, whole.reconstructions.inputs)
     np.testing.assert_array_equal(resumed.history["best_loss"][-1], whole.history["best_loss"][-1])
     assert resumed.seconds_run > interrupted.seconds_run
-    again = job.execute(CONFIG, task.program, task.observations, state_folder=tmp_path / "state")
+    again = jobs.execute(CONFIG, task.program, task.observations, state_folder=tmp_path / "state")
     assert len(again.history["step"]) > 0  # the state stays until the result is safe
-    job.forget_state(tmp_path / "state", CONFIG)
+    jobs.forget_state(tmp_path / "state", CONFIG)
     assert not (tmp_path / "state").exists()
 
 
 def test_a_search_left_at_its_end_takes_no_step_more(task, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(job.execution, "_SECONDS_BETWEEN_STATES", 0.0)
-    finished = job.execute(CONFIG, task.program, task.observations, state_folder=tmp_path)
-    again = job.execute(CONFIG, task.program, task.observations, state_folder=tmp_path)
+    monkeypatch.setattr(jobs.execution, "_SECONDS_BETWEEN_STATES", 0.0)
+    finished = jobs.execute(CONFIG, task.program, task.observations, state_folder=tmp_path)
+    again = jobs.execute(CONFIG, task.program, task.observations, state_folder=tmp_path)
     assert again.history["step"][-2:].tolist() == [30, 30]
     np.testing.assert_array_equal(again.reconstructions.inputs, finished.reconstructions.inputs)
     np.testing.assert_array_equal(again.history["best_loss"][-1], whole.history["best_loss"][-1])
-    shorter = job.JobConfig(**{**vars(CONFIG), "steps": 7})
+    shorter = jobs.JobConfig(**{**vars(CONFIG), "steps": 7})
     kept = next(iter(tmp_path.iterdir()))
-    kept.rename(tmp_path / job.execution._state_name(shorter))
+    kept.rename(tmp_path / jobs.execution._state_name(shorter))
     with pytest.raises(ValueError, match="has done 30 steps, more than num_steps 7"):
-        job.execute(shorter, task.program, task.observations, state_folder=tmp_path)
+        jobs.execute(shorter, task.program, task.observations, state_folder=tmp_path)
 
 
 def test_a_killed_search_goes_on_from_what_it_kept_last(task, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(job.execution, "_SECONDS_BETWEEN_STATES", 0.0)
+    monkeypatch.setattr(jobs.execution, "_SECONDS_BETWEEN_STATES", 0.0)
     with pytest.raises(Killed):
         left(task, tmp_path, Killed)
-    resumed = job.execute(CONFIG, task.program, task.observations, state_folder=tmp_path)
+    resumed = jobs.execute(CONFIG, task.program, task.observations, state_folder=tmp_path)
     np.testing.assert_array_equal(resumed.reconstructions.inputs, whole.reconstructions.inputs)
 
 
 def test_another_job_does_not_go_on_from_it(task, tmp_path):
     left(task, tmp_path, KeyboardInterrupt)
-    other = job.JobConfig(**{**vars(CONFIG), "tv": 0.5})
-    found = job.execute(other, task.program, task.observations, state_folder=tmp_path)
-    assert found.history["step"][0] == job.execute(other, task.program, task.observations).history["step"][0]
+    other = jobs.JobConfig(**{**vars(CONFIG), "tv": 0.5})
+    found = jobs.execute(other, task.program, task.observations, state_folder=tmp_path)
+    assert found.history["step"][0] == jobs.execute(other, task.program, task.observations).history["step"][0]
     assert len(list(tmp_path.iterdir())) == 1  # the first one's is still there
 
 
@@ -94,7 +94,7 @@ def test_a_damaged_state_is_one_clear_error(task, tmp_path, capsys):
     for path in files:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match="delete it to start anew"):
-        job.execute(CONFIG, task.program, task.observations, state_folder=tmp_path / "state")
+        jobs.execute(CONFIG, task.program, task.observations, state_folder=tmp_path / "state")
     arguments = ["--model", "mlp", "--size", "12", "--targets", "2", "--restarts", "2", "--steps", "30"]
     assert cli.main(["invert", *arguments, "--out", str(tmp_path)]) == 2
     assert "delete it to start anew" in capsys.readouterr().err
@@ -106,5 +106,5 @@ def test_the_summary_of_a_resumed_run_is_whole(task, tmp_path):
     assert cli.main(["invert", *arguments, "--out", str(tmp_path)]) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["num_steps"], summary["interrupted"]) == (30, False)
-    assert store.load_arrays(tmp_path / "reconstructions.npz")["truth"].shape[0] == 2
+    assert files.load_arrays(tmp_path / "reconstructions.npz")["truth"].shape[0] == 2
     assert not (tmp_path / "state").exists()

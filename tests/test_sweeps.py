@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from jaxinvert import cli, job, sweeps
+from jaxinvert import cli, jobs, sweeps
 from jaxinvert.sweeps import engines, plan, records
 
 FILE = """
@@ -71,23 +71,23 @@ def test_jobs_that_differ_in_numbers_share_a_program():
     assert len(planned.jobs) == 8
     assert len(planned.batches_by_program) == 2
     assert planned.varied == ("model", "steps", "settings.tv")
-    assert sorted(job.name for batch in planned.batches for job in batch.jobs) == sorted(
-        job.name for job in planned.jobs
+    assert sorted(jobs.name for batch in planned.batches for job in batch.jobs) == sorted(
+        jobs.name for job in planned.jobs
     )
-    assert all(len({job.config.steps for job in batch.jobs}) == 1 for batch in planned.batches)
+    assert all(len({jobs.config.steps for job in batch.jobs}) == 1 for batch in planned.batches)
 
 
 def test_a_job_is_named_by_all_that_determines_it(tmp_path):
-    config = job.JobConfig()
+    config = jobs.JobConfig()
     same = dataclasses.replace(config, tv=config.hyperparameters()["tv"])
-    assert job.job_name(config) == job.job_name(same)
+    assert jobs.job_name(config) == jobs.job_name(same)
     others = [dataclasses.replace(config, seed=1), dataclasses.replace(config, tv=0.5)]
     data = tmp_path / "data.npz"
     for content in (b"one", b"two"):
         data.write_bytes(content)
         others.append(dataclasses.replace(config, data=str(data)))
-        others.append(job.job_name(others.pop()))
-    names = [item if isinstance(item, str) else job.job_name(item) for item in [config, *others]]
+        others.append(jobs.job_name(others.pop()))
+    names = [item if isinstance(item, str) else jobs.job_name(item) for item in [config, *others]]
     assert len(set(names)) == len(names)
 
 
@@ -130,9 +130,9 @@ def test_records_hold_what_a_single_job_finds(file, whole):
     planned = sweeps.read_plan(file)
     for one in (planned.jobs[0], planned.jobs[-1]):
         record = sweeps.read_record(folder, one.name)
-        task = job.prepare(one.config)
-        alone = job.execute(one.config, task.program, task.observations)
-        outcome = job.measure(one.config, task, alone)
+        task = jobs.prepare(one.config)
+        alone = jobs.execute(one.config, task.program, task.observations)
+        outcome = jobs.measure(one.config, task, alone)
         np.testing.assert_array_equal(record.arrays["truth"], outcome.truth)
         np.testing.assert_allclose(record.arrays["history_best_loss"][-1], alone.history["best_loss"][-1], rtol=1e-3)
         assert record.config["seed"] == one.config.seed
@@ -186,7 +186,7 @@ def test_damage_is_found_and_repaired_bit_for_bit(file, whole, tmp_path):
 
 def test_a_failing_job_stops_no_other(file, whole, tmp_path, monkeypatch):
     planned = sweeps.read_plan(file)
-    prepare, broken = job.prepare, planned.jobs[1].config
+    prepare, broken = jobs.prepare, planned.jobs[1].config
 
     def failing(config, setup=None):
         if config == broken:

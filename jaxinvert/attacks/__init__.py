@@ -1,15 +1,15 @@
 """One file per published attack, composed from the shared rooms; `registry` knows them by name."""
 
-from jaxinvert.attacks.batch_norm_leakage import batch_norm_leakage
-from jaxinvert.attacks.cocktail_party_features import cocktail_party_features
-from jaxinvert.attacks.deep_leakage_from_model import best_scale, dlm, dlm_plus, dlm_with_best_scale
-from jaxinvert.attacks.dlg import dlg, idlg
-from jaxinvert.attacks.general_deep_leakage import general_deep_leakage
-from jaxinvert.attacks.gias import gias, latent_search, latents_then_weights, weight_search
-from jaxinvert.attacks.inverting_gradients import inverting_gradients
-from jaxinvert.attacks.see_through_gradients import see_through_gradients
-from jaxinvert.attacks.spectral import spectral
-from jaxinvert.attacks.tableak import tableak
+from jaxinvert.attacks.optimization.batch_norm_leakage import batch_norm_leakage
+from jaxinvert.attacks.optimization.cocktail_party_features import cocktail_party_features
+from jaxinvert.attacks.optimization.deep_leakage_from_model import best_scale, dlm, dlm_plus, dlm_with_best_scale
+from jaxinvert.attacks.optimization.dlg import dlg, idlg
+from jaxinvert.attacks.optimization.general_deep_leakage import general_deep_leakage
+from jaxinvert.attacks.optimization.gias import gias, latent_search, latents_then_weights, weight_search
+from jaxinvert.attacks.optimization.inverting_gradients import inverting_gradients
+from jaxinvert.attacks.optimization.see_through_gradients import see_through_gradients
+from jaxinvert.attacks.optimization.spectral import spectral
+from jaxinvert.attacks.optimization.tableak import tableak
 
 __all__ = [
     "batch_norm_leakage",

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxinvert import objectives
-from jaxinvert.generators import Prior
+from jaxinvert.attacks import objectives
 from jaxinvert.models import Model
+from jaxinvert.priors.generators import Prior
 from jaxinvert.types import ArrayTree, Attack, Batch, ClientUpdateFn, Objective, Params, Scalar, Shape, SolveFn
 
 

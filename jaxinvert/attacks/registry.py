@@ -6,27 +6,28 @@ from typing import Any
 
 import jax
 
-from jaxinvert import labels, objectives
-from jaxinvert.analytic.april import april, patch_embedding
-from jaxinvert.analytic.cocktail_party import cocktail_party
-from jaxinvert.analytic.dense import dense_layer
-from jaxinvert.analytic.dense_chain import dense_chain, layers_in_order
-from jaxinvert.analytic.rgap import rgap
-from jaxinvert.analytic.spear import exact_batch, spear
-from jaxinvert.attacks.batch_norm_leakage import batch_norm_leakage
-from jaxinvert.attacks.cocktail_party_features import cocktail_party_features
-from jaxinvert.attacks.deep_leakage_from_model import dlm, dlm_plus, dlm_with_best_scale
-from jaxinvert.attacks.dlg import dlg, idlg
-from jaxinvert.attacks.general_deep_leakage import general_deep_leakage
-from jaxinvert.attacks.gias import latent_search, latents_then_weights
-from jaxinvert.attacks.inverting_gradients import inverting_gradients
+from jaxinvert import labels
+from jaxinvert.attacks import objectives
+from jaxinvert.attacks.closed_form.april import april, patch_embedding
+from jaxinvert.attacks.closed_form.cocktail_party import cocktail_party
+from jaxinvert.attacks.closed_form.dense import dense_layer
+from jaxinvert.attacks.closed_form.dense_chain import dense_chain, layers_in_order
+from jaxinvert.attacks.closed_form.rgap import rgap
+from jaxinvert.attacks.closed_form.spear import exact_batch, spear
+from jaxinvert.attacks.initial_guess import regressed
+from jaxinvert.attacks.optimization.batch_norm_leakage import batch_norm_leakage
+from jaxinvert.attacks.optimization.cocktail_party_features import cocktail_party_features
+from jaxinvert.attacks.optimization.deep_leakage_from_model import dlm, dlm_plus, dlm_with_best_scale
+from jaxinvert.attacks.optimization.dlg import dlg, idlg
+from jaxinvert.attacks.optimization.general_deep_leakage import general_deep_leakage
+from jaxinvert.attacks.optimization.gias import latent_search, latents_then_weights
+from jaxinvert.attacks.optimization.inverting_gradients import inverting_gradients
+from jaxinvert.attacks.optimization.see_through_gradients import see_through_gradients
+from jaxinvert.attacks.optimization.spectral import spectral
 from jaxinvert.attacks.recipe import Recipe, Setting
-from jaxinvert.attacks.see_through_gradients import see_through_gradients
-from jaxinvert.attacks.spectral import spectral
 from jaxinvert.clients import fedsgd
 from jaxinvert.labels.head import has_head
 from jaxinvert.models import BATCH_NORM_MOMENTUM, training_loss
-from jaxinvert.regression import regressed
 from jaxinvert.types import Attack, ClientUpdateFn, Scalar, SolveFn
 
 _UPDATE = ("params", "update", "num_examples")

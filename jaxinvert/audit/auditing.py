@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxinvert import job
+from jaxinvert import jobs
 from jaxinvert.audit import controls
 from jaxinvert.audit.evidence import Excess, Rate, excess, rate
 from jaxinvert.audit.retrieval import chance_of_any
@@ -18,8 +18,8 @@ from jaxinvert.audit.scoring import Ground, Scores, ground_truth, score
 from jaxinvert.audit.utility import Utility, rounds_to_attack, train_under
 from jaxinvert.audit.verdict import Verdict, judge
 from jaxinvert.defenses.registry import NONE
-from jaxinvert.job import JobConfig
-from jaxinvert.job.automatic import AUTO, SEARCH
+from jaxinvert.jobs import JobConfig
+from jaxinvert.jobs.automatic import AUTO, SEARCH
 from jaxinvert.search import Progress
 
 
@@ -42,7 +42,7 @@ class Attacked(NamedTuple):
 
     Attributes:
       config: the job.
-      summary: of the attack, as `job.measure` makes it.
+      summary: of the attack, as `jobs.measure` makes it.
       scores: of its reconstructions.
       controls: scores by the name of the control.
       identified: clients with at least one image identified.
@@ -114,7 +114,7 @@ def audit(
     """
     later_rounds = rounds_to_attack(accuracy_rounds, leakage_rounds)
     on_progress("preparing", None)
-    setup = job.set_up(next(iter(settings[0].attackers.values())))
+    setup = jobs.set_up(next(iter(settings[0].attackers.values())))
     blind: dict[str, np.ndarray] = {}
     audited = []
     for setting in settings:
@@ -173,7 +173,7 @@ def _weighed(
 
 def attack_and_score(
     config: JobConfig,
-    task: job.Task,
+    task: jobs.Task,
     ground: Ground,
     *,
     blind: np.ndarray | None = None,
@@ -195,7 +195,7 @@ def attack_and_score(
     scored = partial(score, ground=ground, with_lpips=with_lpips)
     key = jax.random.fold_in(jax.random.key(config.seed), 7)
     execution = attack("attack", config, task.program, task.observations, folder, on_progress)
-    summary = job.measure(config, task, execution).summary
+    summary = jobs.measure(config, task, execution).summary
     found, used = found_in(execution)
     noise = controls.random_update(key, task.observations)
     on_noise, used_on_noise = found_in(attack("random update", config, task.program, noise, folder, on_progress))
@@ -214,19 +214,19 @@ def attack_and_score(
 
 def _audited(
     setting: Setting,
-    setup: job.Setup,
+    setup: jobs.Setup,
     num_candidates: int,
     with_lpips: bool,
     folder: Path | None,
     on_progress: Show,
     blind: dict[str, np.ndarray],
-) -> tuple[Audited, job.Setup]:
+) -> tuple[Audited, jobs.Setup]:
     """The setting, judged, and the setup of its worst attacker, with all that was compiled."""
     found, setups, ground = {}, {}, None
     for attacker, config in setting.attackers.items():
         on_progress(f"{setting.name}, {attacker}: preparing", None)
-        setup = setups[attacker] = job.adjusted(setup, config)
-        task = job.prepare(config, setup)
+        setup = setups[attacker] = jobs.adjusted(setup, config)
+        task = jobs.prepare(config, setup)
         ground = ground_truth(
             task.truth, setup.dataset.images, np.asarray(setup.dataset.labels), num_candidates=num_candidates
         )
@@ -250,7 +250,7 @@ def _audited(
 
 def _along_training(
     one: Audited,
-    setup: job.Setup,
+    setup: jobs.Setup,
     num_rounds: int,
     later_rounds: Sequence[int],
     folder: Path | None,
@@ -273,7 +273,7 @@ def _along_training(
         if snapshot.round not in later_rounds:
             continue
         try:
-            task = job.prepare(worst.config, setup._replace(trained=snapshot.state.params))
+            task = jobs.prepare(worst.config, setup._replace(trained=snapshot.state.params))
         except ValueError as error:  # such as an update without a finite number, of a training that went astray
             notes.append(f"what leaks after round {snapshot.round} of training is not known: {error}")
             continue
@@ -287,7 +287,7 @@ def _along_training(
 
 
 def _attacked_after(
-    num_rounds: int, before: Attacked, task: job.Task, ground: Ground, folder: Path | None, on_progress: Show
+    num_rounds: int, before: Attacked, task: jobs.Task, ground: Ground, folder: Path | None, on_progress: Show
 ) -> Attacked:
     """Attacks the same clients with the parameters that training has after some rounds.
 
@@ -311,7 +311,7 @@ def _attacked_after(
     if config.targets > 1:
         of_controls = {**of_controls, "other client": score(controls.other_client(found), used, ground)}
     return _weighed(
-        ground, config, job.measure(config, task, execution).summary, score(found, used, ground), of_controls
+        ground, config, jobs.measure(config, task, execution).summary, score(found, used, ground), of_controls
     )
 
 
@@ -320,7 +320,7 @@ def _joined(notes: Sequence[str]) -> str:
 
 
 def blind_attack(
-    config: JobConfig, task: job.Task, folder: Path | None, on_progress: Show, known: dict[str, np.ndarray]
+    config: JobConfig, task: jobs.Task, folder: Path | None, on_progress: Show, known: dict[str, np.ndarray]
 ) -> np.ndarray | None:
     """What an attack shows that cannot see the update: the same for all defenses, unless it restores labels first.
 
@@ -340,8 +340,8 @@ def blind_attack(
         config = replace(config, attack=SEARCH)
     if config.granted.labels:
         config = replace(config, defense=NONE, defense_settings={}, adaptive=False)
-    name = job.job_name(config)
+    name = jobs.job_name(config)
     if name not in known:
-        program = job.Program(config, task.model, attacker=controls.blind)
+        program = jobs.Program(config, task.model, attacker=controls.blind)
         known[name], _ = found_in(attack("prior only", config, program, task.observations, folder, on_progress))
     return known[name]

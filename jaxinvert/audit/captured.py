@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinvert import captures, data, job, models, threat_models
+from jaxinvert import data, jobs, models
 from jaxinvert.audit import controls
 from jaxinvert.audit.auditing import Audited, Setting, attack_and_score, blind_attack, judged
 from jaxinvert.audit.running import Show, attack, found_in
 from jaxinvert.audit.scoring import Ground, ground_truth
 from jaxinvert.defenses.registry import REGISTRY, names_in
-from jaxinvert.job import JobConfig
+from jaxinvert.jobs import JobConfig
+from jaxinvert.observation import captures, threat_models
 from jaxinvert.search import check_targets
 from jaxinvert.types import Array, Batch, Observation, Params, Update
 
@@ -145,7 +146,7 @@ def audit_capture(
         truth = true_batches(config, capture.truth, model)
         ground = _ground(truth, others, num_candidates)
         names = others.class_names if others else tuple(map(str, range(model.num_classes)))
-        task = job.Task(job.Program(config, model), observe_capture(config, capture, model), truth, names)
+        task = jobs.Task(jobs.Program(config, model), observe_capture(config, capture, model), truth, names)
         kept = folder and folder / digest_of(capture)
         seen = blind_attack(config, task, kept, on_progress, blind)
         options = {"with_lpips": with_lpips, "folder": kept, "on_progress": on_progress}
@@ -174,7 +175,7 @@ def explain_capture(
     Raises:
       FileNotFoundError, ValueError: as `observe_capture`.
     """
-    program, seen = job.Program(config, model), observe_capture(config, capture, model)
+    program, seen = jobs.Program(config, model), observe_capture(config, capture, model)
     kept = folder and folder / digest_of(capture)
     found, used = found_in(attack("attack", config, program, seen, kept, on_progress))
     noise = controls.random_update(jax.random.fold_in(jax.random.key(config.seed), 7), seen)
@@ -188,7 +189,7 @@ def explain_capture(
     )
 
 
-def explained(program: job.Program, seen: Observation, inputs: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+def explained(program: jobs.Program, seen: Observation, inputs: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
     """`[T]`: the squared cosine between observed updates and those of the reconstructions, 0 where it is negative.
 
     Args:
@@ -231,7 +232,7 @@ def digest_of(capture: Capture) -> str:
       ValueError: if one cannot be read.
     """
     files = [capture.params, *capture.updates, *([] if capture.truth is None else [capture.truth])]
-    content = "".join(map(job.digest, files)) + capture.kind
+    content = "".join(map(jobs.digest, files)) + capture.kind
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

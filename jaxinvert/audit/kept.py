@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxinvert import store
-from jaxinvert.job import Execution
+from jaxinvert import files
+from jaxinvert.jobs import Execution
 from jaxinvert.types import Reconstruction
 
 _SCALARS = ("num_steps", "seconds_compile", "seconds_run", "num_devices", "chunk_size", "choice")
@@ -31,7 +31,7 @@ def _save(file: Path, execution: Execution) -> None:
     arrays |= {f"info/{name}": value for name, value in found.info.items()}
     arrays |= {f"history/{name}": value for name, value in execution.history.items()}
     arrays |= {name: value for name in _SCALARS if (value := getattr(execution, name)) is not None}
-    store.save_arrays(file, arrays)
+    files.save_arrays(file, arrays)
 
 
 def _load(file: Path) -> Execution:
@@ -41,7 +41,7 @@ def _load(file: Path) -> Execution:
       FileNotFoundError: if there is none.
       ValueError: if it is damaged.
     """
-    arrays = store.load_arrays(file)
+    arrays = files.load_arrays(file)
 
     def group(prefix: str) -> dict[str, np.ndarray]:
         return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}

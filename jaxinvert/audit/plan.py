@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from jaxinvert.audit.auditing import Setting
 from jaxinvert.defenses.registry import NONE
-from jaxinvert.job import JobConfig
-from jaxinvert.threat_models import check_needs
+from jaxinvert.jobs import JobConfig
+from jaxinvert.observation.threat_models import check_needs
 
 NAIVE, ADAPTIVE = "naive", "adaptive"
 

@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
-from jaxinvert.accounting import guarantee
+from jaxinvert.defenses.accounting import guarantee
 from jaxinvert.defenses.registry import names_in
-from jaxinvert.job import JobConfig
+from jaxinvert.jobs import JobConfig
 
 
 class Training(NamedTuple):

@@ -41,14 +41,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxinvert import job, metrics
+from jaxinvert import jobs, metrics
 from jaxinvert.audit.auditing import Attacked, Audited
 from jaxinvert.audit.captured import Explained
 from jaxinvert.audit.evidence import rate
 from jaxinvert.audit.privacy import Training, privacy
 from jaxinvert.audit.scoring import Scores
 from jaxinvert.audit.verdict import SIGNIFICANCE
-from jaxinvert.job import JobConfig
+from jaxinvert.jobs import JobConfig
 
 FORMAT = 1
 THRESHOLDS_DB = (20.0, 30.0)
@@ -96,13 +96,13 @@ def record_of_capture(found: Mapping[str, tuple[JobConfig, Explained]]) -> dict[
     config, _ = next(iter(found.values()))
     return {
         "format": FORMAT,
-        "assumptions": job.assumptions(config),
+        "assumptions": jobs.assumptions(config),
         "explained": {
             name: {"config": asdict(config), "share": one.share, "share_of_random_updates": one.share_of_noise}
             for name, (config, one) in found.items()
         },
-        "versions": job.versions(),
-        "device": job.device_name(),
+        "versions": jobs.versions(),
+        "device": jobs.device_name(),
     }
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxinvert import job
+from jaxinvert import jobs
 from jaxinvert.audit.kept import kept_or_done
-from jaxinvert.job import JobConfig
+from jaxinvert.jobs import JobConfig
 from jaxinvert.search import Progress
 from jaxinvert.types import Observation, Reconstruction
 
@@ -18,11 +18,11 @@ Show = Callable[[str, Progress | None], None]
 def attack(
     what: str,
     config: JobConfig,
-    program: job.Program,
+    program: jobs.Program,
     observations: Observation,
     folder: Path | None,
     on_progress: Show,
-) -> job.Execution:
+) -> jobs.Execution:
     """Attacks the observations, or takes what was kept of it.
 
     Args:
@@ -38,9 +38,9 @@ def attack(
     """
     state = None if folder is None else folder / "state" / what.replace(" ", "-")
 
-    def run() -> job.Execution:
+    def run() -> jobs.Execution:
         on_progress(what, None)
-        return job.execute(
+        return jobs.execute(
             config,
             program,
             observations,
@@ -51,16 +51,16 @@ def attack(
     if folder is None:
         execution = run()
     else:
-        name = f"{job.job_name(config)}-{what.replace(' ', '-')}.npz"
+        name = f"{jobs.job_name(config)}-{what.replace(' ', '-')}.npz"
         execution = kept_or_done(folder / "attacks" / name, run)
     if execution.interrupted:
         raise KeyboardInterrupt
     if state is not None:
-        job.forget_state(state, config)
+        jobs.forget_state(state, config)
     return execution
 
 
-def found_in(execution: job.Execution) -> tuple[np.ndarray, np.ndarray | None]:
+def found_in(execution: jobs.Execution) -> tuple[np.ndarray, np.ndarray | None]:
     """Images `[T, B, H, W, C]` and the classes `[T, B]` that they were made for."""
     found: Reconstruction = execution.reconstructions
     labels = None if found.labels is None else np.asarray(found.labels)

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxinvert import metrics, perceptual
+from jaxinvert import metrics
 from jaxinvert.audit.retrieval import identified
+from jaxinvert.metrics import perceptual
 from jaxinvert.types import Batch
 
 

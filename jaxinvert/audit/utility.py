@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxinvert import data, federation, job
-from jaxinvert.job import JobConfig
+from jaxinvert import data, federation, jobs
+from jaxinvert.jobs import JobConfig
 from jaxinvert.types import Array, Batch
 
 _CLIENTS_PER_ROUND, _MAX_CLIENTS, _NUM_REPORTS = 16, 100, 5
@@ -67,7 +67,7 @@ def rounds_to_attack(num_rounds: int, leakage_rounds: int) -> list[int]:
 
 
 def train_under(
-    config: JobConfig, setup: job.Setup, *, num_rounds: int, learning_rate: float = 0.01
+    config: JobConfig, setup: jobs.Setup, *, num_rounds: int, learning_rate: float = 0.01
 ) -> Iterator[federation.Snapshot]:
     """Trains clients that hold the data set's split "train" under the job's defense, from the job's parameters.
 
@@ -102,7 +102,7 @@ def train_under(
 
     def make(rate: Array) -> federation.Federation:
         return federation.federated_averaging(
-            job.sent_update(config, model, numbers),
+            jobs.sent_update(config, model, numbers),
             clients_per_round=min(_CLIENTS_PER_ROUND, num_clients),
             examples_per_client=config.num_examples,
             client_draws=True,

@@ -11,13 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxinvert import audit as audits
-from jaxinvert import captures, data, job, models, perceptual, report, store
+from jaxinvert import data, files, jobs, models, report
 from jaxinvert.cli.console import EXIT_INTERRUPTED, bad_input, progress_bar
+from jaxinvert.metrics import perceptual
+from jaxinvert.observation import captures
 from jaxinvert.search import Progress
 
 
 @dataclass(frozen=True)
-class Audit(job.JobConfig):
+class Audit(jobs.JobConfig):
     """Judge whether clients' updates leak: attacks and null controls under several defenses, a verdict and a page.
 
     Attributes:
@@ -71,7 +73,7 @@ def audit(command: Audit, command_line: str) -> int:
     console = Console()
     with bad_input():
         command = _with_file(command)
-        config = job.JobConfig(**{field.name: getattr(command, field.name) for field in fields(job.JobConfig)})
+        config = jobs.JobConfig(**{field.name: getattr(command, field.name) for field in fields(jobs.JobConfig)})
         capture = _capture(command)
         if capture is not None:
             config = audits.job_of_capture(config, capture)
@@ -83,7 +85,7 @@ def audit(command: Audit, command_line: str) -> int:
             perceptual.check_available()
         for setting in settings:  # what cannot be said is found out now, not after the attacks
             audits.privacy(next(iter(setting.attackers.values())), training)
-    store.check_writable(command.out)
+    files.check_writable(command.out)
     num_attacks = sum(len(setting.attackers) for setting in settings)
     console.print(
         f"[bold]{len(settings)} settings[/], {num_attacks} attacks with their controls, on {config.targets} "
@@ -121,15 +123,15 @@ def audit(command: Audit, command_line: str) -> int:
             return EXIT_INTERRUPTED
         bar.update(row, description="audited", completed=config.steps, refresh=True)
     page = command.out / "report.html"
-    with job.uninterruptible():
+    with jobs.uninterruptible():
         if isinstance(found, dict):
             record = audits.record_of_capture(found)
-            store.save_json(command.out / "audit.json", {**record, "command": command_line})
+            files.save_json(command.out / "audit.json", {**record, "command": command_line})
             report.save_capture_html(page, found=found, title=config.model, command=command_line)
             _print_explained(found, console)
         else:
             record = audits.record(found, training)
-            store.save_json(command.out / "audit.json", {**record, "command": command_line})
+            files.save_json(command.out / "audit.json", {**record, "command": command_line})
             report.save_audit_html(page, audited=found, record=record, title=config.model, command=command_line)
             _print_verdicts(found, console)
     console.print(f"{time.perf_counter() - begin:,.0f} s; page: {page}", highlight=False, soft_wrap=True)
@@ -158,7 +160,7 @@ def _capture(command: Audit) -> audits.Capture | None:
 
 def _of_capture(
     command: Audit, setting: audits.Setting, capture: audits.Capture, show: audits.Show
-) -> list[audits.Audited] | dict[str, tuple[job.JobConfig, audits.Explained]]:
+) -> list[audits.Audited] | dict[str, tuple[jobs.JobConfig, audits.Explained]]:
     """Judges captured updates if their truth is known, and says what can be said if not.
 
     Raises:
@@ -211,7 +213,7 @@ def _with_file(command: Audit) -> Audit:
     defaults, given = asdict(Audit()), asdict(command)
     flags = {name: getattr(command, name) for name, value in given.items() if value != defaults[name]}
     try:
-        return replace(Audit(), **{**job.typed(Audit, job.read_yaml(command.file)), **flags})
+        return replace(Audit(), **{**jobs.typed(Audit, jobs.read_yaml(command.file)), **flags})
     except ValueError as error:
         raise ValueError(f"{command.file}: {error}") from error
 
@@ -220,7 +222,7 @@ def _speed(progress: Progress) -> str:
     return f"{progress.step * progress.best_loss.size / max(progress.seconds, 1e-9):,.0f} steps/s"
 
 
-def _print_explained(found: dict[str, tuple[job.JobConfig, audits.Explained]], console: Console) -> None:
+def _print_explained(found: dict[str, tuple[jobs.JobConfig, audits.Explained]], console: Console) -> None:
     """What was explained of every captured update."""
     for name, (_, one) in found.items():
         table = Table("client", "update explained", "random update explained", title=f"{name} attacker")

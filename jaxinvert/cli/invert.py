@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxinvert import job, report, search, store
-from jaxinvert.analytic.certificate import WORDS, Verdict
+from jaxinvert import files, jobs, report, search
+from jaxinvert.attacks.closed_form.certificate import WORDS, Verdict
 from jaxinvert.cli.console import EXIT_INTERRUPTED, bad_input, progress_bar
 from jaxinvert.report import wording
 
 
 @dataclass(frozen=True)
-class Invert(job.JobConfig):
+class Invert(jobs.JobConfig):
     """Simulate clients, observe their updates, and try to get their images back.
 
     Attributes:
@@ -34,9 +34,9 @@ class Invert(job.JobConfig):
 
 def invert(command: Invert, command_line: str) -> int:
     """Runs the command and returns its exit status."""
-    config: job.JobConfig = command
+    config: jobs.JobConfig = command
     with bad_input():
-        task = job.prepare(config)
+        task = jobs.prepare(config)
     if command.plan or command.dry_run:
         config, task = planned(config, task, Console())
     if command.dry_run:
@@ -45,20 +45,20 @@ def invert(command: Invert, command_line: str) -> int:
     return EXIT_INTERRUPTED if interrupted else 0
 
 
-def planned(config: job.JobConfig, task: job.Task, console: Console) -> tuple[job.JobConfig, job.Task]:
+def planned(config: jobs.JobConfig, task: jobs.Task, console: Console) -> tuple[jobs.JobConfig, jobs.Task]:
     """Shows what chunk sizes cost and returns the job with the fastest that fits, already compiled.
 
     Raises:
       BadInputError: if none fits, or the attack has no lanes.
     """
-    programs: dict[int | None, job.Program] = {}
+    programs: dict[int | None, jobs.Program] = {}
 
-    def program_for(form: job.JobConfig) -> job.Program:
-        return programs.setdefault(form.chunk, job.Program(form, task.model))
+    def program_for(form: jobs.JobConfig) -> jobs.Program:
+        return programs.setdefault(form.chunk, jobs.Program(form, task.model))
 
     with bad_input():
-        costs = job.chunk_costs(config, program_for, task.observations)
-        chunk = job.fastest(costs)
+        costs = jobs.chunk_costs(config, program_for, task.observations)
+        chunk = jobs.fastest(costs)
     table = Table("side by side", "peak MiB", "compile s", "steps/s", "run s")
     lane_steps = (config.steps + 1) * config.targets * config.restarts
     for cost in costs:
@@ -72,8 +72,8 @@ def planned(config: job.JobConfig, task: job.Task, console: Console) -> tuple[jo
 
 
 def invert_and_write(
-    config: job.JobConfig, folder: Path, *, command_line: str, task: job.Task | None = None
-) -> tuple[job.Outcome, bool]:
+    config: jobs.JobConfig, folder: Path, *, command_line: str, task: jobs.Task | None = None
+) -> tuple[jobs.Outcome, bool]:
     """Runs a job with live progress, prints its table and writes its files.
 
     Args:
@@ -90,8 +90,8 @@ def invert_and_write(
     """
     console = Console()
     with bad_input():
-        task = task or job.prepare(config)
-    store.check_writable(folder)
+        task = task or jobs.prepare(config)
+    files.check_writable(folder)
     size = "x".join(map(str, task.model.input_shape))
     console.print(
         f"[bold]{config.attack}[/] on {task.model.name}: {config.targets} targets x {config.num_private} examples, "
@@ -114,7 +114,7 @@ def invert_and_write(
             )
 
         with bad_input():  # an attack that does not fit the model says so when it is traced
-            execution = job.execute(
+            execution = jobs.execute(
                 config, task.program, task.observations, on_progress=show, state_folder=folder / "state"
             )
         if execution.interrupted:
@@ -123,8 +123,8 @@ def invert_and_write(
             bar.update(row, description="solved", total=1, completed=1, refresh=True)
         else:
             bar.update(row, description="inverted", refresh=True)
-    with job.uninterruptible():
-        outcome = job.measure(config, task, execution)
+    with jobs.uninterruptible():
+        outcome = jobs.measure(config, task, execution)
         outcome.summary["command"] = command_line
         console.print(_table(outcome.summary))
         if execution.choice is not None:
@@ -146,16 +146,16 @@ def invert_and_write(
             )
         write_outcome(folder, outcome)
         if not execution.interrupted:
-            job.forget_state(folder / "state", config)
+            jobs.forget_state(folder / "state", config)
     if execution.interrupted:
         console.print("the same command goes on where this one was interrupted", highlight=False)
     console.print(f"pictures and page: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
     return outcome, execution.interrupted
 
 
-def command_line(config: job.JobConfig, folder: Path) -> str:
+def command_line(config: jobs.JobConfig, folder: Path) -> str:
     """The command that runs `config` and writes to `folder`."""
-    defaults = asdict(job.JobConfig())
+    defaults = asdict(jobs.JobConfig())
     changed = {name: value for name, value in asdict(config).items() if value != defaults[name]}
     flags = [word for name, value in changed.items() for word in _words(name.replace("_", "-"), value)]
     return shlex.join(["jaxinvert", "invert", *flags, "--out", str(folder)])
@@ -170,10 +170,10 @@ def _words(flag: str, value: Any) -> list[str]:
     return [f"--{flag}", str(value)]
 
 
-def write_outcome(folder: Path, outcome: job.Outcome) -> None:
+def write_outcome(folder: Path, outcome: jobs.Outcome) -> None:
     """Writes `summary.json`, `reconstructions.npz`, `reconstructions.png` and `report.html` into `folder`."""
-    store.save_json(folder / "summary.json", outcome.summary)
-    store.save_arrays(
+    files.save_json(folder / "summary.json", outcome.summary)
+    files.save_arrays(
         folder / "reconstructions.npz", {"truth": outcome.truth, "reconstruction": outcome.reconstruction}
     )
     report.save_reconstructions_png(

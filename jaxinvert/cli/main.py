@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxinvert import data, job, labels, models, objectives, regularizers, threat_models
-from jaxinvert.attacks import registry
+from jaxinvert import data, jobs, labels, models
+from jaxinvert.attacks import adaptive, objectives, registry
 from jaxinvert.attacks.recipe import Recipe
 from jaxinvert.cli.audit import Audit, audit
 from jaxinvert.cli.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, BadInputError, bad_input
@@ -28,6 +28,8 @@ from jaxinvert.cli.sweep import Report, Sweep, report_sweep, sweep
 from jaxinvert.cli.tokens import Tokens, invert_tokens
 from jaxinvert.data.tabular import TABLES
 from jaxinvert.defenses import registry as defenses
+from jaxinvert.observation import threat_models
+from jaxinvert.priors import regularizers
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        with job.uninterruptible():
+        with jobs.uninterruptible():
             Console(stderr=True).print("interrupted before anything was reconstructed; nothing was written")
         return EXIT_INTERRUPTED
 
@@ -146,7 +148,7 @@ def _described(recipe: Recipe) -> str:
 
 def _defense_described(name: str, recipe: defenses.Recipe) -> str:
     numbers = ", ".join(f"{own} {number.default:g}" for own, number in recipe.numbers.items())
-    counter = defenses.COUNTERS[name].summary if name in defenses.COUNTERS else "none known"
+    counter = adaptive.COUNTERS[name].summary if name in adaptive.COUNTERS else "none known"
     return "; ".join(
         [recipe.summary, *([f"settings: {numbers}"] if numbers else []), f"adaptive attacker: {counter}"]
     )

@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxinvert import job
-from jaxinvert.analytic.rank import RankReport, rank_report
+from jaxinvert import jobs
+from jaxinvert.attacks.closed_form.rank import RankReport, rank_report
 from jaxinvert.cli.console import bad_input
 
 
 @dataclass(frozen=True)
-class Rank(job.JobConfig):
+class Rank(jobs.JobConfig):
     """Show in seconds what clients' updates give away by their ranks, and which closed forms apply to how many.
 
     It takes the arguments of `invert`, and attacks nothing. One update in which a closed form applies is a leak:
@@ -26,7 +26,7 @@ def rank(command: Rank, command_line: str) -> int:
     """Runs the command and returns its exit status."""
     del command_line
     with bad_input():
-        task = job.prepare(command)
+        task = jobs.prepare(command)
     updates = jax.device_get(task.observations.update)
     reports = [
         rank_report(jax.tree.map(lambda leaf, client=client: leaf[client], updates), batch_shape=batch.shape)

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from jaxinvert import job, store
+from jaxinvert import files, jobs
 from jaxinvert.cli.console import BadInputError, bad_input
 from jaxinvert.cli.scores import client_bar, finish
-from jaxinvert.job import tabular
+from jaxinvert.jobs import records
 
 
 @dataclass(frozen=True)
-class Records(tabular.RecordsConfig):
+class Records(records.RecordsConfig):
     """Simulate clients with tables, and try to get their records back by an ensemble of searches (TabLeak).
 
     Attributes:
@@ -27,10 +27,10 @@ def invert_records(command: Records, command_line: str) -> int:
     """Runs the command and returns its exit status."""
     console = Console()
     if command.json is not None:
-        store.check_writable(command.json.parent)
+        files.check_writable(command.json.parent)
     try:
         with bad_input():
-            task = tabular.prepare_records(command)
+            task = records.prepare_records(command)
     except ImportError as error:
         raise BadInputError(str(error)) from error
     console.print(
@@ -38,11 +38,11 @@ def invert_records(command: Records, command_line: str) -> int:
         f"{command.members} members x {command.steps} steps",
         highlight=False,
     )
-    _, key = tabular.random_keys(command)
+    _, key = records.random_keys(command)
     with client_bar(console, command.targets) as show:
-        found = tabular.attack_records(key, task.solve, task.observations, on_progress=show)
-    with job.uninterruptible():
-        summary = tabular.measure_records(command, task, found)
+        found = records.attack_records(key, task.solve, task.observations, on_progress=show)
+    with jobs.uninterruptible():
+        summary = records.measure_records(command, task, found)
         if failed := np.flatnonzero([target["failed"] for target in summary["targets"]]).tolist():
             console.print(
                 f"clients {failed}: no finite attack loss; their records are only a start", style="bold red"

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxinvert import store
+from jaxinvert import files
 from jaxinvert.cli.console import EXIT_INTERRUPTED, progress_bar
 
 
@@ -37,6 +37,6 @@ def finish(console: Console, summary: dict[str, Any], *, json_file: Path | None,
     if summary["interrupted"]:
         console.print(f"interrupted after {len(summary['targets'])} clients", style="bold red", highlight=False)
     if json_file is not None:
-        store.save_json(json_file, {**summary, "command": command_line})
+        files.save_json(json_file, {**summary, "command": command_line})
         console.print(f"figures: {json_file}", highlight=False, markup=False, soft_wrap=True)
     return EXIT_INTERRUPTED if summary["interrupted"] else 0

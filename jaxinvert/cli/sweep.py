@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxinvert import report, search, store, sweeps
+from jaxinvert import files, report, search, sweeps
 from jaxinvert.cli.console import EXIT_INTERRUPTED, bad_input, progress_bar
 
 _EXIT_FAILURES = 1
@@ -63,7 +63,7 @@ def sweep(command: Sweep, command_line: str) -> int:
     )
     if command.dry_run:
         return _show_plan(plan, console)
-    store.check_writable(command.out)
+    files.check_writable(command.out)
     begin, finished = time.perf_counter(), None
     with progress_bar(console) as bar:
         row = bar.add_task("jobs", total=len(plan.jobs), loss="", speed="")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from jaxinvert import job, store
+from jaxinvert import files, jobs
 from jaxinvert.cli.scores import client_bar, finish
-from jaxinvert.job import text
+from jaxinvert.jobs import text
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ def invert_tokens(command: Tokens, command_line: str) -> int:
     """Runs the command and returns its exit status."""
     console = Console()
     if command.json is not None:
-        store.check_writable(command.json.parent)
+        files.check_writable(command.json.parent)
     console.print(
         f"[bold]dager[/] on a {command.model} of width {command.width}: {command.targets} clients x "
         f"{command.num_sequences} sequences x {command.length} tokens of {command.vocabulary:,}",
@@ -34,7 +34,7 @@ def invert_tokens(command: Tokens, command_line: str) -> int:
     )
     with client_bar(console, command.targets) as show:
         attacked = text.attack_text(command, on_progress=show)
-    with job.uninterruptible():
+    with jobs.uninterruptible():
         summary = text.measure_text(command, attacked)
         for verdict, count in Counter(target["verdict"] for target in summary["targets"]).most_common():
             console.print(f"{count} of {len(summary['targets'])} clients {verdict}", highlight=False)

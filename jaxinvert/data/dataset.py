@@ -76,7 +76,7 @@ def select(spec: str, lengths: Mapping[str, int]) -> tuple[Selection, ...]:
       ValueError: the expression is malformed, names a split that does not exist, exceeds it, or selects
         nothing.
     """
-    from jaxinvert.data.prepared import import_tfds
+    from jaxinvert.data.tfds import import_tfds
 
     tfds = import_tfds()
     infos = {

@@ -29,7 +29,8 @@ import numpy as np
 from PIL import Image
 
 from jaxinvert.data import pixels
-from jaxinvert.data.prepared import PHOTOS_DIR, import_tfds
+from jaxinvert.data.prepared import PHOTOS_DIR
+from jaxinvert.data.tfds import import_tfds
 
 SIZES = (32, 224)
 TILE = 32

@@ -7,14 +7,7 @@ import zlib
 import numpy as np
 
 from jaxinvert.data import pixels
-from jaxinvert.data.dataset import (
-    NORMALIZATION,
-    Dataset,
-    Normalization,
-    neutral_normalization,
-    select,
-    to_float,
-)
+from jaxinvert.data.dataset import NORMALIZATION, Dataset, Normalization, neutral_normalization, select, to_float
 
 MAX_BYTES = 8 << 30
 """An archive that expands to more than this is refused before it is read."""

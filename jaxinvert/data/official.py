@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from jaxinvert.data import archives, pixels
-from jaxinvert.data.prepared import OFFICIAL_NAMES, PHOTOS_DIR, data_root, find_prepared, import_tfds
+from jaxinvert.data.prepared import OFFICIAL_NAMES, PHOTOS_DIR, find_prepared
+from jaxinvert.data.tfds import data_root, import_tfds
 
 _IDX_FILES = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),

@@ -3,32 +3,18 @@
 import os
 import pathlib
 import shlex
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from jaxinvert.data import pixels
 from jaxinvert.data.dataset import NORMALIZATION, Dataset, neutral_normalization, select, to_float
+from jaxinvert.data.tfds import data_root, import_tfds
 
 PHOTOS_DIR = pathlib.Path(__file__).parent / "photos"
 """The embedded set: `32/` and `224/`, each a prepared TFDS folder, and `LICENSES`."""
 OFFICIAL_NAMES = ("cifar10", "cifar100", "mnist", "fashion_mnist")
 _READ_CHUNK = 1000
-
-
-def import_tfds() -> ModuleType:
-    """Imports tensorflow-datasets when it is first needed: it takes a third of a second."""
-    import tensorflow_datasets
-
-    return tensorflow_datasets
-
-
-def data_root(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
-    """Returns where prepared sets live: `data_dir`, else `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`."""
-    if data_dir is None:
-        data_dir = os.environ.get("TFDS_DATA_DIR") or pathlib.Path("~", "tensorflow_datasets")
-    return pathlib.Path(data_dir).expanduser()
 
 
 def find_prepared(name: str, data_dir: str | os.PathLike[str] | None) -> pathlib.Path | None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxinvert.data.dataset import Dataset
-from jaxinvert.records import Column, Schema, blocks, encode
+from jaxinvert.schema import Column, Schema, blocks, encode
 
 
 class Table(NamedTuple):

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 from flax import linen
 
 from jaxinvert.models import Model, training_loss
-from jaxinvert.types import Array, Batch, Key, Params, path_name
+from jaxinvert.trees import path_name
+from jaxinvert.types import Array, Batch, Key, Params
 
 BOTTLENECK = "bottleneck"
 """Where the parameters of the bottleneck are, beside those of the network."""

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxinvert.defenses.drawing import with_draws
-from jaxinvert.objectives import tree_norm
+from jaxinvert.trees import tree_norm
 from jaxinvert.types import Array, Defense, Key, Scalar, Update
 
 

@@ -16,16 +16,16 @@ from jaxinvert.clients import AnyClientUpdateFn
 from jaxinvert.defenses.bottleneck import with_bottleneck
 from jaxinvert.defenses.clipping import clipped
 from jaxinvert.defenses.composition import chain, identity
-from jaxinvert.defenses.counters import COUNTERS, Counter, Numbers, Setting, dp_scale, per_example_clipping
 from jaxinvert.defenses.mixing import mixup
 from jaxinvert.defenses.noise import gaussian_noise, laplace_noise, percentile_noise
 from jaxinvert.defenses.outpost import outpost
 from jaxinvert.defenses.quantization import qsgd, sign
+from jaxinvert.defenses.recipe import Numbers, Setting, dp_scale, per_example_clipping
 from jaxinvert.defenses.representation import soteria
 from jaxinvert.defenses.sparsification import percentile_privacy, random_k, top_k, top_k_of_tensors
 from jaxinvert.defenses.weights import row_noise, smallest_weights_zeroed
 from jaxinvert.models import Model, training_loss
-from jaxinvert.types import Array, Batch, ClientUpdateFn, Defense, Key, Objective, Params, Scalar, Update
+from jaxinvert.types import Batch, ClientUpdateFn, Defense, Key, Params, Scalar, Update
 
 NONE = "none"
 """What a client without a defense has."""
@@ -54,13 +54,6 @@ def _same_model(model: Model) -> Model:
     return model
 
 
-class Simulated(NamedTuple):
-    """A simulated update, and the parameters that it is of, which the distance to an observed one may depend on."""
-
-    update: Update
-    params: Params
-
-
 class Recipe(NamedTuple):
     """A defense under its name.
 
@@ -75,6 +68,7 @@ class Recipe(NamedTuple):
       single_examples: whether it looks at examples one by one.
       least_examples: behind an update for it to do anything.
       one_step: whether it is defined for a client that sends one gradient only.
+      no_epsilon: why it is not differentially private; empty for a defense that is.
     """
 
     summary: str
@@ -86,6 +80,7 @@ class Recipe(NamedTuple):
     single_examples: bool = False
     least_examples: int = 1
     one_step: bool = False
+    no_epsilon: str = ""
 
     @property
     def changes_client(self) -> bool:
@@ -159,14 +154,14 @@ def protect(
     defense: str, setting: Setting, numbers: Numbers, client_update: ClientUpdateFn, *, key: Key | None = None
 ) -> ClientUpdateFn:
     """The client with what the defenses change in its computation; `key` is for what they draw there."""
-    for recipe, own in _recipes(defense, numbers):
+    for recipe, own in recipes_in(defense, numbers):
         client_update = recipe.client(setting, own, key, client_update)
     return client_update
 
 
 def defend(defense: str, setting: Setting, numbers: Numbers, params: Params) -> Defense:
     """What the defenses do to an update of `params`."""
-    parts = [recipe.update(setting, own, params) for recipe, own in _recipes(defense, numbers)]
+    parts = [recipe.update(setting, own, params) for recipe, own in recipes_in(defense, numbers)]
     return chain(*parts) if parts else identity
 
 
@@ -182,51 +177,7 @@ def defended(defense: str, setting: Setting, numbers: Numbers, client_update: Cl
     return send
 
 
-def adapt(
-    defense: str, setting: Setting, numbers: Numbers, client_update: ClientUpdateFn, objective: Objective
-) -> tuple[Callable[[Params, Batch], Simulated], Callable[[Simulated, Update], Array]]:
-    """What an attacker who knows the defenses simulates and compares by, instead of `client_update` and `objective`.
-
-    The last defense that suggests a distance has its way: noise on noise, or a sign after noise, hides what was
-    before. All restrictions hold.
-
-    Raises:
-      ValueError: for a defense without counter.
-    """
-    counters = [(_counter(name), own) for name, (_, own) in zip(names_in(defense), _recipes(defense, numbers))]
-    for counter, own in counters:
-        client_update = counter.simulate(setting, own, client_update)
-
-    def simulate(params: Params, batch: Batch) -> Simulated:
-        return Simulated(client_update(params, batch), params)
-
-    def distance(simulated: Simulated, observed: Update) -> Array:
-        adapted = objective
-        for counter, own in counters:
-            adapted = adapted if counter.distance is None else counter.distance(setting, own, simulated.params)
-        for counter, own in counters:
-            adapted = counter.restrict(setting, own, simulated.params, adapted)
-        return adapted(simulated.update, observed)
-
-    return simulate, distance
-
-
-def counter_summary(defense: str) -> str:
-    """How an attacker adapts to a chain, in words.
-
-    Raises:
-      ValueError: for a defense without counter.
-    """
-    return "; ".join(_counter(name).summary for name in names_in(defense))
-
-
-def _counter(name: str) -> Counter:
-    if name not in COUNTERS:
-        raise ValueError(f"no attacker here adapts to defense {name!r}; there are some for {', '.join(COUNTERS)}")
-    return COUNTERS[name]
-
-
-def _recipes(defense: str, numbers: Numbers) -> Iterator[tuple[Recipe, dict[str, Scalar]]]:
+def recipes_in(defense: str, numbers: Numbers) -> Iterator[tuple[Recipe, dict[str, Scalar]]]:
     """Every recipe of a chain with its own numbers under their own names."""
     for name in names_in(defense):
         yield REGISTRY[name], {own: numbers[f"{name}.{own}"] for own in REGISTRY[name].numbers}
@@ -283,6 +234,7 @@ _SHARE = Number(0.1, most=1)
 REGISTRY: dict[str, Recipe] = {
     "clip": Recipe(
         summary="the update scaled down to a norm",
+        no_epsilon="it bounds the update of all examples together and adds no noise",
         numbers={"norm": Number(4.0)},
         update=_on_update(clipped),
     ),
@@ -296,16 +248,19 @@ REGISTRY: dict[str, Recipe] = {
     ),
     "gaussian": Recipe(
         summary="normal noise of a fixed scale; not differentially private",
+        no_epsilon="noise without a bound on every example's gradient hides no example for certain",
         numbers={"scale": Number(1e-2)},
         update=_on_update(gaussian_noise),
     ),
     "laplace": Recipe(
         summary="Laplace noise of a fixed scale; not differentially private",
+        no_epsilon="noise without a bound on every example's gradient hides no example for certain",
         numbers={"scale": Number(1e-2)},
         update=_on_update(laplace_noise),
     ),
     "mixup": Recipe(
         summary="trains on mixtures of 4 images and of their labels (Zhang et al. 2018; Huang et al. 2021)",
+        no_epsilon="every mixture holds a share of single examples, and nothing bounds what they contribute",
         numbers={},
         client=_mixup,
         draws_first=True,
@@ -313,6 +268,7 @@ REGISTRY: dict[str, Recipe] = {
     ),
     "outpost": Recipe(
         summary="pruned local gradients, noise where they tell most, ever more rarely (Wang et al. 2023)",
+        no_epsilon="at random times it sends the gradient as it is, and no example's gradient bounds its noise",
         numbers={
             "phi": Number(40.0, most=100),
             "prune": Number(80.0, most=100),
@@ -324,16 +280,19 @@ REGISTRY: dict[str, Recipe] = {
     ),
     "percentile-noise": Recipe(
         summary="normal noise in units of each tensor's 95th percentile (Hatamizadeh et al. 2023)",
+        no_epsilon="its scale is taken from the update that it shall hide, and no example's gradient is bounded",
         numbers={"scale": Number(1.0)},
         update=_on_update(percentile_noise),
     ),
     "percentile-privacy": Recipe(
         summary="small entries of each tensor zeroed, large ones clipped (Shokri, Shmatikov 2015)",
+        no_epsilon="nothing in it is random",
         numbers={"percentile": Number(10.0, most=100), "bound": Number(0.01)},
         update=_on_update(percentile_privacy),
     ),
     "precode": Recipe(
         summary="a variational bottleneck of 256 units before the head (Scheliga et al. 2022)",
+        no_epsilon="its noise is inside the network, whose gradients nothing bounds",
         numbers={},
         client=_precode,
         extend=with_bottleneck,
@@ -341,42 +300,50 @@ REGISTRY: dict[str, Recipe] = {
     ),
     "qsgd": Recipe(
         summary="entries rounded at random to a few levels, unbiased (Alistarh et al. 2017)",
+        no_epsilon="its randomness rounds to neighboring levels and leaves what is far apart distinguishable",
         numbers={"levels": Number(16.0)},
         update=_on_update(qsgd),
     ),
     "random-k": Recipe(
         summary="a random share of the entries, rescaled to be unbiased (Wangni et al. 2018)",
+        no_epsilon="what it sends, it sends as it is",
         numbers={"keep": _SHARE},
         update=_on_update(random_k),
     ),
     "row-noise": Recipe(
         summary="noise on the weights sent, relative to their largest row (Zhao et al. 2022)",
+        no_epsilon="its scale is taken from the weights that it shall hide, and no example's gradient is bounded",
         numbers={"scale": Number(1e-3), "bound": Number(0.2)},
         update=_on_weights(row_noise),
     ),
     "sign": Recipe(
         summary="the signs alone (Bernstein et al. 2018)",
+        no_epsilon="nothing in it is random",
         numbers={},
         update=_on_update(lambda: sign),
     ),
     "smallest-weights-zeroed": Recipe(
         summary="zeros for the smallest weights sent (Zhao et al. 2022)",
+        no_epsilon="nothing in it is random",
         numbers={"share": Number(0.9, most=1)},
         update=_on_weights(smallest_weights_zeroed),
     ),
     "soteria": Recipe(
         summary="zeros in the head's gradient for the features that tell most of the input (Sun et al. 2021)",
+        no_epsilon="nothing in it is random, and what it hides depends on the examples",
         numbers={"share": Number(0.8, most=1)},
         client=_soteria,
         single_examples=True,
     ),
     "top-k": Recipe(
         summary="the largest entries of the whole update",
+        no_epsilon="nothing in it is random",
         numbers={"keep": _SHARE},
         update=_on_update(top_k),
     ),
     "top-k-per-tensor": Recipe(
         summary="the largest entries of every tensor",
+        no_epsilon="nothing in it is random",
         numbers={"keep": _SHARE},
         update=_on_update(top_k_of_tensors),
     ),

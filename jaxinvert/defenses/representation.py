@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxinvert.models.feature_map import features
-from jaxinvert.types import ApplyFn, Array, Batch, ClientUpdateFn, Params, Scalar, Update, path_name
+from jaxinvert.trees import path_name
+from jaxinvert.types import ApplyFn, Array, Batch, ClientUpdateFn, Params, Scalar, Update
 
 _PIXELS_AT_ONCE = 16
 

@@ -27,8 +27,8 @@ from jax import lax
 from jaxinvert.clients import AnyClientUpdateFn, aggregate, only_trained
 from jaxinvert.defenses import identity
 from jaxinvert.federation.population import Population
-from jaxinvert.lanes import lanes_at_once
-from jaxinvert.objectives import tree_norm
+from jaxinvert.parallel.lanes import lanes_at_once
+from jaxinvert.trees import tree_norm
 from jaxinvert.types import Array, ArrayTree, Batch, Defense, Key, Params
 
 _PLAIN_AVERAGING = optax.sgd(1.0)

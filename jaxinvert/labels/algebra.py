@@ -11,7 +11,7 @@ from jax import lax
 
 from jaxinvert.labels.head import biased_head, find_head, step_scale
 from jaxinvert.labels.rounding import project_counts, repeated_argmin, round_counts
-from jaxinvert.observe import require
+from jaxinvert.observation.observe import require
 from jaxinvert.types import Array, Observation, RecoverLabels
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxinvert.observe import require
+from jaxinvert.observation.observe import require
 from jaxinvert.types import Array, Key, Observation, Shape
 
 Dummies = Callable[[Observation], Array]

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxinvert.observe import require
-from jaxinvert.types import ApplyFn, Array, ArrayTree, LocalTraining, Observation, Params, path_name
+from jaxinvert.observation.observe import require
+from jaxinvert.trees import path_name
+from jaxinvert.types import ApplyFn, Array, ArrayTree, LocalTraining, Observation, Params
 
 
 class Head(NamedTuple):

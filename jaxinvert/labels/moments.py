@@ -25,7 +25,7 @@ from jax.scipy.sparse.linalg import cg
 from jaxinvert.labels.dummies import Dummies
 from jaxinvert.labels.head import Response, biased_head, respond, step_scale
 from jaxinvert.labels.rounding import project_counts, proven_counts, round_counts_above
-from jaxinvert.observe import require
+from jaxinvert.observation.observe import require
 from jaxinvert.types import ApplyFn, Array, Observation, RecoverLabels
 
 _RIDGE = 1e-3

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jaxinvert.labels.head import biased_head, find_head
 from jaxinvert.labels.rounding import lowest, repeated_argmin, round_counts
-from jaxinvert.observe import require
+from jaxinvert.observation.observe import require
 from jaxinvert.types import Array, Observation, RecoverLabels
 
 

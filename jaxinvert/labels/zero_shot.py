@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxinvert.labels.dummies import Dummies
 from jaxinvert.labels.head import biased_head, find_head, respond, step_scale
 from jaxinvert.labels.rounding import repeated_argmin, round_counts
-from jaxinvert.observe import require
+from jaxinvert.observation.observe import require
 from jaxinvert.types import ApplyFn, Array, Observation, RecoverLabels
 
 

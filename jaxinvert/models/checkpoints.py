@@ -16,8 +16,9 @@ import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
-from jaxinvert.store import write_atomically
-from jaxinvert.types import ArrayTree, path_name
+from jaxinvert.files import write_atomically
+from jaxinvert.trees import path_name
+from jaxinvert.types import ArrayTree
 
 _FACTS = "jaxinvert"
 

@@ -11,13 +11,7 @@ from collections.abc import Sequence
 from flax import linen
 
 from jaxinvert import nn
-from jaxinvert.models.layers import (
-    ConvolutionFn,
-    LayerFn,
-    batch_norm_layer,
-    conv_like_torch,
-    dense_like_torch,
-)
+from jaxinvert.models.layers import ConvolutionFn, LayerFn, batch_norm_layer, conv_like_torch, dense_like_torch
 from jaxinvert.models.model import Model, from_linen
 from jaxinvert.types import Array
 

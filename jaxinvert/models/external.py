@@ -24,7 +24,8 @@ from flax import linen
 from jaxinvert.models.batch_norm import refuse_train_mode
 from jaxinvert.models.layers import unknown_value
 from jaxinvert.models.model import Model, from_functions, from_linen, training_loss
-from jaxinvert.types import Array, Batch, Params, path_name
+from jaxinvert.trees import path_name
+from jaxinvert.types import Array, Batch, Params
 
 _EXPECTED = "a jaxinvert.models.Model, a flax.linen module, or a pair (init, apply); a loss function may follow"
 

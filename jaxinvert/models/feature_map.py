@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen
 
-from jaxinvert.types import ApplyFn, Array, Params, path_name
+from jaxinvert.trees import path_name
+from jaxinvert.types import ApplyFn, Array, Params
 
 
 def features(apply: ApplyFn, kernel_name: str, params: Params, inputs: Array) -> Array:

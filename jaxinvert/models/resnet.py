@@ -19,13 +19,7 @@ import jax.numpy as jnp
 from flax import linen
 
 from jaxinvert import nn
-from jaxinvert.models.layers import (
-    ConvolutionFn,
-    LayerFn,
-    batch_norm_layer,
-    dense_like_torch,
-    unknown_value,
-)
+from jaxinvert.models.layers import ConvolutionFn, LayerFn, batch_norm_layer, dense_like_torch, unknown_value
 from jaxinvert.models.model import Model, from_linen
 from jaxinvert.types import Array
 

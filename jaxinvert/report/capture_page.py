@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxinvert import job
+from jaxinvert import jobs
 from jaxinvert.audit import Explained
 from jaxinvert.report.pictures import as_byte_pairs, data_uri
 from jaxinvert.report.templates import render
@@ -29,7 +29,7 @@ class Figure(NamedTuple):
 def save_capture_html(
     path: str | PathLike[str],
     *,
-    found: Mapping[str, tuple[job.JobConfig, Explained]],
+    found: Mapping[str, tuple[jobs.JobConfig, Explained]],
     title: str = "",
     command: str = "",
 ) -> None:
@@ -56,8 +56,8 @@ def save_capture_html(
     fields: dict[str, Any] = {name: value for name, value in vars(config).items()}
     page = render(
         "capture.html.jinja",
-        attackers=attackers, title=title, command=command, assumptions=job.assumptions(config),
-        config=flattened(fields), machine=[("device", job.device_name()), *flattened(job.versions())],
+        attackers=attackers, title=title, command=command, assumptions=jobs.assumptions(config),
+        config=flattened(fields), machine=[("device", jobs.device_name()), *flattened(jobs.versions())],
     )  # fmt: skip
     Path(path).write_bytes(page)
 

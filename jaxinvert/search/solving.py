@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxinvert.lanes import lanes_at_once, map_lanes
+from jaxinvert.parallel.lanes import lanes_at_once, map_lanes
 from jaxinvert.search.targets import num_targets, split_shared
 from jaxinvert.types import Array, Attack, AttackState, Key, Observation, Reconstruction, SolveFn
 

@@ -11,19 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxinvert.devices import Device, agreed, even_lanes, jit_whole, lane_mesh, on_lanes, to_every_device, to_host
-from jaxinvert.lanes import lanes_at_once, lanes_in_step, map_lanes
+from jaxinvert.parallel.devices import (
+    Device,
+    agreed,
+    even_lanes,
+    jit_whole,
+    lane_mesh,
+    on_lanes,
+    to_every_device,
+    to_host,
+)
+from jaxinvert.parallel.lanes import lanes_at_once, lanes_in_step, map_lanes
 from jaxinvert.search.solving import check_chunk_size, select_best, start_lane
 from jaxinvert.search.targets import check_targets, num_targets, split_shared
-from jaxinvert.types import (
-    Array,
-    Attack,
-    AttackState,
-    Key,
-    Observation,
-    Reconstruction,
-    Update,
-)
+from jaxinvert.types import Array, Attack, AttackState, Key, Observation, Reconstruction, Update
 
 _FIRST_REPORT = 5
 _SECONDS_PER_REPORT = 1.0

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxinvert.observe import check_update
+from jaxinvert.observation.observe import check_update
 from jaxinvert.types import SHARED_FIELDS, Observation
 
 

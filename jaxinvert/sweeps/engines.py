@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxinvert import job as jobs
-from jaxinvert import search, store
-from jaxinvert.job.environment import device_name
+from jaxinvert import files, search
+from jaxinvert import jobs as jobs
+from jaxinvert.jobs.environment import device_name
 from jaxinvert.sweeps import records
 from jaxinvert.sweeps.plan import Batch, Job, Plan
 from jaxinvert.sweeps.records import Record
@@ -68,7 +68,7 @@ def run(plan: Plan, folder: Path | str, *, engine: Engine | None = None) -> Iter
       ValueError: if another process computes the same sweep.
     """
     folder = Path(folder)
-    store.check_writable(folder)
+    files.check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with records.alone_in(folder):
         yield from _run(plan, folder, engine or in_process())

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from jaxinvert import job as jobs
+from jaxinvert import jobs as jobs
 from jaxinvert.sweeps.plan import Batch, Plan
 
 _SECONDS_TO_MEASURE = 1.0

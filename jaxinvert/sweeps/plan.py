@@ -26,7 +26,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxinvert.job import JobConfig, compiled_form, job_name, read_yaml, typed
+from jaxinvert.jobs import JobConfig, compiled_form, job_name, read_yaml, typed
 
 MAX_JOBS = 1_000_000
 _LANES_PER_BATCH = 64

@@ -25,8 +25,8 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from jaxinvert import store
-from jaxinvert.job import JobConfig, Outcome
+from jaxinvert import files
+from jaxinvert.jobs import JobConfig, Outcome
 from jaxinvert.sweeps.plan import Job, Plan, varied_values
 
 try:
@@ -75,8 +75,8 @@ def write_record(folder: Path, record: Record) -> None:
     """
     packed = io.BytesIO()
     np.savez_compressed(packed, allow_pickle=False, **record.arrays)
-    store.write_atomically(_arrays_file(folder, record.name), lambda file: file.write(packed.getbuffer()))
-    content = store.plain(
+    files.write_atomically(_arrays_file(folder, record.name), lambda file: file.write(packed.getbuffer()))
+    content = files.plain(
         {
             "name": record.name,
             "config": record.config,
@@ -84,7 +84,7 @@ def write_record(folder: Path, record: Record) -> None:
             "arrays_sha256": hashlib.sha256(packed.getbuffer()).hexdigest(),
         }
     )
-    store.save_json(_json_file(folder, record.name), {**content, "sha256": _checksum(content)})
+    files.save_json(_json_file(folder, record.name), {**content, "sha256": _checksum(content)})
     _failure_file(folder, record.name).unlink(missing_ok=True)
 
 
@@ -97,7 +97,7 @@ def read_record(folder: Path | str, name: str) -> Record:
     """
     folder = Path(folder)
     content = _read_checked(folder, name)
-    return Record(name, content["config"], content["summary"], store.load_arrays(_arrays_file(folder, name)))
+    return Record(name, content["config"], content["summary"], files.load_arrays(_arrays_file(folder, name)))
 
 
 def is_recorded(folder: Path, name: str) -> bool:
@@ -125,7 +125,7 @@ def records_of(folder: Path | str) -> Iterator[Record]:
 def write_failure(folder: Path, job: Job, traceback: str) -> None:
     """Notes that a job failed, and how."""
     content = {"name": job.name, "config": _fields(job.config), "traceback": traceback}
-    store.save_json(_failure_file(folder, job.name), content)
+    files.save_json(_failure_file(folder, job.name), content)
 
 
 def failures_of(folder: Path | str) -> list[dict[str, Any]]:
@@ -140,7 +140,7 @@ def failures_of(folder: Path | str) -> list[dict[str, Any]]:
 def write_plan_file(folder: Path, plan: Plan) -> None:
     """Notes which jobs make up the sweep."""
     jobs = {job.name: varied_values(job.config, plan.varied) for job in plan.jobs}
-    store.save_json(folder / "plan.json", {"varied": plan.varied, "jobs": jobs})
+    files.save_json(folder / "plan.json", {"varied": plan.varied, "jobs": jobs})
 
 
 def read_plan_file(folder: Path) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def read_plan_file(folder: Path) -> dict[str, Any]:
 def append_log(folder: Path, entry: Mapping[str, Any]) -> None:
     """Adds a line to the log. A line cut short by a crash stays the only one that is."""
     with open(folder / "log.jsonl", "a", encoding="utf-8") as file:
-        file.write("\n" * _is_cut_short(folder / "log.jsonl") + json.dumps(store.plain(entry)) + "\n")
+        file.write("\n" * _is_cut_short(folder / "log.jsonl") + json.dumps(files.plain(entry)) + "\n")
 
 
 @contextlib.contextmanager
@@ -199,7 +199,7 @@ def summarize(folder: Path | str) -> list[dict[str, Any]]:
     if rows:
         columns = {name: _column([row[name] for row in rows]) for name in rows[0]}
         table = pyarrow.table(columns)
-        store.write_atomically(
+        files.write_atomically(
             folder / "summary.parquet", lambda file: pyarrow.parquet.write_table(table, pyarrow.PythonFile(file))
         )
     return rows

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from jaxinvert import clients, models
-from jaxinvert.analytic.april import april, patch_embedding
-from jaxinvert.analytic.certificate import WORDS, Verdict
-from jaxinvert.observe import observe
+from jaxinvert.attacks.closed_form.april import april, patch_embedding
+from jaxinvert.attacks.closed_form.certificate import WORDS, Verdict
+from jaxinvert.observation.observe import observe
 from jaxinvert.types import Batch, Observation
 
 SHAPE = (1, 8, 8, 3)

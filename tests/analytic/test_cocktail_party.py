@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from jaxinvert import clients, data, models
-from jaxinvert.analytic.cocktail_party import cocktail_party
-from jaxinvert.analytic.independent_components import (
+from jaxinvert.attacks.closed_form.cocktail_party import cocktail_party
+from jaxinvert.attacks.closed_form.independent_components import (
     balanced_channels,
     independent_components,
     spatial_differences,
 )
-from jaxinvert.observe import observe
+from jaxinvert.observation.observe import observe
 from jaxinvert.types import Batch, Observation
 
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert.analytic import span as spans
-from jaxinvert.analytic.certificate import WORDS, Verdict
-from jaxinvert.analytic.dager import dager
+from jaxinvert.attacks.closed_form import span as spans
+from jaxinvert.attacks.closed_form.certificate import WORDS, Verdict
+from jaxinvert.attacks.closed_form.dager import dager
 from jaxinvert.clients import fedsgd
 from jaxinvert.models.text_transformer import decoder, encoder
 from jaxinvert.types import Batch, Observation

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from jaxinvert import clients, models
-from jaxinvert.analytic import dense
-from jaxinvert.observe import observe
-from jaxinvert.threat_models import LADDER
+from jaxinvert.attacks.closed_form import dense
+from jaxinvert.observation.observe import observe
+from jaxinvert.observation.threat_models import LADDER
 from jaxinvert.types import Batch, Observation
 
 MLP = models.create("mlp", input_shape=(4, 4, 3), features=(32,), mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))

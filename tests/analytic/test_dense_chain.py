@@ -7,9 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert import clients, job, models
-from jaxinvert.analytic import dense, dense_chain
-from jaxinvert.analytic.dense_chain import RELU, Activation, layers_in_order, read_chain, unexplained_by_layer
+from jaxinvert import clients, jobs, models
+from jaxinvert.attacks.closed_form import dense, dense_chain
+from jaxinvert.attacks.closed_form.dense_chain import (
+    RELU,
+    Activation,
+    layers_in_order,
+    read_chain,
+    unexplained_by_layer,
+)
 from jaxinvert.types import Batch, Observation
 
 IMAGE = (3, 4, 2)
@@ -144,9 +150,9 @@ def test_what_is_no_perceptron_is_refused(model, head, message):
 
 
 def test_the_registered_attack_reads_a_perceptron_whose_only_bias_is_in_the_head():
-    config = job.JobConfig(attack="dense-chain", model="mlp-unbiased-128-64", size=12, targets=2)
-    task = job.prepare(config)
-    found = job.execute(config, task.program, task.observations)
+    config = jobs.JobConfig(attack="dense-chain", model="mlp-unbiased-128-64", size=12, targets=2)
+    task = jobs.prepare(config)
+    found = jobs.execute(config, task.program, task.observations)
     np.testing.assert_allclose(found.reconstructions.inputs, task.truth.inputs, atol=1e-4)
-    targets = job.measure(config, task, found).summary["targets"]
+    targets = jobs.measure(config, task, found).summary["targets"]
     assert all(len(target["unexplained"]) == 3 and target["attack_loss"] < 1e-4 for target in targets)

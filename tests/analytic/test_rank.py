@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from jaxinvert import cli, clients, models
-from jaxinvert.analytic.rank import matrix_rank, rank_report
+from jaxinvert.attacks.closed_form.rank import matrix_rank, rank_report
 from jaxinvert.cli.rank import show
 from jaxinvert.types import Batch
 

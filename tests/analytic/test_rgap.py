@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxinvert import clients, models
-from jaxinvert.analytic.rgap import LENET, Convolution, num_equations, rgap
-from jaxinvert.observe import observe
+from jaxinvert.attacks.closed_form.rgap import LENET, Convolution, num_equations, rgap
+from jaxinvert.observation.observe import observe
 from jaxinvert.types import Batch, Observation
 
 MODEL = models.create("lenet", input_shape=(12, 12, 3), num_classes=5, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))

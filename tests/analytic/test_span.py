@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jaxinvert import clients, models
-from jaxinvert.analytic import span as spans
-from jaxinvert.analytic.certificate import Verdict
-from jaxinvert.analytic.known_patches import known_patches
+from jaxinvert.attacks.closed_form import span as spans
+from jaxinvert.attacks.closed_form.certificate import Verdict
+from jaxinvert.attacks.closed_form.known_patches import known_patches
 from jaxinvert.types import Batch
 
 WIDTH, NUM_UNITS = 24, 40

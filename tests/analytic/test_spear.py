@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from jaxinvert import clients, data, models
-from jaxinvert.analytic import sparse_directions as sparse
-from jaxinvert.analytic.certificate import WORDS, Verdict, first_problem
-from jaxinvert.analytic.precision import in_float64
-from jaxinvert.analytic.spear import exact_batch, spear
-from jaxinvert.observe import observe
+from jaxinvert.attacks.closed_form import sparse_directions as sparse
+from jaxinvert.attacks.closed_form.certificate import WORDS, Verdict, first_problem
+from jaxinvert.attacks.closed_form.precision import in_float64
+from jaxinvert.attacks.closed_form.spear import exact_batch, spear
+from jaxinvert.observation.observe import observe
 from jaxinvert.types import Batch, Observation
 
 SHAPE = (4, 4, 3)

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from flax import linen
 
-from jaxinvert import attacks, clients, job, models, objectives, running_statistics, search
-from jaxinvert.attacks import registry
+from jaxinvert import attacks, clients, jobs, models, search
+from jaxinvert.attacks import objectives, registry
 from jaxinvert.attacks.recipe import Setting
 from jaxinvert.attacks.transformations import langevin_noise
-from jaxinvert.job.simulation import client_update, sent_statistics
-from jaxinvert.observe import observe
-from jaxinvert.threat_models import LADDER
+from jaxinvert.clients import running_statistics
+from jaxinvert.jobs.deployment import client_update, sent_statistics
+from jaxinvert.observation.observe import observe
+from jaxinvert.observation.threat_models import LADDER
 from jaxinvert.types import Batch
 from tests.attacks.test_gias import PRIOR
 
@@ -166,7 +167,7 @@ def test_langevin_noise_has_its_scale_and_differs_by_tensor():
 def test_mini_batches_of_local_training_are_simulated():
     """Two steps on halves of the batch: still zero at the truth, which whole-batch statistics would not be."""
     model = models.from_linen(Network(), name="network", input_shape=SHAPE[1:], num_classes=3)
-    config = job.JobConfig(
+    config = jobs.JobConfig(
         client="fedavg", num_examples=4, local_batch_size=2, local_lr=0.1, batch_norm="train", threat_model="E"
     )
     params, update, sent = model.init(jax.random.key(0)), client_update(config, model), sent_statistics(config, model)

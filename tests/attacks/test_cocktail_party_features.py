@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from jaxinvert import clients, data, metrics, models, search
-from jaxinvert.attacks.cocktail_party_features import cocktail_party_features
+from jaxinvert.attacks.optimization.cocktail_party_features import cocktail_party_features
 from jaxinvert.audit import controls
-from jaxinvert.observe import observe_targets
+from jaxinvert.observation.observe import observe_targets
 from jaxinvert.types import Batch, Observation
 
 NUM_IMAGES = 4

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert import attacks, labels, objectives, search
+from jaxinvert import attacks, labels, search, trees
+from jaxinvert.attacks import objectives
 from tests.conftest import NUM_CLASSES, SHAPE
 
 RATE = 0.01
@@ -14,7 +15,7 @@ RATE = 0.01
 @pytest.fixture(scope="module")
 def seen(victim):
     """One step of SGD, with nothing known of it."""
-    update = objectives.scaled(victim.observation.update, RATE)
+    update = trees.scaled(victim.observation.update, RATE)
     return victim.observation._replace(update=update, labels=None, local_training=None)
 
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert import clients, models, objectives, parametrizations, search
-from jaxinvert.attacks import dlg, idlg
-from jaxinvert.observe import observe
+from jaxinvert import clients, models, search
+from jaxinvert.attacks import dlg, idlg, objectives
+from jaxinvert.observation.observe import observe
+from jaxinvert.priors import parametrizations
 from jaxinvert.types import Batch
 from tests.conftest import NUM_CLASSES, SHAPE
 

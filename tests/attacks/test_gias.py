@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert import attacks, generators, parametrizations, search
+from jaxinvert import attacks, search
 from jaxinvert.attacks.transformations import scale_by_rates
-from jaxinvert.generators import Generator, Prior
+from jaxinvert.priors import generators, parametrizations
+from jaxinvert.priors.generators import Generator, Prior
 from tests.conftest import SHAPE
 
 NUM_LATENTS = 3

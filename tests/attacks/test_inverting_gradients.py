@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinvert import objectives, regularizers, search
-from jaxinvert.attacks import inverting_gradients
+from jaxinvert import search
+from jaxinvert.attacks import inverting_gradients, objectives
 from jaxinvert.attacks.schedules import step_decay
+from jaxinvert.priors import regularizers
 from jaxinvert.types import Batch
 from tests.conftest import SHAPE
 

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert import objectives, parametrizations, regularizers, search
-from jaxinvert.attacks import registry, spectral
+from jaxinvert import search
+from jaxinvert.attacks import objectives, registry, spectral
+from jaxinvert.attacks.initial_guess import regressed
 from jaxinvert.attacks.recipe import Setting
-from jaxinvert.regression import regressed
+from jaxinvert.priors import parametrizations, regularizers
 from jaxinvert.types import Batch
 from tests.conftest import SHAPE
 

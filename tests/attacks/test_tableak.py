@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from jaxinvert import clients, models, records, search
+from jaxinvert import clients, models, schema, search
 from jaxinvert.attacks import tableak
-from jaxinvert.attacks.tableak import entropy, matched, pool
+from jaxinvert.attacks.optimization.tableak import entropy, matched, pool
 from jaxinvert.audit import controls
-from jaxinvert.observe import observe_targets
-from jaxinvert.records import Column
+from jaxinvert.observation.observe import observe_targets
+from jaxinvert.schema import Column
 from jaxinvert.types import Batch
 
 SCHEMA = (Column("age", low=0, high=100), Column("color", ("red", "green", "blue")), Column("mass", low=0, high=1))
-WIDTH = records.encoded_width(SCHEMA)
+WIDTH = schema.encoded_width(SCHEMA)
 
 
 def encoded(rows):

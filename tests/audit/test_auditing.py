@@ -10,19 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert import audit, job, store
+from jaxinvert import audit, files, jobs
 from jaxinvert.audit import controls
 from jaxinvert.audit.scoring import Images
 from jaxinvert.cli import main
 from tests.test_report import Page
 
-CONFIG = job.JobConfig(model="mlp", attack="inverting-gradients", targets=8, restarts=1, steps=30, tv=1e-3)
+CONFIG = jobs.JobConfig(model="mlp", attack="inverting-gradients", targets=8, restarts=1, steps=30, tv=1e-3)
 
 
 @pytest.fixture(scope="module")
 def prepared():
-    setup = job.set_up(CONFIG)
-    task = job.prepare(CONFIG, setup)
+    setup = jobs.set_up(CONFIG)
+    task = jobs.prepare(CONFIG, setup)
     ground = audit.ground_truth(task.truth, setup.dataset.images, setup.dataset.labels, num_candidates=100)
     return task, ground
 
@@ -114,9 +114,9 @@ def test_a_blind_attacker_learns_nothing(prepared, attack, steps):
     """Its reconstruction is the same whatever the clients sent; of spectral the start: rounding moves the rest."""
     task, _ = prepared
     config = replace(CONFIG, attack=attack, steps=steps)
-    program = job.Program(config, task.model, attacker=controls.blind)
+    program = jobs.Program(config, task.model, attacker=controls.blind)
     other = task.observations._replace(update=jax.tree.map(jnp.negative, task.observations.update))
-    pictures = [job.execute(config, program, seen).reconstructions.inputs for seen in (task.observations, other)]
+    pictures = [jobs.execute(config, program, seen).reconstructions.inputs for seen in (task.observations, other)]
     assert np.array_equal(*pictures)
 
 
@@ -162,7 +162,7 @@ def test_the_record_is_json_and_the_page_shows_it(audited, tmp_path):
 
     found, _, _ = audited
     record = audit.record(found)
-    store.save_json(tmp_path / "audit.json", record)
+    files.save_json(tmp_path / "audit.json", record)
     report.save_audit_html(tmp_path / "x.html", audited=found, record=record, command="jaxinvert audit <&>")
     text = (tmp_path / "x.html").read_text(encoding="utf-8")
     page = Page(text)

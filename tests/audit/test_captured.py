@@ -7,17 +7,17 @@ from flax import serialization
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
-from jaxinvert import audit, job, store
+from jaxinvert import audit, files, jobs
 from jaxinvert.cli import main
 from tests.test_report import Page
 
-CONFIG = job.JobConfig(model="mlp", targets=3, restarts=1, steps=40, tv=1e-3)
+CONFIG = jobs.JobConfig(model="mlp", targets=3, restarts=1, steps=40, tv=1e-3)
 FLAGS = ["--model", "mlp", "--restarts", "1", "--steps", "40", "--tv", "1e-3", "--update-kind", "delta"]
 
 
 @pytest.fixture(scope="module")
 def task():
-    return job.prepare(CONFIG)
+    return jobs.prepare(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_a_capture_is_seen_as_the_simulated_clients_are(task, capture):
     for name in ("params", "update", "labels"):
         jax.tree.map(np.testing.assert_array_equal, getattr(seen, name), getattr(task.observations, name))
     assert seen.num_examples == 1
-    stranger = job.JobConfig(model="mlp", targets=3, threat_model="B")
+    stranger = jobs.JobConfig(model="mlp", targets=3, threat_model="B")
     with pytest.raises(ValueError, match="withholds: num_examples"):
         audit.captured.observe_capture(stranger, capture, task.model)
 
@@ -66,7 +66,7 @@ def test_without_the_truth_there_is_none_but_updates_are_explained(task, capture
     from jaxinvert import report
 
     report.save_capture_html(tmp_path / "x.html", found={"naive": (blind, found)}, title="<mlp>")
-    store.save_json(tmp_path / "audit.json", audit.record_of_capture({"naive": (blind, found)}))
+    files.save_json(tmp_path / "audit.json", audit.record_of_capture({"naive": (blind, found)}))
     page = Page((tmp_path / "x.html").read_text(encoding="utf-8"))
     assert len(page.all("img")) == 6
     assert "No true images were given" in page.text
@@ -91,6 +91,6 @@ def test_an_incomplete_capture_is_refused_in_one_line(flags, message, tmp_path, 
 
 
 def test_a_truth_of_another_size_is_refused(task, capture):
-    four = job.JobConfig(model="mlp", targets=4)
+    four = jobs.JobConfig(model="mlp", targets=4)
     with pytest.raises(ValueError, match="3 examples, expected 4 clients of 1"):
         audit.captured.true_batches(four, capture.truth, task.model)

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert import audit, job, models, report, store
+from jaxinvert import audit, files, jobs, models, report
 from jaxinvert.audit import auditing
 from jaxinvert.cli import main
 from jaxinvert.report import audit_page
 from tests.test_report import Page
 
-CONFIG = job.JobConfig(
+CONFIG = jobs.JobConfig(
     model="mlp-32",
     targets=2,
     restarts=1,
@@ -28,7 +28,7 @@ SETTINGS = [audit.Setting("top-k", {"naive": CONFIG})]
 
 @pytest.fixture(scope="module")
 def snapshots():
-    return [*audit.train_under(CONFIG, job.set_up(CONFIG), num_rounds=2)]
+    return [*audit.train_under(CONFIG, jobs.set_up(CONFIG), num_rounds=2)]
 
 
 @pytest.fixture(scope="module")
@@ -78,15 +78,15 @@ def test_figures_are_those_of_a_job_with_the_parameters_of_the_round(audited, sn
     assert found.utility.rounds == [0, 1, 2]
     models.save_checkpoint(tmp_path / "trained.safetensors", snapshots[-1].state.params, {"model": CONFIG.model})
     alone = replace(CONFIG, checkpoint=tmp_path / "trained.safetensors")
-    task = job.prepare(alone)
-    execution = job.execute(alone, task.program, task.observations)
+    task = jobs.prepare(alone)
+    execution = jobs.execute(alone, task.program, task.observations)
     differences = np.asarray(execution.reconstructions.inputs) - np.asarray(task.truth.inputs)
     psnr = -10 * np.log10(np.mean(differences**2, axis=(2, 3, 4)))
     np.testing.assert_allclose(found.leakage[2].scores.psnr_db, psnr, atol=0.01)
     assert np.abs(psnr - found.leakage[0].scores.psnr_db).min() > 0.1  # the parameters make a difference
 
     record = audit.record([found])
-    store.save_json(tmp_path / "audit.json", record)
+    files.save_json(tmp_path / "audit.json", record)
     (setting,) = json.loads((tmp_path / "audit.json").read_text())["settings"]
     before, _, last = setting["leakage"]
     assert (before["round"], last["round"]) == (0, 2)

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from jaxinvert import audit, job
+from jaxinvert import audit, jobs
 
-CONFIG = job.JobConfig(model="mlp-32", targets=2, num_examples=2)
+CONFIG = jobs.JobConfig(model="mlp-32", targets=2, num_examples=2)
 
 
 @pytest.fixture(scope="module")
 def setup():
-    return job.set_up(CONFIG)
+    return jobs.set_up(CONFIG)
 
 
 def test_training_without_a_defense_learns_and_repeats(setup):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert.captures import images, load_batch, load_images
+from jaxinvert.observation.captures import images, load_batch, load_images
 
 SHAPE = (4, 3, 2)
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, *SHAPE), dtype=np.uint8)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from jaxinvert.captures import load_tree
+from jaxinvert.observation.captures import load_tree
 from tests.captures.writers import WRITERS, flat, npz_bytes, safetensors_bytes
 
 RNG = np.random.default_rng(0)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert.captures import as_update
+from jaxinvert.observation.captures import as_update
 
 BEFORE = {"params": {"w": jnp.array([1.0, 2.0])}, "batch_stats": {"mean": jnp.array([5.0])}}
 AFTER = {"params": {"w": jnp.array([0.75, 2.5])}, "batch_stats": {"mean": jnp.array([6.0])}}

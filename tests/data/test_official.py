@@ -13,7 +13,7 @@ import pytest
 
 from jaxinvert import data
 from jaxinvert.data import archives, official
-from jaxinvert.data.prepared import import_tfds
+from jaxinvert.data.tfds import import_tfds
 
 FASHION_FILES = {
     "train-images-idx3-ubyte.gz": (6, 28, 28),

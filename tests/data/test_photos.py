@@ -9,7 +9,8 @@ import pytest
 
 from jaxinvert import data
 from jaxinvert.data import make_photos, pixels
-from jaxinvert.data.prepared import PHOTOS_DIR, import_tfds
+from jaxinvert.data.prepared import PHOTOS_DIR
+from jaxinvert.data.tfds import import_tfds
 
 SCENES = ("astronaut", "cat", "coffee", "rocket", "retina", "galaxies", "face", "shuttle", "helmet", "eye")
 

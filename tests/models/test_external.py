@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert import Batch, cli, job, models
-from jaxinvert.job.simulation import client_update
+from jaxinvert import Batch, cli, jobs, models
+from jaxinvert.jobs.deployment import client_update
 
 NETWORKS = """
     import jax, jax.numpy as jnp
@@ -146,7 +146,7 @@ def test_losses():
 
 def test_clients_minimize_the_loss_that_was_brought():
     model = make("pair_and_loss", input_shape=SHAPE)
-    update = client_update(job.JobConfig(), model)({"w": jnp.ones((12, 4))}, Batch(INPUTS, jnp.array([0, 3])))
+    update = client_update(jobs.JobConfig(), model)({"w": jnp.ones((12, 4))}, Batch(INPUTS, jnp.array([0, 3])))
     np.testing.assert_allclose(update["w"], 0.5, rtol=1e-6)  # d/dw sum(w) mean(x)
 
 
@@ -207,24 +207,24 @@ def test_the_source_is_part_of_a_job_s_name(folder):
     assert models.source_of("my_package.nets:pair") == folder / "my_package" / "nets.py"
     with pytest.raises(ValueError, match="unknown module"):
         models.source_of("my_absent:f")
-    config = job.JobConfig(model="my_package.nets:pair")
-    before = job.job_name(config)
+    config = jobs.JobConfig(model="my_package.nets:pair")
+    before = jobs.job_name(config)
     with open(folder / "my_package" / "nets.py", "a") as file:
         file.write("# changed\n")
-    assert job.job_name(config) != before
+    assert jobs.job_name(config) != before
 
 
 def test_the_mode_of_batch_norm_is_what_the_job_says():
     with pytest.raises(ValueError, match="BatchNorm layer 'BatchNorm_0' is in train mode"):
-        job.set_up(job.JobConfig(model="my_networks:normalized"))
-    job.set_up(job.JobConfig(model="my_networks:moded"))
+        jobs.set_up(jobs.JobConfig(model="my_networks:normalized"))
+    jobs.set_up(jobs.JobConfig(model="my_networks:moded"))
     with pytest.raises(ValueError, match="unknown option of model 'my_networks:normalized': 'batch_norm'"):
-        job.set_up(job.JobConfig(model="my_networks:normalized", batch_norm="train"))
-    job.set_up(job.JobConfig(model="my_networks:moded", batch_norm="train"))
+        jobs.set_up(jobs.JobConfig(model="my_networks:normalized", batch_norm="train"))
+    jobs.set_up(jobs.JobConfig(model="my_networks:moded", batch_norm="train"))
 
 
 def test_jobs_take_such_a_name(capsys):
-    task = job.prepare(job.JobConfig(model="my_networks:sized", targets=1, size=11))
+    task = jobs.prepare(jobs.JobConfig(model="my_networks:sized", targets=1, size=11))
     assert task.model.name == "my_networks:sized"
     assert task.observations.update["params"]["Dense_0"]["kernel"].shape == (1, 11 * 11 * 3, 10)
     assert cli.main(["invert", "--model", "my_networks:none", "--size", "11"]) == 2

@@ -1,0 +1,286 @@
+"""One image behind a Vision Transformer, in closed form: position embeddings give away what the tokens' weights read.
+
+Tokens are `z = x W + b + e` with a learnable position embedding `e` for each patch. For one image the gradient of
+the position embeddings is that of the tokens, `G = dL/dz [n, d]`. Where the tokens enter self-attention and nothing
+else, `G = dQ W_q^T + dK W_k^T + dV W_v^T`, and with `dL/dW_q = z^T dQ`, and so on,
+
+    z^T G = dL/dW_q W_q^T + dL/dW_k W_k^T + dL/dW_v W_v^T,
+
+linear in `z` (APRIL, Theorem 1); then `x W = z - e - b` is linear in the patches. The layer that makes the tokens
+says the same with no attention at all, whatever norms and skips stand behind it:
+
+    x^T G = dL/dW.
+
+Both are solved if `G` has rank `n`, one for each patch, which takes a width of at least `n`.
+
+References:
+  Lu, Zhang, Zhao, He, Cheng: APRIL: Finding the Achilles' Heel on Privacy for Vision Transformers. CVPR 2022,
+  arXiv:2112.14087. The second equation is not in the paper.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxinvert.attacks.closed_form.certificate import Verdict, certify, first_problem
+from jaxinvert.attacks.closed_form.precision import in_float64
+from jaxinvert.models.vit import from_patches
+from jaxinvert.observation.observe import require
+from jaxinvert.priors.parametrizations import per_channel
+from jaxinvert.trees import leaves_by_path
+from jaxinvert.types import (
+    Array,
+    Batch,
+    ClientUpdateFn,
+    Key,
+    Observation,
+    Params,
+    PerChannel,
+    Reconstruction,
+    Shape,
+    SolveFn,
+    Update,
+)
+
+PROJECTIONS = ("query", "key", "value")
+
+
+class Layout(NamedTuple):
+    """Where a transformer keeps what is read.
+
+    Attributes:
+      patches: path of the dense layer that makes tokens of patches, `kernel [patch * patch * C, d]` and `bias [d]`.
+      positions: path of the position embeddings `[n, d]`.
+      attention: path of the first attention, with the dense layers `query`, `key` and `value`.
+      first_norm: path of a norm before that attention, which there may be or not.
+      head: path of the last dense layer, with a bias.
+    """
+
+    patches: str = "params/patches"
+    positions: str = "params/positions"
+    attention: str = "params/attention_0"
+    first_norm: str = "params/attention_norm_0"
+    head: str = "params/head"
+
+
+VIT = Layout()
+"""The layout of `models.vit`."""
+
+
+_Leaves = Mapping[str, Array]
+_Equation = Callable[[_Leaves, _Leaves, Layout, Array], Array]
+"""`(parameters, gradients, layout, inverse [d, n]) -> patches [n, patch * patch * C]`, the inverse that of `G`."""
+
+
+def april(
+    client_update: ClientUpdateFn,
+    *,
+    batch_shape: Shape,
+    layout: Layout = VIT,
+    mean: PerChannel = 0.0,
+    std: PerChannel = 1.0,
+) -> SolveFn:
+    """Returns the published attack, for tokens that enter self-attention as they are and without a skip around it.
+
+    Args:
+      client_update: the attacker's simulation of the client, for the certificate.
+      batch_shape: `(1, H, W, C)`.
+      layout: of the parameters.
+      mean: scalar or `[C]`, the normalization that the model applies first.
+      std: scalar or `[C]`.
+
+    A skip around the first attention does not show in the parameters: there the result is wrong, and not certified.
+    The label is that of the head's bias with the negative gradient.
+
+    The reconstruction's `attack_loss` is the relative error of the re-simulated update (`inf` without any). Its
+    `info` has `certified`, `verdict` (`certificate.Verdict`), the `rank` of `G`, and its `conditioning`: the least of
+    its `n` singular values over the largest, by the inverse of which rounding of the update grows.
+
+    Raises:
+      ValueError: for more than one example; at trace time, if the update lacks a layer of the layout or has the norm,
+        its patches do not make up such images, or it has fewer columns than an image has patches or a patch has
+        numbers.
+    """
+    return _from_positions(
+        client_update,
+        _patches_by_attention,
+        check_attention,
+        batch_shape=batch_shape,
+        layout=layout,
+        mean=mean,
+        std=std,
+        name="april",
+    )
+
+
+def patch_embedding(
+    client_update: ClientUpdateFn,
+    *,
+    batch_shape: Shape,
+    layout: Layout = VIT,
+    mean: PerChannel = 0.0,
+    std: PerChannel = 1.0,
+) -> SolveFn:
+    """Returns the attack that reads the layer of patches instead of the attention: norms and skips do not matter.
+
+    Args:
+      client_update: as in `april`, and so is all else, result and errors; the layout's `attention` is not read.
+      batch_shape: `(1, H, W, C)`.
+      layout: of the parameters.
+      mean: scalar or `[C]`.
+      std: scalar or `[C]`.
+    """
+    return _from_positions(
+        client_update,
+        _patches_by_embedding,
+        check_positions,
+        batch_shape=batch_shape,
+        layout=layout,
+        mean=mean,
+        std=std,
+        name="patch_embedding",
+    )
+
+
+def _patches_by_attention(weights: _Leaves, gradients: _Leaves, layout: Layout, inverse: Array) -> Array:
+    kernels = [f"{layout.attention}/{name}/kernel" for name in PROJECTIONS]
+    right_side = jnp.sum(jnp.stack([gradients[kernel] @ weights[kernel].T for kernel in kernels]), axis=0)
+    tokens = (right_side @ inverse).T
+    embedded = tokens - weights[layout.positions] - weights[f"{layout.patches}/bias"][None]
+    return embedded @ jnp.linalg.pinv(weights[f"{layout.patches}/kernel"])
+
+
+def _patches_by_embedding(weights: _Leaves, gradients: _Leaves, layout: Layout, inverse: Array) -> Array:
+    del weights
+    return (gradients[f"{layout.patches}/kernel"] @ inverse).T
+
+
+def _from_positions(
+    client_update: ClientUpdateFn,
+    equation: _Equation,
+    check: Callable[..., None],
+    *,
+    batch_shape: Shape,
+    layout: Layout,
+    mean: PerChannel,
+    std: PerChannel,
+    name: str,
+) -> SolveFn:
+    """What both attacks share: the inverse of the positions' gradient, the image, its label and a certificate."""
+    batch_size, *image_shape = batch_shape
+    if batch_size != 1:
+        raise ValueError(f"{name} inverts one example, but batch_shape is {tuple(batch_shape)}")
+    mean_image, std_image = per_channel("mean", mean, batch_shape), per_channel("std", std, batch_shape)
+
+    def solve(key: Key, observation: Observation) -> Reconstruction:
+        del key
+        params = require(observation, "params", attack=name)
+        check(observation.update, tuple(image_shape), attack=name, layout=layout)
+        resolution = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(observation.update))
+
+        def exact(params: Params, update: Update) -> Reconstruction:
+            finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(update)]))
+            readable = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0.0), update)
+            weights, gradients = leaves_by_path(params), leaves_by_path(readable)
+            left, sizes, right = jnp.linalg.svd(gradients[layout.positions], full_matrices=False)
+            rank = jnp.sum(sizes > 30 * resolution * sizes[0]).astype(jnp.int32)
+            # Directions of sizes near rounding still hold some of the image; those of size zero hold none.
+            used = sizes > resolution * sizes[0]
+            inverse = (right.T * jnp.where(used, 1 / jnp.where(used, sizes, 1.0), 0.0)[None]) @ left.T
+            patches = equation(weights, gradients, layout, inverse)
+            image = from_patches(patches[None], image_shape) * std_image + mean_image
+            inputs = jnp.clip(jnp.where(jnp.isfinite(image), image, 0.0), 0.0, 1.0)
+            labels = lax.argmin(gradients[f"{layout.head}/bias"].astype(jnp.float32), 0, jnp.int32)[None]
+            problem = first_problem(
+                {
+                    Verdict.NOT_FINITE: ~finite,
+                    Verdict.ZERO: rank == 0,
+                    Verdict.UNDETERMINED: rank < len(sizes),
+                }
+            )
+            tolerance = max(1e3 * resolution, 1e-8)
+            certificate = certify(
+                client_update, params, update, Batch(inputs, labels), tolerance=tolerance, problem=problem
+            )
+            return Reconstruction(
+                inputs,
+                labels,
+                certificate.relative_error,
+                info={
+                    "certified": certificate.certified,
+                    "verdict": certificate.verdict,
+                    "rank": rank,
+                    "conditioning": sizes[-1] / jnp.where(sizes[0] > 0, sizes[0], 1.0),
+                },
+            )
+
+        return in_float64(exact)(params, observation.update)
+
+    return solve
+
+
+def check_positions(tree: object, image_shape: tuple[int, ...], *, attack: str, layout: Layout = VIT) -> None:
+    """Refuses a network that has no learnable position embeddings for patches, or too narrow ones.
+
+    Args:
+      tree: parameters or update.
+      image_shape: `(H, W, C)`.
+      attack: for messages.
+      layout: of the tree.
+
+    Raises:
+      ValueError: naming what is missing, or does not fit.
+    """
+    kernel = f"{layout.patches}/kernel"
+    shapes = _shapes_of(tree, [kernel, f"{layout.patches}/bias", layout.positions, f"{layout.head}/bias"], attack)
+    (num_patches, width), num_numbers = shapes[layout.positions], shapes[kernel][0]
+    rows, columns, channels = image_shape
+    side = math.isqrt(num_numbers // channels)
+    if num_numbers != side**2 * channels or (rows // side) * (columns // side) != num_patches:
+        raise ValueError(
+            f"{attack}: {num_patches} patches of {num_numbers} numbers, as {layout.positions} and {kernel} say, do "
+            f"not make up an image of shape {image_shape}"
+        )
+    if width < num_patches:
+        raise ValueError(f"{attack} needs tokens at least as wide as there are patches, {num_patches}; got {width}")
+
+
+def check_attention(tree: object, image_shape: tuple[int, ...], *, attack: str, layout: Layout = VIT) -> None:
+    """Refuses what `check_positions` does, and tokens that do not enter attention as they are, or lose patches.
+
+    Args:
+      tree: as in `check_positions`, and so are the others.
+      image_shape: `(H, W, C)`.
+      attack: for messages.
+      layout: of the tree.
+
+    Raises:
+      ValueError: naming what is missing, or does not fit.
+    """
+    check_positions(tree, image_shape, attack=attack, layout=layout)
+    kernel = f"{layout.patches}/kernel"
+    shapes = _shapes_of(tree, [f"{layout.attention}/{name}/kernel" for name in PROJECTIONS], attack)
+    if any(path.startswith(f"{layout.first_norm}/") for path in shapes):
+        raise ValueError(
+            f"{attack} needs tokens that enter self-attention as they are, as in vit-plain; this model has "
+            f"{layout.first_norm} before it"
+        )
+    num_numbers, width = shapes[kernel]
+    if width < num_numbers:
+        raise ValueError(
+            f"{attack} needs tokens at least as wide as patches have numbers, {num_numbers}; got {width}"
+        )
+
+
+def _shapes_of(tree: object, needed: list[str], attack: str) -> dict[str, tuple[int, ...]]:
+    """Shapes by path; raises ValueError if a needed one is missing."""
+    shapes = {path: leaf.shape for path, leaf in leaves_by_path(tree).items()}
+    if missing := [path for path in needed if path not in shapes]:
+        raise ValueError(
+            f"{attack} needs a Vision Transformer with learnable position embeddings; this model lacks {missing}"
+        )
+    return shapes

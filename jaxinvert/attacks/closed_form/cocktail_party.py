@@ -1,0 +1,120 @@
+"""Cocktail party: a dense layer's gradient as a mixture of images, unmixed by independence alone.
+
+The rows of the gradient span the same space as the inputs, `dL/dW^T = D^T X`. Whitened and rotated to the most
+independent components, they are the inputs up to scale and order; the bias gradient, which mixes a constant 1 in the
+same way, gives the scale. Nothing is asked of the activation or of what stands behind the layer, and batches may have
+hundreds of images; the result is approximate.
+
+Where the paper descends on negentropy with total variation and decorrelation as penalties, this is the fixed point of
+FastICA on *spatial differences*, which are sparser and less dependent than pixels (`independent_components`): the
+penalties' purpose, without their weights.
+
+References:
+  Kariyappa, Guo, Maeng, Xiong, Suh, Qureshi, Lee: Cocktail Party Attack: Breaking Aggregation-Based Privacy in
+  Federated Learning Using Independent Component Analysis. ICML 2023, arXiv:2209.05578.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxinvert.attacks.closed_form.dense import unexplained_share
+from jaxinvert.attacks.closed_form.first_layer import read_first_layer
+from jaxinvert.attacks.closed_form.independent_components import independent_components, spatial_differences
+from jaxinvert.attacks.closed_form.sparse_directions import OVERSAMPLING, factorize
+from jaxinvert.observation.observe import check_update, require
+from jaxinvert.priors.parametrizations import per_channel
+from jaxinvert.types import Array, Key, Observation, PerChannel, Reconstruction, Shape, SolveFn
+
+
+def cocktail_party(
+    *,
+    batch_shape: Shape,
+    layer: str | None = None,
+    mean: PerChannel = 0.0,
+    std: PerChannel = 1.0,
+    num_steps: int = 200,
+) -> SolveFn:
+    """Returns the attack on a biased dense layer that reads the (normalized, flattened) inputs.
+
+    Args:
+      batch_shape: `(B, H, W, C)`; at most as many images as the layer has units.
+      layer: path of the layer; by default the only one that reads images of this shape.
+      mean: scalar or `[C]`, the normalization that the model applies before the layer.
+      std: scalar or `[C]`.
+      num_steps: of the fixed point.
+
+    The reconstruction's `attack_loss` is `dense.unexplained_share`: it says whether the right space was found, not
+    whether it was unmixed. Reads `observation.params` (for checks) and `.update`.
+
+    Raises:
+      ValueError: at trace time, if the update has no such layer, or it has fewer units than the batch has examples.
+    """
+    batch_size, *image_shape = batch_shape
+    mean_image, std_image = per_channel("mean", mean, batch_shape), per_channel("std", std, batch_shape)
+
+    def solve(key: Key, observation: Observation) -> Reconstruction:
+        check_update(require(observation, "params", attack="cocktail_party"), observation.update)
+        first = read_first_layer(observation, tuple(image_shape), attack="cocktail_party", layer=layer)
+        if (num_units := len(first.bias)) < batch_size:
+            raise ValueError(
+                f"cocktail_party needs a layer of at least {batch_size} units, as many as images; "
+                f"this one has {num_units}"
+            )
+        flat, usable = unmixed_inputs(
+            key,
+            first.kernel_gradient,
+            first.bias_gradient,
+            separable=lambda rows: spatial_differences(rows, tuple(image_shape)),
+            batch_size=batch_size,
+            num_steps=num_steps,
+        )
+        return Reconstruction(
+            inputs=jnp.clip(flat.reshape(batch_shape) * std_image + mean_image, 0.0, 1.0),
+            labels=None,  # components come in an order of their own
+            attack_loss=unexplained_share(first.kernel_gradient, first.bias_gradient, flat, usable),
+            info={"valid": usable},
+        )
+
+    return solve
+
+
+def unmixed_inputs(
+    key: Key,
+    kernel_gradient: Array,
+    bias_gradient: Array,
+    *,
+    separable: Callable[[Array], Array],
+    batch_size: int,
+    num_steps: int,
+) -> tuple[Array, Array]:
+    """What a biased dense layer read, by independence alone.
+
+    Args:
+      key: of the range finder and the start.
+      kernel_gradient: `[features, units]`, of at least `B` units.
+      bias_gradient: `[units]`.
+      separable: linear map of rows `[B, features]` to centered samples `[B, N]` in which they are independent.
+      batch_size: `B`.
+      num_steps: of the fixed point.
+
+    Returns:
+      The inputs `[B, features]` in any order, zeros where there is none, and which of them there are `[B]`.
+    """
+    sketch_key, start_key = jax.random.split(key)
+    dtype = jnp.promote_types(kernel_gradient.dtype, jnp.float32)
+    gradient = jnp.concatenate([kernel_gradient, bias_gradient[None]]).T.astype(dtype)
+    sketch = jax.random.normal(sketch_key, (gradient.shape[1], batch_size + OVERSAMPLING), dtype)
+    mixtures = factorize(gradient, sketch, rank=batch_size).right
+    mixtures = mixtures / jnp.maximum(jnp.linalg.norm(mixtures, axis=1, keepdims=True), jnp.finfo(dtype).tiny)
+    unmixing = independent_components(
+        jax.random.normal(start_key, (batch_size, batch_size), dtype),
+        separable(mixtures[:, :-1]),
+        num_components=batch_size,
+        num_steps=num_steps,
+    )
+    sources = unmixing @ mixtures
+    usable = jnp.all(jnp.isfinite(sources), axis=1) & (sources[:, -1] != 0)
+    inputs = sources[:, :-1] / jnp.where(usable, sources[:, -1], 1.0)[:, None]
+    return jnp.where(usable[:, None], inputs, 0.0), usable

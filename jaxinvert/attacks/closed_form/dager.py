@@ -1,0 +1,286 @@
+"""DAGER: which tokens a transformer was trained on, at which positions, in which sequences: text without a search.
+
+What enters the first attention at a position depends on the token there alone, so that every token of the vocabulary
+at every position is a candidate of the span check (`span`). A decoder's second attention reads what depends on all
+tokens up to a position: sequences grow token by token, and a continuation stays if what the second attention reads
+there lies in the second span. An encoder's depends on all tokens: each of `B^n` combinations is a candidate.
+
+From whole sequences `F`, what the head reads, is known, and with it the labels, since for the mean cross-entropy of
+`N` predictions
+
+    dL/dW_head = 1/N F^T (P - Y),    hence    Y = P - N (F^T)^+ dL/dW_head
+
+holds the labels, one-hot, since the predictions `P` are known, too. The update that the sequences and labels would
+have caused is compared with the observed one.
+
+Each span check needs fewer distinct inputs, of all positions and sequences together, than the width. The first
+attention reads sums of a token's row and a position's: where two tokens both stand at the same two positions, every
+token of the one lies in the span at the other position, too: the verdict is `AMBIGUOUS`, and the second span decides.
+
+The paper reads the query's gradient where this reads all three of the attention with their biases, and prunes an
+encoder's combinations by heuristics, without which there are few enough only for short sequences.
+
+References:
+  Petrov, Dimitrov, Baader, Mueller, Vechev: DAGER: Exact Gradient Inversion for Large Language Models. NeurIPS 2024,
+  arXiv:2405.15586.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxinvert.attacks.closed_form import span as spans
+from jaxinvert.attacks.closed_form.april import PROJECTIONS
+from jaxinvert.attacks.closed_form.certificate import Verdict, certify, first_problem
+from jaxinvert.attacks.closed_form.precision import in_float64
+from jaxinvert.models.text_transformer import TextModel
+from jaxinvert.observation.observe import require
+from jaxinvert.trees import leaves_by_path
+from jaxinvert.types import (
+    Array,
+    Batch,
+    ClientUpdateFn,
+    Key,
+    Observation,
+    Params,
+    Reconstruction,
+    Scalar,
+    SolveFn,
+    Update,
+)
+
+_AT_ONCE = 512
+_MOST_COMBINATIONS = 4096
+
+
+class Found(NamedTuple):
+    """What the first span check says.
+
+    Attributes:
+      tokens: `[n, M]` int32, for each position those nearest to the span.
+      inside: `[n, M]` bool, whether they are in it.
+    """
+
+    tokens: Array
+    inside: Array
+
+
+class Sequences(NamedTuple):
+    """What was put together.
+
+    Attributes:
+      tokens: `[B, n]` int32, rows beyond those found copies of the first.
+      num_found: `[]` int32, different sequences in the second span; 0 if there are more than `B`.
+    """
+
+    tokens: Array
+    num_found: Array
+
+
+def dager(
+    client_update: ClientUpdateFn,
+    model: TextModel,
+    *,
+    num_sequences: int,
+    tolerances: spans.Tolerances | None = None,
+) -> SolveFn:
+    """Returns the attack on a batch of sequences.
+
+    Args:
+      client_update: the attacker's simulation of the client, for the certificate.
+      model: the client's network.
+      num_sequences: `B`.
+      tolerances: of the span checks; by default those of the update's resolution.
+
+    The reconstruction's `inputs` are tokens `[B, n]`, its `labels` are those of the head, and `attack_loss` is the
+    relative error of the re-simulated update (`inf` without any). Its `info` has
+
+    - `found [n, V]` bool: whether a token is in the batch at a position, by the first span check, and
+      `distances [n, V]`; where the span is full, nothing is found;
+    - `rank`: of the first attention's gradient, the number of distinct tokens (each with its position) if they are
+      fewer than the width, and `num_found`, the different sequences found;
+    - `certified`, `verdict` (`certificate.Verdict`).
+
+    Sequences are put together by the second block, of an encoder if there are at most 4,096 combinations; one
+    sequence needs no second block. Otherwise `inputs` are tokens of each position in the order of distance, which is
+    no reconstruction, and `INCOMPLETE`.
+
+    Raises:
+      ValueError: for fewer than one sequence; at trace time, if the update lacks a layer.
+    """
+    if num_sequences < 1:
+        raise ValueError(f"num_sequences must be at least 1, got {num_sequences}")
+    if num_sequences == 1 or model.depth == 1:
+        assemble = _in_order
+    elif model.causal:
+        assemble = _grown
+    else:
+        assemble = _combined if num_sequences**model.length <= _MOST_COMBINATIONS else _in_order
+
+    def solve(key: Key, observation: Observation) -> Reconstruction:
+        del key
+        params = require(observation, "params", attack="dager")
+        resolution = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(observation.update))
+        limits = spans.tolerances(resolution) if tolerances is None else tolerances
+
+        def exact(params: Params, update: Update, limits: spans.Tolerances) -> Reconstruction:
+            gradients = leaves_by_path(update)
+            first, second = (_attention_span(gradients, block, limits) for block in (0, min(1, model.depth - 1)))
+            by_token = _distances_by_token(model, params, first)
+            inside = by_token <= limits.distance
+            problem = spans.doubt(first, jnp.all(inside))
+            inside &= problem == Verdict.CERTIFIED
+            # Of a few more than there are sequences, as an ambiguous span has more.
+            nearest = _smallest(by_token, min(4 * num_sequences, model.vocabulary_size))
+            found = Found(nearest, jnp.take_along_axis(inside, nearest, axis=1))
+            sequences = assemble(model, params, second, found, num_sequences, limits.distance)
+            labels = _labels(model, params, gradients, sequences.tokens)
+            doubts = {
+                Verdict.AMBIGUOUS: jnp.sum(inside) > first.rank,
+                Verdict.INCOMPLETE: sequences.num_found < num_sequences,
+            }
+            problem = jnp.where(problem == Verdict.CERTIFIED, first_problem(doubts), problem)
+            certificate = certify(
+                client_update,
+                params,
+                update,
+                Batch(sequences.tokens, labels),
+                tolerance=max(1e3 * resolution, 1e-8),
+                problem=problem,
+            )
+            return Reconstruction(
+                sequences.tokens,
+                labels,
+                certificate.relative_error,
+                info={
+                    "found": inside,
+                    "distances": by_token,
+                    "rank": first.rank,
+                    "num_found": sequences.num_found,
+                    "certified": certificate.certified,
+                    "verdict": certificate.verdict,
+                },
+            )
+
+        limits = jax.tree.map(lambda limit: jnp.asarray(limit, jnp.float32), limits)
+        return in_float64(exact)(params, observation.update, limits)
+
+    return solve
+
+
+def _attention_span(gradients: Mapping[str, Array], block: int, limits: spans.Tolerances) -> spans.Span:
+    layers = [f"params/attention_{block}/{projection}" for projection in PROJECTIONS]
+    return spans.column_span(spans.read_gradient(gradients, layers), tolerance=limits.rank)
+
+
+def _distances_by_token(model: TextModel, params: Params, span: spans.Span) -> Array:
+    """Distance of every token at every position from the span, `[n, V]`."""
+
+    def one_token(token: Array) -> Array:
+        sequence = jnp.full((1, model.length), token, jnp.int32)
+        return spans.distances(span, model.attention_inputs(params, sequence)[0, 0])
+
+    tokens = jnp.arange(model.vocabulary_size, dtype=jnp.int32)
+    return lax.map(one_token, tokens, batch_size=min(_AT_ONCE, len(tokens))).T
+
+
+def _grown(
+    model: TextModel,
+    params: Params,
+    span: spans.Span,
+    found: Found,
+    num_sequences: int,
+    tolerance: Scalar,
+) -> Sequences:
+    """Sequences whose inputs of the second block lie in its span, one position after the other."""
+    num_tokens = found.tokens.shape[1]
+
+    def step(state: tuple[Array, Array, Array], position: Array) -> tuple[tuple[Array, Array, Array], None]:
+        sequences, alive, at_most = state
+        grown = jnp.repeat(sequences, num_tokens, axis=0)
+        grown = grown.at[:, position].set(jnp.tile(found.tokens[position], num_sequences))
+        possible = jnp.repeat(alive, num_tokens) & jnp.tile(found.inside[position], num_sequences)
+        # Later positions hold what they will: a decoder's earlier ones do not see them.
+        inputs = model.attention_inputs(params, grown)[1, :, position]
+        distances = jnp.where(possible, spans.distances(span, inputs), jnp.inf)
+        best = _smallest(distances, num_sequences)
+        num_fitting = jnp.sum(distances <= tolerance).astype(jnp.int32)
+        return (grown[best], distances[best] <= tolerance, jnp.maximum(at_most, num_fitting)), None
+
+    nothing = jnp.zeros((num_sequences, model.length), jnp.int32)
+    start = (nothing, jnp.arange(num_sequences) == 0, jnp.int32(0))
+    (tokens, alive, at_most), _ = lax.scan(step, start, jnp.arange(model.length))
+    return _with_copies(tokens, alive, at_most)
+
+
+def _combined(
+    model: TextModel,
+    params: Params,
+    span: spans.Span,
+    found: Found,
+    num_sequences: int,
+    tolerance: Scalar,
+) -> Sequences:
+    """Those of all combinations of the nearest tokens whose inputs of the second block lie in its span."""
+    num_combinations = num_sequences**model.length
+    choices = np.unravel_index(np.arange(num_combinations), (num_sequences,) * model.length)
+    choices = np.stack(choices).astype(np.int32)
+    tokens = jnp.take_along_axis(found.tokens, choices, axis=1).T
+    possible = jnp.all(jnp.take_along_axis(found.inside, choices, axis=1), axis=0)
+
+    def farthest(sequence: Array) -> Array:
+        return jnp.max(spans.distances(span, model.attention_inputs(params, sequence[None])[1, 0]))
+
+    distances = jnp.where(possible, lax.map(farthest, tokens, batch_size=min(_AT_ONCE, len(tokens))), jnp.inf)
+    best = _smallest(distances, num_sequences)
+    return _with_copies(tokens[best], distances[best] <= tolerance, jnp.sum(distances <= tolerance).astype(jnp.int32))
+
+
+def _in_order(
+    model: TextModel,
+    params: Params,
+    span: spans.Span,
+    found: Found,
+    num_sequences: int,
+    tolerance: Scalar,
+) -> Sequences:
+    """Tokens of each position in the order of their distance: a sequence if there is one of each."""
+    del model, params, span, tolerance
+    tokens = found.tokens[:, jnp.arange(num_sequences) % found.tokens.shape[1]].T
+    only = jnp.all(jnp.sum(found.inside, axis=1) == 1) & (num_sequences == 1)
+    return _with_copies(tokens, (jnp.arange(num_sequences) == 0) & only, jnp.int32(0))
+
+
+def _with_copies(tokens: Array, alive: Array, num_fitting: Array) -> Sequences:
+    """The first sequence in place of those that are not there, which come last; none counts if too many fit."""
+    num_found = jnp.where(num_fitting > len(tokens), 0, jnp.sum(alive)).astype(jnp.int32)
+    copied = jnp.any(alive) & ~alive
+    return Sequences(jnp.where(copied[:, None], tokens[:1], tokens), num_found)
+
+
+def _labels(model: TextModel, params: Params, gradients: Mapping[str, Array], tokens: Array) -> Array:
+    """The label of every prediction, `[B, n]` or `[B]` int32, if these are the sequences.
+
+    Predictions from equal features, such as those behind a common beginning, share out their labels in any order.
+    """
+    features, logits = model.features(params, tokens), model.apply(params, tokens)
+    rows = features.reshape(-1, features.shape[-1])
+    kernel = gradients[f"{model.head}/kernel"]
+    errors = len(rows) * jnp.linalg.pinv(rows.T) @ jnp.where(jnp.isfinite(kernel), kernel, 0.0)
+    shares = jax.nn.softmax(logits).reshape(errors.shape) - errors
+    distance = jnp.linalg.norm(rows[:, None] - rows[None], axis=-1)
+    equal = distance <= 1e-9 * jnp.linalg.norm(rows, axis=-1)[:, None]
+    earlier = jnp.sum(jnp.tril(equal, -1), axis=1, keepdims=True)
+    so_far = jnp.cumsum(shares, axis=1) * jnp.sum(equal, axis=1, keepdims=True)
+    reached = (so_far > earlier + 0.5).astype(jnp.float32)
+    return lax.argmax(reached, 1, jnp.int32).reshape(features.shape[:-1])
+
+
+def _smallest(values: Array, number: int) -> Array:
+    """Indices of the smallest values of the last axis, in their order: `[..., number]` int32."""
+    # Sorting is lowered outside of the 64-bit context, see `in_float64`.
+    return lax.top_k(-values.astype(jnp.float32), number)[1].astype(jnp.int32)

@@ -1,0 +1,216 @@
+"""The closed form through several dense layers, some without bias, and a check that every layer takes part in.
+
+For `h_l = act(W_l h_(l-1) + b_l)`, `l = 1 ... L`, every gradient is `dL/dW_l = sum_b d_(l,b) h_(l-1,b)^T`. A layer
+with a bias gives its input as in `dense`. A layer without gives only the span of its inputs, orthonormal rows `Q`;
+but the layer above it has given its output by then, and
+
+    h_(l-1) = Q^T c,    (W_l Q^T c)_i = act^-1(h_l)_i    on the units i where act can be inverted,
+
+is linear in as many unknowns as there are examples. For one example that is the scale of a known direction. So the
+recursion reads the first layer that has a bias and goes down from there. ReLU can be inverted on active units.
+
+The check goes up: with the right inputs, the rows of every layer's gradient lie in the span of the forward pass's
+`(h_(l-1,b), 1)`. It needs no labels, and unlike that of the first layer alone it is not fooled by mixtures of the
+inputs, which no activation maps to mixtures of its outputs.
+
+References:
+  Geiping, Bauermeister, Droege, Moeller: Inverting Gradients. NeurIPS 2020, arXiv:2003.14053: Proposition 3.1, and
+  that it holds for the input of every dense layer.
+  Zhu, Blaschko: R-GAP: Recursive Gradient Attack on Privacy. ICLR 2021, arXiv:2010.07733: the recursion through
+  layers, and that an activation that can be inverted carries it on.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxinvert.attacks.closed_form.dense import distinct_inputs, single_input, unexplained_share, unit_inputs
+from jaxinvert.attacks.closed_form.sparse_directions import OVERSAMPLING, factorize
+from jaxinvert.observation.observe import check_update, require
+from jaxinvert.priors.parametrizations import per_channel
+from jaxinvert.trees import leaves_by_path
+from jaxinvert.types import Array, Key, Observation, PerChannel, Reconstruction, Shape, SolveFn
+
+
+class Activation(NamedTuple):
+    """A layer's activation and what can be undone of it.
+
+    Attributes:
+      apply: elementwise.
+      invert: `outputs -> (inputs, known)`, of the same shape; what is not known is ignored.
+    """
+
+    apply: Callable[[Array], Array]
+    invert: Callable[[Array], tuple[Array, Array]]
+
+
+RELU = Activation(jax.nn.relu, lambda outputs: (outputs, outputs > 1e-4 * jnp.max(jnp.abs(outputs))))
+"""Known where it is active; what is smaller may be the rounding of a zero."""
+
+
+class Layer(NamedTuple):
+    """One dense layer as the server knows it; bias and its gradient are `None` if it has none."""
+
+    kernel: Array
+    bias: Array | None
+    kernel_gradient: Array
+    bias_gradient: Array | None
+
+
+def dense_chain(
+    *,
+    batch_shape: Shape,
+    layers: Sequence[str],
+    activation: Activation = RELU,
+    mean: PerChannel = 0.0,
+    std: PerChannel = 1.0,
+) -> SolveFn:
+    """Returns the closed-form attack on a perceptron that reads the (normalized, flattened) inputs.
+
+    Exact for one example. Of a batch it finds the examples that some unit of the first biased layer sees alone, and
+    behind it those for which `B` units or more can be inverted. Reads `observation.params` and `.update`; no labels.
+
+    Args:
+      batch_shape: `(B, H, W, C)` of the images.
+      layers: paths of the dense layers from the input on, such as `("params/dense_0", "params/head")`; at least one
+        of them has a bias, and `activation` stands between any two.
+      activation: between the layers.
+      mean: scalar or `[C]`, the normalization that the model applies before the first layer.
+      std: scalar or `[C]`.
+
+    The reconstruction's `attack_loss` is the largest of `info["unexplained"]` `[L]`, the `unexplained_share` of each
+    layer in `layers`; `info["valid"]` is `[B]`.
+
+    Raises:
+      ValueError: at trace time, if a layer is missing, the layers do not fit each other or the images, or none of
+        them has a bias.
+    """
+    batch_size, *image_shape = batch_shape
+    mean_image, std_image = per_channel("mean", mean, batch_shape), per_channel("std", std, batch_shape)
+
+    def solve(key: Key, observation: Observation) -> Reconstruction:
+        check_update(require(observation, "params", attack="dense_chain"), observation.update)
+        chain = read_chain(observation, layers, num_features=math.prod(image_shape))
+        lowest = next(number for number, layer in enumerate(chain) if layer.bias_gradient is not None)
+        keys = jax.random.split(key, lowest + 1)
+        found, valid = biased_layer_inputs(keys[lowest], chain[lowest], batch_size)
+        for number in reversed(range(lowest)):
+            found = inputs_of_outputs(keys[number], chain[number], found, activation) * valid[:, None]
+        unexplained = unexplained_by_layer(chain, found, valid, activation)
+        images = found.reshape(batch_shape) * std_image + mean_image
+        return Reconstruction(
+            inputs=jnp.clip(images, 0.0, 1.0),
+            labels=None,  # candidates come in an order of their own
+            attack_loss=jnp.max(unexplained),
+            info={"valid": valid, "unexplained": unexplained},
+        )
+
+    return solve
+
+
+def layers_in_order(tree: object, *, head: str) -> tuple[str, ...]:
+    """The paths of a perceptron's dense layers, from the input on: by name, numbers as numbers, the head last.
+
+    Args:
+      tree: parameters or update of a network of nothing but dense layers.
+      head: path of the last one.
+
+    Raises:
+      ValueError: naming what belongs to no dense layer, or the head if it is not there.
+    """
+    leaves = leaves_by_path(tree)
+    layers = {path.removesuffix("/kernel") for path, leaf in leaves.items() if path.endswith("/kernel")}
+    dense = {layer for layer in layers if leaves[f"{layer}/kernel"].ndim == 2}
+    if others := [path for path in leaves if path.removesuffix("/kernel").removesuffix("/bias") not in dense]:
+        raise ValueError(f"dense_chain needs a network of nothing but dense layers; this one has {others}")
+    if head not in dense:
+        raise ValueError(f"the head {head!r} is no dense layer of this network, which has {sorted(dense)}")
+
+    def natural(layer: str) -> list[str | int]:
+        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", layer)]
+
+    return (*sorted(dense - {head}, key=natural), head)
+
+
+def biased_layer_inputs(key: Key, layer: Layer, batch_size: int) -> tuple[Array, Array]:
+    """The inputs `[B, features]` of a layer with a bias, in any order, and which of them are there `[B]`."""
+    assert layer.bias_gradient is not None
+    if batch_size == 1:
+        only, valid = single_input(layer.kernel_gradient, layer.bias_gradient)
+        return only[None], valid[None]
+    units = unit_inputs(layer.kernel_gradient, layer.bias_gradient)
+    best = distinct_inputs(key, units, num_candidates=batch_size)
+    return best.inputs, best.valid
+
+
+def inputs_of_outputs(key: Key, layer: Layer, outputs: Array, activation: Activation) -> Array:
+    """The inputs `[B, features]` of a layer without bias whose outputs after the activation are known.
+
+    Args:
+      key: of the range finder.
+      layer: with a gradient of rank `B` or less.
+      outputs: `[B, units]`.
+      activation: behind the layer.
+    """
+    gradient = layer.kernel_gradient.T.astype(outputs.dtype)
+    rank = min(len(outputs), *gradient.shape)
+    sketch = jax.random.normal(key, (gradient.shape[1], rank + OVERSAMPLING), outputs.dtype)
+    rows = factorize(gradient, sketch, rank=rank).right
+    sizes = jnp.linalg.norm(rows, axis=1, keepdims=True)
+    there = sizes > 1e3 * jnp.finfo(rows.dtype).eps * jnp.max(sizes)
+    directions = jnp.where(there, rows / jnp.where(there, sizes, 1.0), 0.0)
+    responses = jnp.matmul(directions, layer.kernel, precision="highest").T
+
+    def coefficients(outputs: Array) -> Array:
+        before, known = activation.invert(outputs)
+        solution, *_ = jnp.linalg.lstsq(responses * known[:, None], jnp.where(known, before, 0.0))
+        return solution
+
+    return jnp.matmul(jax.vmap(coefficients)(outputs), directions, precision="highest")
+
+
+def unexplained_by_layer(chain: Sequence[Layer], inputs: Array, valid: Array, activation: Activation) -> Array:
+    """`dense.unexplained_share` of each layer for the inputs that a forward pass brings there: `[L]` in [0, 1].
+
+    Args:
+      chain: all layers, from the input on.
+      inputs: `[B, features]` of the first.
+      valid: `[B]` bool; the others explain nothing.
+      activation: between the layers.
+    """
+    shares = []
+    for layer in chain:
+        shares.append(unexplained_share(layer.kernel_gradient, layer.bias_gradient, inputs, valid))
+        outputs = jnp.matmul(inputs, layer.kernel, precision="highest")
+        inputs = activation.apply(outputs if layer.bias is None else outputs + layer.bias[None])
+    return jnp.stack(shares)
+
+
+def read_chain(observation: Observation, layers: Sequence[str], *, num_features: int) -> list[Layer]:
+    """Parameters and gradients of the layers, checked to fit each other.
+
+    Raises:
+      ValueError: naming the layer that is missing or does not fit, or if none has a bias.
+    """
+    params, update = leaves_by_path(observation.params), leaves_by_path(observation.update)
+    chain, width = [], num_features
+    for name in layers:
+        kernel = params.get(f"{name}/kernel")
+        if kernel is None or kernel.ndim != 2:
+            raise ValueError(f"the update has no dense layer {name!r}; its tensors are {sorted(params)}")
+        if kernel.shape[0] != width:
+            raise ValueError(
+                f"layer {name!r} reads {kernel.shape[0]} features, but what stands before it has {width}"
+            )
+        width = kernel.shape[1]
+        bias = f"{name}/bias"
+        chain.append(Layer(kernel, params.get(bias), update[f"{name}/kernel"], update.get(bias)))
+    if all(layer.bias is None for layer in chain):
+        raise ValueError(
+            f"dense_chain needs a layer with a bias among {tuple(layers)}: without one nothing has a scale"
+        )
+    return chain

@@ -1,0 +1,195 @@
+"""What an update can give away by its ranks alone: in seconds, before any attack.
+
+A dense layer's gradient is a sum of one outer product for each example: its rank is at most `B`, so the batch has
+at least as many examples as the rank says; a transformer's layers, all but the head, read several tokens of each. And
+no attack determines more unknowns than there are equations: the numbers of the update against the pixels of the
+batch. The closed forms need more than that; each says what.
+
+References:
+  Zhu, Blaschko: R-GAP: Recursive Gradient Attack on Privacy. ICLR 2021, arXiv:2010.07733: counting equations as a
+  rank analysis of an architecture.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxinvert.attacks.closed_form.april import VIT, check_attention, check_positions
+from jaxinvert.attacks.closed_form.dense_chain import layers_in_order, read_chain
+from jaxinvert.attacks.closed_form.first_layer import biased_dense_layers
+from jaxinvert.trees import leaves_by_path
+from jaxinvert.types import Observation, Shape, Update
+
+
+class TensorRank(NamedTuple):
+    """One tensor of an update as a matrix `[inputs, outputs]`.
+
+    Attributes:
+      name: path in the update.
+      shape: of the matrix; a convolution's taps and channels are its inputs.
+      rank: numerical rank; `None` if a value is not finite.
+      is_dense: whether each example adds at most 1 to the rank; not so where a layer reads every token of an example.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    rank: int | None
+    is_dense: bool
+
+
+class ClosedForm(NamedTuple):
+    """Whether a closed form is possible: its name among the attacks, and the reason in words."""
+
+    attack: str
+    applies: bool
+    reason: str
+
+
+class RankReport(NamedTuple):
+    """What ranks say.
+
+    Attributes:
+      tensors: all matrices of the update.
+      least_examples: the largest rank of a dense layer: the batch has no fewer examples.
+      num_equations: finite numbers in the update that are not zero.
+      num_unknowns: pixels of the batch.
+      closed_forms: one for each.
+    """
+
+    tensors: tuple[TensorRank, ...]
+    least_examples: int
+    num_equations: int
+    num_unknowns: int
+    closed_forms: tuple[ClosedForm, ...]
+
+
+def rank_report(update: Update, *, batch_shape: Shape) -> RankReport:
+    """Reads one client's update; eager, in float64.
+
+    Args:
+      update: of one client, not traced.
+      batch_shape: `(B, H, W, C)` of its batch.
+    """
+    leaves = {name: np.asarray(leaf) for name, leaf in leaves_by_path(update).items()}
+    tensors = tuple(
+        TensorRank(name, matrix.shape, matrix_rank(matrix), leaf.ndim == 2 and _reads_one_vector(name, leaves))
+        for name, leaf in leaves.items()
+        if leaf.ndim >= 2
+        for matrix in [leaf.reshape(-1, leaf.shape[-1])]
+    )
+    return RankReport(
+        tensors,
+        least_examples=max((tensor.rank or 0 for tensor in tensors if tensor.is_dense), default=0),
+        num_equations=sum(int(np.count_nonzero(leaf[np.isfinite(leaf)])) for leaf in leaves.values()),
+        num_unknowns=math.prod(batch_shape),
+        closed_forms=_closed_forms(update, tensors, tuple(batch_shape)),
+    )
+
+
+def _reads_one_vector(name: str, leaves: Mapping[str, np.ndarray]) -> bool:
+    """Whether a layer reads one vector of each example; of a transformer's only the head does."""
+    return VIT.positions not in leaves or name == f"{VIT.head}/kernel"
+
+
+def matrix_rank(matrix: np.ndarray) -> int | None:
+    """How many singular values exceed 30 resolutions of the largest; `None` if a value is not finite.
+
+    Rounding of a float32 gradient leaves values near 1e-8 where there should be none; a decomposition in float32
+    would leave larger ones, so it is one in float64.
+    """
+    if not np.all(np.isfinite(matrix)):
+        return None
+    resolution = float(np.finfo(np.float32 if matrix.dtype.itemsize >= 4 else np.float16).eps)
+    if matrix.dtype == np.float64:
+        resolution = float(np.finfo(np.float64).eps) * max(matrix.shape)
+    sizes = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)
+    return int(np.sum(sizes > 30 * resolution * sizes[0]))
+
+
+def _closed_forms(
+    update: Update, tensors: tuple[TensorRank, ...], batch_shape: tuple[int, ...]
+) -> tuple[ClosedForm, ...]:
+    batch_size, *image_shape = batch_shape
+    dense = biased_dense_layers(update)
+    per_example = {tensor.name for tensor in tensors if tensor.is_dense}
+    readers = [
+        name
+        for name, shape in dense.items()
+        if shape[0] == math.prod(image_shape) and f"{name}/kernel" in per_example
+    ]
+    num_convolutions = sum(leaf.ndim == 4 for leaf in leaves_by_path(update).values())
+    through_convolutions = ClosedForm(
+        "rgap",
+        num_convolutions > 0 and batch_size == 1,
+        "convolutions and one example: exact if their activations are invertible and the equations suffice"
+        if num_convolutions and batch_size == 1
+        else f"needs convolutions, of which there are {num_convolutions}, and one example, not {batch_size}",
+    )
+    through_layers = (
+        _through_dense_layers(update, tensors, batch_size, math.prod(image_shape)),
+        through_convolutions,
+        *_from_positions(update, tensors, batch_size, tuple(image_shape)),
+    )
+    names = ("dense-layer", "spear", "exact-batch", "cocktail-party")
+    if len(readers) != 1:
+        reason = f"needs one biased dense layer that reads the images; this model has {len(readers)}"
+        return (*(ClosedForm(name, False, reason) for name in names), *through_layers)
+    (reader,) = readers
+    (rank,) = (tensor.rank for tensor in tensors if tensor.name == f"{reader}/kernel")
+    if not rank:
+        reason = f"{reader} holds values that are not finite" if rank is None else f"the update of {reader} is zero"
+        return (*(ClosedForm(name, False, reason) for name in names), *through_layers)
+    num_units = dense[reader][1]
+    full = rank == batch_size
+    ranks = f"{reader} has rank {rank} for {batch_size} examples and {num_units} units"
+    return (
+        ClosedForm(
+            "dense-layer",
+            True,
+            "exact: one example" if batch_size == 1 else "exact for examples that activate some unit alone",
+        ),
+        ClosedForm("spear", full and batch_size <= 14, f"{ranks}; exact behind ReLU, for at most about 14 examples"),
+        ClosedForm("exact-batch", full, f"{ranks}; exact behind ReLU where there are several units for each example"),
+        ClosedForm("cocktail-party", full, f"{ranks}; approximate behind any activation"),
+        *through_layers,
+    )
+
+
+def _through_dense_layers(
+    update: Update, tensors: tuple[TensorRank, ...], batch_size: int, num_features: int
+) -> ClosedForm:
+    """That of a perceptron, which need not have a bias in the layer that reads the images."""
+    try:
+        read_chain(Observation(update, update), layers_in_order(update, head=VIT.head), num_features=num_features)
+    except ValueError as refusal:
+        return ClosedForm("dense-chain", False, str(refusal))
+    if unreadable := [tensor.name for tensor in tensors if not tensor.rank]:
+        return ClosedForm("dense-chain", False, f"{unreadable} are zero, or hold values that are not finite")
+    condition = "one example" if batch_size == 1 else "examples that activate some unit of a biased layer alone"
+    return ClosedForm("dense-chain", True, f"exact behind ReLU: {condition}")
+
+
+def _from_positions(
+    update: Update, tensors: tuple[TensorRank, ...], batch_size: int, image_shape: tuple[int, ...]
+) -> tuple[ClosedForm, ClosedForm]:
+    """Those of a Vision Transformer, which stand or fall with the rank of its position embeddings' gradient."""
+
+    def closed_form(attack: str, check: Callable[..., None], condition: str) -> ClosedForm:
+        try:
+            check(update, image_shape, attack="it")
+        except ValueError as refusal:
+            return ClosedForm(attack, False, str(refusal))
+        (positions,) = (tensor for tensor in tensors if tensor.name == VIT.positions)
+        num_patches, ranks = positions.shape[0], f"{VIT.positions} has rank {positions.rank}"
+        return ClosedForm(
+            attack,
+            batch_size == 1 and positions.rank == num_patches,
+            f"{ranks} for {num_patches} patches and {batch_size} examples; {condition}",
+        )
+
+    return (
+        closed_form("april", check_attention, "exact for one, if no skip goes around the first attention"),
+        closed_form("patch-embedding", check_positions, "exact for one"),
+    )

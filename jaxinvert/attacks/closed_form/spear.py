@@ -1,0 +1,369 @@
+"""Exact batches behind a dense ReLU layer that reads the images, with a certificate.
+
+The gradient of the layer and of its bias is `[dL/dW; dL/db]^T = D^T [X, 1]` of rank `B`: `D [B, units]` gradients of
+its outputs, `X [B, features]` its inputs. From a factorization `L R` of it, `D^T = L Q` and `[X, 1] = Q^(-1) R`. ReLU
+makes every column of `D^T` sparse, which determines `Q` up to order and scale of its columns (`sparse_directions`);
+the scale follows from the last column, which is known to be 1. It is proven by simulating the client on the result.
+
+`spear` samples its candidates, as published: effort grows like `2^B`. `exact_batch` starts at the independent
+components of the images' spatial differences and walks from each to the nearest sparse direction; examples still
+missing are unmixed again in the complement of those found, where fewer are left to tell apart. Its effort is a low
+power of `B`, and it is this package's own.
+
+References:
+  Dimitrov, Baader, Mueller, Vechev: SPEAR: Exact Gradient Inversion of Batches in Federated Learning. NeurIPS 2024,
+  arXiv:2403.03945.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxinvert.attacks.closed_form import sparse_directions as sparse
+from jaxinvert.attacks.closed_form.certificate import Verdict, certify, first_problem, labels_by_layer
+from jaxinvert.attacks.closed_form.first_layer import find_first_layer, read_first_layer
+from jaxinvert.attacks.closed_form.independent_components import independent_components, spatial_differences
+from jaxinvert.attacks.closed_form.precision import in_float64
+from jaxinvert.observation.observe import require
+from jaxinvert.priors.parametrizations import per_channel
+from jaxinvert.types import (
+    Array,
+    Batch,
+    ClientUpdateFn,
+    Key,
+    LossFn,
+    Observation,
+    Params,
+    PerChannel,
+    Reconstruction,
+    Scalar,
+    Shape,
+    SolveFn,
+    Update,
+)
+
+_ICA_STEPS = 100
+_WALK_STEPS = 40
+_POLISH_STEPS = 5
+_ANY_UNIT = 2**30
+_CONSISTENT = 0.99
+_FEW = 6
+
+
+class Separator(NamedTuple):
+    """Where directions come from.
+
+    Attributes:
+      draw: `key -> noise`, all random numbers of `max_rounds` rounds.
+      propose: `(mixture, basis, directions, noise, round) -> candidates [n, B]`.
+      complete: `(mixture, basis, noise, round) -> directions [B, B]`: those of the basis, which come first, and
+        guesses in place of those missing.
+    """
+
+    draw: Callable[[Key], Any]
+    propose: Callable[[sparse.Mixture, sparse.Basis, Array, Any, Array], Array]
+    complete: Callable[[sparse.Mixture, sparse.Basis, Any, Array], Array]
+
+
+def spear(
+    client_update: ClientUpdateFn,
+    loss_fn: LossFn,
+    *,
+    batch_shape: Shape,
+    num_classes: int,
+    mean: PerChannel = 0.0,
+    std: PerChannel = 1.0,
+    inactive: Scalar = 0.25,
+    num_samples: int = 4096,
+    max_rounds: int = 64,
+    layer: str | None = None,
+) -> SolveFn:
+    """Returns the published attack: directions from `num_samples x max_rounds` random sub-matrices at most.
+
+    Args:
+      client_update: the attacker's simulation of the client, for the certificate.
+      loss_fn: of the client, for the labels.
+      batch_shape: `(B, H, W, C)`.
+      num_classes: `K`.
+      mean: scalar or `[C]`, the normalization that the model applies before the layer.
+      std: scalar or `[C]`.
+      inactive: the least share of units in [0, 1] that are off for an example.
+      num_samples: sub-matrices of `B - 1` rows in one round.
+      max_rounds: rounds; it ends once all examples are found.
+      layer: path of the layer; by default the only one that reads images of this shape.
+
+    The reconstruction has the labels that were found, and `attack_loss` is the relative error of the re-simulated
+    update (`inf` without any). Its `info` has `certified`, `verdict` (`certificate.Verdict`), `num_found` directions,
+    the `rank` of the layer's update, counted up to `B + 1`, and `pattern_agreement`: the share of units and examples
+    for which `D` is zero exactly where the ReLU is off.
+
+    Raises:
+      ValueError: at trace time, if the update has no such layer, or it has fewer units than the batch has examples.
+    """
+    return _certified(
+        client_update,
+        loss_fn,
+        _by_sampling(batch_shape[0], num_samples=num_samples, max_rounds=max_rounds),
+        batch_shape=batch_shape,
+        num_classes=num_classes,
+        mean=mean,
+        std=std,
+        inactive=inactive,
+        max_rounds=max_rounds,
+        layer=layer,
+        name="spear",
+    )
+
+
+def exact_batch(
+    client_update: ClientUpdateFn,
+    loss_fn: LossFn,
+    *,
+    batch_shape: Shape,
+    num_classes: int,
+    mean: PerChannel = 0.0,
+    std: PerChannel = 1.0,
+    inactive: Scalar = 0.25,
+    max_rounds: int = 12,
+    layer: str | None = None,
+) -> SolveFn:
+    """Returns the attack that starts at independent components, or up to `B = 6`, where a few samples do, at those.
+
+    Args:
+      client_update: as in `spear`, and so is all that is not named here; result and errors are the same, too.
+      loss_fn: of the client.
+      batch_shape: `(B, H, W, C)`; images whose neighboring pixels mostly agree, as those of photographs do.
+      num_classes: `K`.
+      mean: scalar or `[C]`.
+      std: scalar or `[C]`.
+      inactive: the least share of units that are off for an example.
+      max_rounds: how often missing examples are unmixed again.
+      layer: path of the layer.
+
+    Examples that were not found are returned as their independent components: not exact, and not certified.
+    """
+    batch_size, *image_shape = batch_shape
+    if batch_size <= _FEW:
+        separator = _by_sampling(batch_size, num_samples=512, max_rounds=max_rounds)
+    else:
+        separator = _by_independence(batch_size, tuple(image_shape), max_rounds=max_rounds)
+    return _certified(
+        client_update,
+        loss_fn,
+        separator,
+        batch_shape=batch_shape,
+        num_classes=num_classes,
+        mean=mean,
+        std=std,
+        inactive=inactive,
+        max_rounds=max_rounds,
+        layer=layer,
+        name="exact_batch",
+    )
+
+
+def _by_sampling(batch_size: int, *, num_samples: int, max_rounds: int) -> Separator:
+    """Null vectors of random rows."""
+
+    def draw(key: Key) -> dict[str, Array]:
+        rows, shifts, last = jax.random.split(key, 3)
+        return {
+            "rows": jax.random.randint(rows, (num_samples, batch_size - 1), 0, _ANY_UNIT),
+            "shifts": jax.random.randint(shifts, (max_rounds, batch_size - 1), 0, _ANY_UNIT),
+            "last": jax.random.normal(last, (num_samples, batch_size)),
+        }
+
+    def propose(
+        mixed: sparse.Mixture, basis: sparse.Basis, directions: Array, noise: dict[str, Array], i: Array
+    ) -> Array:
+        del directions
+        # One random table of units, whose columns every round shifts by other random amounts.
+        living_first, num_alive = jnp.argsort(~mixed.alive), jnp.maximum(jnp.sum(mixed.alive), 1)
+        rows = living_first[(noise["rows"] + noise["shifts"][i][None, :]) % num_alive]
+        drawn = sparse.null_vectors(mixed.left, rows, noise["last"])
+        loose = 100 * mixed.tolerance  # rounding grows in the small systems
+        chosen = sparse.sparsest_basis(mixed._replace(tolerance=loose), jnp.concatenate([basis.directions, drawn]))
+        return sparse.sparsest_near(
+            mixed, chosen.directions, wanted=chosen.found, num_steps=_POLISH_STEPS, start=loose
+        )
+
+    def complete(mixed: sparse.Mixture, basis: sparse.Basis, noise: Any, i: Array) -> Array:
+        del mixed, noise, i
+        return sparse.completed(basis)
+
+    return Separator(draw, propose, complete)
+
+
+def _by_independence(batch_size: int, image_shape: Shape, *, max_rounds: int) -> Separator:
+    """Sparse directions near independent components, round by round in the complement of those found."""
+
+    def draw(key: Key) -> Array:
+        return jax.random.normal(key, (max_rounds + 1, batch_size, batch_size))
+
+    def propose(mixed: sparse.Mixture, basis: sparse.Basis, directions: Array, noise: Array, i: Array) -> Array:
+        del noise, i
+        return sparse.sparsest_near(mixed, directions, wanted=~basis.found, num_steps=_WALK_STEPS)
+
+    def guess(mixed: sparse.Mixture, basis: sparse.Basis, noise: Array, i: Array) -> Array:
+        """Guesses may be off by any mixture of the directions that were found."""
+        complement = sparse.outside(basis)
+        samples = spatial_differences(complement @ mixed.right[:, :-1], image_shape)
+        samples = samples / jnp.maximum(jnp.max(jnp.abs(samples)), jnp.finfo(samples.dtype).tiny)
+        # A guess needs no float64, in which the many steps would take twice the time.
+        unmixing = independent_components(
+            noise[i].astype(jnp.float32),
+            samples.astype(jnp.float32),
+            num_components=batch_size - jnp.sum(basis.found),
+            num_steps=_ICA_STEPS,
+        ).astype(samples.dtype)
+        # Its first rows, for what was found, are zero: there the span makes it invertible.
+        guesses = jnp.linalg.inv(_unit_rows(unmixing) @ complement + basis.span).T
+        guesses = _unit_rows(jnp.where(jnp.isfinite(guesses), guesses, 0.0))
+        return jnp.where(basis.found[:, None], basis.directions, guesses)
+
+    def complete(mixed: sparse.Mixture, basis: sparse.Basis, noise: Array, i: Array) -> Array:
+        return lax.cond(jnp.all(basis.found), lambda: basis.directions, lambda: guess(mixed, basis, noise, i))
+
+    return Separator(draw, propose, complete)
+
+
+def _separated(
+    separator: Separator,
+    mixed: sparse.Mixture,
+    preactivations: Callable[[Array], Array],
+    noise: Any,
+    max_rounds: Array,
+) -> tuple[sparse.Basis, Array]:
+    """Collects directions until each vanishes where the ReLU of its example is off, or for `max_rounds`.
+
+    A direction that is only near one, or that mixes two examples, may still stand for inputs that are nearly right.
+    Where the ReLU is off for them, the right direction vanishes: each round walks from there, too.
+
+    Returns:
+      The directions found, and all `B`.
+    """
+
+    def is_open(state: tuple[sparse.Basis, Array, Array]) -> Array:
+        basis, directions, i = state
+        agreement = sparse.pattern_agreement(mixed, directions, preactivations(directions))
+        return ~(jnp.all(basis.found) & jnp.all(agreement > _CONSISTENT)) & (i < max_rounds)
+
+    def step(state: tuple[sparse.Basis, Array, Array]) -> tuple[sparse.Basis, Array, Array]:
+        basis, directions, i = state
+        outputs = preactivations(directions)
+        wrong = sparse.pattern_agreement(mixed, directions, outputs) <= _CONSISTENT
+        guesses = sparse.vanishing_where(mixed, outputs < 0)
+        candidates = [
+            basis.directions,
+            separator.propose(mixed, basis, directions, noise, i),
+            sparse.sparsest_near(mixed, guesses, wanted=wrong, num_steps=_WALK_STEPS),
+        ]
+        basis = sparse.sparsest_basis(mixed, jnp.concatenate(candidates))
+        return basis, separator.complete(mixed, basis, noise, i + 1), i + 1
+
+    basis = sparse.empty_basis(mixed)
+    if mixed.left.shape[1] == 1:  # nothing is mixed
+        return basis, sparse.completed(basis)
+    start = (basis, separator.complete(mixed, basis, noise, jnp.int32(0)), jnp.int32(0))
+    basis, directions, _ = lax.while_loop(is_open, step, start)
+    return basis, directions
+
+
+def _certified(
+    client_update: ClientUpdateFn,
+    loss_fn: LossFn,
+    separator: Separator,
+    *,
+    batch_shape: Shape,
+    num_classes: int,
+    mean: PerChannel,
+    std: PerChannel,
+    inactive: Scalar,
+    max_rounds: int,
+    layer: str | None,
+    name: str,
+) -> SolveFn:
+    """What both attacks share: from an update to factors, and from directions to images, labels, a certificate."""
+    batch_size, *image_shape = batch_shape
+    num_features = math.prod(image_shape)
+    mean_image, std_image = per_channel("mean", mean, batch_shape), per_channel("std", std, batch_shape)
+
+    def solve(key: Key, observation: Observation) -> Reconstruction:
+        params = require(observation, "params", attack=name)
+        path, num_units = find_first_layer(observation.update, tuple(image_shape), attack=name, layer=layer)
+        if num_units < batch_size:
+            raise ValueError(
+                f"{name} tells at most as many examples apart as the layer has units: {path!r} has {num_units}, the "
+                f"batch {batch_size}"
+            )
+        sketch_key, separator_key = jax.random.split(key)
+        sketch = jax.random.normal(sketch_key, (num_features + 1, batch_size + sparse.OVERSAMPLING))
+        resolution = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(observation.update))
+
+        def exact(params: Params, update: Update, sketch: Array, noise: Any, inactive: Array) -> Reconstruction:
+            finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(update)]))
+            first = read_first_layer(Observation(params, update), tuple(image_shape), attack=name, layer=layer)
+            gradient = jnp.concatenate([first.kernel_gradient, first.bias_gradient[None]]).T
+            factors = sparse.factorize(jnp.where(finite, gradient, 0.0), sketch, rank=batch_size)
+            rank = jnp.sum(factors.sizes > 30 * resolution * factors.sizes[0]).astype(jnp.int32)
+            mixed = sparse.mixture(factors, inactive=inactive)
+
+            def layer_inputs(directions: Array) -> tuple[Array, Array]:
+                """Inputs `[B, features]`, and the scales that make the layer's constant input 1."""
+                augmented = jnp.linalg.solve(directions.T, mixed.right)
+                scales = augmented[:, -1]
+                flat = augmented[:, :-1] / jnp.where(scales == 0, 1.0, scales)[:, None]
+                return jnp.where(jnp.isfinite(flat), flat, 0.0), scales
+
+            def preactivations(directions: Array) -> Array:
+                return layer_inputs(directions)[0] @ first.kernel + first.bias[None]
+
+            rounds = jnp.where(rank < batch_size, 0, max_rounds)  # too few dimensions for as many directions
+            basis, directions = _separated(separator, mixed, preactivations, noise, rounds)
+            flat, scales = layer_inputs(directions)
+            inputs = jnp.clip(flat.reshape(batch_shape) * std_image + mean_image, 0.0, 1.0)
+            output_gradients = (directions @ mixed.left.T) * scales[:, None]
+
+            labels = labels_by_layer(loss_fn, params, inputs, output_gradients, layer=path, num_classes=num_classes)
+            problem = first_problem(
+                {
+                    Verdict.NOT_FINITE: ~finite,
+                    Verdict.ZERO: rank == 0,
+                    Verdict.LOW_RANK: rank < batch_size,
+                    Verdict.HIGH_RANK: rank > batch_size,
+                    Verdict.INCOMPLETE: ~jnp.all(basis.found),
+                }
+            )
+            tolerance = max(1e3 * resolution, 1e-8)
+            certificate = certify(
+                client_update, params, update, Batch(inputs, labels), tolerance=tolerance, problem=problem
+            )
+            agreement = sparse.pattern_agreement(mixed, directions, preactivations(directions))
+            return Reconstruction(
+                inputs,
+                labels,
+                certificate.relative_error,
+                info={
+                    "certified": certificate.certified,
+                    "verdict": certificate.verdict,
+                    "num_found": jnp.sum(basis.found).astype(jnp.int32),
+                    "rank": rank,
+                    "pattern_agreement": jnp.mean(agreement),
+                },
+            )
+
+        return in_float64(exact)(
+            params, observation.update, sketch, separator.draw(separator_key), jnp.asarray(inactive, jnp.float32)
+        )
+
+    return solve
+
+
+def _unit_rows(rows: Array) -> Array:
+    """Rows of length one; those that are zero stay so."""
+    lengths = jnp.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / jnp.where(lengths > 0, lengths, 1.0)

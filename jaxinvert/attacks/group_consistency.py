@@ -1,0 +1,126 @@
+"""Seeds that search together: each is drawn to the mean of all, after shifting them onto each other.
+
+Gradients hardly tell where in the picture an object was, so that seeds find it at different places; what they agree
+on after registration is likely to be real (Yin et al. 2021).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxinvert.priors.regularizers import zero
+from jaxinvert.trees import tree_norm
+from jaxinvert.types import (
+    Array,
+    ArrayTree,
+    Attack,
+    AttackInfo,
+    AttackState,
+    Key,
+    Observation,
+    Reconstruction,
+    Regularizer,
+    Scalar,
+)
+
+
+class _Seeds(NamedTuple):
+    """What the group keeps beside its seeds' variables: their optimizers, best losses, and the step."""
+
+    opt_state: ArrayTree
+    best_loss: Array
+    count: Array
+
+
+def consistent_group(
+    one_seed: Callable[[Regularizer], Attack],
+    *,
+    num_seeds: int,
+    start: Scalar,
+    unit: Array | float = 1.0,
+    registration: Scalar = 1.0,
+) -> Attack:
+    """One attack that is a group of `num_seeds`: from step `start` on, `one_seed` gets the distance to the group.
+
+    The result is that of the seed with the lowest attack loss. Losses before `start` have no group term and do not
+    compete with those after it: a seed's best iterate is forgotten when the group comes together.
+
+    Args:
+      one_seed: `group_term -> Attack`; the group term is `inputs [B, H, W, C] -> []`.
+      num_seeds: static.
+      start: may be traced.
+      unit: what one unit of distance is, in pixels: a scalar, or `[1, 1, 1, C]` such as a model's `std`.
+      registration: 0 for the plain mean of the seeds; anything else shifts them onto each other first.
+    """
+
+    def agreed(images: Array) -> Array:
+        return jnp.where(registration == 0, jnp.mean(images, axis=0), registered_mean(images))
+
+    def init(key: Key, observation: Observation) -> AttackState:
+        attack = one_seed(zero)
+        seeds = jax.vmap(lambda seed_key: attack.init(seed_key, observation))(jax.random.split(key, num_seeds))
+        return _pack(seeds, jnp.zeros((), jnp.int32))
+
+    def step(key: Key, state: AttackState, observation: Observation) -> tuple[AttackState, AttackInfo]:
+        seeds, count = _unpack(state)
+        images = jax.vmap(lambda seed: one_seed(zero).decode(seed, observation).inputs)(
+            seeds._replace(best_variables=seeds.variables)
+        )
+        consensus = jax.lax.stop_gradient(agreed(images))
+        together = count >= start
+        # Where the group comes together, every seed starts to compete anew.
+        forget = count == jnp.ceil(start).astype(count.dtype)
+        seeds = seeds._replace(best_loss=jnp.where(forget, jnp.inf, seeds.best_loss))
+
+        attack = one_seed(lambda inputs: jnp.where(together, tree_norm((inputs - consensus) / unit), 0.0))
+        keys = jax.random.split(key, num_seeds)
+        seeds, info = jax.vmap(lambda k, seed: attack.step(k, seed, observation))(keys, seeds)
+        best = jnp.argmin(jnp.where(jnp.isfinite(info.attack_loss), info.attack_loss, jnp.inf))
+        return _pack(seeds, count + 1), jax.tree.map(lambda leaf: leaf[best], info)
+
+    def decode(state: AttackState, observation: Observation) -> Reconstruction:
+        seeds, _ = _unpack(state)
+        winner = jnp.argmin(seeds.best_loss)
+        return one_seed(zero).decode(jax.tree.map(lambda leaf: leaf[winner], seeds), observation)
+
+    return Attack(init, step, decode)
+
+
+def registered_mean(images: Array) -> Array:
+    """Mean over seeds after shifting every image onto the plain mean of all seeds: `[G, B, H, W, C] -> [B, H, W, C]`.
+
+    The shift is the peak of the circular cross-correlation of the two images' gray values, by FFT.
+    """
+    mean = jnp.mean(images, axis=0)
+    anchor = jnp.fft.rfft2(_centered_gray(mean))
+
+    def onto_mean(seed: Array) -> Array:
+        spectrum = jnp.fft.rfft2(_centered_gray(seed))
+        correlation = jnp.fft.irfft2(anchor * jnp.conj(spectrum), s=seed.shape[1:3])
+        peak = jnp.argmax(correlation.reshape(seed.shape[0], -1), axis=1)
+        rows, columns = jnp.unravel_index(peak, seed.shape[1:3])
+        return jax.vmap(lambda image, dy, dx: jnp.roll(image, (dy, dx), axis=(0, 1)))(seed, rows, columns)
+
+    return jnp.mean(jax.vmap(onto_mean)(images), axis=0)
+
+
+def _centered_gray(images: Array) -> Array:
+    gray = jnp.mean(images, axis=-1)
+    return gray - jnp.mean(gray, axis=(1, 2), keepdims=True)
+
+
+def _pack(seeds: AttackState, count: Array) -> AttackState:
+    return AttackState(
+        seeds.variables,
+        _Seeds(seeds.opt_state, seeds.best_loss, count),
+        seeds.best_variables,
+        jnp.min(seeds.best_loss),
+    )
+
+
+def _unpack(state: AttackState) -> tuple[AttackState, Array]:
+    kept: _Seeds = state.opt_state
+    seeds = AttackState(state.variables, kept.opt_state, state.best_variables, kept.best_loss)
+    return seeds, kept.count

@@ -1,0 +1,32 @@
+"""Attacks that search for the private batch step by step: one file per published attack."""
+
+from jaxinvert.attacks.optimization.batch_norm_leakage import batch_norm_leakage
+from jaxinvert.attacks.optimization.cocktail_party_features import cocktail_party_features
+from jaxinvert.attacks.optimization.deep_leakage_from_model import best_scale, dlm, dlm_plus, dlm_with_best_scale
+from jaxinvert.attacks.optimization.dlg import dlg, idlg
+from jaxinvert.attacks.optimization.general_deep_leakage import general_deep_leakage
+from jaxinvert.attacks.optimization.gias import gias, latent_search, latents_then_weights, weight_search
+from jaxinvert.attacks.optimization.inverting_gradients import inverting_gradients
+from jaxinvert.attacks.optimization.see_through_gradients import see_through_gradients
+from jaxinvert.attacks.optimization.spectral import spectral
+from jaxinvert.attacks.optimization.tableak import tableak
+
+__all__ = [
+    "batch_norm_leakage",
+    "best_scale",
+    "cocktail_party_features",
+    "dlg",
+    "dlm",
+    "dlm_plus",
+    "dlm_with_best_scale",
+    "general_deep_leakage",
+    "gias",
+    "idlg",
+    "inverting_gradients",
+    "latent_search",
+    "latents_then_weights",
+    "see_through_gradients",
+    "spectral",
+    "tableak",
+    "weight_search",
+]

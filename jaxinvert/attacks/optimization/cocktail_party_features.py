@@ -1,0 +1,145 @@
+"""Cocktail party on features: a wide dense layer's gradient is unmixed, then images with such features are found.
+
+Where the layer reads features `f(x)` of convolutions instead of images, its gradient mixes those. Unmixed they are
+known up to rounding and the mixing's error; each image is then searched for on its own, whatever its label:
+
+    minimize over x:   (1 - cos(f(x), f_b)) exp(tv TV(x))      for every recovered feature vector f_b.
+
+No client is simulated: a step is one forward and one backward pass. Features are unmixed in the differences of
+neighboring places of their map, every channel as strong as any other. Two deviations: the paper's prior is a sum, and
+its unmixing a descent; as a product, the prior is as strong as the features are uncertain (see `spectral`, of which
+the search's variables and schedule are, too).
+
+Sanjay Kariyappa, Chuan Guo, Kiwan Maeng, Wenjie Xiong, G. Edward Suh, Moinuddin K. Qureshi, Hsien-Hsin S. Lee:
+"Cocktail Party Attack: Breaking Aggregation-Based Privacy in Federated Learning Using Independent Component
+Analysis", ICML 2023, arXiv:2209.05578.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxinvert.attacks import objectives
+from jaxinvert.attacks.closed_form.cocktail_party import unmixed_inputs
+from jaxinvert.attacks.closed_form.first_layer import biased_dense_layers
+from jaxinvert.attacks.closed_form.independent_components import balanced_channels, spatial_differences
+from jaxinvert.attacks.matching import search_inputs
+from jaxinvert.attacks.schedules import cosine_decay
+from jaxinvert.models import feature_map
+from jaxinvert.observation.observe import require
+from jaxinvert.priors import parametrizations, regularizers
+from jaxinvert.trees import leaves_by_path
+from jaxinvert.types import (
+    ApplyFn,
+    Array,
+    Attack,
+    AttackInfo,
+    AttackState,
+    Key,
+    Observation,
+    Reconstruction,
+    Scalar,
+    Shape,
+)
+
+
+class Unlabeled(NamedTuple):
+    """Images `[B, H, W, C]` whose labels play no part."""
+
+    inputs: Array
+    labels: None = None
+
+
+def cocktail_party_features(
+    apply: ApplyFn,
+    *,
+    batch_shape: Shape,
+    layer: str | None = None,
+    tv: Scalar = 3.0,
+    learning_rate: Scalar = 0.2,
+    horizon: Scalar = 300,
+    num_unmixing_steps: int = 200,
+) -> Attack:
+    """Returns the attack; labels are neither read nor found, and images come in an order of their own.
+
+    Args:
+      apply: the client's network, a Flax model.
+      batch_shape: `(B, H, W, C)`.
+      layer: path of the biased dense layer; by default the widest. If it is the head, `B` is less than the number of
+        classes, and examples of one label are hard to tell apart.
+      tv: weight of the total variation, of pixels in [0, 1], in the exponent.
+      learning_rate: of Adam, in units of the spectrum of photographs.
+      horizon: the number of steps that the learning-rate decay is laid out for.
+      num_unmixing_steps: of the independent components' fixed point.
+
+    Raises:
+      ValueError: at trace time, if there is no such layer, or it has fewer units than the batch has examples.
+    """
+    batch_shape = tuple(batch_shape)
+    images = parametrizations.spectrum(batch_shape)
+
+    def search(path: str, features: Array) -> Attack:
+        """For images with these features `[B, h, w, c]`."""
+
+        def distance(observation: Observation, batch: Unlabeled) -> Array:
+            found = feature_map(apply, path, observation.params, batch.inputs)
+            mismatch = jax.vmap(objectives.cosine)(found, features)
+            variation = jax.vmap(lambda image: regularizers.total_variation(image[None]))(batch.inputs)
+            return jnp.mean(mismatch * jnp.exp(tv * variation))
+
+        return search_inputs(
+            distance,
+            optimizer=optax.chain(
+                optax.scale_by_adam(b2=0.95, eps=1e-12),
+                optax.scale_by_learning_rate(cosine_decay(learning_rate, horizon)),
+            ),
+            parametrization=images._replace(decode=lambda variables: Unlabeled(images.decode(variables))),
+            name="cocktail_party_features",
+        )
+
+    def init(key: Key, observation: Observation) -> AttackState:
+        unmixing_key, start_key = jax.random.split(key)
+        params = require(observation, "params", attack="cocktail_party_features")
+        path = _layer_for(observation, layer, batch_shape[0])
+        blank = jax.ShapeDtypeStruct(batch_shape, jnp.float32)
+        map_shape = jax.eval_shape(lambda inputs: feature_map(apply, path, params, inputs), blank).shape[1:]
+        gradients = leaves_by_path(observation.update)
+        features, _ = unmixed_inputs(
+            unmixing_key,
+            gradients[f"{path}/kernel"],
+            gradients[f"{path}/bias"],
+            separable=lambda rows: balanced_channels(spatial_differences(rows, map_shape), map_shape[-1]),
+            batch_size=batch_shape[0],
+            num_steps=num_unmixing_steps,
+        )
+        features = features.reshape(-1, *map_shape)
+        state = search(path, features).init(start_key, observation)
+        return state._replace(opt_state=(state.opt_state, features))
+
+    def step(key: Key, state: AttackState, observation: Observation) -> tuple[AttackState, AttackInfo]:
+        opt_state, features = state.opt_state
+        one = search(_layer_for(observation, layer, batch_shape[0]), features)
+        state, info = one.step(key, state._replace(opt_state=opt_state), observation)
+        return state._replace(opt_state=(state.opt_state, features)), info
+
+    def decode(state: AttackState, observation: Observation) -> Reconstruction:
+        _, features = state.opt_state
+        return search(_layer_for(observation, layer, batch_shape[0]), features).decode(state, observation)
+
+    return Attack(init, step, decode)
+
+
+def _layer_for(observation: Observation, layer: str | None, batch_size: int) -> str:
+    """The path of the layer to read."""
+    layers = biased_dense_layers(observation.update)
+    if not layers or layer not in (None, *layers):
+        raise ValueError(f"cocktail_party_features needs a biased dense layer, {layer or 'any'}; there are {layers}")
+    path = layer or max(layers, key=lambda name: layers[name][::-1])
+    if layers[path][1] < batch_size:
+        raise ValueError(
+            f"cocktail_party_features needs a layer of at least {batch_size} units, as many as images; {path!r} has "
+            f"{layers[path][1]}"
+        )
+    return path

@@ -1,0 +1,358 @@
+"""What a client computes from its private batch: `(params, batch) -> update`, differentiable in the inputs.
+
+A client starts at the server's parameters `w_0`, takes `S` steps of its own optimizer on mini-batches, and sends
+the pseudo-gradient
+
+    update = w_0 - w_S,    w_(s+1) = w_s + optimizer(grad loss(w_s, mini-batch s)).
+
+One full-batch step of gradient descent with learning rate 1 is FedSGD: the update is the gradient. More steps are
+FedAvg, whose update is differentiated through the whole unrolled training. An attacker simulates the client with
+the same functions: what it does not know of the training (rate, batch size, order) it sets differently.
+
+References:
+  McMahan, Moore, Ramage, Hampson, Aguera y Arcas: Communication-efficient learning of deep networks from
+  decentralized data. AISTATS 2017, arXiv:1602.05629.
+  Abadi et al.: Deep learning with differential privacy. CCS 2016, arXiv:1607.00133.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from jaxinvert.clients.gradients import mean_gradient, per_example_gradients
+from jaxinvert.trees import tree_norm
+from jaxinvert.types import Array, ArrayTree, Batch, ClientUpdateFn, Key, LossFn, Params, Scalar, Update
+
+AnyLossFn = Callable[..., Array]
+"""A `LossFn`, or `(params, batch, key) -> []` for a loss that draws random numbers, such as those of dropout."""
+AnyClientUpdateFn = Callable[..., Update]
+"""A `ClientUpdateFn`, or `(params, batch, key) -> update` for a client that draws random numbers of its own."""
+
+
+def fedsgd(
+    loss_fn: AnyLossFn,
+    *,
+    dropout_key: Key | None = None,
+    chunk_size: int | None = None,
+    change: optax.GradientTransformation | None = None,
+) -> ClientUpdateFn:
+    """One full-batch gradient: the update is `d loss_fn / d params` (McMahan et al. 2017, FedSGD).
+
+    In pseudo-gradient sign the update of a client that takes one step with learning rate 1 is the gradient itself.
+
+    Args:
+      loss_fn: `(params, batch) -> []`, or `(params, batch, key) -> []` with `dropout_key`.
+      dropout_key: handed to `loss_fn`; the client's secret unless the attacker's client is built with the same.
+      chunk_size: examples whose gradient is computed at once, as in `gradients.mean_gradient`: for large batches; not
+        with `dropout_key`.
+      change: what the client does to the gradient, from a fresh state and with the parameters at hand; for
+        `fedavg`, put it before the optimizer.
+    """
+    _check_dropout_in_chunks(dropout_key, chunk_size)
+    if dropout_key is None:
+        gradient = mean_gradient(loss_fn, chunk_size=chunk_size)
+    else:
+        gradient = mean_gradient(lambda params, batch: loss_fn(params, batch, dropout_key))
+    if change is None:
+        return gradient
+    trained = only_trained(change)
+
+    def changed(params: Params, batch: Batch) -> Update:
+        update, _ = trained.update(gradient(params, batch), trained.init(params), params)
+        return update
+
+    return changed
+
+
+def dp_fedsgd(loss_fn: LossFn, *, clip_norm: Scalar, chunk_size: int | None = None) -> ClientUpdateFn:
+    """DP-SGD's gradient before the noise: the mean of gradients, each clipped on its own (Abadi et al. 2016).
+
+    `1/B sum_b g_b min(1, C / |g_b|)`, differentiable in the batch: an attacker who knows of it simulates it. The
+    noise is a defense like others, `defenses.gaussian_noise(defenses.dp_noise_scale(...))`.
+
+    | what                    | behavior                                          |
+    |-------------------------|---------------------------------------------------|
+    | `clip_norm = inf`       | the FedSGD update of a loss that is a mean        |
+    | a gradient that is zero | stays zero, with finite derivatives in the inputs |
+    | memory                  | `B` gradients                                     |
+
+    Args:
+      loss_fn: `(params, batch) -> []`; sees every example as a batch of one, and must not couple examples.
+      clip_norm: `C`, largest Euclidean norm of an example's gradient; positive, may be traced.
+      chunk_size: examples whose gradients are computed at once, as in `gradients.per_example_gradients`.
+
+    Raises:
+      ValueError: when traced, naming the first BatchNorm layer that is in train mode.
+    """
+    gradients = per_example_gradients(loss_fn, chunk_size=chunk_size)
+
+    def client_update(params: Params, batch: Batch) -> Update:
+        clipped = jax.vmap(clipped_to_norm, in_axes=(0, None))(gradients(params, batch), clip_norm)
+        return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), clipped)
+
+    return client_update
+
+
+def clipped_to_norm(update: Update, norm: Scalar) -> Update:
+    """The update, scaled down to Euclidean norm `norm` over all tensors if it is longer."""
+    length = tree_norm(update)
+    longer = length > norm
+    factor = jnp.where(longer, norm / jnp.where(longer, length, 1.0), 1.0)
+    return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), update)
+
+
+def fedavg(
+    loss_fn: AnyLossFn,
+    *,
+    optimizer: optax.GradientTransformation,
+    batch_size: int | None = None,
+    num_epochs: int = 1,
+    order_key: Key | None = None,
+    dropout_key: Key | None = None,
+    chunk_size: int | None = None,
+) -> ClientUpdateFn:
+    """Local training over `num_epochs` passes: the update is `params - local_params` (McMahan et al. 2017, FedAvg).
+
+    A client of `B` examples takes `S = num_epochs * B / batch_size` steps. The update is the sum of the steps, not
+    the difference of two rounded sets of parameters: one full-batch step of `optax.sgd(r)` gives exactly `r` times
+    the FedSGD update, where a subtraction in float32 would lose up to 6e-8 of each *parameter*.
+
+    | what                             | behavior                                                           |
+    |----------------------------------|--------------------------------------------------------------------|
+    | `params["batch_stats"]`          | not trained: kept from the optimizer, the update is zero there     |
+    | `B` no multiple of `batch_size`  | refused: the last mini-batch would weigh its examples differently  |
+    | memory of the reverse pass       | one step's activations; inputs, parameters and state of all steps  |
+    | Adam where a gradient is 0       | NaN derivatives in the inputs, unless `optax.adam(..., eps_root=1e-12)` |
+
+    The last row: `d sqrt(v) / dv` is infinite at `v = 0`, and behind dead ReLUs gradients are exactly 0. The update
+    itself is finite, so a real client may run without `eps_root` and its attacker with it.
+
+    The order of the mini-batches is the client's secret unless the attacker is granted it. An attacker that does
+    not know it simulates another one: build the client with its `order_key` and hand the attack a `fedavg` with a
+    different key, or with none. The key may be traced, so clients under `vmap` can each have their own:
+    `jax.vmap(lambda key, batch: fedavg(..., order_key=key)(params, batch))(keys, batches)`.
+
+    Args:
+      loss_fn: `(params, batch) -> []`, or `(params, batch, key) -> []` with `dropout_key`.
+      optimizer: the client's, fresh at the start of every round: SGD, momentum, Adam, weight decay, schedules, or
+        chains. It is called as `update(grad, state, params)`; line searches, which need more, do not fit.
+      batch_size: examples per step; `None` = all of them.
+      num_epochs: passes over the client's examples.
+      order_key: draws a new order for every pass; `None` = as they stand in the batch, every pass alike.
+      dropout_key: gives `loss_fn` a key of its own at every step; as secret as the order.
+      chunk_size: examples whose gradient is computed at once, as in `gradients.mean_gradient`: for large
+      mini-batches.
+
+    Returns:
+      `(params, batch) -> update`, differentiable in `batch.inputs` and soft labels. Raises ValueError when traced
+      with a `B` that `batch_size` does not divide. Not jitted.
+
+    Raises:
+      ValueError: for a `batch_size` or `num_epochs` below 1.
+
+    >>> loss_fn = lambda params, batch: jnp.mean((batch.inputs @ params - batch.labels) ** 2)
+    >>> batch = Batch(inputs=jnp.eye(2), labels=jnp.array([0.0, 1.0]))
+    >>> fedavg(loss_fn, optimizer=optax.sgd(0.25), batch_size=1)(jnp.ones(2), batch).tolist()
+    [0.5, 0.0]
+    """
+    _check_dropout_in_chunks(dropout_key, chunk_size)
+    train = _local_training(
+        loss_fn, _nothing, optimizer, batch_size, num_epochs, order_key, dropout_key, chunk_size=chunk_size
+    )
+
+    def client_update(params: Params, batch: Batch) -> Update:
+        update, _ = train(params, batch)
+        return update
+
+    return client_update
+
+
+def local_batch_statistics(
+    loss_fn: LossFn,
+    batch_statistics: Callable[[Params, Array], ArrayTree],
+    *,
+    optimizer: optax.GradientTransformation,
+    batch_size: int | None = None,
+    num_epochs: int = 1,
+    order_key: Key | None = None,
+) -> Callable[[Params, Batch], ArrayTree]:
+    """What BatchNorm in train mode measures at each step of the local training that `fedavg` runs.
+
+    `running_statistics.advance` turns the result into the running statistics that a client sends beside its update
+    (`Observation.batch_stats`). FedSGD is one full-batch step, whatever the optimizer.
+
+    Args:
+      loss_fn: `(params, batch) -> []`, of a model in train mode.
+      batch_statistics: `(params, inputs) -> statistics`, as in `Model`.
+      optimizer: as `fedavg`'s, and so are the other arguments.
+      batch_size: examples per step; `None` = all of them.
+      num_epochs: passes over the client's examples.
+      order_key: draws a new order for every pass; `None` = as they stand in the batch.
+
+    Returns:
+      `(params, batch) -> statistics`, the tree of `params["batch_stats"]` with a leading axis `S`: those of step
+      `s` are measured on its mini-batch with the parameters *before* the step.
+
+    Raises:
+      ValueError: as `fedavg`.
+    """
+
+    def measure(params: Params, batch: Batch) -> ArrayTree:
+        return batch_statistics(params, batch.inputs)
+
+    train = _local_training(loss_fn, measure, optimizer, batch_size, num_epochs, order_key)
+
+    def statistics(params: Params, batch: Batch) -> ArrayTree:
+        _, measured = train(params, batch)
+        return measured
+
+    return statistics
+
+
+def aggregate(updates: Update, weights: Array) -> Update:
+    """The weighted mean of `N` clients' updates: all that a server sees under secure aggregation.
+
+    `sum_n weights_n update_n / sum_n weights_n`; McMahan et al. weight by the clients' numbers of examples.
+
+    Args:
+      updates: tree with leaves `[N, ...]`, as `jax.vmap(client_update, (None, 0))` makes them.
+      weights: `[N]`, non-negative, not all zero.
+
+    Returns:
+      Tree with leaves `[...]`.
+
+    Raises:
+      ValueError: if `weights` is not `[N]`, or a leaf has another leading axis.
+    """
+    weights = jnp.asarray(weights)
+    if weights.ndim != 1:
+        raise ValueError(f"weights must be [N], one per client, got shape {weights.shape}")
+    shares = weights / jnp.sum(weights)
+
+    def mean(leaf: Array) -> Array:
+        if leaf.shape[:1] != weights.shape:
+            raise ValueError(f"updates must have a leading axis of {weights.size} clients, got a leaf {leaf.shape}")
+        per_client = shares.reshape(-1, *[1] * (leaf.ndim - 1)).astype(leaf.dtype)
+        return jnp.sum(per_client * leaf, axis=0)
+
+    return jax.tree.map(mean, updates)
+
+
+def securely_aggregated(client_update: AnyClientUpdateFn, *, num_clients: int) -> AnyClientUpdateFn:
+    """One update for `N` clients that train apart: the mean of theirs, as secure aggregation shows it.
+
+    Args:
+      client_update: what each client computes; or `(params, batch, key) -> update`, what it sends if it defends that.
+      num_clients: `N`.
+
+    Returns:
+      `(params, batch) -> update` of a batch that holds the clients' examples one client after the other; called with
+      a key as well, it gives every client one of its own. Raises ValueError when traced with a batch that
+      `num_clients` does not divide.
+
+    Raises:
+      ValueError: for fewer than one client.
+    """
+    if num_clients < 1:
+        raise ValueError(f"num_clients must be at least 1, got {num_clients}")
+
+    def update_of_all(params: Params, batch: Batch, key: Key | None = None) -> Update:
+        num_examples = batch.inputs.shape[0]
+        if num_examples % num_clients:
+            raise ValueError(f"num_clients must divide the {num_examples} examples of all clients, got {num_clients}")
+        apart = jax.tree.map(lambda leaf: jnp.asarray(leaf).reshape(num_clients, -1, *leaf.shape[1:]), batch)
+        keys = () if key is None else (jax.random.split(key, num_clients),)
+        updates = jax.vmap(client_update, in_axes=(None, 0, *[0] * len(keys)))(params, apart, *keys)
+        return aggregate(updates, jnp.ones(num_clients))
+
+    return update_of_all
+
+
+def only_trained(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The optimizer for everything but `params["batch_stats"]`: running statistics are sent but not trained.
+
+    Their gradients are zero, but weight decay would shrink them all the same and Adam's square root would make
+    derivatives NaN.
+    """
+
+    def labels(params: Params) -> ArrayTree:
+        def label(path: tuple, _: Array) -> str:
+            return "kept" if path and getattr(path[0], "key", None) == "batch_stats" else "trained"
+
+        return jax.tree_util.tree_map_with_path(label, params)
+
+    return optax.partition({"trained": optimizer, "kept": optax.set_to_zero()}, labels)
+
+
+_Carry = tuple[Update, ArrayTree]
+"""The pseudo-gradient so far, and the state of the client's optimizer."""
+
+
+def _local_training(
+    loss_fn: AnyLossFn,
+    measure: Callable[[Params, Batch], ArrayTree],
+    optimizer: optax.GradientTransformation,
+    batch_size: int | None,
+    num_epochs: int,
+    order_key: Key | None,
+    dropout_key: Key | None = None,
+    *,
+    chunk_size: int | None = None,
+) -> Callable[[Params, Batch], tuple[Update, ArrayTree]]:
+    """`(params, batch) -> (update, measured [S, ...])`: the unrolled training, `measure` taken before each step."""
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if num_epochs < 1:
+        raise ValueError(f"num_epochs must be at least 1, got {num_epochs}")
+    optimizer = only_trained(optimizer)
+
+    def train(params: Params, batch: Batch) -> tuple[Update, ArrayTree]:
+        num_examples = batch.inputs.shape[0]
+        size = num_examples if batch_size is None else batch_size
+        if num_examples % size:
+            raise ValueError(f"batch_size must divide the client's {num_examples} examples, got {size}")
+        order = _example_order(num_examples, num_epochs, order_key).reshape(-1, size)
+
+        def step(carry: _Carry, step_input: tuple[Batch, tuple[Key, ...]]) -> tuple[_Carry, ArrayTree]:
+            (update, state), (minibatch, key_of_loss) = carry, step_input
+            local_params = jax.tree.map(jnp.subtract, params, update)
+            gradient = mean_gradient(lambda p, b: loss_fn(p, b, *key_of_loss), chunk_size=chunk_size)
+            grad = gradient(local_params, minibatch)
+            change, state = optimizer.update(grad, state, local_params)
+            update = jax.tree.map(lambda u, c: (u - c).astype(u.dtype), update, change)
+            return (update, state), measure(local_params, minibatch)
+
+        if len(order) > 1:
+            # Keep only each step's parameters for the reverse pass and recompute its activations there.
+            step = jax.checkpoint(step, prevent_cse=False)
+        minibatches = jax.tree.map(lambda leaf: jnp.asarray(leaf)[order], batch)
+        keys = () if dropout_key is None else (jax.random.split(dropout_key, len(order)),)
+        start = (jax.tree.map(jnp.zeros_like, params), optimizer.init(params))
+        (update, _), measured = lax.scan(step, start, (minibatches, keys))
+        return update, measured
+
+    return train
+
+
+def _check_dropout_in_chunks(dropout_key: Key | None, chunk_size: int | None) -> None:
+    if dropout_key is not None and chunk_size is not None:
+        raise ValueError(
+            f"chunk_size is {chunk_size}, but dropout draws for a whole batch; chunks would all draw alike"
+        )
+
+
+def _example_order(num_examples: int, num_epochs: int, order_key: Key | None) -> Array:
+    """Indices `[num_epochs, num_examples]` of the examples in the order of training."""
+    if order_key is None:
+        return jnp.tile(jnp.arange(num_examples), (num_epochs, 1))
+    epoch_keys = jax.random.split(order_key, num_epochs)
+    return jax.vmap(lambda key: jax.random.permutation(key, num_examples))(epoch_keys)
+
+
+def _nothing(params: Params, batch: Batch) -> ArrayTree:
+    """Measures nothing."""
+    del params, batch
+    return ()

@@ -1,0 +1,274 @@
+"""The attack: one job watched, or several side by side. It looks at observations only."""
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinvert.jobs import automatic, environment, state
+from jaxinvert.jobs.attacker import Program
+from jaxinvert.jobs.config import JobConfig
+from jaxinvert.jobs.identity import job_name
+from jaxinvert.observation.observe import require
+from jaxinvert.search import Progress
+from jaxinvert.types import Key, Observation, Reconstruction
+
+
+class Execution(NamedTuple):
+    """A finished or interrupted attack, before truth is looked at.
+
+    `seconds_start` were spent once, before the first step of `seconds_run`. Lanes were spread over `num_devices`, on
+    each `chunk_size` side by side; a closed form has none. `choice` says in words what the attack `auto` took, and
+    why.
+    """
+
+    reconstructions: Reconstruction
+    num_steps: int
+    seconds_compile: float
+    seconds_run: float
+    interrupted: bool
+    history: dict[str, np.ndarray]
+    num_devices: int = 1
+    chunk_size: int | None = None
+    choice: str | None = None
+    seconds_start: float = 0.0
+
+
+def execute(
+    config: JobConfig,
+    program: Program,
+    observations: Observation,
+    *,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    report_every: int | None = None,
+    state_folder: Path | None = None,
+) -> Execution:
+    """Attacks the observations, after restoring labels if that was asked for.
+
+    An interrupt ends the search and keeps the best so far.
+
+    Args:
+      config: the job.
+      program: for it.
+      observations: all that the attacker sees; truth is not an argument.
+      on_progress: called after every report.
+      report_every: steps between reports; by default about a second's worth.
+      state_folder: keeps the state of the search there, every minute and when interrupted; the same job goes on from
+        it, to the same result. It stays until `forget_state`, when the result is safe.
+
+    Raises:
+      ValueError: if the attack does not fit the model, or the state that was kept cannot be read.
+    """
+
+    def search() -> Execution:
+        return _searched(config, program, observations, on_progress, report_every, state_folder)
+
+    if config.attack == automatic.AUTO:
+        return _automatic(config, program, observations, search)
+    if not program.iterates:
+        return _solve(program, *search_arguments(config, program, observations))
+    return search()
+
+
+def _automatic(
+    config: JobConfig, program: Program, observations: Observation, search: Callable[[], Execution]
+) -> Execution:
+    """A closed form first, if one may be exact, and the search for the updates that it does not explain."""
+    closed_form, reason = automatic.choose(config, observations, program.model.input_shape)
+    search_name = automatic.search_in_words(config)
+    if closed_form is None:
+        return search()._replace(choice=f"{search_name} ({reason})")
+    job = automatic.closed_form_job(config, closed_form)
+    exact = _solve(program.by_closed_form(closed_form), *search_arguments(job, program, observations))
+    solved = automatic.explained(exact.reconstructions)
+    choice = f"{closed_form} ({reason}) explains {solved.sum()} of {len(solved)} updates"
+    if solved.all():
+        return exact._replace(choice=choice)
+    searched = search()
+    return searched._replace(
+        reconstructions=automatic.merged(exact.reconstructions, searched.reconstructions, solved),
+        seconds_compile=exact.seconds_compile + searched.seconds_compile,
+        seconds_run=exact.seconds_run + searched.seconds_run,
+        choice=f"{choice}; {search_name} for {'the others' if solved.any() else 'all'}",
+    )
+
+
+def _searched(
+    config: JobConfig,
+    program: Program,
+    observations: Observation,
+    on_progress: Callable[[Progress], None],
+    report_every: int | None,
+    state_folder: Path | None,
+) -> Execution:
+    """An iterative attack, as `execute`."""
+    arguments = search_arguments(config, program, observations)
+    search = program.search()
+    name = "" if state_folder is None else _state_name(config)
+    kept = state_folder and state.find(state_folder, name, search.form(*arguments))
+    reports = [*zip(kept.steps, kept.best_loss)] if kept else []
+    options = {"num_steps": config.steps, "report_every": report_every}
+    progress, last_kept = None, time.monotonic()
+
+    def keep(progress: Progress) -> None:
+        if state_folder is not None:
+            state.keep(state_folder, name, state.Kept(progress.resumable, *map(np.stack, zip(*reports))))
+
+    try:
+        for progress in search(*arguments, **options, resume=kept.resumable if kept else None):
+            reports.append((progress.step, progress.best_loss))
+            on_progress(progress)
+            if time.monotonic() - last_kept > _SECONDS_BETWEEN_STATES:
+                keep(progress)
+                last_kept = time.monotonic()
+    except KeyboardInterrupt:
+        if progress is None:  # nothing was computed yet
+            raise
+    assert progress is not None
+    interrupted = progress.step < config.steps
+    with environment.uninterruptible():
+        reconstructions = jax.block_until_ready(progress.reconstruct())
+        if interrupted:
+            try:
+                keep(progress)
+            except (OSError, ValueError) as error:  # the best so far is still worth having
+                warnings.warn(f"the state of the search could not be kept: {error}", stacklevel=2)
+    steps, losses = zip(*reports)
+    return Execution(
+        reconstructions=reconstructions,
+        num_steps=progress.step,
+        seconds_compile=search.seconds_compile,
+        seconds_run=progress.seconds,
+        seconds_start=search.seconds_start,
+        interrupted=interrupted,
+        history={"step": np.array(steps), "best_loss": np.stack(losses)},
+        num_devices=config.devices or 1,
+        chunk_size=search.lanes_side_by_side(observations),
+    )
+
+
+def execute_jobs(
+    configs: Sequence[JobConfig],
+    program: Program,
+    observations: Sequence[Observation],
+    *,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> list[Execution]:
+    """Attacks the observations of jobs that share a program and a number of steps, as lanes of one compiled call.
+
+    Losses are reported at fixed steps, so that executions repeat bit for bit. An interrupt is passed on.
+
+    Args:
+      configs: `J` jobs.
+      program: for all of them.
+      observations: one of each job.
+      on_progress: called after every report.
+    """
+    num_steps = configs[0].steps
+    report_every = max(1, -(-num_steps // _REPORTS_PER_JOB))
+    if not program.joins_jobs:
+        alone = []
+        for j, (config, seen) in enumerate(zip(configs, observations)):
+            if j and config is configs[j - 1]:  # a job that only fills the batch
+                alone.append(alone[-1])
+                continue
+            alone.append(execute(config, program, seen, on_progress=on_progress, report_every=report_every))
+            if alone[-1].interrupted:
+                raise KeyboardInterrupt
+        return alone
+    search, steps, losses, progress = program.search(len(configs)), [], [], None
+    arguments = _side_by_side(configs, program, observations)
+    for progress in search(*arguments, num_steps=num_steps, report_every=report_every):
+        steps.append(progress.step)
+        losses.append(progress.best_loss)
+        on_progress(progress)
+    assert progress is not None
+    reconstructions = jax.block_until_ready(progress.reconstruct())
+    return [
+        Execution(
+            reconstructions=jax.tree.map(lambda leaf, j=j: leaf[j], reconstructions),
+            num_steps=progress.step,
+            seconds_compile=search.seconds_compile / len(configs),
+            seconds_run=progress.seconds / len(configs),
+            seconds_start=search.seconds_start / len(configs),
+            interrupted=False,
+            history={"step": np.array(steps), "best_loss": np.stack(losses)[:, j]},
+            chunk_size=search.lanes_side_by_side(arguments[1]),
+        )
+        for j in range(len(configs))
+    ]
+
+
+def peak_bytes(configs: Sequence[JobConfig], program: Program, observations: Sequence[Observation]) -> int:
+    """Memory of the program behind `execute_jobs` at its peak, in bytes; 0 for closed forms. Compiles."""
+    if not program.iterates:
+        return 0
+    if not program.joins_jobs:  # one job after the other
+        return program.search().peak_bytes(*search_arguments(configs[0], program, observations[0]))
+    return program.search(len(configs)).peak_bytes(*_side_by_side(configs, program, observations))
+
+
+_REPORTS_PER_JOB = 20
+_SECONDS_BETWEEN_STATES = 60.0
+
+
+def _side_by_side(
+    configs: Sequence[JobConfig], program: Program, observations: Sequence[Observation]
+) -> tuple[Key, Observation, dict[str, Any]]:
+    """Keys, observations and numbers of jobs, stacked."""
+    ready = [_with_restored_labels(config, program, seen) for config, seen in zip(configs, observations)]
+    if "surrogate" not in program.config.needs:  # it was for the label rule: too large to hand on for every job
+        ready = [seen._replace(surrogate=None) for seen in ready]
+    jobs = [(_key(config), seen, _traced(config, seen)) for config, seen in zip(configs, ready)]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *jobs)
+
+
+def forget_state(state_folder: Path, config: JobConfig) -> None:
+    """Removes what `execute` kept of a job."""
+    state.forget(state_folder, _state_name(config))
+
+
+def _state_name(config: JobConfig) -> str:
+    """The job's name whatever its chunk size, which may be measured anew."""
+    return job_name(replace(config, chunk=None))
+
+
+def search_arguments(config: JobConfig, program: Program, observations: Observation) -> tuple:
+    """Key, observations and numbers that `program.search()` is called with."""
+    return _key(config), _with_restored_labels(config, program, observations), _traced(config, observations)
+
+
+def _key(config: JobConfig) -> Key:
+    """What the attack draws its starts from."""
+    return jax.random.fold_in(jax.random.key(config.seed), 1)
+
+
+def _traced(config: JobConfig, observations: Observation) -> dict[str, Any]:
+    """The numbers that the compiled attack takes as arguments; those of the defense are what was observed of it."""
+    known = require(observations, "defense", attack=f"adaptive {config.attack}") if config.adaptive else {}
+    return {"hyperparameters": config.hyperparameters(), "horizon": config.steps, "defense": known}
+
+
+def _with_restored_labels(config: JobConfig, program: Program, observations: Observation) -> Observation:
+    """Puts labels that are read off the updates in place of the withheld ones, if asked for; ascending per batch."""
+    if config.labels != "restored":
+        return observations
+    key = jax.random.fold_in(jax.random.key(config.seed), 2)
+    return observations._replace(labels=program.restore_labels(key, observations))
+
+
+def _solve(program: Program, key: Key, observations: Observation, traced: dict[str, Any]) -> Execution:
+    arguments = (key, observations, traced["hyperparameters"])
+    begin = time.perf_counter()
+    program.solve.lower(*arguments).compile()  # which jax keeps for the call below
+    seconds_compile = time.perf_counter() - begin
+    begin = time.perf_counter()
+    reconstructions = jax.block_until_ready(program.solve(*arguments))
+    seconds_run = time.perf_counter() - begin
+    return Execution(reconstructions, 0, seconds_compile, seconds_run, interrupted=False, history={})

@@ -1,0 +1,69 @@
+"""The name of a job: a hash of all that determines its result."""
+
+import hashlib
+import json
+from dataclasses import fields
+from pathlib import Path
+
+from jaxinvert import models
+from jaxinvert.defenses.registry import NONE
+from jaxinvert.jobs.config import JobConfig
+from jaxinvert.jobs.environment import versions
+
+_FORMAT = 1
+
+
+def job_name(config: JobConfig, digests: dict[Path, str] | None = None) -> str:
+    """The hash of all that determines a job's result: fields, versions, and the files that they name.
+
+    Of a model of the user's own that is the module's file, not what it imports.
+
+    Args:
+      config: the job.
+      digests: of files that were hashed before; is added to.
+
+    Raises:
+      ValueError: if a file is not there.
+    """
+    digests = {} if digests is None else digests
+    named = [config.checkpoint] if config.checkpoint else []
+    named += [config.generator_file] if config.generator_file else []
+    named += [models.source_of(config.model)] if models.is_external(config.model) else []
+    paths = [*named, Path(config.data).expanduser()]
+    for path in paths:
+        if path not in digests and (path in named or path.exists()):
+            digests[path] = digest(path)
+    plain = {field.name: getattr(config, field.name) for field in fields(JobConfig)}  # none of a subclass's
+    hyperparameters = {name: float(value) for name, value in config.hyperparameters().items()}
+    plain |= {"settings": hyperparameters, "tv": None, "lr": None}
+    if config.generator_file is None:  # the name that such jobs had when there were no generators
+        del plain["generator"]
+    if config.defense == NONE:  # the name that such jobs had when there were no defenses
+        for name in ("defense", "defense_settings", "adaptive"):
+            del plain[name]
+    else:
+        plain["defense_settings"] = {name: float(value) for name, value in config.defense_numbers().items()}
+    content = {
+        "format": _FORMAT,
+        "versions": versions(),
+        "config": plain,
+        "files": [digests.get(path) for path in paths],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of all files in a folder.
+
+    Raises:
+      ValueError: if it cannot be read.
+    """
+    try:
+        if path.is_dir():
+            inside = [file for file in sorted(path.rglob("*")) if file.is_file()]
+            names = "".join(f"{file.relative_to(path)}\0{digest(file)}\n" for file in inside)
+            return hashlib.sha256(names.encode()).hexdigest()
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error}") from error

@@ -1,0 +1,107 @@
+"""How many lanes to run side by side: measured, not guessed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+
+from jaxinvert.jobs.attacker import Program
+from jaxinvert.jobs.automatic import AUTO, SEARCH
+from jaxinvert.jobs.config import JobConfig
+from jaxinvert.jobs.execute import execute, search_arguments
+from jaxinvert.types import Observation
+
+_MEMORY_SHARE = 0.9
+_SECONDS_TO_MEASURE = 1.0
+
+
+class ChunkCost(NamedTuple):
+    """What a chunk size costs.
+
+    Attributes:
+      chunk: lanes side by side.
+      peak_bytes: memory of the compiled program at its peak, on each device; 0 if unknown.
+      fits: whether the device has as much.
+      seconds_compile: measured.
+      steps_per_second: of all lanes together, measured; 0 where it does not fit.
+    """
+
+    chunk: int
+    peak_bytes: int
+    fits: bool
+    seconds_compile: float
+    steps_per_second: float
+
+
+def chunk_costs(
+    config: JobConfig,
+    program_for: Callable[[JobConfig], Program],
+    observations: Observation,
+    *,
+    memory: int | None = None,
+) -> list[ChunkCost]:
+    """Compiles and times a few steps of an iterative attack for powers of two up to all its lanes.
+
+    On accelerators larger chunks are faster until the memory is full, on CPUs until the cache is: therefore it stops
+    at the first chunk that does not fit, or that is clearly slower than the best.
+
+    Args:
+      config: the job.
+      program_for: makes the program of a job with another chunk size.
+      observations: of the job.
+      memory: of a device, in bytes; by default what the device says it has, if it does.
+
+    Raises:
+      ValueError: if the attack is a closed form, which has no lanes.
+    """
+    if config.attack == AUTO:  # its closed form has no lanes
+        config = replace(config, attack=SEARCH)
+    if not program_for(config).iterates:
+        raise ValueError(f"attack {config.attack!r} is a closed form: there are no restarts to run side by side")
+    memory = memory or (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    costs: list[ChunkCost] = []
+    for chunk in _candidates(-(-config.targets * config.restarts // (config.devices or 1))):
+        cost = _cost(replace(config, chunk=chunk), program_for, observations, memory)
+        costs.append(cost)
+        if not cost.fits or cost.steps_per_second < 0.7 * max(each.steps_per_second for each in costs):
+            break
+    return costs
+
+
+def fastest(costs: Sequence[ChunkCost]) -> int:
+    """The chunk size that took the most steps per second of those that fit.
+
+    Raises:
+      ValueError: if none fits.
+    """
+    fitting = [cost for cost in costs if cost.fits]
+    if not fitting:
+        least = min(cost.peak_bytes for cost in costs) / 2**20
+        raise ValueError(f"not even one lane fits: it needs {least:,.0f} MiB; try gradient_chunk or a smaller batch")
+    return max(fitting, key=lambda cost: cost.steps_per_second).chunk
+
+
+def _candidates(num_lanes: int) -> list[int]:
+    """1, 2, 4 ... and all."""
+    return sorted({min(2**power, num_lanes) for power in range(num_lanes.bit_length() + 1)})
+
+
+def _cost(
+    config: JobConfig, program_for: Callable[[JobConfig], Program], observations: Observation, memory: int | None
+) -> ChunkCost:
+    program = program_for(config)
+    peak = program.search().peak_bytes(*search_arguments(config, program, observations))
+    assert config.chunk is not None
+    if memory is not None and peak > _MEMORY_SHARE * memory:
+        return ChunkCost(config.chunk, peak, False, 0.0, 0.0)
+
+    def steps_per_second(steps: int) -> tuple[float, float]:
+        timed = execute(replace(config, steps=steps), program, observations)
+        evaluations = (steps + 1) * config.targets * config.restarts
+        return evaluations / max(timed.seconds_run, 1e-9), timed.seconds_compile
+
+    first, seconds_compile = steps_per_second(1)
+    lanes = config.targets * config.restarts
+    steps = max(1, int(first * _SECONDS_TO_MEASURE / lanes))
+    return ChunkCost(config.chunk, peak, True, seconds_compile, steps_per_second(steps)[0])

@@ -1,0 +1,186 @@
+"""Jobs on clients with text: what DAGER reads of sequences behind a transformer, beside what a guess gets.
+
+Sequences are of random tokens, and each client has a network of its own. `draw_text` makes the truth, `attack_text`
+hands the attack observations alone, `measure_text` compares.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinvert.attacks.closed_form.certificate import WORDS, Verdict
+from jaxinvert.attacks.closed_form.dager import dager
+from jaxinvert.clients import fedsgd
+from jaxinvert.jobs import environment
+from jaxinvert.metrics import records
+from jaxinvert.models.text_transformer import TextModel, decoder, encoder
+from jaxinvert.observation import threat_models
+from jaxinvert.observation.observe import observe
+from jaxinvert.types import Batch, Reconstruction
+
+_NUM_CLASSES = 5
+_GRANTED = threat_models.LADDER["C"]
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Which clients with text there are.
+
+    Attributes:
+      model: of the clients, untrained: a decoder predicts random tokens at every position, an encoder one of five
+        classes.
+      num_sequences: in each client's batch.
+      length: tokens of every sequence.
+      vocabulary: tokens that there are.
+      width: of the tokens in the network; as many tokens, counted with their positions, cannot be told apart.
+      depth: blocks of the network; one block gives away one sequence at most.
+      law: of the tokens: uniform, or Zipf's, by which the share of the k-th is proportional to 1/k.
+      targets: clients to attack.
+      seed: determines the networks and the text.
+    """
+
+    model: Literal["decoder", "encoder"] = "decoder"
+    num_sequences: int = 4
+    length: int = 8
+    vocabulary: int = 1000
+    width: int = 64
+    depth: int = 2
+    law: Literal["uniform", "zipf"] = "uniform"
+    targets: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses what no such job can mean."""
+        for name, least in {"num_sequences": 1, "targets": 1, "seed": 0}.items():
+            if (value := getattr(self, name)) < least:
+                raise ValueError(f"{name} is {value}, expected at least {least}")
+        self.network()
+
+    def network(self) -> TextModel:
+        """The clients' network.
+
+        Raises:
+          ValueError: for sizes that are none.
+        """
+        options = {
+            "vocabulary_size": self.vocabulary,
+            "length": self.length,
+            "width": self.width,
+            "depth": self.depth,
+        }
+        return decoder(**options) if self.model == "decoder" else encoder(num_classes=_NUM_CLASSES, **options)
+
+    def token_law(self) -> np.ndarray:
+        """`[V]`, the probability of every token."""
+        law = 1 / np.arange(1, self.vocabulary + 1) if self.law == "zipf" else np.ones(self.vocabulary)
+        return law / law.sum()
+
+
+class AttackedText(NamedTuple):
+    """What was found of a client's batch, and the truth, which the attack was not handed."""
+
+    truth: Batch
+    found: Reconstruction
+
+
+def draw_text(config: TextConfig, number: int) -> Batch:
+    """The sequences `[B, n]` of a client, and their labels: `[B, n]` of a decoder, `[B]` of an encoder."""
+    rng = np.random.default_rng((config.seed, config.num_sequences, config.length, number))
+    tokens = _draw_tokens(config, rng)
+    labels = (
+        rng.integers(0, _NUM_CLASSES, config.num_sequences) if config.model == "encoder" else rng.permuted(tokens)
+    )
+    return Batch(jnp.asarray(tokens, jnp.int32), jnp.asarray(labels, jnp.int32))
+
+
+def _draw_tokens(config: TextConfig, rng: np.random.Generator) -> np.ndarray:
+    return rng.choice(config.vocabulary, (config.num_sequences, config.length), p=config.token_law())
+
+
+def attack_text(config: TextConfig, *, on_progress: Callable[[int], None] = lambda done: None) -> list[AttackedText]:
+    """Simulates and attacks one client after the other; an interrupt keeps those that are finished.
+
+    Args:
+      config: the job.
+      on_progress: called with the number of finished clients.
+    """
+    model = config.network()
+    client = jax.jit(fedsgd(model.loss_fn))
+    solve = jax.jit(dager(client, model, num_sequences=config.num_sequences))
+    attacked = []
+    try:
+        for number in range(config.targets):
+            batch = draw_text(config, number)
+            params = model.init(jax.random.key(config.seed + number))
+            observation = observe(client, params, batch, threat_model=_GRANTED)
+            attacked.append(AttackedText(batch, jax.device_get(solve(jax.random.key(0), observation))))
+            on_progress(len(attacked))
+    except KeyboardInterrupt:
+        if not attacked:
+            raise
+    return attacked
+
+
+def same_text(found: Batch, truth: Batch) -> bool:
+    """Whether all sequences and labels are right; orders, and those of equal beginnings, do not matter."""
+    return _content(found) == _content(truth)
+
+
+def _content(batch: Batch) -> tuple[list, list]:
+    """All sequences, and all labels with what they follow."""
+    tokens, labels = np.asarray(batch.inputs).tolist(), np.asarray(batch.labels)
+    if labels.ndim == 1:
+        return sorted(tokens), sorted(zip(tokens, labels.tolist()))
+    labeled = [
+        (row[: position + 1], label)
+        for row, of_row in zip(tokens, labels.tolist())
+        for position, label in enumerate(of_row)
+    ]
+    return sorted(tokens), sorted(labeled)
+
+
+def measure_text(config: TextConfig, attacked: list[AttackedText]) -> dict[str, Any]:
+    """What came out, of the clients that were attacked, beside a guess: all that is written to a file."""
+    matched, guessed = [], []
+    for number, (truth, found) in enumerate(attacked):
+        guess = _draw_tokens(config, np.random.default_rng((config.seed, number)))
+        for tokens, correct in ((found.inputs, matched), (guess, guessed)):
+            quality = records.evaluate_records(tokens, truth.inputs, np.zeros(config.length))
+            correct.append(quality.correct)
+    exact = [same_text(Batch(found.inputs, jnp.asarray(found.labels)), truth) for truth, found in attacked]
+    return {
+        "config": {item.name: getattr(config, item.name) for item in fields(TextConfig)},
+        "rates": {
+            "dager": {**_rates(matched), "batches": float(np.mean(exact))},
+            "guess: drawn": {**_rates(guessed), "batches": None},
+        },
+        "targets": [
+            {
+                "exact": is_exact,
+                "certified": bool(found.info["certified"]),
+                "verdict": WORDS[Verdict(int(found.info["verdict"]))],
+                "rank": int(found.info["rank"]),
+                "found": found.inputs,
+                "truth": truth.inputs,
+            }
+            for is_exact, (truth, found) in zip(exact, attacked)
+        ],
+        "interrupted": len(attacked) < config.targets,
+        "assumptions": {
+            "known": [threat_models.MEANINGS[name] for name in ("update", "params", "num_examples")],
+            "unknown": ["the sequences", threat_models.MEANINGS["labels"], "the law of the tokens"],
+            "client": "FedSGD: one gradient of the mean loss over the batch; no defense",
+        },
+        "versions": environment.versions(),
+        "device": environment.device_name(),
+    }
+
+
+def _rates(correct: list[np.ndarray]) -> dict[str, float]:
+    """Shares right of tokens, in sequences matched one-to-one, and of whole sequences."""
+    stacked = np.stack(correct)
+    return {"tokens": float(stacked.mean()), "sequences": float(stacked.all(axis=-1).mean())}

@@ -1,0 +1,38 @@
+"""How close a reconstruction is to the truth: images (PSNR, SSIM, MSE), records, and perceptual distance (LPIPS)."""
+
+from jaxinvert.metrics import perceptual, records
+from jaxinvert.metrics.images import (
+    MAX_PSNR_DB,
+    SSIM_WINDOW,
+    Distribution,
+    Quality,
+    Summary,
+    distribution,
+    evaluate,
+    identified,
+    match_one_to_one,
+    mse,
+    psnr,
+    relative_data_leakage,
+    ssim,
+    summarize,
+)
+
+__all__ = [
+    "MAX_PSNR_DB",
+    "SSIM_WINDOW",
+    "Distribution",
+    "Quality",
+    "Summary",
+    "distribution",
+    "evaluate",
+    "identified",
+    "match_one_to_one",
+    "mse",
+    "perceptual",
+    "psnr",
+    "records",
+    "relative_data_leakage",
+    "ssim",
+    "summarize",
+]

@@ -1,0 +1,23 @@
+"""What the server sees of a client: `observe`, the threat models that limit it, and updates captured in files."""
+
+from jaxinvert.observation import threat_models
+from jaxinvert.observation.observe import (
+    FEDSGD,
+    check_batch,
+    check_update,
+    observe,
+    observe_targets,
+    require,
+)
+from jaxinvert.observation.threat_models import ThreatModel
+
+__all__ = [
+    "FEDSGD",
+    "ThreatModel",
+    "check_batch",
+    "check_update",
+    "observe",
+    "observe_targets",
+    "require",
+    "threat_models",
+]

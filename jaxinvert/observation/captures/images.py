@@ -1,0 +1,100 @@
+"""Images from a file: the truth, of an owner who wants scores, and candidates, to look for among them."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinvert.observation.captures.files import open_tensors
+from jaxinvert.observation.captures.stored import DTYPES, Stored, convert
+from jaxinvert.observation.observe import check_batch
+from jaxinvert.types import Array, Batch, Shape
+
+MAX_BYTES = 1 << 30
+"""Arrays larger than this in float32 are refused before they are read."""
+
+
+def load_batch(path: Path, input_shape: Shape, num_classes: int) -> Batch:
+    """Reads a client's true examples from the arrays `inputs` and `labels` of an npz file.
+
+    Other arrays are not read; the other formats of `load_tree` will do as well.
+
+    Args:
+      path: the file.
+      input_shape: the model's `(H, W, C)`.
+      num_classes: `K`.
+
+    Returns:
+      `inputs [B, H, W, C]` float32 in [0, 1], of floats in [0, 1] or of uint8, which is divided by 255; `labels [B]`
+      int32 in [0, K).
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is damaged, lacks an array, or one has another type, shape or range; names the file.
+    """
+    with open_tensors(path, what="true images") as tensors:
+        stored = _find(tensors, "labels")
+        if len(stored.shape) != 1 or not _is(stored, jnp.integer):
+            raise ValueError(f"labels are {stored.dtype} {stored.shape}, expected integers (B,)")
+        inputs = _inputs(tensors, input_shape)
+        if stored.shape[0] != len(inputs):
+            raise ValueError(f"there are {stored.shape[0]} labels for {len(inputs)} inputs")
+        try:
+            labels = convert(stored.read(), np.int32)
+        except ValueError as error:
+            raise ValueError(f"the array labels {error}") from error
+        batch = Batch(jnp.asarray(inputs), jnp.asarray(labels))
+        check_batch(batch, input_shape=tuple(input_shape), num_classes=num_classes)
+        return batch
+
+
+def load_images(path: Path, input_shape: Shape) -> Array:
+    """Reads candidates from the array `inputs` of an npz file: images that may or may not have been the client's.
+
+    Args:
+      path: the file; other arrays in it are not read.
+      input_shape: the model's `(H, W, C)`.
+
+    Returns:
+      `[N, H, W, C]` float32 in [0, 1], of floats in [0, 1] or of uint8, which is divided by 255.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: as `load_batch`.
+    """
+    with open_tensors(path, what="candidate images") as tensors:
+        return jnp.asarray(_inputs(tensors, input_shape))
+
+
+def _inputs(tensors: Mapping[str, Stored], input_shape: Shape) -> np.ndarray:
+    stored, shape = _find(tensors, "inputs"), tuple(input_shape)
+    if stored.shape[1:] != shape or stored.shape[0] == 0:
+        permuted = sorted(stored.shape[1:]) == sorted(shape)
+        hint = "; images are [H, W, C] here, with the channel last" if permuted else ""
+        raise ValueError(f"inputs have shape {stored.shape}, expected (N, {', '.join(map(str, shape))}){hint}")
+    if stored.dtype != "uint8" and not _is(stored, jnp.floating):
+        raise ValueError(f"inputs are {stored.dtype}, expected floats in [0, 1] or uint8")
+    if (num_bytes := 4 * math.prod(stored.shape)) > MAX_BYTES:
+        raise ValueError(f"inputs of shape {stored.shape} are {num_bytes:,} bytes, the limit is {MAX_BYTES:,}")
+    values = stored.read()
+    if stored.dtype == "uint8":
+        return values.astype(np.float32) / np.float32(255)
+    try:
+        inputs = convert(values, np.float32)
+    except ValueError as error:
+        raise ValueError(f"the array inputs {error}") from error
+    if inputs.min() < 0 or inputs.max() > 1:
+        raise ValueError(f"inputs range over [{inputs.min():g}, {inputs.max():g}], expected [0, 1]")
+    return inputs
+
+
+def _find(tensors: Mapping[str, Stored], name: str) -> Stored:
+    if name not in tensors:
+        raise ValueError(f"it has no array {name!r}, only {', '.join(sorted(tensors)[:4]) or 'nothing'}")
+    return tensors[name]
+
+
+def _is(stored: Stored, kind: type) -> bool:
+    return stored.dtype in DTYPES and bool(jnp.issubdtype(DTYPES[stored.dtype], kind))

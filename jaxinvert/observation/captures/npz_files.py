@@ -1,0 +1,106 @@
+"""Tensors of an npz file: a zip archive of npy files, whose headers are matched, never evaluated, nor unpickled.
+
+Two things make NumPy's own reader unfit for hostile files: it expands an npy header before it looks at its length,
+and `zipfile` expands bzip2 and LZMA members without bound.
+
+The format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html.
+"""
+
+import math
+import re
+import zipfile
+from typing import BinaryIO
+
+import numpy as np
+
+from jaxinvert.observation.captures.stored import DTYPES, MAX_HEADER_BYTES, MAX_TENSORS, Stored
+
+_MAGIC = b"\x93NUMPY"
+_MAX_NPY_HEADER = 4096
+_HEADER = re.compile(
+    rb"\{'descr': '(?P<dtype>[<>|=]?[biufcmMOSUV]\d{0,4})', 'fortran_order': (?P<fortran>True|False), "
+    rb"'shape': \((?P<shape>|\d+,|\d+(?:, \d+)+,?)\),? *\}\s*"
+)
+_PIECE = 1 << 20
+_ENCRYPTED = 1
+
+
+def list_npz(file: BinaryIO) -> dict[str, Stored]:
+    """Lists the arrays of an open npz file by name.
+
+    Raises:
+      ValueError: if it is no zip archive of plain arrays, or one whose contents cannot be listed in bounded memory;
+        and `zipfile`'s own exceptions.
+    """
+    # zipfile asks for little more than reading and seeking.
+    archive = zipfile.ZipFile(_ReadsOfBoundedSize(file))  # type: ignore[reportArgumentType]
+    entries = archive.infolist()
+    if len(entries) > MAX_TENSORS:
+        raise ValueError(f"it holds {len(entries):,} arrays, the limit is {MAX_TENSORS:,}")
+    if any(entry.filename.endswith("/data.pkl") for entry in entries):
+        raise ValueError(
+            "it is a PyTorch file, whose pickle would run code; load it where you trust it, and write the "
+            "tensors with safetensors.torch.save_file"
+        )
+    tensors = {entry.filename.removesuffix(".npy"): _stored(archive, entry) for entry in entries}
+    if len(tensors) < len(entries):
+        raise ValueError("it holds two arrays of the same name")
+    return tensors
+
+
+class _ReadsOfBoundedSize:
+    """A file that refuses to read much at once, as only a forged table of contents asks for."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(MAX_HEADER_BYTES + 1 if size < 0 else min(size, MAX_HEADER_BYTES + 1))
+        if len(data) > MAX_HEADER_BYTES:
+            raise ValueError(f"its table of contents claims {size:,} bytes, the limit is {MAX_HEADER_BYTES:,}")
+        return data
+
+
+def _stored(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Stored:
+    """What an entry's header claims, checked against the entry's own size."""
+    name = entry.filename
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or entry.flag_bits & _ENCRYPTED:
+        raise ValueError(f"{name} is encrypted or compressed in a way that numpy.savez does not use")
+    with archive.open(entry) as member:
+        start = member.read(12)
+        if start[:6] != _MAGIC or start[6:7] not in (b"\x01", b"\x02"):
+            raise ValueError(f"{name} is no npy array; write the file with numpy.savez")
+        num_bytes = 2 if start[6] == 1 else 4
+        length = int.from_bytes(start[8 : 8 + num_bytes], "little")
+        if length > _MAX_NPY_HEADER:
+            raise ValueError(f"the header of {name} claims {length:,} bytes, the limit is {_MAX_NPY_HEADER:,}")
+        header_end = 8 + num_bytes + length
+        header = start[8 + num_bytes :] + member.read(header_end - len(start))
+    if (found := _HEADER.fullmatch(header)) is None:
+        raise ValueError(f"the header of {name} is not that of a plain array: {header[:80].decode('latin-1')!r}")
+    try:
+        dtype = np.dtype(found["dtype"].decode())
+    except TypeError as error:
+        raise ValueError(f"{name} has the unknown type {found['dtype'].decode()!r}") from error
+    # NumPy has no word for bfloat16 and writes its two bytes as void.
+    dtype = DTYPES["bfloat16"] if dtype == np.dtype("V2") else dtype
+    shape = tuple(int(size) for size in found["shape"].split(b",") if size)
+    if not dtype.hasobject and header_end + dtype.itemsize * math.prod(shape) != entry.file_size:
+        raise ValueError(
+            f"{name} claims {dtype} {shape}, but has {max(0, entry.file_size - header_end):,} bytes of data"
+        )
+
+    def read() -> np.ndarray:
+        flat = np.empty(dtype.itemsize * math.prod(shape), np.uint8)
+        filled = 0
+        with archive.open(entry) as member:
+            member.read(header_end)
+            while piece := member.read(_PIECE):
+                flat[filled : filled + len(piece)] = np.frombuffer(piece, np.uint8)
+                filled += len(piece)
+        if filled < flat.size:
+            raise ValueError(f"{name} ends after {filled:,} of {flat.size:,} bytes")
+        return flat.view(dtype).reshape(shape, order="F" if found["fortran"] == b"True" else "C")
+
+    return Stored(dtype.name, shape, read)

@@ -1,0 +1,234 @@
+"""From a client's truth to what the server sees: the only function that reads truth, and the checks at the door."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jaxinvert.clients import AnyClientUpdateFn
+from jaxinvert.defenses import identity
+from jaxinvert.observation.threat_models import KNOWN_LABELS, ThreatModel
+from jaxinvert.trees import leaves_by_path
+from jaxinvert.types import (
+    SHARED_FIELDS,
+    Array,
+    ArrayTree,
+    Batch,
+    Defense,
+    Key,
+    LocalTraining,
+    Observation,
+    Params,
+    Scalar,
+    Update,
+)
+
+FEDSGD = LocalTraining(learning_rate=1.0, num_steps=1)
+"""The update is the gradient itself: one step with learning rate 1."""
+
+
+def observe(
+    client_update: AnyClientUpdateFn,
+    params: Params,
+    batch: Batch,
+    *,
+    threat_model: ThreatModel = KNOWN_LABELS,
+    defense: Defense = identity,
+    defense_parameters: Mapping[str, Scalar] | None = None,
+    key: Key | None = None,
+    local_training: LocalTraining = FEDSGD,
+    batch_stats: ArrayTree | None = None,
+    surrogate: Array | None = None,
+    earlier_params: Params | None = None,
+    earlier_updates: Update | None = None,
+    num_classes: int | None = None,
+    client_key: Key | None = None,
+) -> Observation:
+    """Runs the client on its private batch and returns what the server sees: the granted fields, and no other.
+
+    Args:
+      client_update: the client's `(params, batch) -> update`.
+      params: the model's parameters, as sent to the client.
+      batch: the private examples; `inputs [B, ...]` in [0, 1], integer `labels [B]`.
+      threat_model: which of the following the attacker is granted.
+      defense: what the client does to its update before it sends it.
+      defense_parameters: its strengths by name, none for one that has none, for attackers that know of it; without
+        this a defense stays unknown.
+      key: for a random defense.
+      local_training: how the client trains; by default one step of FedSGD.
+      batch_stats: the running statistics that the client sends beside its update, if it does.
+      surrogate: `[N, H, W, C]` public images in [0, 1].
+      earlier_params: of earlier rounds in which the client trained on this batch, leaves `[N, ...]`.
+      earlier_updates: what it sent in these rounds, leaves `[N, ...]`.
+      num_classes: `K`; if given, labels outside [0, K) are refused (a loss would silently ignore them).
+      client_key: for a client that draws random numbers, or defends itself what it computes: handed to
+        `client_update` as a third argument.
+
+    Raises:
+      ValueError: if the client's update is not a finite, non-zero tree like `params` (values are only looked at
+        outside of jit).
+    """
+    if num_classes is not None:
+        check_batch(batch, input_shape=batch.inputs.shape[1:], num_classes=num_classes)
+    everything = Observation(
+        params=params,
+        update=defense(key, client_update(params, batch, *(() if client_key is None else (client_key,)))),
+        labels=batch.labels,
+        num_examples=batch.inputs.shape[0],
+        local_training=local_training,
+        batch_stats=batch_stats,
+        surrogate=surrogate,
+        defense=_known_of(defense, defense_parameters),
+        earlier_params=earlier_params,
+        earlier_updates=earlier_updates,
+    )
+    check_update(params, everything.update)
+    return everything._replace(**dict.fromkeys(threat_model.withheld))
+
+
+def observe_targets(
+    client_update: AnyClientUpdateFn,
+    params: Params,
+    batches: Batch,
+    *,
+    threat_model: ThreatModel = KNOWN_LABELS,
+    defense: Defense = identity,
+    defense_parameters: Mapping[str, Scalar] | None = None,
+    key: Key | None = None,
+    local_training: LocalTraining = FEDSGD,
+    running_statistics: Callable[[Params, Batch], ArrayTree] | None = None,
+    surrogate: Array | None = None,
+    earlier_params: Params | None = None,
+    earlier_updates: Update | None = None,
+    client_key: Key | None = None,
+) -> Observation:
+    """Observes `T` clients of the same model at once, as `search.over_targets` and `search.Stepwise` take them.
+
+    Args:
+      client_update: the clients' `(params, batch) -> update`.
+      params: the model's parameters, the same for all.
+      batches: private batches with a leading axis `T`.
+      threat_model: what the attacker is granted.
+      defense: what every client does to its update before it sends it.
+      defense_parameters: as in `observe`.
+      key: for a random defense, of which every target gets its own draw.
+      local_training: how the clients train.
+      running_statistics: what the clients send beside their updates, `(params, batch) -> statistics`, if they do.
+      surrogate: `[N, H, W, C]` public images in [0, 1].
+      earlier_params: of earlier rounds in which all clients trained on these batches, leaves `[N, ...]`.
+      earlier_updates: what they sent in these rounds, leaves `[T, N, ...]`.
+      client_key: as in `observe`; every target gets its own.
+
+    Returns:
+      An observation whose fields have a leading axis `T`, but for `SHARED_FIELDS`. Not jitted.
+    """
+
+    def one(batch: Batch, earlier: Update | None, defense_key: Key | None, own_client_key: Key | None) -> Observation:
+        sent = None if running_statistics is None else running_statistics(params, batch)
+        seen = observe(
+            client_update,
+            params,
+            batch,
+            threat_model=threat_model,
+            defense=defense,
+            key=defense_key,
+            batch_stats=sent,
+            earlier_updates=earlier,
+            client_key=own_client_key,
+        )
+        return seen._replace(**dict.fromkeys(SHARED_FIELDS))
+
+    shared = {
+        "params": params,
+        "num_examples": batches.inputs.shape[1],
+        "local_training": local_training,
+        "surrogate": surrogate,
+        "defense": _known_of(defense, defense_parameters),
+        "earlier_params": earlier_params,
+    }
+    granted = {field: value for field, value in shared.items() if field in threat_model.granted}
+    keys, client_keys = (None if k is None else jax.random.split(k, len(batches.inputs)) for k in (key, client_key))
+    return jax.vmap(one)(batches, earlier_updates, keys, client_keys)._replace(**granted)
+
+
+def _known_of(defense: Defense, parameters: Mapping[str, Scalar] | None) -> dict[str, Scalar] | None:
+    """What there is to know of a defense: nothing of one whose parameters are not given."""
+    if parameters is None:
+        return {} if defense is identity else None
+    return dict(parameters)
+
+
+def require(observation: Observation, field: str, *, attack: str) -> ArrayTree:
+    """Reads a field that an attack cannot do without.
+
+    Raises:
+      ValueError: if the threat model withholds it; the message names the attack and the field.
+    """
+    value = getattr(observation, field)
+    if value is None:
+        raise ValueError(f"{attack} needs observation.{field}, which the attacker does not see here")
+    return value
+
+
+def check_batch(batch: Batch, *, input_shape: tuple[int, ...], num_classes: int) -> None:
+    """Refuses a batch that the model cannot have trained on.
+
+    Args:
+      batch: `inputs [B, *input_shape]` in [0, 1], integer `labels [B]` in [0, num_classes).
+      input_shape: the model's `(H, W, C)`.
+      num_classes: `K`.
+
+    Raises:
+      ValueError: naming the offending shape or value.
+    """
+    inputs, labels = batch.inputs, batch.labels
+    if inputs.shape[1:] != tuple(input_shape):
+        raise ValueError(f"inputs have shape {tuple(inputs.shape)}, expected (B, {', '.join(map(str, input_shape))})")
+    if labels.shape != inputs.shape[:1]:
+        raise ValueError(f"labels have shape {tuple(labels.shape)}, expected ({inputs.shape[0]},): one per input")
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"labels have dtype {labels.dtype}, expected integer classes")
+    if _is_concrete(batch):
+        if not np.all(np.isfinite(inputs)):
+            raise ValueError("inputs hold non-finite values")
+        if np.min(inputs) < 0 or np.max(inputs) > 1:
+            raise ValueError(f"inputs range over [{np.min(inputs):g}, {np.max(inputs):g}], expected [0, 1]")
+        wrong = np.unique(np.asarray(labels)[(np.asarray(labels) < 0) | (np.asarray(labels) >= num_classes)])
+        if wrong.size:
+            raise ValueError(f"labels {wrong.tolist()} are outside [0, {num_classes}), the model's classes")
+
+
+def check_update(params: Params, update: Update) -> None:
+    """Refuses an update that no honest client can have sent for these parameters.
+
+    Structure and shapes are always checked, values only where they are concrete (outside of jit).
+
+    Raises:
+      ValueError: if a tensor is missing, unexpected, of another shape, not finite, or all tensors are zero.
+    """
+    expected, received = leaves_by_path(params), leaves_by_path(update)
+    if missing := sorted(expected.keys() - received.keys()):
+        raise ValueError(f"the update lacks {missing}, which the model's parameters have")
+    if extra := sorted(received.keys() - expected.keys()):
+        raise ValueError(f"the update has {extra}, which the model's parameters lack")
+    for path, leaf in received.items():
+        if jnp.shape(leaf) != jnp.shape(expected[path]):
+            raise ValueError(f"update {path!r} has shape {jnp.shape(leaf)}, expected {jnp.shape(expected[path])}")
+    if jax.tree.structure(params) != jax.tree.structure(update):
+        raise ValueError(
+            "the update's containers are not those of the parameters: got "
+            f"{jax.tree.structure(update)}, expected {jax.tree.structure(params)}"
+        )
+    if _is_concrete(update):
+        for path, leaf in received.items():
+            values = np.asarray(leaf, np.float64)
+            if not np.all(np.isfinite(values)):
+                raise ValueError(f"update {path!r} holds {np.sum(~np.isfinite(values))} non-finite values")
+        if not any(np.any(np.asarray(leaf)) for leaf in received.values()):
+            raise ValueError("the update is zero in every tensor: it carries nothing to invert")
+
+
+def _is_concrete(tree: ArrayTree) -> bool:
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))

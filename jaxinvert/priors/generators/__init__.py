@@ -1,0 +1,29 @@
+"""Generators: what images look like, learned before the attack, or from the updates themselves.
+
+`pyramid` is trained by likelihood and the better prior at small sizes; `convolutional` is DCGAN's network, `style` a
+small StyleGAN2, both trained against a discriminator. A `Prior` is one with parameters, read from a file by
+`load_prior`.
+"""
+
+from jaxinvert.priors.generators.convolutional import convolutional
+from jaxinvert.priors.generators.generator import Generator, Latents, Prior, check_fits, draw_latents
+from jaxinvert.priors.generators.pyramid import Pyramid, pyramid
+from jaxinvert.priors.generators.registry import DEFAULT, REGISTRY, load_prior, save_prior
+from jaxinvert.priors.generators.style import modulated_convolution, style
+
+__all__ = [
+    "DEFAULT",
+    "REGISTRY",
+    "Generator",
+    "Latents",
+    "Prior",
+    "Pyramid",
+    "check_fits",
+    "convolutional",
+    "draw_latents",
+    "load_prior",
+    "modulated_convolution",
+    "pyramid",
+    "save_prior",
+    "style",
+]

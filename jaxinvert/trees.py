@@ -1,0 +1,46 @@
+"""Trees of arrays: paths of their leaves, norms, sums and inner products."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxinvert.types import Array, ArrayTree, Scalar
+
+
+def path_name(path: tuple) -> str:
+    """The name of a leaf as users write it: `"params/head/kernel"`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def leaves_by_path(tree: object) -> dict[str, Array]:
+    """Leaves under names such as `"params/head/kernel"`."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def tree_sum(tree: ArrayTree) -> Array:
+    """Sums all elements of all leaves: `[]`."""
+    return sum((jnp.sum(leaf) for leaf in jax.tree.leaves(tree)), start=jnp.zeros(()))
+
+
+def tree_inner(left: ArrayTree, right: ArrayTree) -> Array:
+    """Inner product over all leaves: `[]`."""
+    return tree_sum(jax.tree.map(jnp.vdot, left, right))
+
+
+def scaled(tree: ArrayTree, factor: Scalar) -> ArrayTree:
+    """Every leaf times `factor`."""
+    return jax.tree.map(lambda leaf: leaf * factor, tree)
+
+
+def tree_squared_norm(tree: ArrayTree) -> Array:
+    """Squared Euclidean norm over all leaves: `[]`.
+
+    As inner products, which a CPU computes several times faster than sums of squares of large tensors.
+    """
+    return sum((jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(tree)), start=jnp.zeros(()))
+
+
+def tree_norm(tree: ArrayTree) -> Array:
+    """Euclidean norm over all leaves, with gradient 0 (not NaN) at zero: `[]`. NaN in any leaf gives NaN."""
+    squared = tree_squared_norm(tree)
+    zero = squared == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squared)))
