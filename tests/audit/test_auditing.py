@@ -14,7 +14,7 @@ from jaxinvert import audit, files, jobs
 from jaxinvert.audit import controls
 from jaxinvert.audit.scoring import Images
 from jaxinvert.cli import main
-from tests.test_report import Page
+from tests.report.test_report import Page
 
 CONFIG = jobs.JobConfig(model="mlp", attack="inverting-gradients", targets=8, restarts=1, steps=30, tv=1e-3)
 

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from jaxinvert import audit, files, jobs
 from jaxinvert.cli import main
-from tests.test_report import Page
+from tests.report.test_report import Page
 
 CONFIG = jobs.JobConfig(model="mlp", targets=3, restarts=1, steps=40, tv=1e-3)
 FLAGS = ["--model", "mlp", "--restarts", "1", "--steps", "40", "--tv", "1e-3", "--update-kind", "delta"]

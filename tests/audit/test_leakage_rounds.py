@@ -12,7 +12,7 @@ from jaxinvert import audit, files, jobs, models, report
 from jaxinvert.audit import auditing
 from jaxinvert.cli import main
 from jaxinvert.report import audit_page
-from tests.test_report import Page
+from tests.report.test_report import Page
 
 CONFIG = jobs.JobConfig(
     model="mlp-32",

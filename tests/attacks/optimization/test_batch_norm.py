@@ -17,7 +17,7 @@ from jaxinvert.jobs.deployment import client_update, sent_statistics
 from jaxinvert.observation.observe import observe
 from jaxinvert.observation.threat_models import LADDER
 from jaxinvert.types import Batch
-from tests.attacks.test_gias import PRIOR
+from tests.attacks.optimization.test_gias import PRIOR
 
 SHAPE, MOMENTUM = (4, 6, 6, 1), models.BATCH_NORM_MOMENTUM
 

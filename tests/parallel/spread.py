@@ -1,6 +1,6 @@
 """Searches on several devices, which `test_devices` runs in processes of their own.
 
-    python -m tests.spread FOLDER [PORT PROCESS NUM_PROCESSES]
+    python -m tests.parallel.spread FOLDER [PORT PROCESS NUM_PROCESSES]
 
 writes `FOLDER/PROCESS.npz`, arrays under the names `plan/case/what`.
 """
@@ -21,7 +21,7 @@ from jaxinvert.observation.observe import observe_targets
 from jaxinvert.priors.parametrizations import pixels
 from jaxinvert.types import Batch, Observation
 from tests.conftest import SHAPE, apply, init
-from tests.test_search import Quadratic
+from tests.search.test_search import Quadratic
 
 NUM_TARGETS, NUM_RESTARTS, NUM_WALKS = 3, 3, 9  # 9 lanes: devices do not divide them
 CLIENT = clients.fedsgd(models.cross_entropy(apply))

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxinvert.observation.captures import load_batch, load_tree
-from tests.captures.writers import WRITERS
+from tests.observation.captures.writers import WRITERS
 
 TREE = {"params": {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float32([1, 2])}}
 LIKE = {"params": {"w": jnp.zeros((2, 3)), "b": jnp.zeros(2)}}

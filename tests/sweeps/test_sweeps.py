@@ -61,7 +61,7 @@ def test_a_file_is_a_grid_of_lists_of_grids():
 
 
 def test_the_example_is_a_sweep():
-    planned = sweeps.read_plan(Path(__file__).parents[1] / "docs" / "sweep.yaml")
+    planned = sweeps.read_plan(Path(__file__).parents[2] / "docs" / "sweep.yaml")
     assert (len(planned.jobs), len(planned.batches_by_program)) == (21, 2)
 
 

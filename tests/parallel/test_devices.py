@@ -20,7 +20,7 @@ from jaxinvert.jobs.deployment import client_update
 from jaxinvert.parallel import devices
 from jaxinvert.types import Batch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TIMEOUT = 300
 CASES = ("walk", "signed", "smooth")
 
@@ -61,7 +61,7 @@ def free_port():
 def found(tmp_path_factory):
     """All searches on one and on four devices, in one process."""
     folder = tmp_path_factory.mktemp("devices")
-    run_together([["tests.spread", str(folder)]], num_devices=4)
+    run_together([["tests.parallel.spread", str(folder)]], num_devices=4)
     return np.load(folder / "0.npz")
 
 
@@ -69,7 +69,7 @@ def found(tmp_path_factory):
 def found_by_two(tmp_path_factory):
     """Searches on two devices of each of two processes: what either found."""
     folder, port = tmp_path_factory.mktemp("processes"), str(free_port())
-    run_together([["tests.spread", str(folder), port, process, "2"] for process in "01"], num_devices=2)
+    run_together([["tests.parallel.spread", str(folder), port, process, "2"] for process in "01"], num_devices=2)
     return [np.load(folder / f"{process}.npz") for process in "01"]
 
 

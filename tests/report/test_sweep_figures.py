@@ -7,7 +7,7 @@ import pytest
 
 from jaxinvert.report import charts, sweep_page
 from jaxinvert.report.sweep_figures import field_names, setting_text, settings_of
-from tests.test_sweep_report import VARIED, a_sweep
+from tests.report.test_sweep_report import VARIED, a_sweep
 
 
 def test_figures_are_those_over_all_seeds_and_images():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxinvert import clients, models, trees
-from jaxinvert.attacks import objectives
+from jaxinvert.attacks import adaptive, objectives
 from jaxinvert.defenses import registry
 from jaxinvert.observation.observe import observe
 from jaxinvert.types import Batch, ClientUpdateFn, Params
@@ -17,7 +17,7 @@ ON_UPDATE = [name for name, recipe in registry.REGISTRY.items() if recipe.update
 ON_CLIENT = [name for name, recipe in registry.REGISTRY.items() if recipe.changes_client]
 DRAWING_FIRST = [name for name, recipe in registry.REGISTRY.items() if recipe.draws_first]
 RANDOM = {"dp-sgd", "gaussian", "laplace", "percentile-noise", "qsgd", "random-k", "row-noise"}
-COUNTERED = list(registry.COUNTERS)
+COUNTERED = list(adaptive.COUNTERS)
 KEYS = jax.random.split(jax.random.key(3), 3)
 
 
@@ -159,7 +159,7 @@ def test_an_adaptive_attacker_prefers_the_truth(name, victim):
     @jax.jit
     @jax.vmap
     def explain(inputs):
-        simulate, distance = registry.adapt(name, client.setting, numbers, client.plain, objectives.cosine)
+        simulate, distance = adaptive.adapt(name, client.setting, numbers, client.plain, objectives.cosine)
 
         def loss(inputs):
             return distance(simulate(client.params, Batch(inputs, client.batch.labels)), observed)
@@ -200,10 +200,10 @@ def test_a_chain_is_its_parts_in_order(setting, params, updates):
 def test_of_noise_and_sparsification_the_attacker_knows_both(setting):
     """Normal noise, then the largest of three entries, 4: others up to 4 are as likely as none, 9 is 5 too large."""
     numbers = {"gaussian.scale": 0.5, "top-k.keep": 0.3}
-    _, distance = registry.adapt("gaussian+top-k", setting, numbers, models.cross_entropy, objectives.cosine)
+    _, distance = adaptive.adapt("gaussian+top-k", setting, numbers, models.cross_entropy, objectives.cosine)
     observed = {"w": jnp.array([0.0, 4.0, 0.0])}
     for update, expected in (([2.0, 3.0, -4.0], 1 / 16), ([2.0, 3.0, -9.0], 26 / 16)):
-        simulated = registry.Simulated({"w": jnp.array(update)}, params={})
+        simulated = adaptive.Simulated({"w": jnp.array(update)}, params={})
         assert float(distance(simulated, observed)) == pytest.approx(expected)
 
 
@@ -215,8 +215,8 @@ def test_what_is_known_of_defenses_on_weights(setting):
         ("row-noise", noise, [1.0, 2.0], (1 + 0) / (1 + 4)),
         ("row-noise+smallest-weights-zeroed", noise | zeros, [3.0, 2.0], 0 / 4),
     ):
-        _, distance = registry.adapt(name, setting, numbers, models.cross_entropy, objectives.cosine)
-        simulated = registry.Simulated({"w": jnp.array([2.0, 2.0])}, params)
+        _, distance = adaptive.adapt(name, setting, numbers, models.cross_entropy, objectives.cosine)
+        simulated = adaptive.Simulated({"w": jnp.array([2.0, 2.0])}, params)
         assert float(distance(simulated, {"w": jnp.array(observed)})) == pytest.approx(expected)
 
 

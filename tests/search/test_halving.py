@@ -12,7 +12,7 @@ from jaxinvert.attacks import inverting_gradients
 from jaxinvert.search.halving import Rung, default_rungs, successive_halving
 from jaxinvert.types import Attack, AttackInfo, AttackState, Observation, Reconstruction
 from tests.conftest import SHAPE
-from tests.test_search import Quadratic
+from tests.search.test_search import Quadratic
 
 OBSERVATION = Observation(params=jnp.zeros(2), update=jnp.array([1.0, 2.0]))
 NUM_STEPS = 12

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from jaxinvert import sweeps
-from tests.test_sweeps import FILE, recorded
+from tests.sweeps.test_sweeps import FILE, recorded
 
 pytest.importorskip("ray")
 

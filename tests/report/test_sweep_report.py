@@ -12,7 +12,7 @@ from rich.console import Console
 from jaxinvert import report
 from jaxinvert.report import sweep_page
 from jaxinvert.report.sweep_figures import settings_of, sweep_table
-from tests.test_report import Page
+from tests.report.test_report import Page
 
 VARIED = ("model", "seed", "settings.tv")
 TRACE = (
