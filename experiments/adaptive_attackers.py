@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = tyro.cli(Config, description=__doc__, args=arguments)
     if config.smoke:
         config = replace(config, model="mlp-8", targets=2, steps=2, defenses=("top-k-per", "smallest"))
-    undefended = jobs.JobConfig(
+    undefended = jobs.JobConfig.of(
         model=config.model,
         data=config.data,
         targets=config.targets,
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     rows, finished = [], rows_in(config.json)
     for name, numbers in [("none", {}), *DEFENSES]:
-        naive = replace(undefended, defense=name, defense_settings=numbers)
+        naive = undefended.replace(defense=name, defense_settings=numbers)
         what = described(naive)
         known = next((row for row in finished if what.items() <= row.items()), None)
         chosen = name == "none" or not config.defenses or any(part in name for part in config.defenses)
@@ -112,12 +112,13 @@ def rows_in(json_file: Path | None) -> list[dict]:
 
 def described(naive: jobs.JobConfig) -> dict:
     """What determines a row."""
+    model, data = naive.model.name, Path(naive.data.name).stem
     return {
-        "defense": naive.defense,
-        "numbers": " ".join(f"{name} {value:g}" for name, value in naive.defense_settings.items()) or "-",
-        "counter": adaptive.counter_summary(naive.defense) or "-",
-        "setting": f"{naive.model} {Path(naive.data).stem} steps {naive.steps} tv {naive.tv:g} seed {naive.seed}",
-        "images": naive.targets,
+        "defense": naive.defense.name,
+        "numbers": " ".join(f"{name} {value:g}" for name, value in naive.defense.settings.items()) or "-",
+        "counter": adaptive.counter_summary(naive.defense.chain) or "-",
+        "setting": f"{model} {data} steps {naive.search.steps} tv {naive.attacker.tv:g} seed {naive.seed}",
+        "images": naive.data.targets,
     }
 
 
@@ -125,10 +126,10 @@ def compare(naive: jobs.JobConfig) -> dict:
     """What the naive and the adaptive attacker get out of the same observations."""
     task = jobs.prepare(naive)
     naive_db = psnr_of(naive, task)
-    if naive.defense == "none":
+    if naive.defense.name == "none":
         nothing = dict.fromkeys(("adaptive_db", "gain_db", "gain_low_db", "gain_high_db"))
         return {"naive_db": float(np.median(naive_db)), **nothing}
-    adaptive = replace(naive, adaptive=True)
+    adaptive = naive.replace(adaptive=True)
     adaptive_db = psnr_of(adaptive, task._replace(program=jobs.Program(adaptive, task.model)))
     low, high = interval(naive_db, adaptive_db)
     return {

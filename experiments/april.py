@@ -20,8 +20,7 @@ import tyro
 
 from experiments import harness
 from jaxinvert import data, metrics, models
-from jaxinvert.attacks import registry
-from jaxinvert.attacks.recipe import Setting
+from jaxinvert.attacks import Problem, registry
 from jaxinvert.clients import fedsgd
 from jaxinvert.observation import threat_models
 from jaxinvert.observation.observe import observe
@@ -73,16 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(config: Config, dataset: data.Dataset, attack: str, name: str) -> dict[str, Any]:
     """One row: many images, each behind a network of its own."""
-    model = models.create(
-        name,
-        input_shape=dataset.images.shape[1:],
-        num_classes=dataset.num_classes,
-        mean=dataset.mean,
-        std=dataset.std,
-    )
-    client = jax.jit(fedsgd(models.cross_entropy(model.apply)))
-    recipe = registry.REGISTRY[attack]
-    solve = jax.jit(cast(SolveFn, recipe.build(Setting(client, model, 1), recipe.hyperparameters, 0)))
+    model = models.create(name, like=dataset)
+    client = jax.jit(fedsgd(model.loss))
+    solve = jax.jit(cast(SolveFn, registry.REGISTRY[attack].build(Problem(client, model, 1))))
     infos, psnr, labels, seconds = [], [], [], []
     for number, (image, label) in enumerate(zip(dataset.images, dataset.labels)):
         batch = Batch(jnp.asarray(image[None]), jnp.asarray(label[None]))

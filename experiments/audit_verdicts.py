@@ -61,15 +61,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = tyro.cli(Config, description=__doc__, args=arguments)
     if config.smoke:
         config = replace(config, data="photos", clients=2, candidates=10, seeds=2, steps=2, steps_on_noise=2)
-    common = jobs.JobConfig(data=config.data, targets=config.clients, restarts=1, tv=1e-3, seed=config.seed)
+    common = jobs.JobConfig.of(data=config.data, targets=config.clients, restarts=1, tv=1e-3, seed=config.seed)
     rows = []
     for model in ("mlp",) if config.smoke else MODELS:
-        settings = replace(common, model=model, steps=config.steps)
+        settings = common.replace(model=model, steps=config.steps)
         (found,) = audit.audit([audit.Setting(model, {"naive": settings})], num_candidates=config.candidates)
         rows.append({"audit": "undefended", "model": model, "audits": 1, **_row([found])})
         print(found.verdict.headline, found.verdict.certainty, flush=True)
     model = "mlp" if config.smoke else MODELS[0]
-    noise = replace(common, model=model, steps=config.steps_on_noise)
+    noise = common.replace(model=model, steps=config.steps_on_noise)
     audits = audits_of_noise(noise, num_audits=config.seeds, num_candidates=config.candidates)
     rows.append({"audit": "random update", "model": model, "audits": len(audits), **_row(audits)})
     harness.publish(f"Verdicts where the answer is known, {Path(config.data).stem}", rows, json_file=config.json)
@@ -81,7 +81,7 @@ def audits_of_noise(config: jobs.JobConfig, *, num_audits: int, num_candidates: 
     images, labels = setup.dataset.images, np.asarray(setup.dataset.labels)
     audits = []
     for number in range(num_audits):
-        seeded = replace(config, seed=config.seed + number)
+        seeded = config.replace(seed=config.seed + number)
         others = np.random.default_rng(number).permutation(len(images))  # other clients and candidates
         shuffled = setup._replace(dataset=setup.dataset._replace(images=images[others], labels=labels[others]))
         task = jobs.prepare(seeded, shuffled)

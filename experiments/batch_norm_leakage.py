@@ -29,12 +29,23 @@ import tyro
 
 from experiments import harness
 from jaxinvert import attacks, clients, data, defenses, metrics, models, search
-from jaxinvert.attacks import objectives
+from jaxinvert.attacks import Problem, objectives
 from jaxinvert.audit import evidence
 from jaxinvert.clients import running_statistics
 from jaxinvert.observation.observe import observe_targets
 from jaxinvert.observation.threat_models import LADDER
-from jaxinvert.types import Array, ArrayTree, Attack, Batch, ClientUpdateFn, Key, LocalTraining, Observation, Params
+from jaxinvert.types import (
+    Array,
+    ArrayTree,
+    Attack,
+    Batch,
+    ClientUpdateFn,
+    Key,
+    LocalTraining,
+    Observation,
+    Params,
+    Update,
+)
 
 
 @dataclass(frozen=True)
@@ -184,31 +195,26 @@ def _interval(name: str, excess: evidence.Excess) -> dict[str, float]:
 
 def make_search(attack: str, client: Client, round_: "Round", public: Array) -> search.Stepwise:
     """The attack, which takes its number of steps and the weights of update and statistics as settings."""
-    shape = (client.num_images, *round_.model.input_shape)
+    problem = Problem(round_.client_update, round_.model, client.num_images, sent_statistics=round_.sent_statistics)
 
     def spectral(settings: dict[str, Any]) -> Attack:
+        def weighted(simulated: Update, observed: Update) -> Array:
+            return settings["update"] * objectives.cosine(simulated, observed)
+
         return attacks.spectral(
-            round_.client_update,
-            batch_shape=shape,
-            sent_statistics=round_.sent_statistics,
+            problem._replace(objective=weighted),
             batch_norm=settings["batch_norm"],
-            objective=lambda simulated, observed: settings["update"] * objectives.cosine(simulated, observed),
-            prior=public,
             horizon=settings["steps"],
+            start_images=public,
         )
 
     def published(settings: dict[str, Any]) -> Attack:
         return attacks.batch_norm_leakage(
-            round_.client_update,
-            round_.sent_statistics,
-            batch_shape=shape,
-            momentum=models.BATCH_NORM_MOMENTUM,
-            prior=public,
-            mean=round_.model.mean,
-            std=round_.model.std,
+            problem,
             matching=settings["update"],
             batch_norm=settings["batch_norm"],
             horizon=settings["steps"],
+            start_images=public,
         )
 
     return search.Stepwise({"spectral": spectral, "batch-norm-leakage": published}[attack])
@@ -237,17 +243,12 @@ def make_round(config: Config, client: Client, checkpoint: Path | None, victims:
     """BatchNorm in train mode, parameters from the checkpoint or fresh."""
     facts = {} if checkpoint is None else models.read_facts(checkpoint)
     model = models.create(
-        config.model,
-        input_shape=victims.images.shape[1:],
-        num_classes=victims.num_classes,
-        mean=facts.get("mean", victims.mean),
-        std=facts.get("std", victims.std),
-        batch_norm="train",
+        config.model, like=victims, mean=facts.get("mean"), std=facts.get("std"), batch_norm="train"
     )
     params = jax.jit(model.init)(jax.random.key(config.seed))
     if checkpoint is not None:
         params = models.load_checkpoint(checkpoint, params)
-    loss_fn = models.cross_entropy(model.apply)
+    loss_fn = model.loss
     training: dict[str, Any] = {"optimizer": optax.sgd(config.local_lr), "batch_size": client.batch_size}
     measure = clients.local_batch_statistics(loss_fn, model.batch_statistics, **training)
 

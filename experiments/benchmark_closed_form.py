@@ -22,9 +22,8 @@ import tyro
 
 from experiments import harness
 from jaxinvert import models, search
-from jaxinvert.attacks import registry
+from jaxinvert.attacks import Problem, registry
 from jaxinvert.attacks.closed_form.dense import single_input
-from jaxinvert.attacks.recipe import Setting
 from jaxinvert.clients import fedsgd
 from jaxinvert.observation.observe import observe_targets
 from jaxinvert.types import Batch, SolveFn
@@ -64,14 +63,13 @@ def measure(config: Config, width: int) -> dict:
     keys = jax.random.split(jax.random.key(0), 3)
     images = jax.random.uniform(keys[0], (config.clients, 1, 32, 32, 3))
     batches = Batch(images, jax.random.randint(keys[1], (config.clients, 1), 0, 10))
-    client = jax.jit(fedsgd(models.cross_entropy(model.apply)))
+    client = jax.jit(fedsgd(model.loss))
     observations = observe_targets(client, model.init(keys[2]), batches)
     layer = jax.tree.map(jax.block_until_ready, observations.update["params"]["dense_0"])
     kernels, biases = layer["kernel"], layer["bias"]
     vectorized, one = jax.jit(jax.vmap(single_input)), jax.jit(single_input)
     apart = list(zip(kernels, biases))
-    setting = Setting(client, model, num_examples=1)
-    solve = cast(SolveFn, registry.REGISTRY["dense-layer"].build(setting, {}, 0))
+    solve = cast(SolveFn, registry.REGISTRY["dense-layer"].build(Problem(client, model, num_examples=1)))
     attack = jax.jit(search.over_targets(solve))  # as a job runs it
     found, _ = vectorized(kernels, biases)
     at_once = _seconds(config, lambda: vectorized(kernels, biases))

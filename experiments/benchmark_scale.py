@@ -106,10 +106,10 @@ def measure(fields: Mapping[str, Any]) -> dict[str, Any]:
     plan = sweeps.make_plan([fields])
     (cost,) = sweeps.estimate(plan)
     config = plan.jobs[0].config
-    lanes = config.targets * config.restarts
+    lanes = config.data.targets * config.search.restarts
     return {
         "lane_steps_per_s": lanes / cost.seconds_per_step,
-        "examples_per_s": lanes * config.num_examples / cost.seconds_per_step,
+        "examples_per_s": lanes * config.data.num_examples / cost.seconds_per_step,
         "ms_per_step": 1000 * cost.seconds_per_step,
         "peak_mib": cost.peak_bytes / 2**20,
         "compile_s": cost.seconds_compile,

@@ -25,7 +25,7 @@ import tyro
 
 from experiments import harness
 from jaxinvert import data, models
-from jaxinvert.attacks import inverting_gradients
+from jaxinvert.attacks import Problem, inverting_gradients
 from jaxinvert.clients import fedsgd
 from jaxinvert.observation.observe import observe_targets
 from jaxinvert.search import Stepwise, split_shared
@@ -115,13 +115,12 @@ class Program:
     ) -> None:
         victims = data.load("photos", split=f"test[:{num_targets}]")
         model = models.create(name, mean=victims.mean, std=victims.std, conv_general_dilated=conv_general_dilated)
-        self.client_update: ClientUpdateFn = fedsgd(models.cross_entropy(model.apply))
+        self.client_update: ClientUpdateFn = fedsgd(model.loss)
         params = jax.jit(model.init)(jax.random.key(0))
         batches = Batch(jnp.asarray(victims.images)[:, None], jnp.asarray(victims.labels)[:, None])
         self.observations: Observation = observe_targets(self.client_update, params, batches)
-        self.make_attack = lambda settings: inverting_gradients(
-            self.client_update, batch_shape=(1, 32, 32, 3), mean=model.mean, std=model.std, **settings
-        )
+        problem = Problem(self.client_update, model, num_examples=1)
+        self.make_attack = lambda settings: inverting_gradients(problem, **settings)
         self.search = Stepwise(self.make_attack, num_restarts=num_restarts)
         self.seconds_per_step(0)
         self.seconds_compile = self.search.seconds_compile

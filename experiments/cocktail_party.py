@@ -24,8 +24,7 @@ import tyro
 
 from experiments import harness
 from jaxinvert import data, metrics, models
-from jaxinvert.attacks import inverting_gradients
-from jaxinvert.attacks.closed_form import cocktail_party
+from jaxinvert.attacks import Problem, cocktail_party, inverting_gradients
 from jaxinvert.clients import fedsgd
 from jaxinvert.observation.observe import observe_targets
 from jaxinvert.search import Stepwise
@@ -80,18 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(config: Config, dataset: data.Dataset, width: int) -> list[dict]:
     """The rows of one width."""
-    model = models.create(
-        "mlp",
-        features=(width,),
-        input_shape=dataset.images.shape[1:],
-        num_classes=dataset.num_classes,
-        mean=dataset.mean,
-        std=dataset.std,
-    )
-    client = jax.jit(fedsgd(models.cross_entropy(model.apply)))
-    images = {"batch_shape": (config.batch_size, *dataset.images.shape[1:]), "mean": dataset.mean, "std": dataset.std}
-    unmix = jax.jit(cocktail_party(**images))
-    search = Stepwise(lambda settings: inverting_gradients(client, **images, **settings))
+    model = models.create("mlp", features=(width,), like=dataset)
+    client = jax.jit(fedsgd(model.loss))
+    problem = Problem(client, model, config.batch_size)
+    unmix = jax.jit(cocktail_party(problem))
+    search = Stepwise(lambda settings: inverting_gradients(problem, **settings))
     outcomes: dict[tuple[str, float | None], list[Outcome]] = {}
     for number in range(config.batches):
         rng = np.random.default_rng((config.seed, width, number))

@@ -24,7 +24,8 @@ import tyro
 from experiments import harness
 from experiments.cocktail_party import Outcome, psnr_db, search_for, statistics
 from jaxinvert import data, models
-from jaxinvert.attacks import cocktail_party_features, inverting_gradients, objectives, spectral
+from jaxinvert.attacks import Problem, cocktail_party_features, inverting_gradients, objectives, spectral
+from jaxinvert.attacks.initial_guess import gray_noise
 from jaxinvert.audit import controls
 from jaxinvert.clients import fedsgd
 from jaxinvert.observation.observe import observe_targets
@@ -74,27 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(config: Config, dataset: data.Dataset, batch_size: int) -> list[dict]:
     """The rows of one batch size."""
-    model = models.create(
-        "wide-convnet",
-        units=config.units,
-        input_shape=dataset.images.shape[1:],
-        num_classes=dataset.num_classes,
-        mean=dataset.mean,
-        std=dataset.std,
-    )
-    client = jax.jit(fedsgd(models.cross_entropy(model.apply)))
-    shape = (batch_size, *dataset.images.shape[1:])
-    unmix = Stepwise(lambda settings: cocktail_party_features(model.apply, batch_shape=shape, **settings))
+    model = models.create("wide-convnet", units=config.units, like=dataset)
+    client = jax.jit(fedsgd(model.loss))
+    problem = Problem(client, model, batch_size, objective=objectives.cosine)
+    unmix = Stepwise(lambda settings: cocktail_party_features(problem, **settings))
     rivals = {
-        "inverting-gradients": Stepwise(
-            lambda settings: inverting_gradients(
-                client, batch_shape=shape, mean=dataset.mean, std=dataset.std, **settings
-            )
-        ),
+        "inverting-gradients": Stepwise(lambda settings: inverting_gradients(problem, **settings)),
         # Its descent over whole updates, from gray noise.
-        "spectral": Stepwise(
-            lambda settings: spectral(client, batch_shape=shape, objective=objectives.cosine, **settings)
-        ),
+        "spectral": Stepwise(lambda settings: spectral(problem, guess=gray_noise, **settings)),
     }
     outcomes: dict[tuple[str, float], list[Outcome]] = {}
     for number in range(config.batches):

@@ -2,31 +2,22 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxinvert import attacks
+from jaxinvert.attacks import Problem, objectives
+from jaxinvert.attacks.initial_guess import gray_noise
 from jaxinvert.attacks.matching import gradient_matching
 from jaxinvert.attacks.schedules import cosine_decay
 from jaxinvert.attacks.transformations import scale_by_rates
 from jaxinvert.priors import generators, regularizers
 from jaxinvert.priors.generators import Prior
-from jaxinvert.priors.parametrizations import per_channel, stay
-from jaxinvert.types import (
-    Array,
-    ArrayTree,
-    Attack,
-    Batch,
-    ClientUpdateFn,
-    Key,
-    Objective,
-    Parametrization,
-    Params,
-    Scalar,
-)
+from jaxinvert.priors.parametrizations import stay
+from jaxinvert.types import Array, Attack, Key, Parametrization, Scalar
 
 MakeAttack = Callable[[Scalar], Attack]
 """From the number of steps that the schedule is laid out for."""
@@ -36,41 +27,31 @@ class Arena(NamedTuple):
     """What an attack is made of, whichever it is.
 
     Attributes:
-      client_update: the attacker's simulation of the client.
-      images: `batch_shape`, `mean` and `std`.
-      objective: distance of updates.
-      sent_statistics: the attacker's simulation of the running statistics that the client sends, if it does.
+      problem: the client and its network, with the distance of updates that all attacks compare by.
       untrained_key: of networks as they are before training.
     """
 
-    client_update: ClientUpdateFn
-    images: dict[str, Any]
-    objective: Objective
-    sent_statistics: Callable[[Params, Batch], ArrayTree] | None
+    problem: Problem
     untrained_key: Key
 
-    @property
-    def of_generator(self) -> dict[str, Any]:
-        """What attacks with a generator have in common."""
-        common = {"objective": self.objective, "sent_statistics": self.sent_statistics}
-        return {**common, **{name: self.images[name] for name in ("batch_shape", "std")}}
+    def with_generator(self, prior: Prior) -> Problem:
+        """The problem of an attack that searches with a generator."""
+        return self.problem._replace(prior=prior)
 
 
 def latents(arena: Arena, prior: Prior) -> MakeAttack:
     """GI-z only."""
-    return lambda horizon: attacks.latent_search(arena.client_update, prior, horizon=horizon, **arena.of_generator)
+    return lambda horizon: attacks.gias_latents(arena.with_generator(prior), horizon=horizon)
 
 
 def latents_then_weights(arena: Arena, prior: Prior) -> MakeAttack:
     """GIAS."""
-    return lambda horizon: attacks.latents_then_weights(
-        arena.client_update, prior, horizon=horizon, **arena.of_generator
-    )
+    return lambda horizon: attacks.gias(arena.with_generator(prior), horizon=horizon)
 
 
 def weights(arena: Arena, prior: Prior) -> MakeAttack:
     """GI-w only, from latents that were not searched."""
-    return lambda horizon: attacks.weight_search(arena.client_update, prior, horizon=horizon, **arena.of_generator)
+    return lambda horizon: attacks.gias_weights(arena.with_generator(prior), horizon=horizon)
 
 
 def untrained_latents(arena: Arena, prior: Prior) -> MakeAttack:
@@ -80,11 +61,9 @@ def untrained_latents(arena: Arena, prior: Prior) -> MakeAttack:
 
 def deep_image_prior(arena: Arena) -> MakeAttack:
     """GI-w with an untrained convolutional network."""
-    network = generators.convolutional(output_shape=arena.images["batch_shape"][1:])
-    prior = untrained(network, arena.untrained_key)
-    return lambda horizon: attacks.weight_search(
-        arena.client_update, prior, horizon=horizon, learning_rate=1e-2, tv=0.25, **arena.of_generator
-    )
+    network = generators.convolutional(output_shape=arena.problem.image_shape)
+    problem = arena.with_generator(untrained(network, arena.untrained_key))
+    return lambda horizon: attacks.gias_weights(problem, horizon=horizon, learning_rate=1e-2, tv=0.25)
 
 
 def untrained(network: generators.Generator, key: Key) -> Prior:
@@ -94,15 +73,13 @@ def untrained(network: generators.Generator, key: Key) -> Prior:
 
 def published(arena: Arena) -> MakeAttack:
     """Inverting Gradients with the paper's settings."""
-    return lambda horizon: attacks.inverting_gradients(
-        arena.client_update, horizon=horizon, objective=arena.objective, **arena.images
-    )
+    return lambda horizon: attacks.inverting_gradients(arena.problem, horizon=horizon)
 
 
 def coarse_to_fine(arena: Arena, *, tv: float = 2e-3) -> MakeAttack:
     """Pixels without sign and with cosine decay, as the sum of images of 8, 16 and 32 pixels that begin in turn."""
-    batch_shape = arena.images["batch_shape"]
-    mean, std = (per_channel(name, arena.images[name], batch_shape) for name in ("mean", "std"))
+    problem = arena.problem
+    batch_shape, mean, std = problem.batch_shape, problem.mean_image, problem.std_image
     shapes = [(batch_shape[0], *(max(1, side // part) for side in batch_shape[1:3]), 3) for part in (4, 2, 1)]
 
     def init(key: Key) -> tuple[Array, ...]:
@@ -114,11 +91,11 @@ def coarse_to_fine(arena: Arena, *, tv: float = 2e-3) -> MakeAttack:
     def make(horizon: Scalar) -> Attack:
         rates = tuple(cosine_decay(0.1, horizon, begin=share * horizon) for share in (0.0, 0.2, 0.45))
         return gradient_matching(
-            arena.client_update,
-            objective=arena.objective,
+            problem.client_update,
+            objective=problem.objective or objectives.cosine,
             regularizer=regularizers.weighted((tv, lambda x: regularizers.total_variation(x / std))),
             optimizer=optax.chain(optax.scale_by_adam(), scale_by_rates(rates)),
-            parametrization=Parametrization(init, decode, stay),
+            parametrization=Parametrization(init, decode, stay, free=True),
         )
 
     return make
@@ -126,13 +103,7 @@ def coarse_to_fine(arena: Arena, *, tv: float = 2e-3) -> MakeAttack:
 
 def spectral(arena: Arena) -> MakeAttack:
     """The descent of this library's own attack (`docs/spectral.md`), from gray noise, with the others' objective."""
-    return lambda horizon: attacks.spectral(
-        arena.client_update,
-        batch_shape=arena.images["batch_shape"],
-        horizon=horizon,
-        objective=arena.objective,
-        sent_statistics=arena.sent_statistics,
-    )
+    return lambda horizon: attacks.spectral(arena.problem, horizon=horizon, guess=gray_noise)
 
 
 WITH_GENERATOR: dict[str, Callable[[Arena, Prior], MakeAttack]] = {

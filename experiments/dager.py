@@ -24,8 +24,9 @@ import numpy as np
 import tyro
 
 from experiments import harness
+from jaxinvert.attacks import TextProblem
 from jaxinvert.attacks.closed_form import span
-from jaxinvert.attacks.closed_form.certificate import Verdict
+from jaxinvert.attacks.closed_form.certificate import Status
 from jaxinvert.attacks.closed_form.dager import dager
 from jaxinvert.clients import fedsgd
 from jaxinvert.jobs.text import TextConfig, draw_text, same_text
@@ -98,8 +99,8 @@ def measure(config: Config, text: Text) -> dict[str, Any]:
     """One row: many batches."""
     with jax.enable_x64(text.resolution == "float64"):
         outcomes = _outcomes(config, text)
-    verdicts = Counter(Verdict(outcome["verdict"]).name.lower().replace("_", " ") for outcome in outcomes)
-    del verdicts["certified"]
+    statuses = Counter(Status(outcome["status"]).name.lower().replace("_", " ") for outcome in outcomes)
+    del statuses["certified"]
     certified, exact = (np.array([outcome[name] for outcome in outcomes]) for name in ("certified", "exact"))
     return {
         **text._asdict(),
@@ -108,7 +109,7 @@ def measure(config: Config, text: Text) -> dict[str, Any]:
         "exact": int(exact.sum()),
         "certified": int(certified.sum()),
         "false_certificates": int(np.sum(certified & ~exact)),
-        "otherwise": ", ".join(f"{name} {count}" for name, count in verdicts.most_common()) or "-",
+        "otherwise": ", ".join(f"{name} {count}" for name, count in statuses.most_common()) or "-",
         "median_seconds": float(np.median([outcome["seconds"] for outcome in outcomes])),
     }
 
@@ -121,13 +122,13 @@ def _outcomes(config: Config, text: Text) -> list[dict[str, Any]]:
         length=text.length,
         vocabulary=config.vocabulary,
         width=text.width,
-        law=text.law,
+        distribution=text.law,
         seed=config.seed,
     )
     model = setting.network()
     client = jax.jit(fedsgd(model.loss_fn))
     tolerances = span.tolerances(float(jnp.finfo(text.tolerance).eps))
-    solve = jax.jit(dager(client, model, num_sequences=text.batch_size, tolerances=tolerances))
+    solve = jax.jit(dager(TextProblem(client, model, text.batch_size), tolerances=tolerances))
     dtype = jnp.promote_types(text.resolution, jnp.float32)
     outcomes = []
     for number in range(config.batches):
@@ -149,7 +150,7 @@ def _outcomes(config: Config, text: Text) -> list[dict[str, Any]]:
                 "ambiguous": int(inside.sum() > int(found.info["rank"])),
                 "exact": same_text(Batch(found.inputs, jnp.asarray(found.labels)), batch),
                 "certified": bool(found.info["certified"]),
-                "verdict": int(found.info["verdict"]),
+                "status": int(found.info["status"]),
                 "seconds": seconds,
             }
         )

@@ -10,7 +10,7 @@ Smoke:    python -m experiments.demo --smoke --out /tmp/demo
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +37,9 @@ class Config:
 
 
 JOBS = {
-    "small convolutional network": jobs.JobConfig(attack="spectral", model="small-convnet", restarts=1, steps=400),
-    "LeNet": jobs.JobConfig(attack="spectral", model="lenet", restarts=2, steps=1500),
-    "perceptron, closed form": jobs.JobConfig(attack="dense-layer", model="mlp"),
+    "small convolutional network": jobs.JobConfig.of(attack="spectral", model="small-convnet", restarts=1, steps=400),
+    "LeNet": jobs.JobConfig.of(attack="spectral", model="lenet", restarts=2, steps=1500),
+    "perceptron, closed form": jobs.JobConfig.of(attack="dense-layer", model="mlp"),
 }
 
 
@@ -48,10 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = tyro.cli(Config, description=__doc__, args=arguments)
     outcomes = {}
     for title, settings in JOBS.items():
-        settings = replace(settings, targets=config.targets)
+        settings = settings.replace(targets=config.targets)
         if config.smoke:
-            settings = replace(settings, targets=2, restarts=1, steps=5)
-        folder = config.out / settings.model
+            settings = settings.replace(targets=2, restarts=1, steps=5)
+        folder = config.out / settings.model.name
         command_line = cli.command_line(settings, folder)
         outcomes[title], interrupted = cli.invert_and_write(settings, folder, command_line=command_line)
         if interrupted:

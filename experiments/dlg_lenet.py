@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(config: Config, attack: str, num_restarts: int) -> dict:
     """Attacks all images with `num_restarts` restarts each."""
-    settings = jobs.JobConfig(
+    settings = jobs.JobConfig.of(
         attack=attack,
         model="lenet",
         normalized=False,

@@ -23,8 +23,8 @@ import optax
 import tyro
 
 from experiments import harness
-from jaxinvert import attacks, clients, data, defenses, labels, metrics, models, search
-from jaxinvert.attacks.closed_form import dense_layer
+from jaxinvert import attacks, clients, data, defenses, metrics, models, search
+from jaxinvert.attacks import Problem
 from jaxinvert.observation.observe import observe_targets
 from jaxinvert.observation.threat_models import LADDER
 from jaxinvert.types import Batch, Defense, SolveFn
@@ -78,16 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     params = model.init(jax.random.key(config.seed))
     solvers = {name: jax.jit(search.over_targets(solve)) for name, solve in attacks_on(config, model).items()}
-    settings: list[tuple[str, float, int, Defense]] = [
-        *(("local steps", steps, steps, defenses.identity) for steps in config.local_steps),
+    settings: list[tuple[str, float, int, Defense | None]] = [
+        *(("local steps", steps, steps, None) for steps in config.local_steps),
         *(("row noise", scale, 1, defenses.row_noise(params, scale)) for scale in config.noise),
         *(("zeroed weights", share, 1, defenses.smallest_weights_zeroed(params, share)) for share in config.zeroed),
     ]
     rows = []
     for what, strength, num_steps, defense in settings:
-        client = clients.fedavg(
-            models.cross_entropy(model.apply), optimizer=optax.sgd(config.learning_rate), num_epochs=num_steps
-        )
+        client = clients.fedavg(model.loss, optimizer=optax.sgd(config.learning_rate), num_epochs=num_steps)
 
         seen = observe_targets(
             client,
@@ -116,16 +114,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def attacks_on(config: Config, model: models.Model) -> dict[str, SolveFn]:
     """The attacks by name; none knows how the client trained."""
-    gradient, shape = clients.fedsgd(models.cross_entropy(model.apply)), (1, *model.input_shape)
-    searches = {
-        "dlm-plus": attacks.dlm_plus(gradient, batch_shape=shape, num_classes=model.num_classes),
-        "dlm-best-scale": attacks.dlm_with_best_scale(gradient, labels.bias_sign(head=model.head), batch_shape=shape),
-    }
+    problem = Problem(clients.fedsgd(model.loss), model, num_examples=1)
+    searches = {"dlm-plus": attacks.dlm_plus(problem), "dlm-best-scale": attacks.dlm_best_scale(problem)}
     solvers = {
         name: search.best_of(search.run(attack, num_steps=config.steps), num_restarts=config.restarts)
         for name, attack in searches.items()
     }
-    return {**solvers, "closed-form": dense_layer(batch_shape=shape)}
+    return {**solvers, "closed-form": attacks.dense_layer(problem)}
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import tyro
 
 from experiments import harness
 from jaxinvert import attacks, clients, data, labels, metrics, models, search
-from jaxinvert.attacks.closed_form import dense_layer
+from jaxinvert.attacks import Problem
 from jaxinvert.observation.observe import observe_targets
 from jaxinvert.observation.threat_models import LADDER
 from jaxinvert.types import Array, Attack, Batch, Observation, Reconstruction
@@ -72,25 +72,24 @@ def measure(config: Config, name: str, num_restarts: int) -> dict:
         "mlp", input_shape=dataset.images.shape[1:], num_classes=dataset.num_classes, features=(32,)
     )
     params = model.init(jax.random.key(config.seed))
-    loss_fn = models.cross_entropy(model.apply)
-    client = clients.fedavg(loss_fn, optimizer=optax.sgd(config.learning_rate))
+    client = clients.fedavg(model.loss, optimizer=optax.sgd(config.learning_rate))
     batches = Batch(jnp.asarray(dataset.images)[:, None], jnp.asarray(dataset.labels)[:, None])
     observations = observe_targets(client, params, batches, threat_model=LADDER["C"]._replace(local_training=False))
-    gradient = clients.fedsgd(loss_fn)
-    shape, rule = (1, *model.input_shape), labels.bias_sign(head=model.head)
+    gradient, rule = clients.fedsgd(model.loss), labels.bias_sign(head=model.head)
+    problem = Problem(gradient, model, num_examples=1)
 
     def attack(start: Array) -> Attack:
         if name == "dlm":
-            return attacks.dlm(gradient, batch_shape=shape, num_classes=model.num_classes, initial_scale=start)
+            return attacks.dlm(problem, initial_scale=start)
         if name == "dlm-plus":
-            return attacks.dlm_plus(gradient, batch_shape=shape, num_classes=model.num_classes)
-        return attacks.dlm_with_best_scale(gradient, rule, batch_shape=shape)
+            return attacks.dlm_plus(problem)
+        return attacks.dlm_best_scale(problem, rule=rule)
 
     shared, per_target = search.split_shared(observations)
     keys = jax.random.split(jax.random.key(config.seed + 1), len(config.starts))
 
     def closed_form(key: Array, observation: Observation) -> Reconstruction:
-        found = dense_layer(batch_shape=shape)(key, observation)
+        found = attacks.dense_layer(problem)(key, observation)
         batch = Batch(found.inputs, labels.labels_from_counts(rule(observation), 1))
         scale = attacks.best_scale(gradient(params, batch), observation.update)
         return found._replace(info={"scale": scale})

@@ -23,8 +23,7 @@ from scipy import stats
 
 from experiments import harness
 from jaxinvert import data, metrics, models
-from jaxinvert.attacks import registry
-from jaxinvert.attacks.recipe import Setting
+from jaxinvert.attacks import Problem, registry
 from jaxinvert.clients import fedsgd
 from jaxinvert.observation import threat_models
 from jaxinvert.observation.observe import observe
@@ -87,18 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(config: Config, dataset: data.Dataset, attack: str, width: int, batch_size: int) -> dict:
     """One row: many batches of one size behind one width."""
-    shape = dataset.images.shape[1:]
-    model = models.create(
-        "mlp",
-        features=(width,),
-        input_shape=shape,
-        num_classes=dataset.num_classes,
-        mean=dataset.mean,
-        std=dataset.std,
-    )
-    client = jax.jit(fedsgd(models.cross_entropy(model.apply)))
-    recipe = registry.REGISTRY[attack]
-    solve = cast(SolveFn, recipe.build(Setting(client, model, batch_size), recipe.hyperparameters, 0))
+    model = models.create("mlp", features=(width,), like=dataset)
+    client = jax.jit(fedsgd(model.loss))
+    solve = cast(SolveFn, registry.REGISTRY[attack].build(Problem(client, model, batch_size)))
     compiled, outcomes = None, []
     for number in range(config.batches):
         rng = np.random.default_rng((config.seed, width, batch_size, number))

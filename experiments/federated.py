@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from jaxinvert import attacks, clients, data, metrics, models, search
+from jaxinvert.attacks import Problem
 from jaxinvert.federation import (
     Federation,
     Population,
@@ -86,27 +87,21 @@ class Task(NamedTuple):
 def prepare(setting: Setting) -> Task:
     """Loads the data, deals it to the clients, and starts the network."""
     training, test = (data.load(setting.data, split=split) for split in ("train", "test"))
-    model = models.create(
-        setting.model,
-        input_shape=training.images.shape[1:],
-        num_classes=training.num_classes,
-        mean=training.mean,
-        std=training.std,
-    )
+    model = models.create(setting.model, like=training)
     split = dirichlet_split(
         np.random.default_rng(setting.seed),
         training.labels,
         num_clients=setting.clients,
         concentration=setting.concentration,
     )
-    population = populate(Batch(jnp.asarray(training.images), jnp.asarray(training.labels)), split)
+    population = populate(training.batch(), split)
     attacked = population.members[: setting.targets, : setting.examples]
     return Task(
         model=model,
         params=jax.jit(model.init)(jax.random.key(setting.seed)),
-        client_update=clients.fedsgd(models.cross_entropy(model.apply)),
+        client_update=clients.fedsgd(model.loss),
         population=population,
-        test=Batch(jnp.asarray(test.images), jnp.asarray(test.labels)),
+        test=test.batch(),
         attacked=jax.tree.map(lambda leaf: leaf[attacked], population.examples),
         public=jnp.asarray(test.images.mean(axis=0)),
     )
@@ -135,24 +130,19 @@ def train(
 
 
 def make_attack(
-    setting: Setting, task: Task, *, prior: Array | None = None
+    setting: Setting, task: Task, *, start_images: Array | None = None
 ) -> Callable[[MakeDefense], Callable[[Params, float], np.ndarray]]:
     """The same attack on every defense, `make_defense -> (params, strength) -> images [T, B, ...]`; it knows of none.
 
     Args:
       setting: of the study.
       task: what comes of it.
-      prior: `[H, W, C]` what the attack starts from; `None` = normal noise.
+      start_images: `[H, W, C]` what the attack starts from; `None` = normal noise.
     """
+    problem = Problem(task.client_update, task.model, num_examples=task.attacked.inputs.shape[1])
     search_all = search.Stepwise(
         lambda horizon: attacks.inverting_gradients(
-            task.client_update,
-            batch_shape=task.attacked.inputs.shape[1:],
-            mean=task.model.mean,
-            std=task.model.std,
-            tv=setting.tv,
-            horizon=horizon,
-            prior=prior,
+            problem, tv=setting.tv, horizon=horizon, start_images=start_images
         )
     )
     defense_key, attack_key = jax.random.split(jax.random.key(setting.seed + 2))

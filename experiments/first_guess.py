@@ -74,12 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measured(config: Config, model: str, num_examples: int, num_pictures: int) -> dict[str, Any]:
     """One network's guesses, and those at noise."""
-    settings = jobs.JobConfig(
+    settings = jobs.JobConfig.of(
         data=config.data, model=model, targets=config.targets, num_examples=num_examples, seed=config.seed
     )
     task = jobs.prepare(settings)
     truth = np.asarray(task.truth.inputs)
-    guess = regressed(task.model.apply, head=task.model.head, batch_shape=truth.shape[1:], num_pictures=num_pictures)
+    guess = regressed(task.program.problem, num_pictures=num_pictures)
 
     def solve(key: Key, observation: Observation) -> Reconstruction:
         return Reconstruction(guess(observation), observation.labels, jnp.zeros(()), {})

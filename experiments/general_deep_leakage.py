@@ -24,6 +24,7 @@ import tyro
 
 from experiments import harness
 from jaxinvert import attacks, clients, data, labels, metrics, models, search
+from jaxinvert.attacks import Problem
 from jaxinvert.attacks.matching import with_restored_labels
 from jaxinvert.observation.observe import FEDSGD, observe_targets
 from jaxinvert.observation.threat_models import LADDER
@@ -88,16 +89,9 @@ def measure(config: Config, case: Case, batch_size: int) -> dict:
     """Attacks some clients of one kind."""
     victims = data.load(config.data, split="test")
     batches = draw_batches(config, victims, batch_size, one_class=case.labels == "one class")
-    model = models.create(
-        "small-convnet",
-        width=config.width,
-        input_shape=victims.images.shape[1:],
-        num_classes=victims.num_classes,
-        mean=victims.mean,
-        std=victims.std,
-    )
+    model = models.create("small-convnet", width=config.width, like=victims)
     params = jax.jit(model.init)(jax.random.key(config.seed))
-    loss_fn = models.cross_entropy(model.apply)
+    loss_fn = model.loss
     if case.local_steps == 1:
         client_update, local_training = clients.fedsgd(loss_fn), FEDSGD
     else:
@@ -106,19 +100,17 @@ def measure(config: Config, case: Case, batch_size: int) -> dict:
     observations = observe_targets(
         client_update, params, batches, threat_model=LADDER["C"], local_training=local_training
     )
-    images: dict[str, Any] = {"batch_shape": (batch_size, *model.input_shape), "mean": model.mean, "std": model.std}
+    problem = Problem(client_update, model, batch_size)
 
     def attack(settings: dict[str, Any]) -> Attack:
         if case.attack == "gradinversion":
-            group = attacks.see_through_gradients(
-                client_update, model.batch_statistics, num_seeds=config.seeds, **images, **settings
-            )
+            group = attacks.see_through_gradients(problem, num_seeds=config.seeds, **settings)
             return with_restored_labels(group, labels.yin(head=model.head), batch_size=batch_size)
         dummies = labels.natural_noise(jax.random.key(0), input_shape=model.input_shape)
         rule = labels.zero_shot(model.apply, dummies=dummies, head=model.head)
         if case.labels == "one wrong label":
             rule = one_wrong(rule)
-        return attacks.general_deep_leakage(client_update, rule, **images, **settings)
+        return attacks.general_deep_leakage(problem, rule=rule, **settings)
 
     *_, last = search.Stepwise(attack)(
         jax.random.key(config.seed + 1), observations, {"horizon": config.steps}, num_steps=config.steps

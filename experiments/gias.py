@@ -35,7 +35,7 @@ from experiments import contenders, harness
 from experiments.contenders import FIRST, PIXELS, PUBLISHED, Arena
 from experiments.train_generator import save_grid
 from jaxinvert import clients, data, defenses, metrics, models
-from jaxinvert.attacks import likelihoods, objectives
+from jaxinvert.attacks import Problem, likelihoods, objectives
 from jaxinvert.audit.controls import random_update
 from jaxinvert.clients import running_statistics
 from jaxinvert.metrics import perceptual
@@ -227,38 +227,31 @@ def clients_and_attacker(config: Config, case: Case) -> tuple[Batch, Observation
         jnp.asarray(dataset.labels[:wanted]).reshape(num_targets, batch_size),
     )
     architecture: dict[str, Any] = {"batch_norm": "train"} if config.batch_norm else {}
-    model = models.create(
-        config.model,
-        input_shape=dataset.images.shape[1:],
-        num_classes=dataset.num_classes,
-        mean=dataset.mean,
-        std=dataset.std,
-        **architecture,
-    )
+    model = models.create(config.model, like=dataset, **architecture)
 
     def sent_statistics(params: Params, batch: Batch) -> ArrayTree:
         measured = jax.tree.map(lambda leaf: leaf[None], model.batch_statistics(params, batch.inputs))
         return running_statistics.advance(params["batch_stats"], measured, momentum=models.BATCH_NORM_MOMENTUM)
 
     sends = case.statistics != NONE_SENT
-    client_update = clients.fedsgd(models.cross_entropy(model.apply))
+    client_update = clients.fedsgd(model.loss)
     observations = observe_targets(
         client_update,
         jax.jit(model.init)(jax.random.key(config.seed)),
         batches,
         threat_model=KNOWN_LABELS._replace(batch_stats=case.statistics == GRANTED),
-        defense=defenses.identity if config.keep == 1 else defenses.top_k(config.keep),
+        defense=None if config.keep == 1 else defenses.top_k(config.keep),
         key=jax.random.key(config.seed + 3),
         running_statistics=sent_statistics if sends else None,
     )
-    arena = Arena(
+    problem = Problem(
         client_update,
-        {"batch_shape": batches.inputs.shape[1:], "mean": model.mean, "std": model.std},
-        objectives.cosine if config.keep == 1 else likelihoods.transmitted(objectives.cosine),
-        sent_statistics if sends else None,
-        jax.random.key(config.seed + 4),
+        model,
+        batch_size,
+        sent_statistics=sent_statistics if sends else None,
+        objective=objectives.cosine if config.keep == 1 else likelihoods.transmitted(objectives.cosine),
     )
-    return batches, observations, arena
+    return batches, observations, Arena(problem, jax.random.key(config.seed + 4))
 
 
 def seconds_per_step(

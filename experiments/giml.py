@@ -7,7 +7,7 @@ After some rounds the generator inverts updates of clients that were never seen,
 `gain_db` is over the untrained generator, mean with a 95 % bootstrap interval over images; `above_null_db` over the
 same attack on a random gradient. No image is read but to measure.
 
-Deviations from the paper: fewer rounds and steps, and GI-z with this library's settings (`attacks.gias`).
+Deviations from the paper: fewer rounds and steps, and GI-z with this library's settings (`attacks.gias_latents`).
 
 Command:  python -m experiments.giml --data FILE.npz --json FILE.json
 Smoke:    python -m experiments.giml --smoke
@@ -30,6 +30,7 @@ import tyro
 
 from experiments import gias, harness
 from jaxinvert import attacks, clients, data, metrics, models
+from jaxinvert.attacks import Problem
 from jaxinvert.attacks.objectives import cosine
 from jaxinvert.attacks.schedules import cosine_decay
 from jaxinvert.audit.controls import random_update
@@ -103,14 +104,8 @@ def learn(config: Config) -> Iterator[dict]:
     """Yields a row for every round that is a power of two, and for none."""
     size = 8 if config.smoke else None
     dataset, testing = (data.load(config.data, split=split, size=size) for split in (config.split, config.test_split))
-    model = models.create(
-        "mlp-8" if config.smoke else "lenet",
-        input_shape=dataset.images.shape[1:],
-        num_classes=dataset.num_classes,
-        mean=dataset.mean,
-        std=dataset.std,
-    )
-    client_update = clients.fedsgd(models.cross_entropy(model.apply))
+    model = models.create("mlp-8" if config.smoke else "lenet", like=dataset)
+    problem = Problem(clients.fedsgd(model.loss), model, num_examples=1)
     key = jax.random.key(config.seed)
     params = jax.jit(model.init)(jax.random.fold_in(key, 0))
     generator = generators.REGISTRY[config.generator](output_shape=model.input_shape)
@@ -118,9 +113,9 @@ def learn(config: Config) -> Iterator[dict]:
     theta = jax.jit(generator.init)(jax.random.fold_in(key, 1))
     learner = Learner(theta, meta_optimizer.init(theta))
 
-    observe = jax.jit(partial(observe_targets, client_update))
-    meta_round = jax.jit(partial(one_round, client_update, generator, meta_optimizer, config))
-    invert = jax.jit(partial(search_latents, client_update, generator, config.latent_steps))
+    observe = jax.jit(partial(observe_targets, problem.client_update))
+    meta_round = jax.jit(partial(one_round, problem, generator, meta_optimizer, config))
+    invert = jax.jit(partial(search_latents, problem, generator, config.latent_steps))
     unseen = singles(testing, range(config.images))
     observations = observe(params, unseen)
     nothing = random_update(jax.random.fold_in(key, 2), observations)
@@ -156,7 +151,7 @@ def singles(dataset: data.Dataset, rows: Sequence[int] | np.ndarray) -> Batch:
 
 
 def search_latents(
-    client_update: ClientUpdateFn,
+    problem: Problem,
     generator: Generator,
     num_steps: int,
     key: Key,
@@ -164,16 +159,14 @@ def search_latents(
     observations: Observation,
 ) -> tuple[Array, Latents]:
     """GI-z on updates of one image each: images `[T, 1, H, W, C]` and their latents, `[T, 1, ...]`."""
-    attack = attacks.latent_search(
-        client_update, Prior(generator, params), batch_shape=(1, *generator.output_shape), horizon=num_steps
-    )
+    attack = attacks.gias_latents(problem._replace(prior=Prior(generator, params)), horizon=num_steps)
     num_targets = jax.tree.leaves(observations.update)[0].shape[0]
     found = over_targets(run(attack, num_steps=num_steps), chunk_size=num_targets)(key, observations)
     return found.inputs, found.info["latents"]  # type: ignore[return-value]
 
 
 def one_round(
-    client_update: ClientUpdateFn,
+    problem: Problem,
     generator: Generator,
     meta_optimizer: optax.GradientTransformation,
     config: Config,
@@ -182,9 +175,9 @@ def one_round(
     observations: Observation,
 ) -> tuple[Learner, Array]:
     """One round of observations: the generator after the meta-step, and the distance that GI-w ended with."""
-    _, latents = search_latents(client_update, generator, config.latent_steps, key, learner.params, observations)
+    _, latents = search_latents(problem, generator, config.latent_steps, key, learner.params, observations)
     explained, distance = shared_weights(
-        client_update, generator, config.weight_steps, learner.params, latents, observations
+        problem.client_update, generator, config.weight_steps, learner.params, latents, observations
     )
     towards = jax.tree.map(lambda old, new: 2 * (old - new), learner.params, explained)  # grad |theta - theta'|^2
     updates, opt_state = meta_optimizer.update(towards, learner.opt_state, learner.params)

@@ -23,7 +23,7 @@ class Row(NamedTuple):
 
     Attributes:
       name: what the paper calls it.
-      paper: its setting there, as fields of `jobs.JobConfig`.
+      paper: its setting there, as fields of `jobs.JobConfig`, by flat names.
       scaled: the fields that a run of minutes on two cores changes; `None` if there is no such run.
       published_db: the paper's mean PSNR, if there is one.
       smoke: the fields that a run of seconds changes; by default to a perceptron for two steps.
@@ -85,7 +85,7 @@ def run_table(title: str, rows: Sequence[Row], *, description: str | None, argum
         key = (row.name, setting, Path(config.data).stem, config.seed)
         if key not in finished:
             print(f"row {number + 1} of {len(chosen)}: {row.name}", flush=True)
-            measured = measure_job(jobs.JobConfig(**{"data": config.data, "seed": config.seed, **chosen_fields}))
+            measured = measure_job(jobs.JobConfig.of(**{"data": config.data, "seed": config.seed, **chosen_fields}))
             finished[key] = {
                 "row": row.name,
                 "published_db": row.published_db,
@@ -115,7 +115,7 @@ def measure_job(settings: jobs.JobConfig) -> dict[str, Any]:
     ssim = np.array([image["ssim"] for image in summary["images"]])
     return {
         "images": len(psnr),
-        "restarts": settings.restarts,
+        "restarts": settings.search.restarts,
         "steps": summary["num_steps"],
         "mean_psnr_db": float(psnr.mean()),
         "std_psnr_db": float(psnr.std()),

@@ -127,17 +127,13 @@ def measure(config: Config, network: str | Path) -> list[dict]:
     facts: dict[str, Any] = models.read_facts(network) if isinstance(network, Path) else {"model": network}
     num_classes = facts.get("num_classes") or config.num_classes or dataset.num_classes
     model = models.create(
-        facts["model"],
-        input_shape=dataset.images.shape[1:],
-        num_classes=num_classes,
-        mean=facts.get("mean", dataset.mean),
-        std=facts.get("std", dataset.std),
+        facts["model"], like=dataset, num_classes=num_classes, mean=facts.get("mean"), std=facts.get("std")
     )
     rng = np.random.default_rng(config.seed)
     order = rng.permutation(len(dataset.images))
     public, private = np.split(order, [len(order) // 2])
     pool = Pool(dataset.images[private], dataset.labels[private], dataset.images[public[:1000]])
-    setting = labels.Setting(model.apply, model.head, model.input_shape, jax.random.key(config.seed))
+    setting = labels.LabelProblem(model.apply, model.head, model.input_shape, jax.random.key(config.seed))
     rules = {name: labels.REGISTRY[name].factory(setting) for name in config.rules}
     programs = compiled(model, rules)
     keys = jax.random.split(jax.random.key(config.seed + 1), 2)
@@ -194,7 +190,7 @@ class Programs(NamedTuple):
 
 def compiled(model: models.Model, rules: dict[str, RecoverLabels]) -> Programs:
     """Programs over all clients of a cell. Rules read the head's gradient only: nothing else is computed."""
-    loss_fn = models.cross_entropy(model.apply)
+    loss_fn = model.loss
 
     def head_gradients(params: Params, pixels: Array, indices: Array, chosen: Array) -> Update:
         def one(client: tuple[Array, Array]) -> Update:
@@ -243,7 +239,7 @@ def fedavg_cell(
     """One network's FedAvg clients."""
     images, chosen, truth = stack(draws, model.num_classes)
     client_update = clients.fedavg(
-        models.cross_entropy(model.apply),
+        model.loss,
         optimizer=optax.sgd(training.learning_rate),
         num_epochs=int(training.num_steps),
     )

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(config: Config) -> list[dict]:
     """One row for each noise and round."""
     task = federated.prepare(config.setting)
-    attack = federated.make_attack(config.setting, task, prior=task.public)(defenses.percentile_noise)
+    attack = federated.make_attack(config.setting, task, start_images=task.public)(defenses.percentile_noise)
     trainings = federated.train(config.setting, task, defenses.percentile_noise, config.noise, rounds=config.rounds)
     rows = []
     for scale, snapshots in zip(config.noise, trainings):

@@ -77,7 +77,7 @@ def compare(config: Config, checkpoint: Path | None, client: Literal["fedsgd", "
     rows, known_psnr = [], np.array([])
     epochs = 0 if checkpoint is None else models.read_facts(checkpoint)["epochs"]
     for labels in ("known", "restored", "joint"):
-        settings = jobs.JobConfig(
+        settings = jobs.JobConfig.of(
             model=config.model,
             checkpoint=checkpoint,
             data=config.data,

@@ -38,7 +38,7 @@ class Case(NamedTuple):
     """Clients, and how long and with which prior the published attack runs on them.
 
     Attributes:
-      client: fields of `jobs.JobConfig`.
+      client: fields of `jobs.JobConfig`, by flat names.
       steps: of the published attack.
       tv: its weight of the total variation.
       shares: of these steps, for spectral matching.
@@ -132,7 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"{name}, seed {seed}: {attack}, {steps} steps", flush=True)
                 fields = {**case.client, "targets": targets, "attack": attack, "steps": steps, "seed": seed}
                 fields |= {"tv": case.tv} if attack == PUBLISHED else {}
-                rows.append(measured(jobs.JobConfig(data=config.data, restarts=1, **fields), name, case.steps, rows))
+                settings = jobs.JobConfig.of(data=config.data, restarts=1, **fields)
+                rows.append(measured(settings, name, case.steps, rows))
                 if config.json is not None:
                     harness.save(config.json, TITLE, rows)
     shown = [{key: row[key] for key in row if key not in ("psnr_db", "device", "jax")} for row in rows]
@@ -167,8 +168,8 @@ def measured(
     if execution.interrupted:  # half a row is none
         raise KeyboardInterrupt
     images = jobs.measure(settings, task, execution).summary["images"]
-    psnr = np.array([image["psnr_db"] for image in images]).reshape(settings.targets, -1).mean(axis=1)
-    data = Path(settings.data).stem
+    psnr = np.array([image["psnr_db"] for image in images]).reshape(settings.data.targets, -1).mean(axis=1)
+    data = Path(settings.data.name).stem
     same = [row for row in rows if (row["case"], row["seed"], row["data"]) == (name, settings.seed, data)]
     reference = [row["psnr_db"] for row in same if (row["attack"], row["steps"]) == (PUBLISHED, full_steps)]
     gain = excess(psnr, reference[0][: len(psnr)]) if reference and len(psnr) > 1 else None
@@ -176,9 +177,9 @@ def measured(
         "case": name,
         "data": data,
         "seed": settings.seed,
-        "attack": settings.attack,
-        "steps": settings.steps,
-        "clients": settings.targets,
+        "attack": settings.attacker.attack,
+        "steps": settings.search.steps,
+        "clients": settings.data.targets,
         "mean_psnr_db": float(psnr.mean()),
         "median_psnr_db": float(np.median(psnr)),
         "min_psnr_db": float(psnr.min()),

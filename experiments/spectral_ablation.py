@@ -28,8 +28,7 @@ import tyro
 
 from experiments import harness
 from jaxinvert import attacks, data, metrics, models, search, trees
-from jaxinvert.attacks import objectives
-from jaxinvert.attacks.initial_guess import Guess, regressed
+from jaxinvert.attacks import Problem, initial_guess, objectives
 from jaxinvert.attacks.matching import search_inputs, update_distance
 from jaxinvert.attacks.schedules import cosine_decay, step_decay
 from jaxinvert.audit.evidence import excess
@@ -40,12 +39,10 @@ from jaxinvert.types import (
     Array,
     Attack,
     Batch,
-    ClientUpdateFn,
     Key,
     Objective,
     Observation,
     Reconstruction,
-    Shape,
     SolveFn,
     Update,
 )
@@ -136,10 +133,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             missing = {n: changed for n, changed in tried.items() if (setting.model, noise, n) not in finished}
             if not missing:
                 continue
-            clients, truth, observations = observed(config, setting, noise)
+            problem, truth, observations = observed(config, setting, noise)
             whole = np.zeros(setting.targets)
             for name, changed in {WHOLE: {}, **missing}.items():  # which all others are compared with
-                solve = search.over_targets(solver(clients, setting.steps, **changed), chunk_size=5)
+                solve = search.over_targets(solver(problem, setting.steps, **changed), chunk_size=5)
                 found = jax.jit(solve)(jax.random.key(config.seed + 1), observations)
                 psnr = np.asarray(jax.vmap(metrics.psnr)(found.inputs[:, 0], truth[:, 0]))
                 whole = psnr if name == WHOLE else whole
@@ -162,26 +159,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     harness.publish(TITLE, rows())
 
 
-class Clients(NamedTuple):
-    """What the attacker simulates of them: their update, and a guess from it."""
-
-    update: ClientUpdateFn
-    guess: Guess
-    batch_shape: Shape
-
-
-def observed(config: Config, setting: Setting, noise: float) -> tuple[Clients, np.ndarray, Observation]:
-    """Simulated clients, true images `[T, 1, H, W, C]`, and what the server sees of them."""
+def observed(config: Config, setting: Setting, noise: float) -> tuple[Problem, np.ndarray, Observation]:
+    """What the attacker knows, true images `[T, 1, H, W, C]`, and what the server sees of them."""
     dataset = data.load(config.data, split=config.split)
     images, labels = dataset.images[: setting.targets, None], dataset.labels[: setting.targets, None]
-    model = models.create(
-        setting.model,
-        input_shape=images.shape[2:],
-        num_classes=dataset.num_classes,
-        mean=dataset.mean,
-        std=dataset.std,
-    )
-    client = fedsgd(models.cross_entropy(model.apply))
+    model = models.create(setting.model, like=dataset)
+    client = fedsgd(model.loss)
 
     def disturb(key: Key, update: Update) -> Update:
         leaves, structure = jax.tree.flatten(update)
@@ -197,30 +180,29 @@ def observed(config: Config, setting: Setting, noise: float) -> tuple[Clients, n
         defense=disturb,
         key=jax.random.key(config.seed + 2),
     )
-    guess = regressed(model.apply, head=model.head, batch_shape=images.shape[1:])
-    return Clients(client, guess, images.shape[1:]), np.asarray(images), observations
+    return Problem(client, model, num_examples=1), np.asarray(images), observations
 
 
 def solver(
-    clients: Clients, num_steps: int, *, line_search_share: float = 0.0, choose: bool = False, **changed: Any
+    problem: Problem, num_steps: int, *, line_search_share: float = 0.0, choose: bool = False, **changed: Any
 ) -> SolveFn:
     """The attack with one part changed or added, for `num_steps` in all."""
     if choose:
         plain, signs = (
-            search.run(variant(clients, num_steps // 2, sign=sign), num_steps=num_steps // 2)
+            search.run(variant(problem, num_steps // 2, sign=sign), num_steps=num_steps // 2)
             for sign in (False, True)
         )
         return lambda key, observation: search.select_best(
             jax.tree.map(lambda *both: jnp.stack(both), plain(key, observation), signs(key, observation))
         )
     begin = round(num_steps * (1 - line_search_share))
-    first = search.run(variant(clients, begin, **changed), num_steps=begin)
-    return first if not line_search_share else finished_by_line_search(clients, first, num_steps - begin)
+    first = search.run(variant(problem, begin, **changed), num_steps=begin)
+    return first if not line_search_share else finished_by_line_search(problem, first, num_steps - begin)
 
 
-def finished_by_line_search(clients: Clients, first: SolveFn, num_steps: int) -> SolveFn:
+def finished_by_line_search(problem: Problem, first: SolveFn, num_steps: int) -> SolveFn:
     """L-BFGS from where `first` ends, on the logarithm of the attack's loss, which has the same minimum."""
-    unexplained = update_distance(clients.update, objectives.kernel_cosine)
+    unexplained = update_distance(problem.client_update, objectives.kernel_cosine)
 
     def distance(observation: Observation, batch: Batch) -> Array:
         return jnp.log(unexplained(observation, batch)) + regularizers.total_variation(batch.inputs)
@@ -228,7 +210,7 @@ def finished_by_line_search(clients: Clients, first: SolveFn, num_steps: int) ->
     def solve(key: Key, observation: Observation) -> Reconstruction:
         found = first(key, observation).inputs
         from_there = parametrizations.spectrum(found.shape, around=found)._replace(
-            init=lambda key: jnp.zeros(found.shape), project=parametrizations.stay
+            init=lambda key: jnp.zeros(found.shape), project=parametrizations.stay, free=True
         )
         attack = search_inputs(
             distance, optimizer=optax.lbfgs(memory_size=10), parametrization=from_there, name="line search"
@@ -239,7 +221,7 @@ def finished_by_line_search(clients: Clients, first: SolveFn, num_steps: int) ->
 
 
 def variant(
-    clients: Clients,
+    problem: Problem,
     horizon: int,
     *,
     guessed: bool = True,
@@ -256,12 +238,10 @@ def variant(
     """The attack with one part changed; without changes of the descent `attacks.spectral` itself."""
     if (pixels, fall, added, memory, sign, dense_input, decay) == (False, 1.5, False, 0.95, False, 0.0, None):
         return attacks.spectral(
-            clients.update,
-            batch_shape=clients.batch_shape,
+            problem._replace(objective=objective),
             tv=tv,
             horizon=horizon,
-            objective=objective,
-            guess=clients.guess if guessed else None,
+            guess=initial_guess.regressed if guessed else initial_guess.gray_noise,
         )
 
     def gap(simulated: Update, observed: Update) -> Array:
@@ -269,10 +249,11 @@ def variant(
         share = jnp.sum(jnp.square(found - known)) / jnp.sum(jnp.square(known))
         return objective(simulated, observed) + dense_input * share
 
-    unexplained = update_distance(clients.update, gap if dense_input else objective)
+    unexplained = update_distance(problem.client_update, gap if dense_input else objective)
     # Pixels as in the published attack: in units of the contrast of photographs, at its rate.
-    images = parametrizations.pixels(clients.batch_shape, mean=0.5, std=0.25)
+    images = parametrizations.pixels(problem.batch_shape, mean=0.5, std=0.25)
     rate = 0.1 if pixels else 0.2
+    guess = initial_guess.regressed(problem)
 
     def distance(observation: Observation, batch: Batch) -> Array:
         roughness = tv * regularizers.total_variation(batch.inputs)
@@ -280,10 +261,10 @@ def variant(
         return found + roughness if added else found * jnp.exp(roughness)
 
     def start(key: Key, observation: Observation) -> Array:
-        guess = clients.guess(observation)
+        first_images = guess(observation)
         if pixels:
-            return (guess - 0.5) / 0.25
-        return parametrizations.near(key, guess, fall=fall)
+            return (first_images - 0.5) / 0.25
+        return parametrizations.near(key, first_images, fall=fall)
 
     return search_inputs(
         distance,
@@ -292,7 +273,7 @@ def variant(
             optax.scale_by_adam(b2=memory, eps=1e-12),
             optax.scale_by_learning_rate((decay or cosine_decay)(rate, horizon)),
         ),
-        parametrization=images if pixels else parametrizations.spectrum(clients.batch_shape, fall=fall),
+        parametrization=images if pixels else parametrizations.spectrum(problem.batch_shape, fall=fall),
         start=start,
         name="variant",
     )

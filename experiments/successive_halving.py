@@ -36,6 +36,7 @@ from jax import lax
 
 from experiments import harness
 from jaxinvert import attacks, clients, data, metrics, models, search
+from jaxinvert.attacks import Problem
 from jaxinvert.observation.observe import observe_targets
 from jaxinvert.parallel.lanes import lanes_at_once, map_lanes
 from jaxinvert.search.halving import default_rungs, successive_halving
@@ -182,22 +183,14 @@ def clients_and_attack(config: Config, setting: Setting) -> tuple[np.ndarray, Ob
     """True images `[T, H, W, C]`, what the server sees of them, and `horizon -> Attack`."""
     dataset = data.load(config.data, split=config.split)
     images, labels = dataset.images[: setting.targets], dataset.labels[: setting.targets]
-    model = models.create(
-        setting.model,
-        input_shape=images.shape[1:],
-        num_classes=dataset.num_classes,
-        mean=dataset.mean,
-        std=dataset.std,
-    )
-    client = clients.fedsgd(models.cross_entropy(model.apply))
+    model = models.create(setting.model, like=dataset)
+    client = clients.fedsgd(model.loss)
     params = jax.jit(model.init)(jax.random.key(config.seed))
     observations = observe_targets(client, params, Batch(jnp.asarray(images)[:, None], jnp.asarray(labels)[:, None]))
-    shape = (1, *model.input_shape)
+    problem = Problem(client, model, num_examples=1)
 
     def make_attack(horizon: int) -> Attack:
-        return attacks.inverting_gradients(
-            client, batch_shape=shape, mean=model.mean, std=model.std, tv=setting.tv, horizon=horizon
-        )
+        return attacks.inverting_gradients(problem, tv=setting.tv, horizon=horizon)
 
     return images, observations, make_attack
 

@@ -94,17 +94,7 @@ def measure(config: Config, name: str, batch_size: int) -> list[dict]:
     attack = jax.jit(search.over_targets(task.solve))
     plain = jax.jit(
         search.over_targets(
-            search.run(
-                inverting_gradients(
-                    task.client_update,
-                    batch_shape=(batch_size, *dataset.images.shape[1:]),
-                    mean=dataset.mean,
-                    std=dataset.std,
-                    tv=0.0,
-                    horizon=config.steps,
-                ),
-                num_steps=config.steps,
-            ),
+            search.run(inverting_gradients(task.problem, tv=0.0, horizon=config.steps), num_steps=config.steps),
             chunk_size=config.clients,
         )
     )

@@ -86,14 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def train(config: Config) -> list[dict]:
     """Runs the epochs that are still missing; a row for each epoch, those of earlier runs included."""
     training, testing = (data.load(config.data, split=split) for split in (config.split, config.test_split))
-    create = functools.partial(
-        models.create,
-        config.model,
-        input_shape=training.images.shape[1:],
-        num_classes=training.num_classes,
-        mean=training.mean,
-        std=training.std,
-    )
+    create = functools.partial(models.create, config.model, like=training)
     model = create()
     key = jax.random.key(config.seed)
     params = jax.jit(model.init)(jax.random.fold_in(key, 0))
@@ -164,7 +157,7 @@ def make_step(
     model: models.Model, optimizer: optax.GradientTransformation, *, augment: bool
 ) -> Callable[[Key, Progress, Batch], tuple[Progress, Array]]:
     """One optimizer step; running statistics are those that a client in train mode would send."""
-    loss_fn = models.cross_entropy(model.apply)
+    loss_fn = model.loss
 
     def step(key: Key, progress: Progress, batch: Batch) -> tuple[Progress, Array]:
         params, opt_state = progress

@@ -137,12 +137,14 @@ class Parametrization(NamedTuple):
         `[B, K]`, or another NamedTuple that begins like it, where more than the images is variable.
       project: `variables -> variables`, onto the feasible set.
       penalty: `variables -> []`, added to the attack loss: how unlikely the variables are, whatever they become.
+      free: whether every value of the variables is feasible, so that `project` changes nothing.
     """
 
     init: Callable[[Key], ArrayTree]
     decode: Callable[[ArrayTree], Any]
     project: Callable[[ArrayTree], ArrayTree]
     penalty: Callable[[ArrayTree], Array] = no_penalty
+    free: bool = False
 
 
 class AttackState(NamedTuple):
@@ -153,12 +155,14 @@ class AttackState(NamedTuple):
       opt_state: the optimizer's state.
       best_variables: the iterate with the lowest attack loss among those evaluated.
       best_loss: `[]` its attack loss; `inf` until a finite one was seen.
+      carried: what the attack computed at its start, or counts, beside the optimizer's state.
     """
 
     variables: ArrayTree
     opt_state: ArrayTree
     best_variables: ArrayTree
     best_loss: Array
+    carried: ArrayTree = ()
 
 
 class AttackInfo(NamedTuple):

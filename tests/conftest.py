@@ -1,5 +1,6 @@
 """A tiny client shared by the tests: small shapes, one compilation."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -7,8 +8,9 @@ import jax.numpy as jnp
 import pytest
 
 from jaxinvert import clients, models
+from jaxinvert.attacks import Problem
 from jaxinvert.observation.observe import observe, observe_targets
-from jaxinvert.types import Array, Batch, ClientUpdateFn, Key, Observation, Params
+from jaxinvert.types import ApplyFn, Array, Batch, ClientUpdateFn, Key, Observation, Params
 
 SHAPE = (1, 6, 6, 1)
 NUM_CLASSES = 3
@@ -22,6 +24,11 @@ class Victim(NamedTuple):
     params: Params
     batch: Batch
     observation: Observation
+
+    @property
+    def problem(self) -> Problem:
+        """What an attack on it is built for."""
+        return Problem(self.client_update, self.model, len(self.batch.inputs))
 
 
 def apply(params: Params, inputs: Array) -> Array:
@@ -39,19 +46,31 @@ def init(key: Key) -> Params:
     }
 
 
-@pytest.fixture(scope="session")
-def victim() -> Victim:
-    model = models.Model(
+def model_of(
+    apply: ApplyFn,
+    init: Callable[[Key], Params],
+    *,
+    input_shape: tuple[int, int, int] = SHAPE[1:],
+    num_classes: int = NUM_CLASSES,
+    head: str = "head",
+) -> models.Model:
+    """A model of two functions, whose inputs are pixels, not normalized."""
+    return models.Model(
         name="tiny",
-        input_shape=SHAPE[1:],
-        num_classes=NUM_CLASSES,
-        head="head",
+        input_shape=input_shape,
+        num_classes=num_classes,
+        head=head,
         init=init,
         apply=apply,
-        mean=(0.0,),
-        std=(1.0,),
+        mean=(0.0,) * input_shape[-1],
+        std=(1.0,) * input_shape[-1],
         batch_statistics=lambda params, inputs: {},
     )
+
+
+@pytest.fixture(scope="session")
+def victim() -> Victim:
+    model = model_of(apply, init)
     params = init(jax.random.key(0))
     client_update = clients.fedsgd(models.cross_entropy(apply))
     batch = Batch(jax.random.uniform(jax.random.key(2), SHAPE), jnp.array([1]))

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert import clients, models, search
-from jaxinvert.attacks import objectives, registry
-from jaxinvert.attacks.recipe import Setting
+from jaxinvert import clients, jobs, models, search
+from jaxinvert.attacks import Problem, objectives, registry
 from jaxinvert.observation.observe import observe_targets
 from jaxinvert.priors import generators, parametrizations, regularizers
 from jaxinvert.types import Attack
@@ -20,6 +19,7 @@ OWN_MODELS = {
     "cocktail-party-features": "wide-convnet-16",
 }
 """Of attacks that go through convolutions or attention."""
+assert jobs.automatic.AUTO in registry.REGISTRY  # `jobs` registers one more
 IMAGES = jax.random.uniform(jax.random.key(0), (3, 2, 5, 6, 3))
 
 
@@ -72,30 +72,30 @@ def test_parametrization():
 def test_attack(name, victim, victims):
     """Traced once, vmap equals a loop, different keys start differently, and the result has its promised form."""
     batches, observations = victims
-    setting = Setting(victim.client_update, victim.model, 1, sent_statistics=lambda params, batch: {})
+    problem = Problem(victim.client_update, victim.model, 1, sent_statistics=lambda params, batch: {})
     if name in OWN_MODELS:
         model = models.create(OWN_MODELS[name], input_shape=SHAPE[1:], num_classes=NUM_CLASSES)
         client = clients.fedsgd(models.cross_entropy(model.apply))
         observations = observe_targets(client, model.init(jax.random.key(0)), batches)
-        setting = Setting(client, model, 1)
-    recipe = registry.REGISTRY[name]
-    if recipe.generates:
+        problem = Problem(client, model, 1)
+    entry = registry.REGISTRY[name]
+    if entry.traits.generates:
         generator = generators.convolutional(output_shape=SHAPE[1:], num_latents=4, width=8)
-        setting = setting._replace(prior=generators.Prior(generator, generator.init(jax.random.key(0))))
-    if "batch_stats" in recipe.needs:
+        problem = problem._replace(prior=generators.Prior(generator, generator.init(jax.random.key(0))))
+    if "batch_stats" in entry.needs:
         observations = observations._replace(batch_stats={})
     traces = []
 
     def solve(key, observation, hyperparameters):
         traces.append(name)
-        built = recipe.build(setting, hyperparameters, 10.0)
+        built = entry.build(problem, hyperparameters, 10.0)
         return (search.run(built, num_steps=2) if isinstance(built, Attack) else built)(key, observation)
 
     shared, per_target = search.split_shared(observations)
     axes = jax.tree.map(lambda leaf: 0, per_target)
     compiled = jax.jit(jax.vmap(solve, in_axes=(0, axes, None)))
     keys = jax.random.split(jax.random.key(0), 3)
-    hyperparameters = {key: jnp.float32(value) for key, value in recipe.hyperparameters.items()}
+    hyperparameters = {key: jnp.float32(value) for key, value in entry.hyperparameters.items()}
     together = compiled(keys, observations, hyperparameters)
     compiled(keys[::-1], observations, jax.tree.map(lambda value: value * 2, hyperparameters))
     assert len(traces) == 1

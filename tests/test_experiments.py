@@ -33,7 +33,7 @@ def test_an_interrupted_training_ends_with_the_same_parameters(tmp_path, monkeyp
 
     minibatches = train.minibatches
     monkeypatch.setattr(train, "minibatches", interrupted)
-    config = dataclasses.replace(config, out=tmp_path / "parts")
+    config = dataclasses.config.replace(out=tmp_path / "parts")
     with pytest.raises(KeyboardInterrupt):
         train.train(config)
     assert train.train(config) == whole
@@ -45,7 +45,7 @@ def test_an_interrupted_training_ends_with_the_same_parameters(tmp_path, monkeyp
     ).read_bytes()
     assert whole[-1]["training_loss"] < whole[1]["training_loss"]
     with pytest.raises(SystemExit, match="another setting"):
-        train.train(dataclasses.replace(config, batch_size=32))
+        train.train(dataclasses.config.replace(batch_size=32))
 
 
 def test_a_table_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
@@ -53,7 +53,7 @@ def test_a_table_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     calls = []
 
     def measure_job(settings):
-        calls.append((settings.model, settings.steps))
+        calls.append((settings.model.name, settings.search.steps))
         return {"mean_psnr_db": 20.0}
 
     monkeypatch.setattr(harness, "measure_job", measure_job)

@@ -55,7 +55,7 @@ def counts_of(chosen, num_classes=NUM_CLASSES):
 
 
 def build(name):
-    setting = labels.Setting(apply, "params/head", IMAGE, jax.random.key(3))
+    setting = labels.LabelProblem(apply, "params/head", IMAGE, jax.random.key(3))
     return jax.jit(labels.REGISTRY[name].factory(setting), static_argnums=())
 
 
@@ -254,7 +254,7 @@ def test_local_steps_are_divided_out_and_followed(name):
 @pytest.mark.parametrize("name", RULES)
 def test_contract(rules, name):
     """Type, sum and sign; eager = jit; vmap = loop; a traced number of examples; only the declared fields."""
-    rule = labels.REGISTRY[name].factory(labels.Setting(apply, "params/head", IMAGE, jax.random.key(3)))
+    rule = labels.REGISTRY[name].factory(labels.LabelProblem(apply, "params/head", IMAGE, jax.random.key(3)))
     batches = [[0, 0, 3, 4, 2, 2], [1, 1, 1, 1, 1, 0], [4, 3, 2, 1, 0, 0]]
     observations = [observe(chosen, seed=seed) for seed, chosen in enumerate(batches)]
     loop = [np.asarray(rules[name](seen)) for seen in observations]
@@ -278,14 +278,14 @@ def test_contract(rules, name):
     ("name", "field"), [(name, f) for name in RULES for f in labels.REGISTRY[name].needs if f != "update"]
 )
 def test_a_withheld_field_is_named(name, field):
-    rule = labels.REGISTRY[name].factory(labels.Setting(apply, "params/head", IMAGE, jax.random.key(3)))
+    rule = labels.REGISTRY[name].factory(labels.LabelProblem(apply, "params/head", IMAGE, jax.random.key(3)))
     with pytest.raises(ValueError, match=rf"observation\.{field}"):
         rule(observe([0, 1])._replace(**{field: None}))
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_missing_head_is_named(name):
-    rule = labels.REGISTRY[name].factory(labels.Setting(apply, "params/classifier", IMAGE, jax.random.key(3)))
+    rule = labels.REGISTRY[name].factory(labels.LabelProblem(apply, "params/classifier", IMAGE, jax.random.key(3)))
     with pytest.raises(ValueError, match=r"params/classifier.*'params/first', 'params/head'"):
         rule(observe([0, 1]))
 
@@ -301,7 +301,7 @@ def test_a_missing_bias_is_named(name):
 
     seen = observe([0, 1])
     seen = seen._replace(params=without_bias(seen.params), update=without_bias(seen.update))
-    rule = labels.REGISTRY[name].factory(labels.Setting(biasless, "params/head", IMAGE, jax.random.key(3)))
+    rule = labels.REGISTRY[name].factory(labels.LabelProblem(biasless, "params/head", IMAGE, jax.random.key(3)))
     with pytest.raises(ValueError, match="needs a bias at params/head/bias"):
         rule(seen)
 

@@ -1,32 +1,47 @@
-"""One file per published attack, composed from the shared rooms; `registry` knows them by name."""
+"""The attacker: what an attack is built for (`Problem`), its parts, and one file per published attack.
 
-from jaxinvert.attacks.optimization.batch_norm_leakage import batch_norm_leakage
-from jaxinvert.attacks.optimization.cocktail_party_features import cocktail_party_features
-from jaxinvert.attacks.optimization.deep_leakage_from_model import best_scale, dlm, dlm_plus, dlm_with_best_scale
-from jaxinvert.attacks.optimization.dlg import dlg, idlg
-from jaxinvert.attacks.optimization.general_deep_leakage import general_deep_leakage
-from jaxinvert.attacks.optimization.gias import gias, latent_search, latents_then_weights, weight_search
-from jaxinvert.attacks.optimization.inverting_gradients import inverting_gradients
-from jaxinvert.attacks.optimization.see_through_gradients import see_through_gradients
-from jaxinvert.attacks.optimization.spectral import spectral
-from jaxinvert.attacks.optimization.tableak import tableak
+`optimization` has attacks that search step by step, `closed_form` those that solve equations; `registry` knows both
+by name. Parts: `objectives` (distances of updates), `likelihoods` and `adaptive` (for an attacker who knows the
+defense), `matching` (the loop body), `initial_guess`, `group_consistency`, `schedules` and `transformations` (of
+steps).
+"""
+
+from jaxinvert.attacks import (
+    adaptive,
+    closed_form,
+    group_consistency,
+    initial_guess,
+    likelihoods,
+    matching,
+    objectives,
+    optimization,
+    registry,
+    schedules,
+    transformations,
+)
+from jaxinvert.attacks.closed_form import *  # noqa: F403  the attacks, by the names in its __all__
+from jaxinvert.attacks.inversion import invert
+from jaxinvert.attacks.optimization import *  # noqa: F403
+from jaxinvert.attacks.problem import Problem, TextProblem, declare
+from jaxinvert.attacks.registry import register
 
 __all__ = [
-    "batch_norm_leakage",
-    "best_scale",
-    "cocktail_party_features",
-    "dlg",
-    "dlm",
-    "dlm_plus",
-    "dlm_with_best_scale",
-    "general_deep_leakage",
-    "gias",
-    "idlg",
-    "inverting_gradients",
-    "latent_search",
-    "latents_then_weights",
-    "see_through_gradients",
-    "spectral",
-    "tableak",
-    "weight_search",
+    "Problem",
+    "TextProblem",
+    "adaptive",
+    "closed_form",
+    "declare",
+    "group_consistency",
+    "initial_guess",
+    "invert",
+    "likelihoods",
+    "matching",
+    "objectives",
+    "optimization",
+    "register",
+    "registry",
+    "schedules",
+    "transformations",
+    *closed_form.__all__,
+    *optimization.__all__,
 ]

@@ -16,19 +16,19 @@ from jaxinvert.defenses.clipping import clipped
 from jaxinvert.defenses.noise import percentile_noise_spread
 from jaxinvert.defenses.outpost import noise_scales
 from jaxinvert.defenses.quantization import qsgd_step
-from jaxinvert.defenses.recipe import Numbers, Setting, dp_scale, per_example_clipping
-from jaxinvert.defenses.registry import names_in, recipes_in
+from jaxinvert.defenses.recipe import ClientFacts, Parameters, dp_scale, per_example_clipping
+from jaxinvert.defenses.registry import Chain
 from jaxinvert.defenses.weights import row_noise_scales
 from jaxinvert.types import Array, Batch, ClientUpdateFn, Objective, Params, Scalar, Update
 
 
-def _same_client(setting: Setting, numbers: Numbers, client_update: ClientUpdateFn) -> ClientUpdateFn:
-    del setting, numbers
+def _same_client(facts: ClientFacts, parameters: Parameters, client_update: ClientUpdateFn) -> ClientUpdateFn:
+    del facts, parameters
     return client_update
 
 
-def _same_objective(setting: Setting, numbers: Numbers, params: Params, objective: Objective) -> Objective:
-    del setting, numbers, params
+def _same_objective(facts: ClientFacts, parameters: Parameters, params: Params, objective: Objective) -> Objective:
+    del facts, parameters, params
     return objective
 
 
@@ -37,22 +37,22 @@ class Counter(NamedTuple):
 
     Attributes:
       summary: for people.
-      simulate: `(setting, numbers, client_update) -> client_update`, the client that it simulates.
-      distance: `(setting, numbers, params) -> objective`, instead of the attack's own; if `None`, that one serves.
-      restrict: `(setting, numbers, params, objective) -> objective`, to what the defense has left.
+      simulate: `(facts, parameters, client_update) -> client_update`, the client that it simulates.
+      distance: `(facts, parameters, params) -> objective`, instead of the attack's own; if `None`, that one serves.
+      restrict: `(facts, parameters, params, objective) -> objective`, to what the defense has left.
     """
 
     summary: str
-    simulate: Callable[[Setting, Numbers, ClientUpdateFn], ClientUpdateFn] = _same_client
-    distance: Callable[[Setting, Numbers, Params], Objective] | None = None
-    restrict: Callable[[Setting, Numbers, Params, Objective], Objective] = _same_objective
+    simulate: Callable[[ClientFacts, Parameters, ClientUpdateFn], ClientUpdateFn] = _same_client
+    distance: Callable[[ClientFacts, Parameters, Params], Objective] | None = None
+    restrict: Callable[[ClientFacts, Parameters, Params, Objective], Objective] = _same_objective
 
 
 def _likelihood(
     make: Callable[..., Objective], spread: Callable[..., Scalar]
-) -> Callable[[Setting, Numbers, Params], Objective]:
-    """For noise of known law: `spread(observed tensor, **numbers)`."""
-    return lambda setting, numbers, params: likelihoods.relative(make(partial(spread, **numbers)))
+) -> Callable[[ClientFacts, Parameters, Params], Objective]:
+    """For noise of known law: `spread(observed tensor, **parameters)`."""
+    return lambda facts, parameters, params: likelihoods.relative(make(partial(spread, **parameters)))
 
 
 def _constant(observed: object, scale: Scalar) -> Scalar:
@@ -60,38 +60,40 @@ def _constant(observed: object, scale: Scalar) -> Scalar:
     return scale
 
 
-def _noise_on_weights(setting: Setting, numbers: Numbers, params: Params) -> Objective:
+def _noise_on_weights(facts: ClientFacts, parameters: Parameters, params: Params) -> Objective:
     """The largest rows are those of the weights before training, which differ by the update alone."""
-    del setting
-    return likelihoods.relative(likelihoods.whitened_l2(row_noise_scales(params, **numbers)))
+    del facts
+    return likelihoods.relative(likelihoods.whitened_l2(row_noise_scales(params, **parameters)))
 
 
-def _noise_where_it_tells(setting: Setting, numbers: Numbers, params: Params) -> Objective:
+def _noise_where_it_tells(facts: ClientFacts, parameters: Parameters, params: Params) -> Objective:
     """Which entries have noise is not known: all count as if they had."""
-    del setting
-    return likelihoods.relative(likelihoods.whitened_l2(noise_scales(params, numbers["noise"])))
+    del facts
+    return likelihoods.relative(likelihoods.whitened_l2(noise_scales(params, parameters["noise"])))
 
 
-def _sent_only(setting: Setting, numbers: Numbers, params: Params, objective: Objective) -> Objective:
-    del setting, numbers, params
+def _sent_only(facts: ClientFacts, parameters: Parameters, params: Params, objective: Objective) -> Objective:
+    del facts, parameters, params
     return likelihoods.transmitted(objective)
 
 
 def _largest_sent(
-    setting: Setting, numbers: Numbers, params: Params, objective: Objective, *, of_tensors: bool
+    facts: ClientFacts, parameters: Parameters, params: Params, objective: Objective, *, of_tensors: bool
 ) -> Objective:
-    del setting, numbers, params
+    del facts, parameters, params
     return likelihoods.largest_sent(objective, of_tensors=of_tensors)
 
 
-def _sent_and_censored(setting: Setting, numbers: Numbers, params: Params, objective: Objective) -> Objective:
-    del setting, params
-    return likelihoods.transmitted(likelihoods.censored(objective, numbers["bound"]))
+def _sent_and_censored(facts: ClientFacts, parameters: Parameters, params: Params, objective: Objective) -> Objective:
+    del facts, params
+    return likelihoods.transmitted(likelihoods.censored(objective, parameters["bound"]))
 
 
-def _weights_not_zeroed(setting: Setting, numbers: Numbers, params: Params, objective: Objective) -> Objective:
+def _weights_not_zeroed(
+    facts: ClientFacts, parameters: Parameters, params: Params, objective: Objective
+) -> Objective:
     """Weights sent as zero are those whose update is the parameter itself."""
-    del setting, numbers
+    del facts, parameters
 
     def restricted(simulated: Update, observed: Update) -> Array:
         sent = jax.tree.map(lambda g_star, start: (g_star != start).astype(g_star.dtype), observed, params)
@@ -100,22 +102,24 @@ def _weights_not_zeroed(setting: Setting, numbers: Numbers, params: Params, obje
     return restricted
 
 
-def _without_head_kernel(setting: Setting, numbers: Numbers, params: Params, objective: Objective) -> Objective:
-    del numbers, params
-    return objectives.layer_weighted(objective, lambda path: float(path != f"{setting.model.head}/kernel"))
+def _without_head_kernel(
+    facts: ClientFacts, parameters: Parameters, params: Params, objective: Objective
+) -> Objective:
+    del parameters, params
+    return objectives.layer_weighted(objective, lambda path: float(path != f"{facts.model.head}/kernel"))
 
 
 def _without_bottleneck_and_head(
-    setting: Setting, numbers: Numbers, params: Params, objective: Objective
+    facts: ClientFacts, parameters: Parameters, params: Params, objective: Objective
 ) -> Objective:
-    del numbers, params
-    drawn = (f"{BOTTLENECK}/", f"{setting.model.head}/")
+    del parameters, params
+    drawn = (f"{BOTTLENECK}/", f"{facts.model.head}/")
     return objectives.layer_weighted(objective, lambda path: float(not path.startswith(drawn)))
 
 
-def _clipped_client(setting: Setting, numbers: Numbers, client_update: ClientUpdateFn) -> ClientUpdateFn:
-    del setting
-    clip = clipped(**numbers)
+def _clipped_client(facts: ClientFacts, parameters: Parameters, client_update: ClientUpdateFn) -> ClientUpdateFn:
+    del facts
+    clip = clipped(**parameters)
 
     def simulated(params: Params, batch: Batch) -> Update:
         return clip(None, client_update(params, batch))
@@ -123,14 +127,14 @@ def _clipped_client(setting: Setting, numbers: Numbers, client_update: ClientUpd
     return simulated
 
 
-def _clipped_examples(setting: Setting, numbers: Numbers, client_update: ClientUpdateFn) -> ClientUpdateFn:
+def _clipped_examples(facts: ClientFacts, parameters: Parameters, client_update: ClientUpdateFn) -> ClientUpdateFn:
     del client_update  # the gradient of the mean, which cannot be clipped any more
-    return per_example_clipping(setting, numbers)
+    return per_example_clipping(facts, parameters)
 
 
-def _dp_likelihood(setting: Setting, numbers: Numbers, params: Params) -> Objective:
+def _dp_likelihood(facts: ClientFacts, parameters: Parameters, params: Params) -> Objective:
     del params
-    scale = dp_scale(setting, numbers)
+    scale = dp_scale(facts, parameters)
     return likelihoods.relative(likelihoods.gaussian_likelihood(lambda observed: scale))
 
 
@@ -167,7 +171,7 @@ COUNTERS: dict[str, Counter] = {
     ),
     "sign": Counter(
         "hinge on the signs, every tensor in units of its mean",
-        distance=lambda setting, numbers, params: objectives.sign_margin,
+        distance=lambda facts, parameters, params: objectives.sign_margin,
     ),
     "smallest-weights-zeroed": Counter("matches only the weights that were not zeroed", restrict=_weights_not_zeroed),
     "soteria": Counter("leaves the head's kernel out", restrict=_without_head_kernel),
@@ -184,7 +188,7 @@ class Simulated(NamedTuple):
 
 
 def adapt(
-    defense: str, setting: Setting, numbers: Numbers, client_update: ClientUpdateFn, objective: Objective
+    chain: Chain, facts: ClientFacts, parameters: Parameters, client_update: ClientUpdateFn, objective: Objective
 ) -> tuple[Callable[[Params, Batch], Simulated], Callable[[Simulated, Update], Array]]:
     """What an attacker who knows the defenses simulates and compares by, instead of `client_update` and `objective`.
 
@@ -194,9 +198,9 @@ def adapt(
     Raises:
       ValueError: for a defense without counter.
     """
-    counters = [(_counter(name), own) for name, (_, own) in zip(names_in(defense), recipes_in(defense, numbers))]
+    counters = [(_counter(name), own) for name, (_, own) in zip(chain.names, chain.with_own(parameters))]
     for counter, own in counters:
-        client_update = counter.simulate(setting, own, client_update)
+        client_update = counter.simulate(facts, own, client_update)
 
     def simulate(params: Params, batch: Batch) -> Simulated:
         return Simulated(client_update(params, batch), params)
@@ -204,21 +208,21 @@ def adapt(
     def distance(simulated: Simulated, observed: Update) -> Array:
         adapted = objective
         for counter, own in counters:
-            adapted = adapted if counter.distance is None else counter.distance(setting, own, simulated.params)
+            adapted = adapted if counter.distance is None else counter.distance(facts, own, simulated.params)
         for counter, own in counters:
-            adapted = counter.restrict(setting, own, simulated.params, adapted)
+            adapted = counter.restrict(facts, own, simulated.params, adapted)
         return adapted(simulated.update, observed)
 
     return simulate, distance
 
 
-def counter_summary(defense: str) -> str:
+def counter_summary(chain: Chain) -> str:
     """How an attacker adapts to a chain, in words.
 
     Raises:
       ValueError: for a defense without counter.
     """
-    return "; ".join(_counter(name).summary for name in names_in(defense))
+    return "; ".join(_counter(name).summary for name in chain.names)
 
 
 def _counter(name: str) -> Counter:

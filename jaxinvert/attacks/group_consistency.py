@@ -26,12 +26,18 @@ from jaxinvert.types import (
 )
 
 
-class _Seeds(NamedTuple):
-    """What the group keeps beside its seeds' variables: their optimizers, best losses, and the step."""
+class _Group(NamedTuple):
+    """What the group carries beside its seeds' variables and optimizers.
 
-    opt_state: ArrayTree
-    best_loss: Array
+    Attributes:
+      best_losses: `[G]` of the seeds.
+      count: `[]` steps so far.
+      carried: what each seed carries, leaves `[G, ...]`.
+    """
+
+    best_losses: Array
     count: Array
+    carried: ArrayTree
 
 
 def consistent_group(
@@ -112,15 +118,10 @@ def _centered_gray(images: Array) -> Array:
 
 
 def _pack(seeds: AttackState, count: Array) -> AttackState:
-    return AttackState(
-        seeds.variables,
-        _Seeds(seeds.opt_state, seeds.best_loss, count),
-        seeds.best_variables,
-        jnp.min(seeds.best_loss),
-    )
+    group = _Group(seeds.best_loss, count, seeds.carried)
+    return seeds._replace(best_loss=jnp.min(seeds.best_loss), carried=group)
 
 
 def _unpack(state: AttackState) -> tuple[AttackState, Array]:
-    kept: _Seeds = state.opt_state
-    seeds = AttackState(state.variables, kept.opt_state, state.best_variables, kept.best_loss)
-    return seeds, kept.count
+    group: _Group = state.carried
+    return state._replace(best_loss=group.best_losses, carried=group.carried), group.count

@@ -33,7 +33,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxinvert.labels.head import find_head
+from jaxinvert.attacks.problem import Problem
+from jaxinvert.labels.head import find_head, has_head
 from jaxinvert.models import features
 from jaxinvert.observation.observe import require
 from jaxinvert.priors import parametrizations
@@ -54,13 +55,28 @@ _RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
 """In units of the mean of the diagonal of `K`."""
 
 
-def regressed(apply: ApplyFn, *, head: str, batch_shape: Shape, num_pictures: int = NUM_PICTURES) -> Guess:
+def where_readable(problem: Problem) -> Guess | None:
+    """`regressed` where the problem admits a guess, else `None`: gray noise.
+
+    A guess reads the head's gradient and the labels. There is none for a network whose head is no dense layer, for
+    labels that are optimized, and for an attacker who adapts to a defense, who simulates more than an update and
+    compares by an objective of its own.
+    """
+    params = jax.eval_shape(problem.model.init, jax.random.key(0))
+    readable = has_head(params, problem.model.head) and problem.objective is None and not problem.joint_labels
+    return regressed(problem) if readable else None
+
+
+def gray_noise(problem: Problem) -> None:
+    """No guess: the search starts at gray noise."""
+    del problem
+
+
+def regressed(problem: Problem, *, num_pictures: int = NUM_PICTURES) -> Guess:
     """Returns the guess; it reads `observation.params`, `.update` and `.labels`, and is the same at every call.
 
     Args:
-      apply: the client's network.
-      head: path of its last dense layer, as in `Model.head`.
-      batch_shape: `(B, H, W, C)`.
+      problem: gives the client's network, the path of its last dense layer and the shape of the images.
       num_pictures: `N`, at least 2; each takes one forward pass.
 
     Raises:
@@ -69,6 +85,7 @@ def regressed(apply: ApplyFn, *, head: str, batch_shape: Shape, num_pictures: in
     """
     if num_pictures < 2:
         raise ValueError(f"num_pictures is {num_pictures}, a regression needs at least 2")
+    apply, head, batch_shape = problem.model.apply, problem.model.head, problem.batch_shape
 
     def guess(observation: Observation) -> Array:
         params = require(observation, "params", attack="regression")

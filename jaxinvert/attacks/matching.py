@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxinvert.attacks.problem import Problem
 from jaxinvert.clients import running_statistics
 from jaxinvert.labels import labels_from_counts
 from jaxinvert.observation.observe import check_update, require
-from jaxinvert.priors.parametrizations import stay
 from jaxinvert.priors.regularizers import zero
 from jaxinvert.types import (
     Array,
@@ -122,13 +122,7 @@ def statistics_distance(
 
 
 def observation_distance(
-    client_update: ClientUpdateFn,
-    objective: Objective,
-    *,
-    sent_statistics: Callable[[Params, Batch], ArrayTree] | None = None,
-    momentum: Scalar,
-    batch_norm: Scalar = 1.0,
-    name: str,
+    problem: Problem, objective: Objective, *, batch_norm: Scalar = 1.0, name: str
 ) -> Callable[[Observation, Batch], Array]:
     """`(observation, batch) -> update_distance + batch_norm statistics_distance`, the second where there is one.
 
@@ -136,17 +130,14 @@ def observation_distance(
     so that noise of one unknown size may stand behind both.
 
     Args:
-      client_update: the attacker's simulation of the client.
+      problem: its `sent_statistics` are matched where `observation.batch_stats` has those that came back.
       objective: distance of the updates, not negative.
-      sent_statistics: the running statistics that the simulated client sends, `(params, batch) -> statistics`; they
-        are matched where `observation.batch_stats` has those that came back.
-      momentum: of the running statistics, the share of the old value (Flax's convention).
       batch_norm: weight of the statistics.
       name: of the attack, for error messages.
     """
-    update_gap = update_distance(client_update, objective)
-    statistics_gap = sent_statistics and statistics_distance(
-        sent_statistics, running_statistics.relative_distance, momentum=momentum, name=name
+    update_gap = update_distance(problem.client_update, objective)
+    statistics_gap = problem.sent_statistics and statistics_distance(
+        problem.sent_statistics, running_statistics.relative_distance, momentum=problem.momentum, name=name
     )
 
     def distance(observation: Observation, batch: Batch) -> Array:
@@ -201,9 +192,6 @@ def search_inputs(
         unexplained = distance(observation, batch)
         return unexplained + implausible(variables, batch), unexplained
 
-    # A line search ends where it has evaluated loss and gradient; if nothing moves, the next step need not do so.
-    stays = parametrization.project is stay
-
     def evaluate(variables: ArrayTree, observation: Observation) -> tuple[Array, Array, ArrayTree]:
         (loss, unexplained), grad = jax.value_and_grad(attack_loss, has_aux=True)(variables, observation)
         return loss, unexplained, grad
@@ -215,14 +203,16 @@ def search_inputs(
         inputs = jax.eval_shape(candidate, variables, observation).inputs
         dtype = jnp.promote_types(inputs.dtype, jnp.float32)
         opt_state = optimizer.init(variables)
-        if stays and _line_search_result(opt_state) is not None:
+        # A line search ends where it has evaluated loss and gradient; free variables stay there, and so the next step
+        # need not evaluate them again.
+        if parametrization.free and _line_search_result(opt_state) is not None:
             loss, _, grad = evaluate(variables, observation)
             opt_state = _with_line_search_result(opt_state, loss, grad)
         return AttackState(variables, opt_state, best_variables=variables, best_loss=jnp.full((), jnp.inf, dtype))
 
     def step(key: Key, state: AttackState, observation: Observation) -> tuple[AttackState, AttackInfo]:
         variables = state.variables
-        if stays and (known := _line_search_result(state.opt_state)) is not None:
+        if parametrization.free and (known := _line_search_result(state.opt_state)) is not None:
             loss, grad = known
             unexplained = loss - implausible(variables, candidate(variables, observation))
         else:
@@ -245,7 +235,9 @@ def search_inputs(
         moved = parametrization.project(optax.apply_updates(variables, updates))
         best_loss = jnp.minimum(finite_loss, state.best_loss)
         info = AttackInfo(attack_loss=loss, objective=unexplained, grad_norm=optax.tree.norm(grad))
-        return AttackState(moved, opt_state, best_variables, best_loss), info
+        return state._replace(
+            variables=moved, opt_state=opt_state, best_variables=best_variables, best_loss=best_loss
+        ), info
 
     def decode(state: AttackState, observation: Observation) -> Reconstruction:
         found = candidate(state.best_variables, observation)._asdict()
@@ -267,16 +259,16 @@ def with_restored_labels(attack: Attack, rule: RecoverLabels, *, batch_size: int
     def init(key: Key, observation: Observation) -> AttackState:
         labels = labels_from_counts(rule(observation), batch_size)
         state = attack.init(key, observation._replace(labels=labels))
-        return state._replace(opt_state=(state.opt_state, labels))
+        return state._replace(carried=(labels, state.carried))
 
     def step(key: Key, state: AttackState, observation: Observation) -> tuple[AttackState, AttackInfo]:
-        opt_state, labels = state.opt_state
-        state, info = attack.step(key, state._replace(opt_state=opt_state), observation._replace(labels=labels))
-        return state._replace(opt_state=(state.opt_state, labels)), info
+        labels, carried = state.carried
+        state, info = attack.step(key, state._replace(carried=carried), observation._replace(labels=labels))
+        return state._replace(carried=(labels, state.carried)), info
 
     def decode(state: AttackState, observation: Observation) -> Reconstruction:
-        opt_state, labels = state.opt_state
-        return attack.decode(state._replace(opt_state=opt_state), observation._replace(labels=labels))
+        labels, carried = state.carried
+        return attack.decode(state._replace(carried=carried), observation._replace(labels=labels))
 
     return Attack(init, step, decode)
 

@@ -18,7 +18,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from jaxinvert.trees import path_name, tree_inner, tree_norm, tree_squared_norm, tree_sum
+from jaxinvert.trees import leaves_by_path, path_name, tree_inner, tree_norm, tree_squared_norm, tree_sum
 from jaxinvert.types import Array, ArrayTree, Objective, Scalar, Update
 
 
@@ -142,11 +142,11 @@ def layer_subset(objective: Objective, keep: Callable[[str], bool]) -> Objective
     """
 
     def kept(update: Update) -> list[Array]:
-        return [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(update) if keep(path_name(path))]
+        return [leaf for path, leaf in leaves_by_path(update).items() if keep(path)]
 
     def restricted(simulated: Update, observed: Update) -> Array:
         if not (leaves := kept(simulated)):
-            paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(simulated)]
+            paths = list(leaves_by_path(simulated))
             raise ValueError(f"layer_subset keeps no tensor of the update; its paths are {paths}")
         return objective(leaves, kept(observed))
 

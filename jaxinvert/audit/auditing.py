@@ -1,12 +1,10 @@
 """The audit: every setting attacked, the same attacks without the update, and what is left of the difference."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jaxinvert import jobs
@@ -193,7 +191,7 @@ def attack_and_score(
       on_progress: called now and then.
     """
     scored = partial(score, ground=ground, with_lpips=with_lpips)
-    key = jax.random.fold_in(jax.random.key(config.seed), 7)
+    key = jobs.stream(config.seed, jobs.Stream.NULL_UPDATES)
     execution = attack("attack", config, task.program, task.observations, folder, on_progress)
     summary = jobs.measure(config, task, execution).summary
     found, used = found_in(execution)
@@ -207,7 +205,7 @@ def attack_and_score(
         of_controls["class mean"] = scored(controls.class_mean(ground), used)
     if blind is not None:
         of_controls["prior only"] = scored(blind, used)
-    if config.targets > 1:
+    if config.data.targets > 1:
         of_controls["other client"] = scored(controls.other_client(found), used)
     return config, summary, scored(found, used), of_controls
 
@@ -308,7 +306,7 @@ def _attacked_after(
     )
     found, used = found_in(execution)
     of_controls = before.controls
-    if config.targets > 1:
+    if config.data.targets > 1:
         of_controls = {**of_controls, "other client": score(controls.other_client(found), used, ground)}
     return _weighed(
         ground, config, jobs.measure(config, task, execution).summary, score(found, used, ground), of_controls
@@ -334,14 +332,14 @@ def blind_attack(
     Returns:
       `[T, B, H, W, C]`, or `None` for attacks that do not simulate clients step by step.
     """
-    if not task.program.iterates or not config.recipe.simulates:
+    if not task.program.iterates or not config.attacker.entry.traits.simulates:
         return None
-    if config.attack == AUTO:  # a closed form would read the update
-        config = replace(config, attack=SEARCH)
+    if config.attacker.attack == AUTO:  # a closed form would read the update
+        config = config.replace(attack=SEARCH)
     if config.granted.labels:
-        config = replace(config, defense=NONE, defense_settings={}, adaptive=False)
+        config = config.replace(defense=NONE, defense_settings={}, adaptive=False)
     name = jobs.job_name(config)
     if name not in known:
-        program = jobs.Program(config, task.model, attacker=controls.blind)
+        program = jobs.Program(config, task.model, told=controls.blind)
         known[name], _ = found_in(attack("prior only", config, program, task.observations, folder, on_progress))
     return known[name]

@@ -6,7 +6,6 @@ observed update and the one that the reconstruction would have caused, beside th
 """
 
 import hashlib
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +18,6 @@ from jaxinvert.audit import controls
 from jaxinvert.audit.auditing import Audited, Setting, attack_and_score, blind_attack, judged
 from jaxinvert.audit.running import Show, attack, found_in
 from jaxinvert.audit.scoring import Ground, ground_truth
-from jaxinvert.defenses.registry import REGISTRY, names_in
 from jaxinvert.jobs import JobConfig
 from jaxinvert.observation import captures, threat_models
 from jaxinvert.search import check_targets
@@ -73,8 +71,9 @@ def observe_capture(config: JobConfig, capture: Capture, model: models.Model) ->
       ValueError: for a file that does not fit the model, or labels that are granted but not in a file of the truth.
     """
     granted = config.granted
-    threat_models.check_needs(granted, config.needs, attack=config.attack)
-    if part := [name for name in names_in(config.defense) if REGISTRY[name].changes_model]:
+    threat_models.check_needs(granted, config.needs, attack=config.attacker.attack)
+    chain = config.defense.chain
+    if part := [name for name, recipe in zip(chain.names, chain.recipes) if recipe.changes_model]:
         raise ValueError(f"defense {part[0]!r} is a part of the network: name a model that has it")
     like = jax.eval_shape(model.init, jax.random.key(0))
     params = captures.load_tree(capture.params, like, what="parameters")
@@ -84,17 +83,17 @@ def observe_capture(config: JobConfig, capture: Capture, model: models.Model) ->
     if granted.labels:
         if capture.truth is None:
             raise ValueError(
-                f"attack {config.attack!r} is granted the labels, which are in a file of the truth: give it, or "
-                "labels='restored'"
+                f"attack {config.attacker.attack!r} is granted the labels, which are in a file of the truth: give "
+                "it, or labels='restored'"
             )
         labels = true_batches(config, capture.truth, model).labels
     seen = Observation(
         params=params,
         update=jax.tree.map(lambda *leaves: jnp.stack(leaves), *updates),
         labels=labels,
-        num_examples=config.num_examples,
+        num_examples=config.data.num_examples,
         local_training=config.local_training,
-        defense=config.defense_numbers(),
+        defense=config.defense.parameters,
     )
     seen = seen._replace(**dict.fromkeys(granted.withheld))
     check_targets(seen)
@@ -108,7 +107,7 @@ def true_batches(config: JobConfig, file: Path, model: models.Model) -> Batch:
       ValueError: if there are not `T x B`.
     """
     batch = captures.load_batch(file, model.input_shape, model.num_classes)
-    shape = (config.targets, config.num_private)
+    shape = (config.data.targets, config.num_private)
     if len(batch.labels) != shape[0] * shape[1]:
         raise ValueError(f"{file} holds {len(batch.labels)} examples, expected {shape[0]} clients of {shape[1]}")
     return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), batch)
@@ -178,7 +177,7 @@ def explain_capture(
     program, seen = jobs.Program(config, model), observe_capture(config, capture, model)
     kept = folder and folder / digest_of(capture)
     found, used = found_in(attack("attack", config, program, seen, kept, on_progress))
-    noise = controls.random_update(jax.random.fold_in(jax.random.key(config.seed), 7), seen)
+    noise = controls.random_update(jobs.stream(config.seed, jobs.Stream.NULL_UPDATES), seen)
     on_noise, used_on_noise = found_in(attack("random update", config, program, noise, kept, on_progress))
     return Explained(
         found,
@@ -200,7 +199,7 @@ def explained(program: jobs.Program, seen: Observation, inputs: np.ndarray, labe
     """
 
     def share(params: Params, update: Update, batch: Batch) -> Array:
-        simulated = program.setting.client_update(params, batch)
+        simulated = program.problem.client_update(params, batch)
         pairs = [*zip(jax.tree.leaves(simulated), jax.tree.leaves(update))]
         inner = sum(jnp.vdot(mine, theirs) for mine, theirs in pairs)
         mine, theirs = (sum(jnp.vdot(leaf, leaf) for leaf in side) for side in zip(*pairs))
@@ -217,12 +216,12 @@ def job_of_capture(config: JobConfig, capture: Capture) -> JobConfig:
     Raises:
       ValueError: for a job that cannot be one of captured updates.
     """
-    if config.checkpoint is not None:
-        raise ValueError(f"checkpoint is {config.checkpoint}, but captured updates come with their parameters")
-    if config.rounds > 1 or config.batch_norm == "train":
+    if config.model.checkpoint is not None:
+        raise ValueError(f"checkpoint is {config.model.checkpoint}, but captured updates come with their parameters")
+    if config.observation.rounds > 1 or config.model.batch_norm == "train":
         raise ValueError("a capture is one round, without running statistics: rounds=1 and batch_norm='eval'")
-    unknown = config.granted.labels and config.labels == "known" and capture.truth is None
-    return replace(config, targets=len(capture.updates), labels="restored" if unknown else config.labels)
+    unknown = config.granted.labels and config.attacker.labels == "known" and capture.truth is None
+    return config.replace(targets=len(capture.updates), labels="restored" if unknown else config.attacker.labels)
 
 
 def digest_of(capture: Capture) -> str:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinvert.attacks.recipe import Setting
+from jaxinvert.attacks.problem import Problem
 from jaxinvert.audit.scoring import Ground
 from jaxinvert.types import Array, ArrayTree, Batch, Key, Observation, Params
 
@@ -70,7 +70,7 @@ def random_update(key: Key, observations: Observation) -> Observation:
     return replaced
 
 
-def blind(setting: Setting) -> Setting:
+def blind(problem: Problem) -> Problem:
     """The attacker whose simulated client, and network, does not see the images: what remains is the prior."""
 
     def constant(params: Params, batch: Batch) -> ArrayTree:
@@ -79,13 +79,13 @@ def blind(setting: Setting) -> Setting:
 
     def no_logits(params: Params, inputs: Array) -> Array:
         del params
-        return jnp.zeros((len(inputs), setting.model.num_classes))
+        return jnp.zeros((len(inputs), problem.model.num_classes))
 
     sent: Callable[[Params, Batch], ArrayTree] | None = None
-    if setting.sent_statistics is not None:
+    if problem.sent_statistics is not None:
         sent = lambda params, batch: jax.tree.map(jnp.ones_like, params["batch_stats"])  # noqa: E731
-    return setting._replace(
-        client_update=constant, model=setting.model._replace(apply=no_logits), sent_statistics=sent
+    return problem._replace(
+        client_update=constant, model=problem.model._replace(apply=no_logits), sent_statistics=sent
     )
 
 

@@ -4,7 +4,6 @@ A defense is written `NAME`, `NAME:number=value,number=value`, or as a chain `to
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from jaxinvert.audit.auditing import Setting
 from jaxinvert.defenses.registry import NONE
@@ -27,7 +26,7 @@ def settings_for(config: JobConfig, defenses: Sequence[str] = (NONE,)) -> list[S
     >>> [[*setting.attackers] for setting in settings_for(JobConfig(), ["none", "top-k:keep=0.1"])]
     [['naive'], ['naive', 'adaptive']]
     """
-    if config.defense != NONE or config.adaptive:
+    if config.defense.name != NONE or config.attacker.adaptive:
         raise ValueError("an audit takes its defenses from the list `defenses`, and its attackers follow from them")
     if not defenses or len(set(defenses)) < len(defenses):
         raise ValueError(f"defenses are {list(defenses)}, expected one at least, and each once")
@@ -36,15 +35,15 @@ def settings_for(config: JobConfig, defenses: Sequence[str] = (NONE,)) -> list[S
 
 def _setting(config: JobConfig, text: str) -> Setting:
     name, numbers = parse_defense(text)
-    naive = replace(config, defense=name, defense_settings=numbers)
+    naive = config.replace(defense=name, defense_settings=numbers)
     if name == NONE:
         return Setting("no defense", {NAIVE: naive})
     attackers, title = {NAIVE: naive}, name
     if numbers:
         title += f" ({', '.join(f'{number} {value:g}' for number, value in numbers.items())})"
     try:
-        adaptive = replace(naive, adaptive=True)
-        check_needs(adaptive.granted, adaptive.needs, attack=f"an adaptive {adaptive.attack}")
+        adaptive = naive.replace(adaptive=True)
+        check_needs(adaptive.granted, adaptive.needs, attack=f"an adaptive {adaptive.attacker.attack}")
         attackers[ADAPTIVE] = adaptive
     except ValueError as error:
         return Setting(title, attackers, f"nobody adapts: {error}")

@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 from jaxinvert.defenses.accounting import guarantee
-from jaxinvert.defenses.registry import names_in
 from jaxinvert.jobs import JobConfig
 
 
@@ -39,17 +38,17 @@ def privacy(config: JobConfig, training: Training | None) -> Privacy | None:
     Raises:
       ValueError: for a training that cannot be, or without the accountant's library.
     """
-    names = names_in(config.defense)
-    if not names:
+    chain, parameters = config.defense.chain, config.defense.parameters
+    if not chain.names:
         return None
-    if names[0] != "dp-sgd":
+    if chain.names[0] != "dp-sgd":
         try:
-            guarantee(config.defense, config.defense_settings, sampling_rate=1.0, num_steps=1, delta=0.5)
+            guarantee(chain, parameters, sampling_rate=1.0, num_steps=1, delta=0.5)
         except ValueError as error:
             return Privacy(None, str(error))
     if training is None:
         return Privacy(None, "an epsilon is about the whole training: give its sampling rate and number of steps")
-    found = guarantee(config.defense, config.defense_settings, **training._asdict())
+    found = guarantee(chain, parameters, **training._asdict())
     words = (
         f"epsilon {found.epsilon:.3g} with delta {found.delta:g}, over {training.num_steps:,} steps, sampling rate "
         f"{training.sampling_rate:g}; it {found.assumption}"

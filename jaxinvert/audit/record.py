@@ -36,7 +36,6 @@ A `DISTRIBUTION` has `mean`, `std`, `min`, `q25`, `median`, `q75`, `max`. Number
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -98,7 +97,7 @@ def record_of_capture(found: Mapping[str, tuple[JobConfig, Explained]]) -> dict[
         "format": FORMAT,
         "assumptions": jobs.assumptions(config),
         "explained": {
-            name: {"config": asdict(config), "share": one.share, "share_of_random_updates": one.share_of_noise}
+            name: {"config": config.flat, "share": one.share, "share_of_random_updates": one.share_of_noise}
             for name, (config, one) in found.items()
         },
         "versions": jobs.versions(),

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -86,29 +85,33 @@ def train_under(
     Raises:
       ValueError: for a secret order, an aggregate, BatchNorm in train mode, or data without a split "train".
     """
-    if config.aggregate > 1 or config.local_order == "unknown" or config.batch_norm == "train":
+    if (
+        config.observation.aggregate > 1
+        or config.client.local_order == "unknown"
+        or config.model.batch_norm == "train"
+    ):
         raise ValueError("accuracy is measured for single clients of known order, BatchNorm in eval mode")
     try:
-        training = data.load(config.data, split="train", size=config.size)
+        training = data.load(config.data.name, split="train", size=config.data.size)
     except ValueError as error:
         raise ValueError(f"accuracy needs a split 'train' to train on: {error}") from error
-    model, numbers = setup.program.model, config.defense_numbers()
-    num_clients = min(_MAX_CLIENTS, len(training.images) // config.num_examples)
+    model, parameters = setup.program.model, config.defense.parameters
+    num_clients = min(_MAX_CLIENTS, len(training.images) // config.data.num_examples)
     split = federation.dirichlet_split(
         np.random.default_rng(config.seed), training.labels, num_clients=num_clients, concentration=np.inf
     )
     population = federation.populate(Batch(jnp.asarray(training.images), jnp.asarray(training.labels)), split)
-    params = setup.trained or setup.program.init(jax.random.fold_in(jax.random.key(config.seed), 0))
+    params = setup.trained or setup.clients.init(jobs.stream(config.seed, jobs.Stream.PARAMETERS))
 
     def make(rate: Array) -> federation.Federation:
         return federation.federated_averaging(
-            jobs.sent_update(config, model, numbers),
+            setup.clients.deployment.sent_update(parameters),
             clients_per_round=min(_CLIENTS_PER_ROUND, num_clients),
-            examples_per_client=config.num_examples,
+            examples_per_client=config.data.num_examples,
             client_draws=True,
             server_optimizer=optax.adam(rate),
         )
 
     test = Batch(jnp.asarray(setup.dataset.images), jnp.asarray(setup.dataset.labels))
-    key, rounds = jax.random.fold_in(jax.random.key(config.seed), 6), reported_rounds(num_rounds)
+    key, rounds = jobs.stream(config.seed, jobs.Stream.FEDERATED_TRAINING), reported_rounds(num_rounds)
     return federation.Training(make, model.apply)(key, params, population, test, learning_rate, rounds=rounds)

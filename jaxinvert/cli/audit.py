@@ -1,7 +1,7 @@
 """`jaxinvert audit`: does this deployment leak, and which defense stops it?"""
 
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from jaxinvert import audit as audits
 from jaxinvert import data, files, jobs, models, report
-from jaxinvert.cli.console import EXIT_INTERRUPTED, bad_input, progress_bar
+from jaxinvert.cli.console import EXIT_INTERRUPTED, BadInputError, bad_input, progress_bar
 from jaxinvert.metrics import perceptual
 from jaxinvert.observation import captures
 from jaxinvert.search import Progress
@@ -23,7 +23,8 @@ class Audit(jobs.JobConfig):
     """Judge whether clients' updates leak: attacks and null controls under several defenses, a verdict and a page.
 
     Attributes:
-      attack: by default `auto`: a closed form where one is exact, else spectral matching.
+      data: the victims' examples; eight targets, clients, are the fewest that can show all there is to show.
+      attacker: the attack is by default `auto`: a closed form where one is exact, else spectral matching.
       file: YAML with any of these fields (`_` for `-`); flags that are given as well take precedence.
       defenses: each is judged by the worst of a naive and an adaptive attacker: `none`, `top-k:keep=0.1`,
         `clip+gaussian:norm=1,scale=0.01` ..., see `jaxinvert list`.
@@ -44,12 +45,12 @@ class Audit(jobs.JobConfig):
         dp-sgd.
       training_steps: of the whole training, for the same.
       delta: of that epsilon.
-      targets: clients; eight are the fewest that can show all there is to show.
       out: folder for `audit.json`, `report.html`, and what is kept so that the same audit goes on after an interrupt.
     """
 
     file: tyro.conf.Positional[Path | None] = None
-    attack: str = "auto"
+    data: jobs.DataConfig = field(default_factory=lambda: jobs.DataConfig(targets=8))
+    attacker: jobs.AttackerConfig = field(default_factory=lambda: jobs.AttackerConfig(attack="auto"))
     defenses: tuple[str, ...] = ("none",)
     candidates: int = 100
     accuracy_rounds: int = 0
@@ -64,8 +65,12 @@ class Audit(jobs.JobConfig):
     sampling_rate: float | None = None
     training_steps: int | None = None
     delta: float = 1e-5
-    targets: int = 8
     out: Path = Path("runs/audit")
+
+    def __post_init__(self) -> None:
+        """Checks the fields; what is not possible is said as any other error of a command."""
+        with bad_input():
+            super().__post_init__()
 
 
 def audit(command: Audit, command_line: str) -> int:
@@ -73,7 +78,7 @@ def audit(command: Audit, command_line: str) -> int:
     console = Console()
     with bad_input():
         command = _with_file(command)
-        config = jobs.JobConfig(**{field.name: getattr(command, field.name) for field in fields(jobs.JobConfig)})
+        config = jobs.JobConfig.of(**command.flat)
         capture = _capture(command)
         if capture is not None:
             config = audits.job_of_capture(config, capture)
@@ -88,13 +93,13 @@ def audit(command: Audit, command_line: str) -> int:
     files.check_writable(command.out)
     num_attacks = sum(len(setting.attackers) for setting in settings)
     console.print(
-        f"[bold]{len(settings)} settings[/], {num_attacks} attacks with their controls, on {config.targets} "
-        f"{'captured' if capture else 'simulated'} clients of {config.num_examples} examples",
+        f"[bold]{len(settings)} settings[/], {num_attacks} attacks with their controls, on {config.data.targets} "
+        f"{'captured' if capture else 'simulated'} clients of {config.data.num_examples} examples",
         highlight=False,
     )
     begin = time.perf_counter()
     with progress_bar(console) as bar:
-        row = bar.add_task("preparing", total=config.steps, loss="", speed="")
+        row = bar.add_task("preparing", total=config.search.steps, loss="", speed="")
         bar.refresh()
 
         def show(what: str, progress: Progress | None) -> None:
@@ -121,18 +126,18 @@ def audit(command: Audit, command_line: str) -> int:
             bar.stop()
             console.print(f"interrupted; what is finished stays, and the same command goes on: {command.out}")
             return EXIT_INTERRUPTED
-        bar.update(row, description="audited", completed=config.steps, refresh=True)
+        bar.update(row, description="audited", completed=config.search.steps, refresh=True)
     page = command.out / "report.html"
     with jobs.uninterruptible():
         if isinstance(found, dict):
             record = audits.record_of_capture(found)
             files.save_json(command.out / "audit.json", {**record, "command": command_line})
-            report.save_capture_html(page, found=found, title=config.model, command=command_line)
+            report.save_capture_html(page, found=found, title=config.model.name, command=command_line)
             _print_explained(found, console)
         else:
             record = audits.record(found, training)
             files.save_json(command.out / "audit.json", {**record, "command": command_line})
-            report.save_audit_html(page, audited=found, record=record, title=config.model, command=command_line)
+            report.save_audit_html(page, audited=found, record=record, title=config.model.name, command=command_line)
             _print_verdicts(found, console)
     console.print(f"{time.perf_counter() - begin:,.0f} s; page: {page}", highlight=False, soft_wrap=True)
     return 0
@@ -168,13 +173,13 @@ def _of_capture(
     """
     shape, num_classes, others, mean, std = command.input_shape, command.num_classes, None, None, None
     if shape is None or num_classes is None:
-        others = data.load(command.data, split=command.split, size=command.size)
+        others = data.load(command.data.name, split=command.data.split, size=command.data.size)
         shape, num_classes = shape or others.images.shape[1:], num_classes or others.num_classes
-        if command.normalized:
+        if command.model.normalized:
             mean, std = others.mean, others.std
         if others.images.shape[1:] != tuple(shape):
             others = None
-    model = models.create(command.model, input_shape=shape, num_classes=num_classes, mean=mean, std=std)
+    model = models.create(command.model.name, input_shape=shape, num_classes=num_classes, mean=mean, std=std)
     if capture.truth is None:
         return {
             name: (config, audits.explain_capture(config, capture, model, folder=command.out, on_progress=show))
@@ -210,11 +215,11 @@ def _with_file(command: Audit) -> Audit:
     """
     if command.file is None:
         return command
-    defaults, given = asdict(Audit()), asdict(command)
-    flags = {name: getattr(command, name) for name, value in given.items() if value != defaults[name]}
+    defaults = jobs.flatten(Audit())
+    flags = {name: value for name, value in jobs.flatten(command).items() if value != defaults[name]}
     try:
-        return replace(Audit(), **{**jobs.typed(Audit, jobs.read_yaml(command.file)), **flags})
-    except ValueError as error:
+        return jobs.build(Audit, {**jobs.typed(Audit, jobs.read_yaml(command.file)), **flags})
+    except (ValueError, BadInputError) as error:
         raise ValueError(f"{command.file}: {error}") from error
 
 

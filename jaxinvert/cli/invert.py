@@ -2,7 +2,7 @@
 
 import shlex
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxinvert import files, jobs, report, search
-from jaxinvert.attacks.closed_form.certificate import WORDS, Verdict
+from jaxinvert.attacks.closed_form.certificate import WORDS, Status
 from jaxinvert.cli.console import EXIT_INTERRUPTED, bad_input, progress_bar
 from jaxinvert.report import wording
 
@@ -30,6 +30,11 @@ class Invert(jobs.JobConfig):
     out: Path = Path("runs/invert")
     plan: bool = False
     dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the fields; what is not possible is said as any other error of a command."""
+        with bad_input():
+            super().__post_init__()
 
 
 def invert(command: Invert, command_line: str) -> int:
@@ -54,13 +59,13 @@ def planned(config: jobs.JobConfig, task: jobs.Task, console: Console) -> tuple[
     programs: dict[int | None, jobs.Program] = {}
 
     def program_for(form: jobs.JobConfig) -> jobs.Program:
-        return programs.setdefault(form.chunk, jobs.Program(form, task.model))
+        return programs.setdefault(form.search.chunk, jobs.Program(form, task.model))
 
     with bad_input():
         costs = jobs.chunk_costs(config, program_for, task.observations)
         chunk = jobs.fastest(costs)
     table = Table("side by side", "peak MiB", "compile s", "steps/s", "run s")
-    lane_steps = (config.steps + 1) * config.targets * config.restarts
+    lane_steps = (config.search.steps + 1) * config.data.targets * config.search.restarts
     for cost in costs:
         figures = (f"{cost.seconds_compile:,.1f}", f"{cost.steps_per_second:,.0f}")
         seconds = f"{lane_steps / cost.steps_per_second:,.1f}" if cost.fits else "does not fit"
@@ -68,7 +73,7 @@ def planned(config: jobs.JobConfig, task: jobs.Task, console: Console) -> tuple[
         table.add_row(str(cost.chunk), f"{cost.peak_bytes / 2**20:,.0f}", *figures, seconds, style=style)
     console.print(table)
     console.print(f"fastest: --chunk {chunk}", highlight=False)
-    return replace(config, chunk=chunk), task._replace(program=programs[chunk])
+    return config.replace(chunk=chunk), task._replace(program=programs[chunk])
 
 
 def invert_and_write(
@@ -94,12 +99,12 @@ def invert_and_write(
     files.check_writable(folder)
     size = "x".join(map(str, task.model.input_shape))
     console.print(
-        f"[bold]{config.attack}[/] on {task.model.name}: {config.targets} targets x {config.num_private} examples, "
-        f"{size} pixels",
+        f"[bold]{config.attacker.attack}[/] on {task.model.name}: {config.data.targets} targets x "
+        f"{config.num_private} examples, {size} pixels",
         highlight=False,
     )
     with progress_bar(console) as bar:
-        row = bar.add_task("compiling", total=config.steps, loss="", speed="")
+        row = bar.add_task("compiling", total=config.search.steps, loss="", speed="")
         bar.refresh()
 
         def show(progress: search.Progress) -> None:
@@ -130,14 +135,14 @@ def invert_and_write(
         if execution.choice is not None:
             console.print(f"chosen: {execution.choice}", highlight=False)
         if found := outcome.summary["labels"]:
-            how = "restored" if config.labels == "restored" else "found"
-            exact = f"exact for {np.sum(found['exact'])} of {config.targets} targets"
+            how = "restored" if config.attacker.labels == "restored" else "found"
+            exact = f"exact for {np.sum(found['exact'])} of {config.data.targets} targets"
             console.print(f"labels {how}: {exact}, {found['recall']:.0%} of the examples", highlight=False)
-        if verdicts := [target["verdict"] for target in outcome.summary["targets"] if "verdict" in target]:
-            counts = Counter(verdicts)
-            console.print(f"certified: {counts[Verdict.CERTIFIED]} of {config.targets} targets", highlight=False)
-            for verdict in sorted(counts.keys() - {Verdict.CERTIFIED}):
-                console.print(f"{counts[verdict]} targets {WORDS[verdict]}", highlight=False)
+        if statuses := [target["status"] for target in outcome.summary["targets"] if "status" in target]:
+            counts = Counter(statuses)
+            console.print(f"certified: {counts[Status.CERTIFIED]} of {config.data.targets} targets", highlight=False)
+            for status in sorted(counts.keys() - {Status.CERTIFIED}):
+                console.print(f"{counts[status]} targets {WORDS[status]}", highlight=False)
         if failed := [t for t, target in enumerate(outcome.summary["targets"]) if target["failed"]]:
             console.print(
                 f"targets {failed}: no restart had a finite attack loss; their pictures show only a start",
@@ -155,8 +160,8 @@ def invert_and_write(
 
 def command_line(config: jobs.JobConfig, folder: Path) -> str:
     """The command that runs `config` and writes to `folder`."""
-    defaults = asdict(jobs.JobConfig())
-    changed = {name: value for name, value in asdict(config).items() if value != defaults[name]}
+    defaults = jobs.JobConfig().flat
+    changed = {name: value for name, value in config.flat.items() if value != defaults[name]}
     flags = [word for name, value in changed.items() for word in _words(name.replace("_", "-"), value)]
     return shlex.join(["jaxinvert", "invert", *flags, "--out", str(folder)])
 

@@ -1,6 +1,5 @@
 """The command line: which commands there are, and those of a few lines."""
 
-import inspect
 import os
 import shlex
 import signal
@@ -18,7 +17,6 @@ from rich.text import Text
 
 from jaxinvert import data, jobs, labels, models
 from jaxinvert.attacks import adaptive, objectives, registry
-from jaxinvert.attacks.recipe import Recipe
 from jaxinvert.cli.audit import Audit, audit
 from jaxinvert.cli.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, BadInputError, bad_input
 from jaxinvert.cli.invert import Invert, invert
@@ -28,6 +26,7 @@ from jaxinvert.cli.sweep import Report, Sweep, report_sweep, sweep
 from jaxinvert.cli.tokens import Tokens, invert_tokens
 from jaxinvert.data.tabular import TABLES
 from jaxinvert.defenses import registry as defenses
+from jaxinvert.defenses.recipe import Recipe
 from jaxinvert.observation import threat_models
 from jaxinvert.priors import regularizers
 
@@ -78,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             prog="jaxinvert",
             description="Measure what a federated-learning update leaks.",
             args=arguments,
+            config=(tyro.conf.OmitArgPrefixes,),
         )
         return _COMMANDS[type(command)](command, command_line)
     except (BadInputError, OSError) as error:
@@ -120,7 +120,7 @@ def _list(command: List, command_line: str) -> int:
     del command, command_line
     console = Console()
     rows = {
-        "attacks": {name: _described(recipe) for name, recipe in registry.REGISTRY.items()},
+        "attacks": {name: _described(entry) for name, entry in registry.REGISTRY.items()},
         "defenses": {name: _defense_described(name, recipe) for name, recipe in defenses.REGISTRY.items()},
         "threat models": {name: "grants " + ", ".join(model.granted) for name, model in threat_models.LADDER.items()},
         "label rules": {name: rule.summary for name, rule in labels.REGISTRY.items()},
@@ -141,16 +141,16 @@ def _list(command: List, command_line: str) -> int:
     return 0
 
 
-def _described(recipe: Recipe) -> str:
-    settings = ", ".join(f"{name} {value:g}" for name, value in recipe.hyperparameters.items())
-    return f"{recipe.summary}; settings: {settings}" if settings else recipe.summary
+def _described(entry: registry.Entry) -> str:
+    settings = ", ".join(f"{name} {value:g}" for name, value in entry.hyperparameters.items())
+    return f"{entry.summary}; settings: {settings}" if settings else entry.summary
 
 
-def _defense_described(name: str, recipe: defenses.Recipe) -> str:
-    numbers = ", ".join(f"{own} {number.default:g}" for own, number in recipe.numbers.items())
+def _defense_described(name: str, recipe: Recipe) -> str:
+    settings = ", ".join(f"{own} {parameter.default:g}" for own, parameter in recipe.parameters.items())
     counter = adaptive.COUNTERS[name].summary if name in adaptive.COUNTERS else "none known"
     return "; ".join(
-        [recipe.summary, *([f"settings: {numbers}"] if numbers else []), f"adaptive attacker: {counter}"]
+        [recipe.summary, *([f"settings: {settings}"] if settings else []), f"adaptive attacker: {counter}"]
     )
 
 
@@ -177,5 +177,4 @@ _COMMANDS: dict[type, Callable[..., int]] = {
 
 def _first_line(documented: object) -> str:
     """The first sentence of a docstring, looking through `functools.partial`."""
-    text = inspect.getdoc(getattr(documented, "func", documented)) or ""
-    return text.split("\n\n")[0].split(". ")[0].replace("\n", " ").replace("`", "")
+    return registry.first_sentence(getattr(documented, "func", documented))

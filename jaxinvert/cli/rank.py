@@ -21,6 +21,11 @@ class Rank(jobs.JobConfig):
     where updates differ, the reason is that of such a one.
     """
 
+    def __post_init__(self) -> None:
+        """Checks the fields; what is not possible is said as any other error of a command."""
+        with bad_input():
+            super().__post_init__()
+
 
 def rank(command: Rank, command_line: str) -> int:
     """Runs the command and returns its exit status."""
@@ -54,9 +59,9 @@ def show(console: Console, reports: list[RankReport]) -> None:
     )
     closed_forms = Table("closed form", "applies to", "why")
     for number, form in enumerate(first.closed_forms):
-        verdicts = [report.closed_forms[number] for report in reports]
-        leaks = [verdict for verdict in verdicts if verdict.applies]
-        closed_forms.add_row(form.attack, _of_all(len(leaks), reports), Text((leaks or verdicts)[0].reason))
+        of_form = [report.closed_forms[number] for report in reports]
+        leaks = [one for one in of_form if one.applies]
+        closed_forms.add_row(form.attack, _of_all(len(leaks), reports), Text((leaks or of_form)[0].reason))
     console.print(closed_forms)
 
 

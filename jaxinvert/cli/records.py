@@ -22,6 +22,11 @@ class Records(records.RecordsConfig):
 
     json: Path | None = None
 
+    def __post_init__(self) -> None:
+        """Checks the fields; what is not possible is said as any other error of a command."""
+        with bad_input():
+            super().__post_init__()
+
 
 def invert_records(command: Records, command_line: str) -> int:
     """Runs the command and returns its exit status."""

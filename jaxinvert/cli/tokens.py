@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from jaxinvert import files, jobs
+from jaxinvert.cli.console import bad_input
 from jaxinvert.cli.scores import client_bar, finish
 from jaxinvert.jobs import text
 
@@ -20,6 +21,11 @@ class Tokens(text.TextConfig):
     """
 
     json: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the fields; what is not possible is said as any other error of a command."""
+        with bad_input():
+            super().__post_init__()
 
 
 def invert_tokens(command: Tokens, command_line: str) -> int:
@@ -36,6 +42,6 @@ def invert_tokens(command: Tokens, command_line: str) -> int:
         attacked = text.attack_text(command, on_progress=show)
     with jobs.uninterruptible():
         summary = text.measure_text(command, attacked)
-        for verdict, count in Counter(target["verdict"] for target in summary["targets"]).most_common():
-            console.print(f"{count} of {len(summary['targets'])} clients {verdict}", highlight=False)
+        for status, count in Counter(target["status"] for target in summary["targets"]).most_common():
+            console.print(f"{count} of {len(summary['targets'])} clients {status}", highlight=False)
         return finish(console, summary, json_file=command.json, command_line=command_line)

@@ -3,7 +3,11 @@
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+
+from jaxinvert.data.tfds import import_tfds
+from jaxinvert.types import Batch
 
 
 class Dataset(NamedTuple):
@@ -27,6 +31,10 @@ class Dataset(NamedTuple):
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def batch(self) -> Batch:
+        """All examples as one private batch: `inputs [N, H, W, C]`, `labels [N]`."""
+        return Batch(jnp.asarray(self.images), jnp.asarray(self.labels))
 
 
 class Normalization(NamedTuple):
@@ -76,8 +84,6 @@ def select(spec: str, lengths: Mapping[str, int]) -> tuple[Selection, ...]:
       ValueError: the expression is malformed, names a split that does not exist, exceeds it, or selects
         nothing.
     """
-    from jaxinvert.data.tfds import import_tfds
-
     tfds = import_tfds()
     infos = {
         name: tfds.core.SplitInfo(name=name, shard_lengths=[length], num_bytes=0) for name, length in lengths.items()

@@ -1,10 +1,11 @@
 """What a client does to its update before it is sent: `(key, update) -> update`, pure; `chain` composes them.
 
 Some need more than the update. They wrap what the client computes (`soteria`, `mixup`, and `clients.dp_fedsgd`),
-change its local gradients (`outpost`) or its network (`with_bottleneck`). `registry` has all of them by name,
-`counters` the attackers that adapt to them.
+change its local gradients (`outpost`) or its network (`with_bottleneck`). `registry` has all of them by name, and
+`accounting` the privacy that DP-SGD guarantees. Attackers that adapt to them are in `attacks.adaptive`.
 """
 
+from jaxinvert.defenses import accounting, registry
 from jaxinvert.defenses.bottleneck import with_bottleneck
 from jaxinvert.defenses.clipping import clipped
 from jaxinvert.defenses.composition import chain, identity
@@ -23,6 +24,7 @@ from jaxinvert.defenses.sparsification import percentile_privacy, random_k, top_
 from jaxinvert.defenses.weights import row_noise, smallest_weights_zeroed
 
 __all__ = [
+    "accounting",
     "chain",
     "clipped",
     "dp_noise_scale",
@@ -38,6 +40,7 @@ __all__ = [
     "qsgd",
     "qsgd_step",
     "random_k",
+    "registry",
     "row_noise",
     "sign",
     "smallest_weights_zeroed",

@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jaxinvert.defenses.registry import REGISTRY, names_in, numbers_of
+from jaxinvert.defenses.registry import NONE, Chain
 
 ASSUMPTION = (
     "holds if every example took part in every step with the stated probability, drawn independently (Poisson "
@@ -41,15 +41,15 @@ class Guarantee(NamedTuple):
 
 
 def guarantee(
-    defense: str, settings: Mapping[str, float], *, sampling_rate: float, num_steps: int, delta: float
+    chain: Chain, parameters: Mapping[str, float], *, sampling_rate: float, num_steps: int, delta: float
 ) -> Guarantee:
-    """What a defense of `defenses.registry` guarantees, by the tight accountant; refuses where that is nothing.
+    """What a defense guarantees, by the tight accountant; refuses where that is nothing.
 
     After DP-SGD every further defense that reads the update alone leaves the guarantee as it is.
 
     Args:
-      defense: a chain of names.
-      settings: its numbers, as `defenses.registry.numbers_of` takes them.
+      chain: the defenses, see `defenses.registry.parse`.
+      parameters: all of them under their full names, see `Chain.parameters`.
       sampling_rate: `q`, in (0, 1].
       num_steps: `T`, at least 1: all releases of the whole training, not those that were attacked.
       delta: in (0, 1), well below one over the number of examples.
@@ -57,13 +57,16 @@ def guarantee(
     Raises:
       ValueError: for anything but a chain that begins with "dp-sgd", and says why; else as `tight_epsilon`.
     """
-    names = names_in(defense)
-    if names[:1] != ("dp-sgd",):
-        reasons = "; ".join(f"{name}: {REGISTRY[name].no_epsilon}" for name in names) or "it changes nothing"
+    if chain.names[:1] != ("dp-sgd",):
+        named = zip(chain.names, chain.recipes)
+        reasons = "; ".join(f"{name}: {recipe.no_epsilon}" for name, recipe in named) or "it changes nothing"
+        defense = "+".join(chain.names) or NONE
         raise ValueError(f"defense {defense!r} is not differentially private, so there is no epsilon ({reasons})")
-    noise_multiplier = numbers_of(defense, settings)["dp-sgd.multiplier"]
     epsilon = tight_epsilon(
-        sampling_rate=sampling_rate, noise_multiplier=noise_multiplier, num_steps=num_steps, delta=delta
+        sampling_rate=sampling_rate,
+        noise_multiplier=parameters["dp-sgd.multiplier"],
+        num_steps=num_steps,
+        delta=delta,
     )
     return Guarantee(epsilon, delta)
 

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen
 
-from jaxinvert.models import Model, training_loss
-from jaxinvert.trees import path_name
+from jaxinvert.models import Model
+from jaxinvert.trees import leaves_by_path
 from jaxinvert.types import Array, Batch, Key, Params
 
 BOTTLENECK = "bottleneck"
@@ -54,7 +54,7 @@ def with_bottleneck(model: Model, *, num_units: int = 256, beta: float = 1e-3) -
 
     def drawn_loss(params: Params, batch: Batch, key: Key) -> Array:
         with _inserted(model, params[BOTTLENECK], key) as divergences:
-            loss = training_loss(model)(_network(params), batch)
+            loss = model.loss(_network(params), batch)
         return loss + beta * jnp.mean(divergences[-1])
 
     return model._replace(
@@ -112,9 +112,9 @@ def _init(key: Key, num_features: int, num_units: int) -> Params:
 
 
 def _num_features(model: Model, params: Params) -> int:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if path_name(path) == f"{model.head}/kernel":
-            return leaf.shape[0]
+    kernel = leaves_by_path(params).get(f"{model.head}/kernel")
+    if kernel is not None:
+        return kernel.shape[0]
     raise ValueError(f"a bottleneck comes before the head, but {model.name} has no parameters {model.head}/kernel")
 
 

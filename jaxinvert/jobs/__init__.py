@@ -8,40 +8,50 @@ numbers share a `Setup`, and are executed side by side by `execute_jobs`.
 from jaxinvert.jobs.assumptions import assumptions
 from jaxinvert.jobs.attacker import Program, compiled_form
 from jaxinvert.jobs.config import JobConfig
-from jaxinvert.jobs.deployment import sent_update
+from jaxinvert.jobs.deployment import Clients, Deployment, deployment_of
 from jaxinvert.jobs.environment import device_name, uninterruptible, versions
 from jaxinvert.jobs.execute import Execution, execute, execute_jobs, forget_state, peak_bytes
+from jaxinvert.jobs.groups import AttackerConfig, DataConfig
 from jaxinvert.jobs.identity import digest, job_name
 from jaxinvert.jobs.measure import Outcome, measure
 from jaxinvert.jobs.planning import ChunkCost, chunk_costs, fastest
 from jaxinvert.jobs.prepare import Setup, Task, adjusted, prepare, set_up
-from jaxinvert.jobs.yaml_fields import read_yaml, typed
+from jaxinvert.jobs.streams import Stream, stream
+from jaxinvert.jobs.yaml_fields import build, flatten, read_yaml, typed
 
 __all__ = [
+    "AttackerConfig",
     "ChunkCost",
+    "Clients",
+    "DataConfig",
+    "Deployment",
     "Execution",
     "JobConfig",
     "Outcome",
     "Program",
     "Setup",
+    "Stream",
     "Task",
     "adjusted",
     "assumptions",
+    "build",
     "chunk_costs",
     "compiled_form",
+    "deployment_of",
     "device_name",
     "digest",
     "execute",
     "execute_jobs",
     "fastest",
+    "flatten",
     "forget_state",
     "job_name",
     "measure",
     "peak_bytes",
     "prepare",
     "read_yaml",
-    "sent_update",
     "set_up",
+    "stream",
     "typed",
     "uninterruptible",
     "versions",

@@ -3,63 +3,82 @@
 from typing import Any
 
 from jaxinvert.attacks import adaptive
-from jaxinvert.defenses import registry as defenses
 from jaxinvert.jobs.config import JobConfig
-from jaxinvert.observation import threat_models
+from jaxinvert.jobs.groups import ClientConfig, DefenseConfig
+from jaxinvert.observation.threat_models import MEANINGS, ThreatModel
 
 
 def assumptions(config: JobConfig) -> dict[str, Any]:
     """What the attacker knew and did not know, in words."""
-    rate, num_steps = config.local_training
-    size = config.num_examples_per_step
-    clients = {
-        "fedsgd": "FedSGD: one gradient of the mean loss over the batch",
-        "fedavg": f"FedAvg: {num_steps} local steps of {size} examples, {config.local_optimizer} with rate {rate:g}"
-        f"{f' and weight decay {config.local_weight_decay:g}' if config.local_weight_decay else ''}, order "
-        f"{config.local_order}",
-    }
-    sentences = [
-        clients[config.client],
-        *([f"the server sees the mean of {config.aggregate} clients' updates"] if config.aggregate > 1 else []),
-        *(
-            [f"{config.rounds} rounds on the same batch, server rate {config.server_rate:g}"]
-            if config.rounds > 1
-            else []
-        ),
-        _defense_in_words(config),
-        f"BatchNorm, if any, in {config.batch_norm} mode",
+    observation, attacker = config.observation, config.attacker
+    sentences = [training_in_words(config.client, config.data.num_examples)]
+    if observation.aggregate > 1:
+        sentences.append(f"the server sees the mean of {observation.aggregate} clients' updates")
+    if observation.rounds > 1:
+        sentences.append(f"{observation.rounds} rounds on the same batch, server rate {config.server_rate:g}")
+    sentences += [
+        defense_in_words(config.defense, adaptive_attacker=attacker.adaptive),
+        f"BatchNorm, if any, in {config.model.batch_norm} mode",
     ]
+    several_steps = config.num_examples_per_step < config.data.num_examples
+    order_guessed = ", their order among local steps guessed" if several_steps else ""
     how_labels = {
         "known": "granted" if config.granted.labels else "not granted, and not asked for",
-        "restored": f"restored from the update by the rule {config.chosen_label_rule}"
-        + (", their order among local steps guessed" if config.num_examples_per_step < config.num_examples else ""),
+        "restored": f"restored from the update by the rule {config.chosen_label_rule}{order_guessed}",
         "joint": "optimized together with the images",
     }
-    meanings = dict(threat_models.MEANINGS)
-    if config.data == "photos":
+    meanings = dict(MEANINGS)
+    if config.data.name == "photos":
         meanings["surrogate"] += " (tiles of the same scenes)"
-    absent = {  # nothing to know
-        *(("defense",) if config.defense == defenses.NONE else ()),
-        *(("earlier_params", "earlier_updates") if config.rounds == 1 else ()),
-    }
-    prior = [f"what images look like: generator {config.generator_file.name}"] if config.generator_file else []
+    known, unknown = knowledge(
+        config.granted, defended=bool(config.defense.chain.names), several_rounds=observation.rounds > 1
+    )
+    generator = attacker.generator_file
+    prior = [f"what images look like: generator {generator.name}"] if generator else []
     return {
-        "threat_model": config.threat_model,
-        "known": [*(meanings[field] for field in config.granted.granted if field not in absent), *prior],
-        "unknown": ["the images", *(meanings[field] for field in config.granted.withheld if field not in absent)],
+        "threat_model": observation.threat_model,
+        "known": [*(meanings[field] for field in known), *prior],
+        "unknown": ["the images", *(meanings[field] for field in unknown)],
         "client": "; ".join(sentences),
-        "labels": how_labels[config.labels],
+        "labels": how_labels[attacker.labels],
     }
 
 
-def _defense_in_words(config: JobConfig) -> str:
+def knowledge(granted: ThreatModel, *, defended: bool, several_rounds: bool = False) -> tuple[list[str], list[str]]:
+    """The fields of an observation that the attacker sees and those withheld, without those that nobody has.
+
+    Args:
+      granted: the threat model.
+      defended: whether there is a defense to know of.
+      several_rounds: whether there were earlier rounds.
+    """
+    absent = set() if defended else {"defense"}
+    if not several_rounds:
+        absent |= {"earlier_params", "earlier_updates"}
+    known, unknown = ([f for f in fields if f not in absent] for fields in (granted.granted, granted.withheld))
+    return known, unknown
+
+
+def training_in_words(client: ClientConfig, num_examples: int) -> str:
+    """How a client of so many examples trains."""
+    if client.kind == "fedsgd":
+        return "FedSGD: one gradient of the mean loss over the batch"
+    rate, num_steps = client.local_training(num_examples)
+    decay = f" and weight decay {client.local_weight_decay:g}" if client.local_weight_decay else ""
+    return (
+        f"FedAvg: {num_steps} local steps of {client.num_examples_per_step(num_examples)} examples, "
+        f"{client.local_optimizer} with rate {rate:g}{decay}, order {client.local_order}"
+    )
+
+
+def defense_in_words(defense: DefenseConfig, *, adaptive_attacker: bool) -> str:
     """What the clients do to their updates, and whether the attacker makes up for it."""
-    if config.defense == defenses.NONE:
+    if not defense.chain.names:
         return "no defense"
-    numbers = ", ".join(f"{name} {value:g}" for name, value in config.defense_numbers().items())
+    parameters = ", ".join(f"{name} {value:g}" for name, value in defense.parameters.items())
     attacker = (
-        f"to which the attacker adapts: {adaptive.counter_summary(config.defense)}"
-        if config.adaptive
+        f"to which the attacker adapts: {adaptive.counter_summary(defense.chain)}"
+        if adaptive_attacker
         else "to which the attacker does not adapt"
     )
-    return f"defense {config.defense}{f' ({numbers})' if numbers else ''}, {attacker}"
+    return f"defense {defense.name}{f' ({parameters})' if parameters else ''}, {attacker}"

@@ -5,7 +5,6 @@ trains, and the ranks of an update. Whether its answer is believed is decided up
 update it explains. What is left is searched for.
 """
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -13,10 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinvert.attacks.closed_form.rank import rank_report
+from jaxinvert.attacks.optimization.spectral import spectral
+from jaxinvert.attacks.registry import register
 from jaxinvert.jobs.config import JobConfig
 from jaxinvert.types import Observation, Reconstruction, Shape
 
 AUTO, SEARCH = "auto", "spectral"
+register(
+    spectral,
+    name=AUTO,
+    summary="a closed form where one is exact, else spectral; says what it took and why (only as part of a job)",
+)
 
 _CLOSED_FORMS = ("dense-layer", "dense-chain", "patch-embedding", "exact-batch", "rgap")
 """Those that are exact, the quickest first."""
@@ -53,15 +59,14 @@ def _fits(name: str, config: JobConfig) -> bool:
     """Whether a closed form is exact for such clients, which the ranks alone do not say."""
     if name in ("dense-layer", "dense-chain"):
         return config.num_private == 1
-    if name == "rgap" and config.model != "lenet":
+    if name == "rgap" and config.model.name != "lenet":
         return False
-    return config.client == "fedsgd" and config.aggregate == 1
+    return config.client.kind == "fedsgd" and config.observation.aggregate == 1
 
 
 def closed_form_job(config: JobConfig, name: str) -> JobConfig:
     """The same job by a closed form, which reads no labels, has no settings and looks at the update as it came."""
-    return replace(
-        config,
+    return config.replace(
         attack=name,
         labels="known",
         label_rule=None,
@@ -81,7 +86,7 @@ def search_in_words(config: JobConfig) -> str:
         "restored": f" with labels restored by {config.chosen_label_rule}",
         "joint": " for images and labels at once",
     }
-    return SEARCH + labels[config.labels]
+    return SEARCH + labels[config.attacker.labels]
 
 
 def explained(found: Reconstruction) -> np.ndarray:

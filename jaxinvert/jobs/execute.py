@@ -3,7 +3,6 @@
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from jaxinvert.jobs import automatic, environment, state
 from jaxinvert.jobs.attacker import Program
 from jaxinvert.jobs.config import JobConfig
 from jaxinvert.jobs.identity import job_name
+from jaxinvert.jobs.streams import Stream, stream
 from jaxinvert.observation.observe import require
 from jaxinvert.search import Progress
 from jaxinvert.types import Key, Observation, Reconstruction
@@ -25,7 +25,7 @@ class Execution(NamedTuple):
 
     `seconds_start` were spent once, before the first step of `seconds_run`. Lanes were spread over `num_devices`, on
     each `chunk_size` side by side; a closed form has none. `choice` says in words what the attack `auto` took, and
-    why.
+    why. `reported` names the keys of `info` that belong to the record of every target.
     """
 
     reconstructions: Reconstruction
@@ -38,6 +38,7 @@ class Execution(NamedTuple):
     chunk_size: int | None = None
     choice: str | None = None
     seconds_start: float = 0.0
+    reported: tuple[str, ...] = ()
 
 
 def execute(
@@ -69,7 +70,7 @@ def execute(
     def search() -> Execution:
         return _searched(config, program, observations, on_progress, report_every, state_folder)
 
-    if config.attack == automatic.AUTO:
+    if config.attacker.attack == automatic.AUTO:
         return _automatic(config, program, observations, search)
     if not program.iterates:
         return _solve(program, *search_arguments(config, program, observations))
@@ -96,6 +97,7 @@ def _automatic(
         seconds_compile=exact.seconds_compile + searched.seconds_compile,
         seconds_run=exact.seconds_run + searched.seconds_run,
         choice=f"{choice}; {search_name} for {'the others' if solved.any() else 'all'}",
+        reported=(*searched.reported, "closed_form"),
     )
 
 
@@ -113,7 +115,7 @@ def _searched(
     name = "" if state_folder is None else _state_name(config)
     kept = state_folder and state.find(state_folder, name, search.form(*arguments))
     reports = [*zip(kept.steps, kept.best_loss)] if kept else []
-    options = {"num_steps": config.steps, "report_every": report_every}
+    options = {"num_steps": config.search.steps, "report_every": report_every}
     progress, last_kept = None, time.monotonic()
 
     def keep(progress: Progress) -> None:
@@ -131,7 +133,7 @@ def _searched(
         if progress is None:  # nothing was computed yet
             raise
     assert progress is not None
-    interrupted = progress.step < config.steps
+    interrupted = progress.step < config.search.steps
     with environment.uninterruptible():
         reconstructions = jax.block_until_ready(progress.reconstruct())
         if interrupted:
@@ -148,8 +150,9 @@ def _searched(
         seconds_start=search.seconds_start,
         interrupted=interrupted,
         history={"step": np.array(steps), "best_loss": np.stack(losses)},
-        num_devices=config.devices or 1,
+        num_devices=config.search.devices or 1,
         chunk_size=search.lanes_side_by_side(observations),
+        reported=_reported(program),
     )
 
 
@@ -170,7 +173,7 @@ def execute_jobs(
       observations: one of each job.
       on_progress: called after every report.
     """
-    num_steps = configs[0].steps
+    num_steps = configs[0].search.steps
     report_every = max(1, -(-num_steps // _REPORTS_PER_JOB))
     if not program.joins_jobs:
         alone = []
@@ -200,6 +203,7 @@ def execute_jobs(
             interrupted=False,
             history={"step": np.array(steps), "best_loss": np.stack(losses)[:, j]},
             chunk_size=search.lanes_side_by_side(arguments[1]),
+            reported=_reported(program),
         )
         for j in range(len(configs))
     ]
@@ -236,7 +240,7 @@ def forget_state(state_folder: Path, config: JobConfig) -> None:
 
 def _state_name(config: JobConfig) -> str:
     """The job's name whatever its chunk size, which may be measured anew."""
-    return job_name(replace(config, chunk=None))
+    return job_name(config.replace(chunk=None))
 
 
 def search_arguments(config: JobConfig, program: Program, observations: Observation) -> tuple:
@@ -246,20 +250,21 @@ def search_arguments(config: JobConfig, program: Program, observations: Observat
 
 def _key(config: JobConfig) -> Key:
     """What the attack draws its starts from."""
-    return jax.random.fold_in(jax.random.key(config.seed), 1)
+    return stream(config.seed, Stream.STARTS)
 
 
 def _traced(config: JobConfig, observations: Observation) -> dict[str, Any]:
     """The numbers that the compiled attack takes as arguments; those of the defense are what was observed of it."""
-    known = require(observations, "defense", attack=f"adaptive {config.attack}") if config.adaptive else {}
-    return {"hyperparameters": config.hyperparameters(), "horizon": config.steps, "defense": known}
+    attacker = config.attacker
+    known = require(observations, "defense", attack=f"adaptive {attacker.attack}") if attacker.adaptive else {}
+    return {"hyperparameters": attacker.hyperparameters, "horizon": config.search.steps, "defense": known}
 
 
 def _with_restored_labels(config: JobConfig, program: Program, observations: Observation) -> Observation:
     """Puts labels that are read off the updates in place of the withheld ones, if asked for; ascending per batch."""
-    if config.labels != "restored":
+    if config.attacker.labels != "restored":
         return observations
-    key = jax.random.fold_in(jax.random.key(config.seed), 2)
+    key = stream(config.seed, Stream.LABEL_DUMMIES)
     return observations._replace(labels=program.restore_labels(key, observations))
 
 
@@ -271,4 +276,17 @@ def _solve(program: Program, key: Key, observations: Observation, traced: dict[s
     begin = time.perf_counter()
     reconstructions = jax.block_until_ready(program.solve(*arguments))
     seconds_run = time.perf_counter() - begin
-    return Execution(reconstructions, 0, seconds_compile, seconds_run, interrupted=False, history={})
+    return Execution(
+        reconstructions,
+        num_steps=0,
+        seconds_compile=seconds_compile,
+        seconds_run=seconds_run,
+        interrupted=False,
+        history={},
+        reported=program.config.attacker.entry.traits.reports,
+    )
+
+
+def _reported(program: Program) -> tuple[str, ...]:
+    """What a search reports of every target: which start won, the losses of all, and what the attack declares."""
+    return ("winner", "restart_losses", *program.config.attacker.entry.traits.reports)

@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-from dataclasses import fields
 from pathlib import Path
 
 from jaxinvert import models
-from jaxinvert.defenses.registry import NONE
 from jaxinvert.jobs.config import JobConfig
 from jaxinvert.jobs.environment import versions
 
@@ -26,23 +24,23 @@ def job_name(config: JobConfig, digests: dict[Path, str] | None = None) -> str:
       ValueError: if a file is not there.
     """
     digests = {} if digests is None else digests
-    named = [config.checkpoint] if config.checkpoint else []
-    named += [config.generator_file] if config.generator_file else []
-    named += [models.source_of(config.model)] if models.is_external(config.model) else []
-    paths = [*named, Path(config.data).expanduser()]
+    named = [config.model.checkpoint] if config.model.checkpoint else []
+    named += [config.attacker.generator_file] if config.attacker.generator_file else []
+    named += [models.source_of(config.model.name)] if models.is_external(config.model.name) else []
+    paths = [*named, Path(config.data.name).expanduser()]
     for path in paths:
         if path not in digests and (path in named or path.exists()):
             digests[path] = digest(path)
-    plain = {field.name: getattr(config, field.name) for field in fields(JobConfig)}  # none of a subclass's
-    hyperparameters = {name: float(value) for name, value in config.hyperparameters().items()}
+    plain = config.flat
+    hyperparameters = {name: float(value) for name, value in config.attacker.hyperparameters.items()}
     plain |= {"settings": hyperparameters, "tv": None, "lr": None}
-    if config.generator_file is None:  # the name that such jobs had when there were no generators
+    if config.attacker.generator_file is None:  # the name that such jobs had when there were no generators
         del plain["generator"]
-    if config.defense == NONE:  # the name that such jobs had when there were no defenses
+    if not config.defense.chain.names:  # the name that such jobs had when there were no defenses
         for name in ("defense", "defense_settings", "adaptive"):
             del plain[name]
     else:
-        plain["defense_settings"] = {name: float(value) for name, value in config.defense_numbers().items()}
+        plain["defense_settings"] = {name: float(value) for name, value in config.defense.parameters.items()}
     content = {
         "format": _FORMAT,
         "versions": versions(),

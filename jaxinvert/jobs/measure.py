@@ -1,6 +1,5 @@
 """After the attack has ended: truth and reconstruction meet."""
 
-from dataclasses import fields
 from typing import Any, NamedTuple
 
 import jax
@@ -30,24 +29,6 @@ class Outcome(NamedTuple):
     history: dict[str, np.ndarray]
 
 
-_KEPT_INFO = (
-    "winner",
-    "restart_losses",
-    "valid",
-    "num_units",
-    "unexplained",
-    "scale",
-    "certified",
-    "verdict",
-    "num_found",
-    "rank",
-    "pattern_agreement",
-    "residuals",
-    "closed_form",
-)
-"""What attacks report beside their images, as far as it is kept for every target."""
-
-
 def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
     """Compares the reconstructions with the truth, one-to-one within every batch."""
     found = np.asarray(execution.reconstructions.inputs)
@@ -65,7 +46,7 @@ def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
             "ssim": float(quality.ssim[t, b]),
             "mse": float(quality.mse[t, b]),
         }
-        for t in range(config.targets)
+        for t in range(config.data.targets)
         for b in range(config.num_private)
     ]
     info = execution.reconstructions.info
@@ -74,15 +55,15 @@ def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
         {
             "attack_loss": float(attack_losses[t]),
             "failed": not np.isfinite(attack_losses[t]),
-            **{name: np.asarray(info[name])[t].tolist() for name in _KEPT_INFO if name in info},
+            **{name: np.asarray(info[name])[t].tolist() for name in execution.reported if name in info},
         }
-        for t in range(config.targets)
+        for t in range(config.data.targets)
     ]
-    lanes = config.targets * (config.restarts if execution.history else 1)
+    lanes = config.data.targets * (config.search.restarts if execution.history else 1)
     seconds = execution.seconds_run
     summary = {
-        "config": {field.name: getattr(config, field.name) for field in fields(JobConfig)}
-        | {"settings": config.hyperparameters(), "defense_settings": config.defense_numbers()},
+        "config": config.flat
+        | {"settings": config.attacker.hyperparameters, "defense_settings": config.defense.parameters},
         "images": images,
         "quality": {name: statistics[name]._asdict() for name in ("psnr_db", "ssim", "mse")},
         "targets": targets,

@@ -1,7 +1,6 @@
 """How many lanes to run side by side: measured, not guessed."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -55,14 +54,16 @@ def chunk_costs(
     Raises:
       ValueError: if the attack is a closed form, which has no lanes.
     """
-    if config.attack == AUTO:  # its closed form has no lanes
-        config = replace(config, attack=SEARCH)
+    if config.attacker.attack == AUTO:  # its closed form has no lanes
+        config = config.replace(attack=SEARCH)
     if not program_for(config).iterates:
-        raise ValueError(f"attack {config.attack!r} is a closed form: there are no restarts to run side by side")
+        raise ValueError(
+            f"attack {config.attacker.attack!r} is a closed form: there are no restarts to run side by side"
+        )
     memory = memory or (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
     costs: list[ChunkCost] = []
-    for chunk in _candidates(-(-config.targets * config.restarts // (config.devices or 1))):
-        cost = _cost(replace(config, chunk=chunk), program_for, observations, memory)
+    for chunk in _candidates(-(-config.data.targets * config.search.restarts // (config.search.devices or 1))):
+        cost = _cost(config.replace(chunk=chunk), program_for, observations, memory)
         costs.append(cost)
         if not cost.fits or cost.steps_per_second < 0.7 * max(each.steps_per_second for each in costs):
             break
@@ -92,16 +93,16 @@ def _cost(
 ) -> ChunkCost:
     program = program_for(config)
     peak = program.search().peak_bytes(*search_arguments(config, program, observations))
-    assert config.chunk is not None
+    assert config.search.chunk is not None
     if memory is not None and peak > _MEMORY_SHARE * memory:
-        return ChunkCost(config.chunk, peak, False, 0.0, 0.0)
+        return ChunkCost(config.search.chunk, peak, False, 0.0, 0.0)
 
     def steps_per_second(steps: int) -> tuple[float, float]:
-        timed = execute(replace(config, steps=steps), program, observations)
-        evaluations = (steps + 1) * config.targets * config.restarts
+        timed = execute(config.replace(steps=steps), program, observations)
+        evaluations = (steps + 1) * config.data.targets * config.search.restarts
         return evaluations / max(timed.seconds_run, 1e-9), timed.seconds_compile
 
     first, seconds_compile = steps_per_second(1)
-    lanes = config.targets * config.restarts
+    lanes = config.data.targets * config.search.restarts
     steps = max(1, int(first * _SECONDS_TO_MEASURE / lanes))
-    return ChunkCost(config.chunk, peak, True, seconds_compile, steps_per_second(steps)[0])
+    return ChunkCost(config.search.chunk, peak, True, seconds_compile, steps_per_second(steps)[0])

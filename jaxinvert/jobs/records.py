@@ -4,8 +4,8 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +14,26 @@ import numpy as np
 from jaxinvert import models
 from jaxinvert.attacks import adaptive, objectives
 from jaxinvert.attacks.optimization.tableak import tableak
+from jaxinvert.attacks.problem import Problem
+from jaxinvert.attacks.registry import entry_of
 from jaxinvert.data.tabular import Table, load_table
-from jaxinvert.defenses import registry as defenses
-from jaxinvert.jobs import deployment, environment
-from jaxinvert.jobs.assumptions import assumptions
-from jaxinvert.jobs.config import JobConfig
+from jaxinvert.defenses.registry import extended
+from jaxinvert.jobs import checks, environment
+from jaxinvert.jobs.assumptions import defense_in_words, knowledge, training_in_words
+from jaxinvert.jobs.deployment import Deployment, secret_order
+from jaxinvert.jobs.groups import ClientConfig, DefenseConfig, at_least, less_than
+from jaxinvert.jobs.streams import Stream, stream
+from jaxinvert.jobs.yaml_fields import flatten
 from jaxinvert.metrics import records
 from jaxinvert.metrics.records import RecordQuality
+from jaxinvert.observation import threat_models
 from jaxinvert.observation.observe import observe_targets
+from jaxinvert.observation.threat_models import MEANINGS
 from jaxinvert.schema import decode
 from jaxinvert.search import check_targets, num_targets, split_shared
-from jaxinvert.types import Batch, ClientUpdateFn, Key, Objective, Observation, Reconstruction, SolveFn
+from jaxinvert.types import Batch, Key, Observation, Reconstruction, SolveFn
+
+_GRANTED = threat_models.LADDER["C"]._replace(labels=True, earlier_params=False, earlier_updates=False)
 
 
 @dataclass(frozen=True)
@@ -33,18 +42,14 @@ class RecordsConfig:
 
     Attributes:
       table: `diabetes` or `wine`; needs scikit-learn, `pip install 'jaxinvert[tabular]'`.
-      widths: of the hidden layers of the clients' perceptron, which is untrained.
+      widths: widths of the hidden layers of the clients' perceptron, which is untrained.
       num_examples: records in each client's batch, drawn without replacement.
       targets: clients to attack.
       members: searches from different starts, whose results are pooled.
-      steps: of every search.
+      steps: optimizer steps of every search.
       seed: determines the network, the batches, the starts and all else that is random.
-      client: "fedsgd" sends one gradient, "fedavg" what local training by plain gradient descent changed.
-      local_lr: learning rate of a fedavg client.
-      local_epochs: passes of a fedavg client over its records.
-      local_batch_size: records per local step of a fedavg client; by default all.
-      defense: what the clients do to their updates, see `jaxinvert list`; several in their order, joined by "+".
-      defense_settings: its numbers, such as `keep 0.1`.
+      client: how one client trains.
+      defense: what the clients do to their updates.
       adaptive: whether the attacker knows of the defense, and adapts what it simulates and how it compares.
     """
 
@@ -55,25 +60,21 @@ class RecordsConfig:
     members: int = 30
     steps: int = 1500
     seed: int = 0
-    client: Literal["fedsgd", "fedavg"] = "fedsgd"
-    local_lr: float = 0.01
-    local_epochs: int = 1
-    local_batch_size: int | None = None
-    defense: str = defenses.NONE
-    defense_settings: dict[str, float] = field(default_factory=dict)
+    client: ClientConfig = field(default_factory=ClientConfig)
+    defense: DefenseConfig = field(default_factory=DefenseConfig)
     adaptive: bool = False
 
     def __post_init__(self) -> None:
         """Refuses what no such job can mean."""
-        if self.members < 1:
-            raise ValueError(f"members is {self.members}, expected at least 1")
-        _ = self.clients
-
-    @property
-    def clients(self) -> JobConfig:
-        """The job on images whose clients train, and defend themselves, in the same way."""
-        shared = {item.name for item in fields(JobConfig)} & {item.name for item in fields(RecordsConfig)}
-        return JobConfig(model="mlp", **{name: getattr(self, name) for name in shared})
+        at_least(1, num_examples=self.num_examples, targets=self.targets, members=self.members)
+        at_least(0, steps=self.steps, seed=self.seed)
+        less_than(2**32, seed=self.seed)
+        self.client.check()
+        self.defense.check()
+        checks.check_batches(self.client, self.num_examples)
+        checks.check_defense(self.defense, self.client, self.num_examples)
+        if self.adaptive:
+            checks.check_adaptive(self.defense, entry_of(tableak))
 
 
 class RecordsTask(NamedTuple):
@@ -81,7 +82,7 @@ class RecordsTask(NamedTuple):
 
     Attributes:
       table: whose records the clients hold.
-      client_update: the attacker's simulation of a client.
+      problem: what the attack was built for.
       solve: the attack on one client.
       observations: of all clients, leading axis `T`.
       population: `[N, columns]`, all records.
@@ -91,7 +92,7 @@ class RecordsTask(NamedTuple):
     """
 
     table: Table
-    client_update: ClientUpdateFn
+    problem: Problem
     solve: SolveFn
     observations: Observation
     population: np.ndarray
@@ -106,7 +107,7 @@ def prepare_records(config: RecordsConfig) -> RecordsTask:
       ValueError: for an unknown table, too many records, or updates that are not finite.
       ImportError: without scikit-learn.
     """
-    table, clients = load_table(config.table), config.clients
+    table = load_table(config.table)
     dataset, schema = table.dataset, table.schema
     if config.num_examples >= len(dataset.images):
         raise ValueError(
@@ -123,46 +124,32 @@ def prepare_records(config: RecordsConfig) -> RecordsTask:
         "drawn": np.stack([records.drawn_records(rng, rest, config.num_examples) for rest in others]),
         "typical": np.stack([np.tile(record, (config.num_examples, 1)) for record in typical]),
     }
-    model = defenses.extended(
-        config.defense,
-        models.create(
-            "mlp",
-            features=config.widths,
-            input_shape=dataset.images.shape[1:],
-            num_classes=dataset.num_classes,
-            mean=dataset.mean,
-            std=dataset.std,
-        ),
+    model = extended(
+        config.defense.chain,
+        models.create("mlp", features=config.widths, like=dataset),
     )
-    numbers = clients.defense_numbers()
+    parameters = config.defense.parameters
+    deployment = Deployment(config.client, model, config.num_examples, config.defense.chain)
     batches = Batch(jnp.asarray(dataset.images[chosen]), jnp.asarray(dataset.labels[chosen]))
     model_key, _ = random_keys(config)
     observations = observe_targets(
-        deployment.sent_update(clients, model, numbers),
+        deployment.sent_update(parameters, secret_order(config.client, config.seed)),
         model.init(model_key),
         batches,
-        threat_model=clients.granted,
-        defense_parameters=numbers,
-        client_key=jax.random.fold_in(jax.random.key(config.seed), 4),
-        local_training=clients.local_training,
+        threat_model=_GRANTED,
+        defense_parameters=parameters,
+        client_key=stream(config.seed, Stream.CLIENTS),
+        local_training=config.client.local_training(config.num_examples),
     )
     check_targets(observations)
-    client_update: Callable = deployment.client_update(clients, model)
-    objective: Objective = objectives.cosine
+    problem = Problem(deployment.simulated_update(), model, config.num_examples, schema=schema)
     if config.adaptive:
-        setting = deployment.defense_setting(clients, model)
-        client_update, objective = adaptive.adapt(config.defense, setting, numbers, client_update, objective)
-    solve = tableak(
-        client_update,
-        schema=schema,
-        batch_size=config.num_examples,
-        mean=dataset.mean,
-        std=dataset.std,
-        num_members=config.members,
-        num_steps=config.steps,
-        objective=objective,
-    )
-    return RecordsTask(table, client_update, solve, observations, population, population[chosen], guesses)
+        simulated, objective = adaptive.adapt(
+            deployment.defenses, deployment.facts(), parameters, problem.client_update, objectives.cosine
+        )
+        problem = problem._replace(client_update=simulated, objective=objective)
+    solve = tableak(problem, num_members=config.members, num_steps=config.steps)
+    return RecordsTask(table, problem, solve, observations, population, population[chosen], guesses)
 
 
 def random_keys(config: RecordsConfig) -> tuple[Key, Key]:
@@ -217,9 +204,13 @@ def measure_records(config: RecordsConfig, task: RecordsTask, found: Reconstruct
     pooled, num_done = match_inputs(task, np.asarray(found.inputs)), len(found.inputs)
     by_attack = {"tableak": pooled, "its best member": match_inputs(task, best_members(found))}
     by_guess = {f"guess: {name}": match_records(task, guess[:num_done]) for name, guess in task.guesses.items()}
-    known = assumptions(config.clients)
+    known, unknown = knowledge(_GRANTED, defended=bool(config.defense.chain.names))
+    sentences = [
+        training_in_words(config.client, config.num_examples),
+        defense_in_words(config.defense, adaptive_attacker=config.adaptive),
+    ]
     return {
-        "config": {item.name: getattr(config, item.name) for item in fields(RecordsConfig)},
+        "config": flatten(config, of=RecordsConfig),
         "rates": {
             name: records.rates(task.table.schema, matched) for name, matched in {**by_attack, **by_guess}.items()
         },
@@ -236,9 +227,9 @@ def measure_records(config: RecordsConfig, task: RecordsTask, found: Reconstruct
         "columns": [column.name for column in task.table.schema],
         "interrupted": num_done < config.targets,
         "assumptions": {
-            "known": [*known["known"], "the table's columns, categories, bounds, means and deviations"],
-            "unknown": ["the records"],
-            "client": known["client"],
+            "known": [*map(MEANINGS.get, known), "the table's columns, categories, bounds, means and deviations"],
+            "unknown": ["the records", *map(MEANINGS.get, unknown)],
+            "client": "; ".join(sentences),
         },
         "versions": environment.versions(),
         "device": environment.device_name(),

@@ -5,17 +5,20 @@ hands the attack observations alone, `measure_text` compares.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinvert.attacks.closed_form.certificate import WORDS, Verdict
+from jaxinvert.attacks.closed_form.certificate import WORDS, Status
 from jaxinvert.attacks.closed_form.dager import dager
+from jaxinvert.attacks.problem import TextProblem
 from jaxinvert.clients import fedsgd
 from jaxinvert.jobs import environment
+from jaxinvert.jobs.groups import at_least
+from jaxinvert.jobs.yaml_fields import flatten
 from jaxinvert.metrics import records
 from jaxinvert.models.text_transformer import TextModel, decoder, encoder
 from jaxinvert.observation import threat_models
@@ -31,14 +34,15 @@ class TextConfig:
     """Which clients with text there are.
 
     Attributes:
-      model: of the clients, untrained: a decoder predicts random tokens at every position, an encoder one of five
-        classes.
-      num_sequences: in each client's batch.
+      model: the clients' network, untrained: a decoder predicts random tokens at every position, an encoder one of
+        five classes.
+      num_sequences: sequences in each client's batch.
       length: tokens of every sequence.
-      vocabulary: tokens that there are.
-      width: of the tokens in the network; as many tokens, counted with their positions, cannot be told apart.
+      vocabulary: number of different tokens.
+      width: width of the tokens in the network; as many tokens, counted with their positions, cannot be told apart.
       depth: blocks of the network; one block gives away one sequence at most.
-      law: of the tokens: uniform, or Zipf's, by which the share of the k-th is proportional to 1/k.
+      distribution: distribution of the tokens: uniform, or Zipf's, by which the share of the k-th is proportional to
+        1/k.
       targets: clients to attack.
       seed: determines the networks and the text.
     """
@@ -49,15 +53,14 @@ class TextConfig:
     vocabulary: int = 1000
     width: int = 64
     depth: int = 2
-    law: Literal["uniform", "zipf"] = "uniform"
+    distribution: Literal["uniform", "zipf"] = "uniform"
     targets: int = 4
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuses what no such job can mean."""
-        for name, least in {"num_sequences": 1, "targets": 1, "seed": 0}.items():
-            if (value := getattr(self, name)) < least:
-                raise ValueError(f"{name} is {value}, expected at least {least}")
+        at_least(1, num_sequences=self.num_sequences, targets=self.targets)
+        at_least(0, seed=self.seed)
         self.network()
 
     def network(self) -> TextModel:
@@ -74,10 +77,12 @@ class TextConfig:
         }
         return decoder(**options) if self.model == "decoder" else encoder(num_classes=_NUM_CLASSES, **options)
 
-    def token_law(self) -> np.ndarray:
+    @property
+    def token_probabilities(self) -> np.ndarray:
         """`[V]`, the probability of every token."""
-        law = 1 / np.arange(1, self.vocabulary + 1) if self.law == "zipf" else np.ones(self.vocabulary)
-        return law / law.sum()
+        zipf = self.distribution == "zipf"
+        weights = 1 / np.arange(1, self.vocabulary + 1) if zipf else np.ones(self.vocabulary)
+        return weights / weights.sum()
 
 
 class AttackedText(NamedTuple):
@@ -98,7 +103,7 @@ def draw_text(config: TextConfig, number: int) -> Batch:
 
 
 def _draw_tokens(config: TextConfig, rng: np.random.Generator) -> np.ndarray:
-    return rng.choice(config.vocabulary, (config.num_sequences, config.length), p=config.token_law())
+    return rng.choice(config.vocabulary, (config.num_sequences, config.length), p=config.token_probabilities)
 
 
 def attack_text(config: TextConfig, *, on_progress: Callable[[int], None] = lambda done: None) -> list[AttackedText]:
@@ -110,7 +115,7 @@ def attack_text(config: TextConfig, *, on_progress: Callable[[int], None] = lamb
     """
     model = config.network()
     client = jax.jit(fedsgd(model.loss_fn))
-    solve = jax.jit(dager(client, model, num_sequences=config.num_sequences))
+    solve = jax.jit(dager(TextProblem(client, model, config.num_sequences)))
     attacked = []
     try:
         for number in range(config.targets):
@@ -153,7 +158,7 @@ def measure_text(config: TextConfig, attacked: list[AttackedText]) -> dict[str, 
             correct.append(quality.correct)
     exact = [same_text(Batch(found.inputs, jnp.asarray(found.labels)), truth) for truth, found in attacked]
     return {
-        "config": {item.name: getattr(config, item.name) for item in fields(TextConfig)},
+        "config": flatten(config, of=TextConfig),
         "rates": {
             "dager": {**_rates(matched), "batches": float(np.mean(exact))},
             "guess: drawn": {**_rates(guessed), "batches": None},
@@ -162,7 +167,7 @@ def measure_text(config: TextConfig, attacked: list[AttackedText]) -> dict[str, 
             {
                 "exact": is_exact,
                 "certified": bool(found.info["certified"]),
-                "verdict": WORDS[Verdict(int(found.info["verdict"]))],
+                "status": WORDS[Status(int(found.info["status"]))],
                 "rank": int(found.info["rank"]),
                 "found": found.inputs,
                 "truth": truth.inputs,
@@ -172,7 +177,7 @@ def measure_text(config: TextConfig, attacked: list[AttackedText]) -> dict[str, 
         "interrupted": len(attacked) < config.targets,
         "assumptions": {
             "known": [threat_models.MEANINGS[name] for name in ("update", "params", "num_examples")],
-            "unknown": ["the sequences", threat_models.MEANINGS["labels"], "the law of the tokens"],
+            "unknown": ["the sequences", threat_models.MEANINGS["labels"], "the distribution of the tokens"],
             "client": "FedSGD: one gradient of the mean loss over the batch; no defense",
         },
         "versions": environment.versions(),

@@ -1,12 +1,16 @@
-"""Fields of configurations that people write as YAML: read without trust, and given the types they should have."""
+"""Fields of configurations by flat names: read from YAML without trust, typed, and put into groups and back."""
 
+import functools
 import reprlib
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
+
+Config = TypeVar("Config", bound=Any)
 
 _MAX_FILE_BYTES = 2**20
 
@@ -35,19 +39,104 @@ def read_yaml(file: Path | str) -> dict[str, Any]:
     return content
 
 
+def flatten(config: Any, *, of: type | None = None) -> dict[str, Any]:
+    """The fields of a configuration by flat names.
+
+    A field that is a dataclass stands for its fields, in their order. A field's flat name is its own, or the one that
+    `tyro.conf.arg(name=...)` gives it on the command line.
+
+    Args:
+      config: a dataclass, whose fields may be dataclasses.
+      of: a base class of it, to leave out the fields that it does not have; by default its own class.
+    """
+    values = {}
+    for place in _places(of or type(config)):
+        value = config
+        for name in place.path:
+            value = getattr(value, name)
+        values[place.flat_name] = value
+    return values
+
+
+def build(config: type[Config], values: Mapping[str, Any], *, base: Config | None = None) -> Config:
+    """Makes a configuration of fields by flat names.
+
+    Args:
+      config: a dataclass, whose fields may be dataclasses.
+      values: by flat name.
+      base: has the other values; by default those of the class.
+
+    Raises:
+      ValueError: for an unknown name; and what the class refuses.
+    """
+    places = {place.flat_name: place.path for place in _places(config)}
+    for name in values:
+        if name not in places:
+            raise _unknown_field(name, places)
+    changes: dict[str, Any] = {}
+    for name, value in values.items():
+        *group, own = places[name]
+        if group:
+            changes.setdefault(group[0], {})[own] = value
+        else:
+            changes[own] = value
+    defaults = {item.name: _default_of(item) for item in fields(config)} if base is None else vars(base)
+    for name, change in changes.items():
+        if is_dataclass(defaults[name]):
+            changes[name] = replace(defaults[name], **change)
+    known = {item.name: defaults[item.name] for item in fields(config)}
+    return config(**{**known, **changes})
+
+
 def typed(config: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values as the fields of a dataclass want them; YAML reads `1e-3` as text and knows no paths.
+
+    Args:
+      config: a dataclass, whose fields may be dataclasses.
+      values: by flat name.
 
     Raises:
       ValueError: if there is no such field, or it wants something else.
     """
-    hints = get_type_hints(config)
+    hints = {place.flat_name: place.hint for place in _places(config)}
     return {name: _typed(hints, name, value) for name, value in values.items()}
+
+
+class _Place(NamedTuple):
+    """Where a flat name leads: through which fields, and to what type."""
+
+    flat_name: str
+    path: tuple[str, ...]
+    hint: Any
+
+
+@functools.cache
+def _places(config: type) -> tuple[_Place, ...]:
+    hints, places = get_type_hints(config, include_extras=True), []
+    for item in fields(config):
+        hint, flat_name = hints[item.name], item.name
+        if get_origin(hint) is Annotated:
+            hint, *notes = get_args(hint)
+            flat_name = next((note.name for note in notes if getattr(note, "name", None)), flat_name)
+        if is_dataclass(hint):
+            inner = _places(hint)  # type: ignore[arg-type]
+            places += [_Place(place.flat_name, (item.name, *place.path), place.hint) for place in inner]
+        else:
+            places.append(_Place(flat_name.replace("-", "_"), (item.name,), hint))
+    return tuple(places)
+
+
+def _default_of(item: Any) -> Any:
+    return item.default if item.default_factory is MISSING else item.default_factory()
+
+
+def _unknown_field(name: object, known: Iterable[str]) -> ValueError:
+    return ValueError(f"there is no field {name!r}; there are {', '.join(known)}")
 
 
 def _typed(hints: Mapping[str, Any], name: str, value: Any) -> Any:
     if name not in hints:
-        raise ValueError(f"there is no field {name!r}; there are {', '.join(hints)}")
+        raise _unknown_field(name, hints)
     wanted = hints[name]
     options = get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
     for option in options:

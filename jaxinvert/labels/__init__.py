@@ -29,8 +29,8 @@ from jaxinvert.types import ApplyFn, Key, RecoverLabels, Shape
 
 __all__ = [
     "REGISTRY",
+    "LabelProblem",
     "Rule",
-    "Setting",
     "bias_sign",
     "idlg",
     "ilrg",
@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 
-class Setting(NamedTuple):
+class LabelProblem(NamedTuple):
     """What a rule is built for: the model, the path of its last layer, its inputs' shape, a key for dummies."""
 
     apply: ApplyFn
@@ -62,12 +62,12 @@ class Rule(NamedTuple):
     """A label rule under its name.
 
     Attributes:
-      factory: `Setting -> RecoverLabels`.
+      factory: `LabelProblem -> RecoverLabels`.
       needs: the fields of the observation that it reads; all others may be `None`.
       summary: one line for people.
     """
 
-    factory: Callable[[Setting], RecoverLabels]
+    factory: Callable[[LabelProblem], RecoverLabels]
     needs: tuple[str, ...]
     summary: str
 
@@ -77,19 +77,19 @@ _MODEL = ("params", "update", "num_examples", "local_training")
 _PUBLIC = (*_MODEL, "surrogate")
 
 
-def _zero_shot(setting: Setting) -> RecoverLabels:
-    dummies = natural_noise(setting.key, input_shape=setting.input_shape)
-    return zero_shot(setting.apply, dummies=dummies, head=setting.head)
+def _zero_shot(problem: LabelProblem) -> RecoverLabels:
+    dummies = natural_noise(problem.key, input_shape=problem.input_shape)
+    return zero_shot(problem.apply, dummies=dummies, head=problem.head)
 
 
-def _llg_star(setting: Setting) -> RecoverLabels:
-    dummies = white_noise(setting.key, input_shape=setting.input_shape)
-    return llg_star(setting.apply, dummies=dummies, head=setting.head)
+def _llg_star(problem: LabelProblem) -> RecoverLabels:
+    dummies = white_noise(problem.key, input_shape=problem.input_shape)
+    return llg_star(problem.apply, dummies=dummies, head=problem.head)
 
 
-def _moments(setting: Setting) -> RecoverLabels:
-    dummies = natural_noise(setting.key, input_shape=setting.input_shape)
-    return moments(setting.apply, dummies=dummies, head=setting.head)
+def _moments(problem: LabelProblem) -> RecoverLabels:
+    dummies = natural_noise(problem.key, input_shape=problem.input_shape)
+    return moments(problem.apply, dummies=dummies, head=problem.head)
 
 
 REGISTRY: dict[str, Rule] = {

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxinvert.observation.observe import require
-from jaxinvert.trees import path_name
+from jaxinvert.trees import leaves_by_path, path_name
 from jaxinvert.types import ApplyFn, Array, ArrayTree, LocalTraining, Observation, Params
 
 
@@ -31,7 +31,7 @@ def find_head(tree: ArrayTree, head: str) -> Head:
     Raises:
       ValueError: if there is no two-dimensional kernel at that path, with the paths that exist.
     """
-    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    leaves = leaves_by_path(tree)
     kernel = leaves.get(f"{head}/kernel")
     if kernel is None or kernel.ndim != 2:
         dense = sorted(
@@ -45,8 +45,8 @@ def find_head(tree: ArrayTree, head: str) -> Head:
 
 def has_head(tree: ArrayTree, head: str) -> bool:
     """Whether `find_head` would find the layer."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return any(path_name(path) == f"{head}/kernel" and leaf.ndim == 2 for path, leaf in leaves)
+    kernel = leaves_by_path(tree).get(f"{head}/kernel")
+    return kernel is not None and kernel.ndim == 2
 
 
 def biased_head(tree: ArrayTree, head: str, *, rule: str) -> BiasedHead:

@@ -4,7 +4,7 @@ An attack needs only `apply(params, inputs) -> logits` or a loss function `(para
 published ones by name, `load_checkpoint` reads trained parameters for them, `from_linen` wraps a Flax module,
 `from_functions` a pair of functions, and `import_model` either, by the name of a function of yours.
 `cross_entropy(apply)`, or for several labels per example `binary_cross_entropy(apply)`, turns either, or any other
-pure function, into a client's loss; `training_loss(model)` is the one that a model's clients minimize.
+pure function, into a client's loss; `model.loss` is the one that a model's clients minimize.
 """
 
 from jaxinvert.models.checkpoints import load_checkpoint, read_facts, save_checkpoint
@@ -15,7 +15,7 @@ from jaxinvert.models.layers import BATCH_NORM_MOMENTUM
 from jaxinvert.models.lenet import lenet
 from jaxinvert.models.losses import binary_cross_entropy, cross_entropy
 from jaxinvert.models.mlp import mlp
-from jaxinvert.models.model import Model, from_functions, from_linen, training_loss
+from jaxinvert.models.model import Model, first_batch_norm, from_functions, from_linen
 from jaxinvert.models.registry import REGISTRY, create, names
 from jaxinvert.models.resnet import resnet_cifar, resnet_imagenet
 from jaxinvert.models.small_convnet import small_convnet, small_convnet_bn
@@ -33,6 +33,7 @@ __all__ = [
     "cross_entropy",
     "feature_map",
     "features",
+    "first_batch_norm",
     "from_functions",
     "from_linen",
     "import_model",
@@ -48,7 +49,6 @@ __all__ = [
     "small_convnet",
     "small_convnet_bn",
     "source_of",
-    "training_loss",
     "vit",
     "wide_convnet",
 ]

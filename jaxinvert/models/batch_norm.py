@@ -1,7 +1,8 @@
 """What happens at the BatchNorm layers inside of any Flax model, seen without changing the model.
 
-`flax.linen.intercept_methods` hands every call of a layer to a function. Here are two of them: one writes down the
-statistics of what enters each BatchNorm layer, one refuses layers that couple the examples of a batch.
+`flax.linen.intercept_methods` hands every call of a layer to a function. Here are three of them: one writes down
+the statistics of what enters each BatchNorm layer, one the layers in their order, and one refuses layers that couple
+the examples of a batch.
 """
 
 from collections.abc import Callable
@@ -27,6 +28,19 @@ def sow_batch_statistics(
         mask = kwargs.get("mask")
         layer.put_variable("batch_statistics", "mean", jnp.mean(x, reduced, where=mask))
         layer.put_variable("batch_statistics", "var", jnp.var(x, reduced, where=mask))
+    return next_fn(*args, **kwargs)
+
+
+def record_batch_norm(
+    called: list[str],
+    next_fn: Callable[..., Any],
+    args: tuple,
+    kwargs: dict[str, Any],
+    context: linen.module.InterceptorContext,
+) -> Any:
+    """Appends the path of each BatchNorm layer to `called`, in the order in which they are called."""
+    if _calls_batch_norm(context):
+        called.append("/".join(context.module.path))
     return next_fn(*args, **kwargs)
 
 

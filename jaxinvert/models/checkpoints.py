@@ -17,7 +17,7 @@ import safetensors
 from safetensors import numpy as safetensors_numpy
 
 from jaxinvert.files import write_atomically
-from jaxinvert.trees import path_name
+from jaxinvert.trees import leaves_by_path, path_name
 from jaxinvert.types import ArrayTree
 
 _FACTS = "jaxinvert"
@@ -31,7 +31,7 @@ def save_checkpoint(path: Path, tree: ArrayTree, facts: Mapping[str, Any]) -> No
       tree: nested dictionaries of arrays, such as a model's parameters.
       facts: what JSON can hold.
     """
-    tensors = {name: np.array(leaf, order="C") for name, leaf in _named(tree).items()}
+    tensors = {name: np.array(leaf, order="C") for name, leaf in leaves_by_path(tree).items()}
     content = safetensors_numpy.save(tensors, metadata={_FACTS: json.dumps(dict(facts))})
     write_atomically(path, lambda file: file.write(content))
 
@@ -48,7 +48,7 @@ def load_checkpoint(path: Path, like: ArrayTree) -> ArrayTree:
         floats, or a value that is not finite; the message names the tensor.
       FileNotFoundError: if there is none.
     """
-    expected = _named(like)
+    expected = leaves_by_path(like)
     with _open(path) as file:
         found = set(file.keys())
         if missing := sorted(expected.keys() - found):
@@ -117,10 +117,6 @@ def _checked(path: Path, name: str, tensor: np.ndarray, dtype: np.dtype) -> np.n
     if not np.all(np.isfinite(tensor)):
         raise ValueError(f"{path}: {name} holds values that are not finite")
     return tensor
-
-
-def _named(tree: ArrayTree) -> dict[str, Any]:
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _some(names: list[str]) -> str:

@@ -23,8 +23,8 @@ from flax import linen
 
 from jaxinvert.models.batch_norm import refuse_train_mode
 from jaxinvert.models.layers import unknown_value
-from jaxinvert.models.model import Model, from_functions, from_linen, training_loss
-from jaxinvert.trees import path_name
+from jaxinvert.models.model import Model, from_functions, from_linen
+from jaxinvert.trees import leaves_by_path
 from jaxinvert.types import Array, Batch, Params
 
 _EXPECTED = "a jaxinvert.models.Model, a flax.linen module, or a pair (init, apply); a loss function may follow"
@@ -210,7 +210,7 @@ def _with_classes_and_head(model: Model, num_classes: int | None) -> Model:
     num_classes = num_classes or (logits.shape[-1] if getattr(logits, "ndim", 0) == 2 else 1)
     heads = [
         path.removesuffix("/kernel")
-        for path, leaf in ((path_name(key), leaf) for key, leaf in jax.tree_util.tree_leaves_with_path(params))
+        for path, leaf in leaves_by_path(params).items()
         if path.endswith("/kernel") and leaf.ndim == 2 and leaf.shape[1] == num_classes
     ]
     head = "params/head" if "params/head" in heads else heads[0] if len(heads) == 1 else ""
@@ -230,7 +230,7 @@ def _checked(model: Model, name: str, *, input_shape: Sequence[int] | None, num_
     if model.loss_fn is not None:
         labels: Any = jax.ShapeDtypeStruct((_BATCH_SIZE,), jnp.int32)
         with _failure_named(f"the loss of model {name} failed on {_BATCH_SIZE} examples"):
-            loss = jax.eval_shape(training_loss(model), params, Batch(_inputs(model), labels))
+            loss = jax.eval_shape(model.loss, params, Batch(_inputs(model), labels))
         if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
             raise ValueError(f"the loss of model {name} is {_described(loss)}, expected one float")
     return model

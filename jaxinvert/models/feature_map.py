@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen
 
-from jaxinvert.trees import path_name
+from jaxinvert.trees import leaves_by_path, path_name
 from jaxinvert.types import ApplyFn, Array, Params
 
 
@@ -28,7 +28,7 @@ def features(apply: ApplyFn, kernel_name: str, params: Params, inputs: Array) ->
     Raises:
       ValueError: if the parameters have no such kernel.
     """
-    kernels = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    kernels = leaves_by_path(params)
     if kernel_name not in kernels:
         raise ValueError(f"the parameters have no {kernel_name!r}, the kernel of a layer that reads features")
 

@@ -10,6 +10,7 @@ sends. Running statistics of BatchNorm are sent but not trained, so `apply` cuts
 zero.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen
 
-from jaxinvert.models.batch_norm import sow_batch_statistics
+from jaxinvert.models.batch_norm import record_batch_norm, sow_batch_statistics
 from jaxinvert.models.losses import cross_entropy
 from jaxinvert.types import ApplyFn, Array, ArrayTree, Batch, Key, LossFn, Params
 
@@ -40,8 +41,7 @@ class Model(NamedTuple):
       batch_statistics: `(params, inputs [B, H, W, C] in [0, 1]) -> statistics`, the tree of
         `params["batch_stats"]`: mean and biased variance, over batch and pixels, of what enters each BatchNorm layer
         in `apply`; `{}` without such layers. Differentiable in `inputs`.
-      loss_fn: `(params, batch) -> []`, what the clients minimize if it is not the mean cross-entropy; see
-        `training_loss`.
+      loss_fn: `(params, batch) -> []`, what the clients minimize if it is not the mean cross-entropy; see `loss`.
       drawn_loss_fn: `(params, batch, key) -> []`, what they minimize instead if the network draws random numbers in
         training, which `apply` leaves out.
     """
@@ -58,10 +58,29 @@ class Model(NamedTuple):
     loss_fn: LossFn | None = None
     drawn_loss_fn: Callable[[Params, Batch, Key], Array] | None = None
 
+    @property
+    def loss(self) -> LossFn:
+        """`(params, batch) -> []`, what the clients minimize: `loss_fn`, or by default the mean cross-entropy."""
+        return self.loss_fn or cross_entropy(self.apply)
 
-def training_loss(model: Model) -> LossFn:
-    """What the clients of a model minimize: its own loss if it has one, else the mean cross-entropy."""
-    return model.loss_fn or cross_entropy(model.apply)
+
+def first_batch_norm(model: Model) -> str | None:
+    """Path of the BatchNorm layer that a network of Flax modules calls first, such as "norm_0" or "Block_0/norm".
+
+    The path is that of its statistics in `params["batch_stats"]`. Traces the network, computes nothing.
+
+    Returns:
+      The path, or `None` for a network without such layers, or of another library.
+    """
+    called: list[str] = []
+
+    def apply(params: Params, inputs: Array) -> Array:
+        return model.apply(params, inputs)  # traced anew: JAX has model.apply itself in its cache
+
+    inputs = jax.ShapeDtypeStruct((2, *model.input_shape), jnp.float32)
+    with linen.intercept_methods(functools.partial(record_batch_norm, called)):
+        jax.eval_shape(apply, jax.eval_shape(model.init, jax.random.key(0)), inputs)
+    return called[0] if called else None
 
 
 def from_linen(

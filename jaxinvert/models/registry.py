@@ -7,7 +7,9 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from jaxinvert.models.convnet import convnet
 from jaxinvert.models.external import import_model, is_external
@@ -19,6 +21,31 @@ from jaxinvert.models.resnet import resnet_cifar, resnet_imagenet
 from jaxinvert.models.small_convnet import small_convnet, small_convnet_bn
 from jaxinvert.models.vit import vit
 from jaxinvert.models.wide_convnet import wide_convnet
+
+
+class Inputs(Protocol):
+    """What a network needs to know of a data set: `data.Dataset` has it."""
+
+    @property
+    def images(self) -> np.ndarray:
+        """`[N, H, W, C]`."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """`K`."""
+        ...
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """`[C]`."""
+        ...
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """`[C]`."""
+        ...
+
 
 REGISTRY: dict[str, Callable[..., Model]] = {
     "lenet": lenet,
@@ -69,8 +96,9 @@ def names() -> tuple[str, ...]:
 def create(
     name: str,
     *,
-    input_shape: Sequence[int] = (32, 32, 3),
-    num_classes: int = 10,
+    like: Inputs | None = None,
+    input_shape: Sequence[int] | None = None,
+    num_classes: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     conv_general_dilated: ConvolutionFn | None = None,
@@ -89,10 +117,11 @@ def create(
         depth and a multiple of the usual width, `mlp-W-W-...` and `mlp-unbiased-W-W-...` with those of the hidden
         layers, `vit-plain-P-W-D` and `vit-pre-norm-P-W-D` with a patch, a width and a depth, `wide-convnet-U` with a
         number of units; or `module:function`, which is imported and called: see `import_model`.
-      input_shape: `(H, W, C)` of one example.
-      num_classes: `K`.
-      mean: `C` per-channel means of pixels in [0, 1]; `None` = no shift.
-      std: `C` per-channel standard deviations; `None` = no scale.
+      like: a data set, whose shape, classes and normalization the network has where nothing else is given.
+      input_shape: `(H, W, C)` of one example; without `like` by default `(32, 32, 3)`.
+      num_classes: `K`; without `like` by default 10.
+      mean: `C` per-channel means of pixels in [0, 1]; without `like` by default no shift.
+      std: `C` per-channel standard deviations; without `like` by default no scale.
       conv_general_dilated: replaces the convolution (`jaxinvert.nn.conv_general_dilated`), for example by
         `jax.lax.conv_general_dilated`; `None` = keep it.
       **architecture: options of the network's factory, such as `width`, `depth`, `features`, `batch_norm`.
@@ -104,6 +133,10 @@ def create(
       ValueError: for an unknown name or an option that the factory does not have, with the known ones and the
         closest of them; and whatever the factory refuses.
     """
+    if like is not None:
+        input_shape, num_classes = input_shape or like.images.shape[1:], num_classes or like.num_classes
+        mean, std = like.mean if mean is None else mean, like.std if std is None else std
+    input_shape, num_classes = input_shape or (32, 32, 3), num_classes or 10
     options = dict(architecture)
     if conv_general_dilated is not None:
         options["conv_general_dilated"] = conv_general_dilated

@@ -1,6 +1,6 @@
 """What the server sees of a client: `observe`, the threat models that limit it, and updates captured in files."""
 
-from jaxinvert.observation import threat_models
+from jaxinvert.observation import captures, threat_models
 from jaxinvert.observation.observe import (
     FEDSGD,
     check_batch,
@@ -14,6 +14,7 @@ from jaxinvert.observation.threat_models import ThreatModel
 __all__ = [
     "FEDSGD",
     "ThreatModel",
+    "captures",
     "check_batch",
     "check_update",
     "observe",

@@ -8,7 +8,6 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxinvert.clients import AnyClientUpdateFn
-from jaxinvert.defenses import identity
 from jaxinvert.observation.threat_models import KNOWN_LABELS, ThreatModel
 from jaxinvert.trees import leaves_by_path
 from jaxinvert.types import (
@@ -35,7 +34,7 @@ def observe(
     batch: Batch,
     *,
     threat_model: ThreatModel = KNOWN_LABELS,
-    defense: Defense = identity,
+    defense: Defense | None = None,
     defense_parameters: Mapping[str, Scalar] | None = None,
     key: Key | None = None,
     local_training: LocalTraining = FEDSGD,
@@ -53,7 +52,7 @@ def observe(
       params: the model's parameters, as sent to the client.
       batch: the private examples; `inputs [B, ...]` in [0, 1], integer `labels [B]`.
       threat_model: which of the following the attacker is granted.
-      defense: what the client does to its update before it sends it.
+      defense: what the client does to its update before it sends it; by default nothing.
       defense_parameters: its strengths by name, none for one that has none, for attackers that know of it; without
         this a defense stays unknown.
       key: for a random defense.
@@ -72,9 +71,10 @@ def observe(
     """
     if num_classes is not None:
         check_batch(batch, input_shape=batch.inputs.shape[1:], num_classes=num_classes)
+    sent = client_update(params, batch, *(() if client_key is None else (client_key,)))
     everything = Observation(
         params=params,
-        update=defense(key, client_update(params, batch, *(() if client_key is None else (client_key,)))),
+        update=sent if defense is None else defense(key, sent),
         labels=batch.labels,
         num_examples=batch.inputs.shape[0],
         local_training=local_training,
@@ -94,7 +94,7 @@ def observe_targets(
     batches: Batch,
     *,
     threat_model: ThreatModel = KNOWN_LABELS,
-    defense: Defense = identity,
+    defense: Defense | None = None,
     defense_parameters: Mapping[str, Scalar] | None = None,
     key: Key | None = None,
     local_training: LocalTraining = FEDSGD,
@@ -153,10 +153,10 @@ def observe_targets(
     return jax.vmap(one)(batches, earlier_updates, keys, client_keys)._replace(**granted)
 
 
-def _known_of(defense: Defense, parameters: Mapping[str, Scalar] | None) -> dict[str, Scalar] | None:
+def _known_of(defense: Defense | None, parameters: Mapping[str, Scalar] | None) -> dict[str, Scalar] | None:
     """What there is to know of a defense: nothing of one whose parameters are not given."""
     if parameters is None:
-        return {} if defense is identity else None
+        return {} if defense is None else None
     return dict(parameters)
 
 

@@ -1,1 +1,5 @@
 """How many searches run side by side (`lanes`), and on which devices (`devices`)."""
+
+from jaxinvert.parallel import devices, lanes
+
+__all__ = ["devices", "lanes"]

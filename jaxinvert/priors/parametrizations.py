@@ -59,7 +59,7 @@ def stay(variables: ArrayTree) -> ArrayTree:
 
 def unconstrained(images: Parametrization) -> Parametrization:
     """The same without a box: only the final result is clipped to [0, 1], by `gradient_matching`."""
-    return images._replace(project=stay)
+    return images._replace(project=stay, free=True)
 
 
 def free_pixels(batch_shape: Shape) -> Parametrization:
@@ -209,7 +209,7 @@ def with_soft_labels(
     def penalty(variables: tuple[ArrayTree, Array]) -> Array:
         return images.penalty(variables[0])
 
-    return Parametrization(init, decode, stay if images.project is stay else project, penalty)
+    return Parametrization(init, decode, project, penalty, free=images.free)
 
 
 def latents(
@@ -238,7 +238,7 @@ def latents(
     def penalty(variables: Latents) -> Array:
         return prior_weight * mean_square(variables)
 
-    return Parametrization(init, decode, stay, penalty)
+    return Parametrization(init, decode, stay, penalty, free=True)
 
 
 class LatentsAndWeights(NamedTuple):
@@ -274,7 +274,7 @@ def generator_weights(
     def decode(variables: LatentsAndWeights) -> Array:
         return jax.vmap(one_image)(variables.weights, variables.latents)
 
-    return Parametrization(init, decode, stay, lambda variables: inner.penalty(variables.latents))
+    return Parametrization(init, decode, stay, lambda variables: inner.penalty(variables.latents), free=True)
 
 
 def mean_square(tree: ArrayTree) -> Array:

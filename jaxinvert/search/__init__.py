@@ -8,6 +8,7 @@ computation, from the same keys, as repeated calls of one compiled program, so t
 interrupted, resumed and spread over devices.
 """
 
+from jaxinvert.search import halving
 from jaxinvert.search.solving import best_of, over_targets, run, select_best, start_lane
 from jaxinvert.search.stepwise import Progress, Resumable, Stepwise
 from jaxinvert.search.targets import check_targets, num_targets, split_shared
@@ -18,6 +19,7 @@ __all__ = [
     "Stepwise",
     "best_of",
     "check_targets",
+    "halving",
     "num_targets",
     "over_targets",
     "run",

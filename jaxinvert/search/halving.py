@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxinvert.parallel.lanes import lanes_at_once, map_lanes
-from jaxinvert.search import select_best, start_lane
+from jaxinvert.search.solving import select_best, start_lane
 from jaxinvert.types import Array, Attack, AttackState, Key, Observation, Reconstruction, Scalar, SolveFn
 
 

@@ -1,7 +1,6 @@
 """How long a sweep will take and how much memory, measured on a few steps of each of its programs."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import NamedTuple
 
 from jaxinvert import jobs as jobs
@@ -56,7 +55,7 @@ def _measured(batches: list[Batch]) -> Estimate:
     seen = [jobs.prepare(one.config, setup).observations for one in lanes]
 
     def execute(steps: int) -> jobs.Execution:
-        configs = [replace(one.config, steps=min(steps, one.config.steps)) for one in lanes]
+        configs = [one.config.replace(steps=min(steps, one.config.search.steps)) for one in lanes]
         return jobs.execute_jobs(configs, setup.program, seen)[0]
 
     def per_evaluation(execution: jobs.Execution) -> float:
@@ -69,11 +68,11 @@ def _measured(batches: list[Batch]) -> Estimate:
     takes_steps = compiled.num_steps > 0
     if takes_steps and steps > 2:
         per_step = per_evaluation(execute(steps))
-    evaluations = sum(batch.jobs[0].config.steps + 1 if takes_steps else 1 for batch in batches)
+    evaluations = sum(batch.jobs[0].config.search.steps + 1 if takes_steps else 1 for batch in batches)
     num_traces = setup.program.num_traces
     return Estimate(
-        attack=config.attack,
-        model=config.model,
+        attack=config.attacker.attack,
+        model=config.model.name,
         num_jobs=sum(len(batch.jobs) for batch in batches),
         num_batches=len(batches),
         width=first.width,

@@ -13,7 +13,7 @@ every entry of a list::
         grid: {lr: [0.03, 0.1]}
       - attack: see-through-gradients
 
-Jobs that differ only in numbers (`job.compiled_form`) share one compiled program and are computed in batches. Which
+Jobs that differ only in numbers (`jobs.compiled_form`) share one compiled program and are computed in batches. Which
 job is in which batch, and how wide a batch is, follows from the file alone: not from what an earlier run has left to
 do, nor from who computes it. Therefore a resumed sweep yields the same records.
 """
@@ -22,7 +22,6 @@ import itertools
 import json
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,7 +134,7 @@ def make_plan(jobs: Iterator[Mapping[str, Any]] | Sequence[Mapping[str, Any]], *
         if number == MAX_JOBS:
             raise ValueError(f"more than {MAX_JOBS} jobs")
         try:
-            config = JobConfig(**typed(JobConfig, chosen))
+            config = JobConfig.of(**typed(JobConfig, chosen))
         except ValueError as error:
             raise ValueError(f"job {number} {reprlib.repr(dict(chosen))}: {error}") from error
         name = job_name(config, digests)
@@ -144,11 +143,13 @@ def make_plan(jobs: Iterator[Mapping[str, Any]] | Sequence[Mapping[str, Any]], *
         raise ValueError("there are no jobs")
     together: dict[str, dict[int, list[Job]]] = {}
     for one in unique.values():
-        together.setdefault(_identity(compiled_form(one.config)), {}).setdefault(one.config.steps, []).append(one)
+        together.setdefault(_identity(compiled_form(one.config)), {}).setdefault(one.config.search.steps, []).append(
+            one
+        )
     batches = []
     for by_steps in together.values():
         config = next(iter(by_steps.values()))[0].config
-        most = batch or max(1, _LANES_PER_BATCH // (config.targets * config.restarts))
+        most = batch or max(1, _LANES_PER_BATCH // (config.data.targets * config.search.restarts))
         longest = max(map(len, by_steps.values()))
         width = -(-longest // -(-longest // most))  # as even as can be
         for group in by_steps.values():
@@ -170,15 +171,15 @@ def _varied(configs: Sequence[JobConfig]) -> tuple[str, ...]:
 
 def _flat(config: JobConfig) -> dict[str, Any]:
     """All fields; hyper-parameters, whether given or default, as `settings.NAME`, a defense's as `defense.NAME`."""
-    plain = {field.name: getattr(config, field.name) for field in fields(config)}
+    plain = config.flat
     for name in ("settings", "tv", "lr", "defense_settings"):  # among the numbers
         del plain[name]
-    plain |= {f"settings.{name}": value for name, value in config.hyperparameters().items()}
-    return plain | {f"defense.{name}": value for name, value in config.defense_numbers().items()}
+    plain |= {f"settings.{name}": value for name, value in config.attacker.hyperparameters.items()}
+    return plain | {f"defense.{name}": value for name, value in config.defense.parameters.items()}
 
 
 def _identity(config: JobConfig) -> str:
-    return _canonical(asdict(config))
+    return _canonical(config.flat)
 
 
 def _canonical(content: Any) -> str:

@@ -17,7 +17,6 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -219,7 +218,7 @@ def _column(values: list[Any]) -> list[Any]:
 
 
 def _fields(config: JobConfig) -> dict[str, Any]:
-    return asdict(config) | {"settings": config.hyperparameters()}
+    return config.flat | {"settings": config.attacker.hyperparameters}
 
 
 def _read_checked(folder: Path, name: str) -> dict[str, Any]:

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from jaxinvert import models
+from jaxinvert.attacks import Problem
 from jaxinvert.attacks.initial_guess import KnownPictures, directions, inputs_behind, regressed, ridge_regression
 from jaxinvert.clients import fedsgd
 from jaxinvert.observation.observe import observe
 from jaxinvert.priors import parametrizations
 from jaxinvert.types import Batch
+from tests.conftest import model_of
 
 SHAPE = (2, 6, 6, 1)
 PARAMS = {
@@ -27,6 +29,11 @@ def apply(params, inputs):
 
 
 CLIENT = fedsgd(models.cross_entropy(apply))
+
+
+def problem_of(apply=apply, *, params=PARAMS, shape=SHAPE, num_classes=5, head="head"):
+    model = model_of(apply, lambda key: params, input_shape=shape[1:], num_classes=num_classes, head=head)
+    return Problem(fedsgd(model.loss), model, shape[0])
 
 
 def error(guess, observation):
@@ -114,7 +121,7 @@ def test_where_all_classes_cancel_the_mean_that_is_not_told_is_that_of_known_pic
 
 def test_finds_large_shapes_of_both_images_in_an_update_of_any_scale_and_none_in_noise():
     observation = observe(CLIENT, PARAMS, BATCH)
-    guess = regressed(apply, head="head", batch_shape=SHAPE, num_pictures=300)
+    guess = regressed(problem_of(), num_pictures=300)
     found = error(guess, observation)
     assert found < 0.015
     scaled = observation._replace(update=jax.tree.map(lambda leaf: 100 * leaf, observation.update))
@@ -126,7 +133,7 @@ def test_finds_large_shapes_of_both_images_in_an_update_of_any_scale_and_none_in
 
 def test_lanes_share_what_the_network_reads_of_known_pictures():
     """Under vmap the pictures pass the network as often as for one client."""
-    guess = regressed(apply, head="head", batch_shape=SHAPE, num_pictures=64)
+    guess = regressed(problem_of(), num_pictures=64)
     observation = observe(CLIENT, PARAMS, BATCH)
 
     def from_update(update):
@@ -148,7 +155,8 @@ def test_images_larger_than_the_shapes_that_it_finds_are_guessed_smooth():
     params = {"head": {"kernel": jnp.eye(4)}}
     batch = Batch(jnp.full(shape, 0.3), jnp.array([0]))
     observation = observe(fedsgd(models.cross_entropy(means)), params, batch)
-    found = regressed(means, head="head", batch_shape=shape, num_pictures=40)(observation)
+    problem = problem_of(means, params=params, shape=shape, num_classes=4)
+    found = regressed(problem, num_pictures=40)(observation)
     assert found.shape == shape
     assert 0.25 < float(found.mean()) < 0.45
     np.testing.assert_allclose(parametrizations.spectrum_of(found)[:, 32:], 0, atol=1e-3)
@@ -156,9 +164,9 @@ def test_images_larger_than_the_shapes_that_it_finds_are_guessed_smooth():
 
 def test_says_what_it_lacks():
     with pytest.raises(ValueError, match="num_pictures is 1, a regression needs at least 2"):
-        regressed(apply, head="head", batch_shape=SHAPE, num_pictures=1)
-    guess = regressed(apply, head="head", batch_shape=SHAPE, num_pictures=2)
+        regressed(problem_of(), num_pictures=1)
+    guess = regressed(problem_of(), num_pictures=2)
     with pytest.raises(ValueError, match="labels"):
         guess(observe(CLIENT, PARAMS, BATCH)._replace(labels=None))
     with pytest.raises(ValueError, match="no dense layer at 'body'"):
-        regressed(apply, head="body", batch_shape=SHAPE)(observe(CLIENT, PARAMS, BATCH))
+        regressed(problem_of(head="body"))(observe(CLIENT, PARAMS, BATCH))

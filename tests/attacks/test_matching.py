@@ -117,7 +117,8 @@ def test_decode_may_change_shapes():
     latents = Parametrization(
         init=lambda key: jax.random.normal(key, (3,)),
         decode=lambda latent: jnp.sum(latent).reshape(SHAPE),
-        project=lambda latent: latent,
+        project=parametrizations.stay,
+        free=True,
     )
     attack = gradient_matching(
         client_update, objective=objectives.squared_l2, optimizer=optax.sgd(0.1), parametrization=latents

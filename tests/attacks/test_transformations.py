@@ -33,9 +33,7 @@ def test_every_second_step_ends_in_medians():
 
 def test_filtered_images_are_smoother(victim):
     def last_iterate(median_every):
-        attack = inverting_gradients(
-            victim.client_update, batch_shape=SHAPE, tv=0.0, horizon=4, median_every=median_every
-        )
+        attack = inverting_gradients(victim.problem, tv=0.0, horizon=4, median_every=median_every)
         state = attack.init(jax.random.key(0), victim.observation)
         for count in range(2):
             state, _ = attack.step(jax.random.key(count), state, victim.observation)
@@ -48,6 +46,6 @@ def test_refusals(victim):
     with pytest.raises(ValueError, match="at least 1, got 0"):
         median_filter(every=0)
     with pytest.raises(ValueError, match="median_every filters images"):
-        inverting_gradients(victim.client_update, batch_shape=SHAPE, joint_labels=3, median_every=2)
+        inverting_gradients(victim.problem._replace(joint_labels=True), median_every=2)
     with pytest.raises(ValueError, match="median_filter needs the images"):
         median_filter(every=1).update(jnp.ones(SHAPE), median_filter(every=1).init(jnp.ones(SHAPE)))

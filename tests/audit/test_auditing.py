@@ -16,7 +16,7 @@ from jaxinvert.audit.scoring import Images
 from jaxinvert.cli import main
 from tests.report.test_report import Page
 
-CONFIG = jobs.JobConfig(model="mlp", attack="inverting-gradients", targets=8, restarts=1, steps=30, tv=1e-3)
+CONFIG = jobs.JobConfig.of(model="mlp", attack="inverting-gradients", targets=8, restarts=1, steps=30, tv=1e-3)
 
 
 @pytest.fixture(scope="module")

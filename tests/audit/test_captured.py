@@ -11,7 +11,7 @@ from jaxinvert import audit, files, jobs
 from jaxinvert.cli import main
 from tests.report.test_report import Page
 
-CONFIG = jobs.JobConfig(model="mlp", targets=3, restarts=1, steps=40, tv=1e-3)
+CONFIG = jobs.JobConfig.of(model="mlp", targets=3, restarts=1, steps=40, tv=1e-3)
 FLAGS = ["--model", "mlp", "--restarts", "1", "--steps", "40", "--tv", "1e-3", "--update-kind", "delta"]
 
 
@@ -39,7 +39,7 @@ def test_a_capture_is_seen_as_the_simulated_clients_are(task, capture):
     for name in ("params", "update", "labels"):
         jax.tree.map(np.testing.assert_array_equal, getattr(seen, name), getattr(task.observations, name))
     assert seen.num_examples == 1
-    stranger = jobs.JobConfig(model="mlp", targets=3, threat_model="B")
+    stranger = jobs.JobConfig.of(model="mlp", targets=3, threat_model="B")
     with pytest.raises(ValueError, match="withholds: num_examples"):
         audit.captured.observe_capture(stranger, capture, task.model)
 
@@ -91,6 +91,6 @@ def test_an_incomplete_capture_is_refused_in_one_line(flags, message, tmp_path, 
 
 
 def test_a_truth_of_another_size_is_refused(task, capture):
-    four = jobs.JobConfig(model="mlp", targets=4)
+    four = jobs.JobConfig.of(model="mlp", targets=4)
     with pytest.raises(ValueError, match="3 examples, expected 4 clients of 1"):
         audit.captured.true_batches(four, capture.truth, task.model)

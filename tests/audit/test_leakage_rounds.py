@@ -14,7 +14,7 @@ from jaxinvert.cli import main
 from jaxinvert.report import audit_page
 from tests.report.test_report import Page
 
-CONFIG = jobs.JobConfig(
+CONFIG = jobs.JobConfig.of(
     model="mlp-32",
     targets=2,
     restarts=1,

@@ -4,7 +4,7 @@ import pytest
 
 from jaxinvert import audit, jobs
 
-CONFIG = jobs.JobConfig(model="mlp", steps=3)
+CONFIG = jobs.JobConfig.of(model="mlp", steps=3)
 
 
 def test_every_defense_is_met_by_a_naive_and_an_adaptive_attacker():
@@ -27,7 +27,7 @@ def test_every_defense_is_met_by_a_naive_and_an_adaptive_attacker():
     ],
 )
 def test_where_nobody_adapts_the_setting_says_why(fields, defense, why):
-    config = jobs.JobConfig(model="mlp", **fields)
+    config = jobs.JobConfig.of(model="mlp", **fields)
     (setting,) = audit.settings_for(config, [defense])
     assert [*setting.attackers] == ["naive"]
     assert why in setting.note
@@ -49,11 +49,11 @@ def test_defenses_that_cannot_be_are_refused(defenses, message):
     with pytest.raises(ValueError, match=message):
         audit.settings_for(CONFIG, defenses)
     with pytest.raises(ValueError, match="takes its defenses from the list"):
-        audit.settings_for(jobs.JobConfig(defense="sign"), ["none"])
+        audit.settings_for(jobs.JobConfig.of(defense="sign"), ["none"])
 
 
 def test_an_epsilon_is_the_accountants_or_there_is_none():
-    private = jobs.JobConfig(defense="dp-sgd+top-k", defense_settings={"norm": 1, "multiplier": 1.1})
+    private = jobs.JobConfig.of(defense="dp-sgd+top-k", defense_settings={"norm": 1, "multiplier": 1.1})
     promised = audit.privacy(private, audit.Training(0.01, 1000, 1e-5))
     assert promised is not None
     assert promised.epsilon == pytest.approx(1.515, abs=2e-3)  # of the accountant's documentation
@@ -61,7 +61,7 @@ def test_an_epsilon_is_the_accountants_or_there_is_none():
     without = audit.privacy(private, None)
     assert without is not None
     assert without.epsilon is None
-    noise = audit.privacy(jobs.JobConfig(defense="gaussian"), audit.Training(0.01, 1000, 1e-5))
+    noise = audit.privacy(jobs.JobConfig.of(defense="gaussian"), audit.Training(0.01, 1000, 1e-5))
     assert noise is not None
     assert noise.epsilon is None
     assert "not differentially private" in noise.words

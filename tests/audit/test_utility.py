@@ -6,7 +6,7 @@ import pytest
 
 from jaxinvert import audit, jobs
 
-CONFIG = jobs.JobConfig(model="mlp-32", targets=2, num_examples=2)
+CONFIG = jobs.JobConfig.of(model="mlp-32", targets=2, num_examples=2)
 
 
 @pytest.fixture(scope="module")

@@ -72,7 +72,7 @@ def test_same_seed_same_result(finished, tmp_path):
 
 def test_truth_does_not_enter_the_attack(finished):
     """`execute` is handed the observations alone, and returns what the whole job returned."""
-    config = jobs.JobConfig(model="small-convnet", size=16, targets=2, restarts=2, steps=40, tv=1e-4)
+    config = jobs.JobConfig.of(model="small-convnet", size=16, targets=2, restarts=2, steps=40, tv=1e-4)
     task = jobs.prepare(config)
     model, observations = task.program, task.observations
     del task
@@ -145,11 +145,11 @@ def test_trained_parameters_bring_their_normalization(tmp_path):
     file = tmp_path / "net.safetensors"
     params = model.init(jax.random.key(77))
     models.save_checkpoint(file, params, {"model": "mlp", "num_classes": 10, "mean": model.mean, "std": model.std})
-    task = jobs.prepare(jobs.JobConfig(model="mlp", size=12, targets=1, checkpoint=file))
+    task = jobs.prepare(jobs.JobConfig.of(model="mlp", size=12, targets=1, checkpoint=file))
     assert task.model.mean == model.mean
     jax.tree.map(np.testing.assert_array_equal, task.observations.params, params)
     with pytest.raises(ValueError, match=r"normalized is False, but .* was trained on normalized images"):
-        jobs.prepare(jobs.JobConfig(model="mlp", size=12, targets=1, checkpoint=file, normalized=False))
+        jobs.prepare(jobs.JobConfig.of(model="mlp", size=12, targets=1, checkpoint=file, normalized=False))
     fresh, trained = run_mlp(tmp_path / "fresh"), run_mlp(tmp_path / "trained", "--checkpoint", str(file))
     assert fresh["targets"] != trained["targets"]
 
@@ -168,7 +168,7 @@ def test_what_an_attack_found_beside_images_is_in_the_summary(tmp_path):
 
 def test_local_optimizer_and_secret_order_change_what_the_client_sends():
     def update(**settings):
-        config = jobs.JobConfig(
+        config = jobs.JobConfig.of(
             model="mlp", size=12, targets=1, num_examples=2, client="fedavg", local_batch_size=1, local_epochs=3,
             **settings,
         )  # fmt: skip
@@ -284,7 +284,7 @@ def test_bad_input_is_one_clear_error_and_writes_nothing(arguments, message, tmp
 
 
 def test_a_closed_form_without_labels_is_not_handed_any():
-    task = jobs.prepare(jobs.JobConfig(attack="dense-layer", model="mlp", size=16, targets=2))
+    task = jobs.prepare(jobs.JobConfig.of(attack="dense-layer", model="mlp", size=16, targets=2))
     assert task.observations.labels is None
 
 

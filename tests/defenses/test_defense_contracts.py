@@ -63,7 +63,7 @@ def client_of(name, victim):
     recipe = registry.REGISTRY[name]
     model, num_examples = recipe.extend(EXTENSIBLE) if recipe.changes_model else victim.model, recipe.least_examples
     batch = Batch(jax.random.uniform(jax.random.key(2), (num_examples, 6, 6, 1)), jnp.arange(num_examples))
-    plain = clients.fedsgd(models.training_loss(model))
+    plain = clients.fedsgd(model.loss)
     return Client(registry.Setting(model, num_examples), model.init(jax.random.key(0)), batch, plain)
 
 

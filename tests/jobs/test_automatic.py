@@ -11,7 +11,7 @@ from jaxinvert import jobs
 from jaxinvert.audit.auditing import blind_attack
 from jaxinvert.jobs import automatic
 
-PERCEPTRON = jobs.JobConfig(attack="auto", model="mlp-32", size=12, targets=2, restarts=1, steps=20)
+PERCEPTRON = jobs.JobConfig.of(attack="auto", model="mlp-32", size=12, targets=2, restarts=1, steps=20)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_what_only_the_search_uses_is_no_hindrance_to_a_closed_form():
 def test_a_closed_form_compiles_once_for_attack_and_controls(perceptron):
     program = perceptron.program.by_closed_form("dense-layer")
     assert perceptron.program.by_closed_form("dense-layer") is program
-    assert program.config.attack == "dense-layer"
+    assert program.config.attacker.attack == "dense-layer"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_lanes_are_counted_for_the_search(perceptron):
     measured = []
 
     def program_for(config):
-        measured.append(config.attack)
+        measured.append(config.attacker.attack)
         return jobs.Program(config, perceptron.model)
 
     costs = jobs.chunk_costs(replace(PERCEPTRON, steps=1), program_for, perceptron.observations)

@@ -10,7 +10,7 @@ import pytest
 
 from jaxinvert import cli, jobs, sweeps
 
-SMALL = jobs.JobConfig(model="mlp", size=12, targets=2, restarts=1, steps=3)
+SMALL = jobs.JobConfig.of(model="mlp", size=12, targets=2, restarts=1, steps=3)
 TOP_K = replace(SMALL, defense="top-k", defense_settings={"keep": 0.1})
 
 
@@ -82,7 +82,7 @@ def test_a_bottleneck_is_a_part_of_the_network_that_is_attacked():
     same = jax.tree.map(np.array_equal, task.observations.params["params"], undefended.observations.params["params"])
     assert jax.tree.all(same)
     for adaptive in (False, True):
-        asked = replace(config, adaptive=adaptive)
+        asked = config.replace(adaptive=adaptive)
         execution = jobs.execute(asked, jobs.Program(asked, task.model), task.observations)
         assert np.all(np.isfinite(execution.reconstructions.attack_loss))
 

@@ -10,7 +10,7 @@ from jaxinvert.priors import generators
 
 SIDE = 16
 SIZES = {"num_latents": 4, "width": 8}
-GIAS = jobs.JobConfig(attack="gias-latents", model="mlp-8", size=SIDE, targets=1, restarts=1, steps=2)
+GIAS = jobs.JobConfig.of(attack="gias-latents", model="mlp-8", size=SIDE, targets=1, restarts=1, steps=2)
 
 
 def write_generator(file, seed=0):

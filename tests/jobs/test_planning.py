@@ -4,7 +4,7 @@ import pytest
 
 from jaxinvert import cli, jobs
 
-CONFIG = jobs.JobConfig(model="mlp", size=12, targets=2, restarts=2, steps=30)
+CONFIG = jobs.JobConfig.of(model="mlp", size=12, targets=2, restarts=2, steps=30)
 
 
 @pytest.fixture(scope="module")

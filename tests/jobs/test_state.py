@@ -7,7 +7,7 @@ import pytest
 
 from jaxinvert import cli, files, jobs
 
-CONFIG = jobs.JobConfig(model="mlp", size=12, targets=2, restarts=2, steps=30)
+CONFIG = jobs.JobConfig.of(model="mlp", size=12, targets=2, restarts=2, steps=30)
 
 
 class Killed(BaseException):
@@ -65,7 +65,7 @@ def test_a_search_left_at_its_end_takes_no_step_more(task, whole, tmp_path, monk
     assert again.history["step"][-2:].tolist() == [30, 30]
     np.testing.assert_array_equal(again.reconstructions.inputs, finished.reconstructions.inputs)
     np.testing.assert_array_equal(again.history["best_loss"][-1], whole.history["best_loss"][-1])
-    shorter = jobs.JobConfig(**{**vars(CONFIG), "steps": 7})
+    shorter = jobs.JobConfig.of(**{**vars(CONFIG), "steps": 7})
     kept = next(iter(tmp_path.iterdir()))
     kept.rename(tmp_path / jobs.execution._state_name(shorter))
     with pytest.raises(ValueError, match="has done 30 steps, more than num_steps 7"):
@@ -82,7 +82,7 @@ def test_a_killed_search_goes_on_from_what_it_kept_last(task, whole, tmp_path, m
 
 def test_another_job_does_not_go_on_from_it(task, tmp_path):
     left(task, tmp_path, KeyboardInterrupt)
-    other = jobs.JobConfig(**{**vars(CONFIG), "tv": 0.5})
+    other = jobs.JobConfig.of(**{**vars(CONFIG), "tv": 0.5})
     found = jobs.execute(other, task.program, task.observations, state_folder=tmp_path)
     assert found.history["step"][0] == jobs.execute(other, task.program, task.observations).history["step"][0]
     assert len(list(tmp_path.iterdir())) == 1  # the first one's is still there

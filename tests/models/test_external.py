@@ -137,11 +137,11 @@ def test_options_reach_the_function():
 
 def test_losses():
     params, batch = {"w": jnp.ones((12, 4))}, Batch(INPUTS, jnp.array([0, 3]))
-    own = models.training_loss(make("pair_and_loss", input_shape=SHAPE))
+    own = make("pair_and_loss", input_shape=SHAPE).loss
     assert float(own(params, batch)) == pytest.approx(48 * 0.5)
-    usual = models.training_loss(make("pair", input_shape=SHAPE))
+    usual = make("pair", input_shape=SHAPE).loss
     assert float(usual(params, batch)) == pytest.approx(np.log(4))  # equal logits
-    assert float(models.training_loss(make("module_and_loss", input_shape=SHAPE))(params, batch)) == 7
+    assert float(make("module_and_loss", input_shape=SHAPE).loss(params, batch)) == 7
 
 
 def test_clients_minimize_the_loss_that_was_brought():
@@ -207,7 +207,7 @@ def test_the_source_is_part_of_a_job_s_name(folder):
     assert models.source_of("my_package.nets:pair") == folder / "my_package" / "nets.py"
     with pytest.raises(ValueError, match="unknown module"):
         models.source_of("my_absent:f")
-    config = jobs.JobConfig(model="my_package.nets:pair")
+    config = jobs.JobConfig.of(model="my_package.nets:pair")
     before = jobs.job_name(config)
     with open(folder / "my_package" / "nets.py", "a") as file:
         file.write("# changed\n")
@@ -216,15 +216,15 @@ def test_the_source_is_part_of_a_job_s_name(folder):
 
 def test_the_mode_of_batch_norm_is_what_the_job_says():
     with pytest.raises(ValueError, match="BatchNorm layer 'BatchNorm_0' is in train mode"):
-        jobs.set_up(jobs.JobConfig(model="my_networks:normalized"))
-    jobs.set_up(jobs.JobConfig(model="my_networks:moded"))
+        jobs.set_up(jobs.JobConfig.of(model="my_networks:normalized"))
+    jobs.set_up(jobs.JobConfig.of(model="my_networks:moded"))
     with pytest.raises(ValueError, match="unknown option of model 'my_networks:normalized': 'batch_norm'"):
-        jobs.set_up(jobs.JobConfig(model="my_networks:normalized", batch_norm="train"))
-    jobs.set_up(jobs.JobConfig(model="my_networks:moded", batch_norm="train"))
+        jobs.set_up(jobs.JobConfig.of(model="my_networks:normalized", batch_norm="train"))
+    jobs.set_up(jobs.JobConfig.of(model="my_networks:moded", batch_norm="train"))
 
 
 def test_jobs_take_such_a_name(capsys):
-    task = jobs.prepare(jobs.JobConfig(model="my_networks:sized", targets=1, size=11))
+    task = jobs.prepare(jobs.JobConfig.of(model="my_networks:sized", targets=1, size=11))
     assert task.model.name == "my_networks:sized"
     assert task.observations.update["params"]["Dense_0"]["kernel"].shape == (1, 11 * 11 * 3, 10)
     assert cli.main(["invert", "--model", "my_networks:none", "--size", "11"]) == 2

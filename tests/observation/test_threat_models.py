@@ -84,14 +84,14 @@ def test_every_target_gets_its_own_draw_of_a_defense(victim):
 
 
 def test_a_report_says_nothing_of_what_there_was_not():
-    one_round, two_rounds = (jobs.config.assumptions(jobs.JobConfig(rounds=rounds)) for rounds in (1, 2))
+    one_round, two_rounds = (jobs.config.assumptions(jobs.JobConfig.of(rounds=rounds)) for rounds in (1, 2))
     for sentences in (one_round["known"], one_round["unknown"]):
         assert not any("defense" in sentence or "earlier" in sentence for sentence in sentences)
     assert sum("earlier" in sentence for sentence in two_rounds["known"]) == 2
 
 
 def test_every_round_of_a_job_is_that_of_the_model_which_the_mean_update_led_to():
-    config = jobs.JobConfig(model="mlp", size=12, targets=2, rounds=3, server_lr=0.5)
+    config = jobs.JobConfig.of(model="mlp", size=12, targets=2, rounds=3, server_lr=0.5)
     task = jobs.prepare(config)
     seen = task.observations
     sent = jax.tree.map(lambda earlier, last: jnp.stack([*earlier, last]), seen.earlier_params, seen.params)
@@ -108,17 +108,17 @@ def test_every_round_of_a_job_is_that_of_the_model_which_the_mean_update_led_to(
             moved = jax.tree.map(lambda p, u: p - 0.5 * u.mean(axis=0), params, found)
             following = jax.tree.map(lambda leaf, number=number: leaf[number + 1], sent)
             jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-5, atol=1e-7), following, moved)
-    assert jobs.prepare(jobs.JobConfig(model="mlp", size=12, targets=2)).observations.earlier_updates is None
-    eavesdropper = jobs.JobConfig(model="mlp", size=12, targets=2, rounds=2, threat_model="B").granted
+    assert jobs.prepare(jobs.JobConfig.of(model="mlp", size=12, targets=2)).observations.earlier_updates is None
+    eavesdropper = jobs.JobConfig.of(model="mlp", size=12, targets=2, rounds=2, threat_model="B").granted
     assert eavesdropper.earlier_params
     with pytest.raises(ValueError, match="rounds is 2, but attack 'dense-layer' looks at one; auto, dlg, "):
-        jobs.JobConfig(attack="dense-layer", model="mlp", rounds=2)
+        jobs.JobConfig.of(attack="dense-layer", model="mlp", rounds=2)
     with pytest.raises(ValueError, match=r"server_lr is 0\.5, which only several rounds use"):
-        jobs.JobConfig(server_lr=0.5)
+        jobs.JobConfig.of(server_lr=0.5)
 
 
 def test_attacks_run_after_the_truth_is_gone():
-    config = jobs.JobConfig(attack="dense-layer", model="mlp", size=12, targets=2)
+    config = jobs.JobConfig.of(attack="dense-layer", model="mlp", size=12, targets=2)
     task = jobs.prepare(config)
     before = jobs.execute(config, task.program, task.observations)
     for leaf in jax.tree.leaves(task.truth):
@@ -130,7 +130,7 @@ def test_attacks_run_after_the_truth_is_gone():
 @pytest.mark.parametrize("attack", ["inverting-gradients", "dense-layer"])
 def test_noise_in_place_of_the_truth_changes_no_reconstruction(attack):
     """The evaluator's truth enters the scores, and nothing that is reconstructed or selected."""
-    config = jobs.JobConfig(attack=attack, model="mlp", size=12, targets=2, restarts=2, steps=3)
+    config = jobs.JobConfig.of(attack=attack, model="mlp", size=12, targets=2, restarts=2, steps=3)
     task = jobs.prepare(config)
     noise = jax.random.uniform(jax.random.key(9), task.truth.inputs.shape)
     poisoned = task._replace(truth=task.truth._replace(inputs=noise))
@@ -184,7 +184,7 @@ def normalizing_network():
 def test_aggregated_clients_send_the_mean_of_their_statistics():
     model, params = normalizing_network()
     batch = Batch(jax.random.uniform(jax.random.key(1), (4, 4, 4, 2)), jnp.zeros(4, jnp.int32))
-    config = jobs.JobConfig(batch_norm="train", threat_model="E", num_examples=2, aggregate=2)
+    config = jobs.JobConfig.of(batch_norm="train", threat_model="E", num_examples=2, aggregate=2)
     sent = sent_statistics(config, model)(params, batch)
     means = batch.inputs.reshape(2, 2, 4, 4, 2).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(sent["norm"]["mean"], 0.1 * means.mean(axis=0), rtol=1e-5)
@@ -195,10 +195,10 @@ def test_a_job_in_train_mode_sends_the_statistics_of_its_own_batch():
 
     model, params = normalizing_network()
     batches = Batch(jax.random.uniform(jax.random.key(1), (2, 5, 4, 4, 2)), jnp.zeros((2, 5), jnp.int32))
-    config = jobs.JobConfig(batch_norm="train", threat_model="E", num_examples=5)
+    config = jobs.JobConfig.of(batch_norm="train", threat_model="E", num_examples=5)
     assert config.granted.batch_stats
-    assert not jobs.JobConfig(threat_model="E").granted.batch_stats
-    assert not jobs.JobConfig(batch_norm="train", threat_model="D").granted.batch_stats
+    assert not jobs.JobConfig.of(threat_model="E").granted.batch_stats
+    assert not jobs.JobConfig.of(batch_norm="train", threat_model="D").granted.batch_stats
     seen = observe_targets(
         clients.fedsgd(models.cross_entropy(model.apply)),
         params,

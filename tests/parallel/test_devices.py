@@ -142,7 +142,7 @@ def test_the_command_line_spreads_a_network_with_convolutions(tmp_path):
     run_together([["jaxinvert", "invert", *flags, "--devices", "2", "--out", str(tmp_path)]], num_devices=2)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["num_devices"], summary["chunk_size"]) == (2, 1)
-    config = jobs.JobConfig(model="lenet", size=12, targets=2)
+    config = jobs.JobConfig.of(model="lenet", size=12, targets=2)
     program, observations, truth, _ = jobs.prepare(config)
     client = jax.jit(client_update(config, program.model))
     images = files.load_arrays(tmp_path / "reconstructions.npz")["reconstruction"]
@@ -153,7 +153,7 @@ def test_the_command_line_spreads_a_network_with_convolutions(tmp_path):
 
 
 def test_more_devices_than_there_are_is_one_clear_error():
-    config = jobs.JobConfig(model="mlp", size=12, targets=1, steps=1, devices=4096)
+    config = jobs.JobConfig.of(model="mlp", size=12, targets=1, steps=1, devices=4096)
     task = jobs.prepare(config)
     with pytest.raises(ValueError, match=r"^devices is 4096, but there (is 1|are \d+)\b") as error:
         jobs.execute(config, task.program, task.observations)
@@ -161,7 +161,7 @@ def test_more_devices_than_there_are_is_one_clear_error():
     if jax.default_backend() == "cpu":
         assert "XLA_FLAGS=--xla_force_host_platform_device_count=4096 makes more" in str(error.value)
     with pytest.raises(ValueError, match="devices is 0, expected at least 1"):
-        jobs.JobConfig(devices=0)
+        jobs.JobConfig.of(devices=0)
 
 
 def test_no_device_is_refused():

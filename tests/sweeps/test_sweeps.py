@@ -74,18 +74,18 @@ def test_jobs_that_differ_in_numbers_share_a_program():
     assert sorted(jobs.name for batch in planned.batches for job in batch.jobs) == sorted(
         jobs.name for job in planned.jobs
     )
-    assert all(len({jobs.config.steps for job in batch.jobs}) == 1 for batch in planned.batches)
+    assert all(len({jobs.config.search.steps for job in batch.jobs}) == 1 for batch in planned.batches)
 
 
 def test_a_job_is_named_by_all_that_determines_it(tmp_path):
     config = jobs.JobConfig()
-    same = dataclasses.replace(config, tv=config.hyperparameters()["tv"])
+    same = dataclasses.config.replace(tv=config.attacker.hyperparameters["tv"])
     assert jobs.job_name(config) == jobs.job_name(same)
-    others = [dataclasses.replace(config, seed=1), dataclasses.replace(config, tv=0.5)]
+    others = [dataclasses.config.replace(seed=1), dataclasses.config.replace(tv=0.5)]
     data = tmp_path / "data.npz"
     for content in (b"one", b"two"):
         data.write_bytes(content)
-        others.append(dataclasses.replace(config, data=str(data)))
+        others.append(dataclasses.config.replace(data=str(data)))
         others.append(jobs.job_name(others.pop()))
     names = [item if isinstance(item, str) else jobs.job_name(item) for item in [config, *others]]
     assert len(set(names)) == len(names)

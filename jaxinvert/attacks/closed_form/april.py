@@ -26,22 +26,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxinvert.attacks.closed_form.certificate import Verdict, certify, first_problem
+from jaxinvert.attacks.closed_form.certificate import Status, certify, first_doubt
 from jaxinvert.attacks.closed_form.precision import in_float64
+from jaxinvert.attacks.problem import Problem, declare, require_single_example
 from jaxinvert.models.vit import from_patches
 from jaxinvert.observation.observe import require
-from jaxinvert.priors.parametrizations import per_channel
 from jaxinvert.trees import leaves_by_path
 from jaxinvert.types import (
     Array,
     Batch,
-    ClientUpdateFn,
     Key,
     Observation,
     Params,
-    PerChannel,
     Reconstruction,
-    Shape,
     SolveFn,
     Update,
 )
@@ -76,28 +73,21 @@ _Equation = Callable[[_Leaves, _Leaves, Layout, Array], Array]
 """`(parameters, gradients, layout, inverse [d, n]) -> patches [n, patch * patch * C]`, the inverse that of `G`."""
 
 
-def april(
-    client_update: ClientUpdateFn,
-    *,
-    batch_shape: Shape,
-    layout: Layout = VIT,
-    mean: PerChannel = 0.0,
-    std: PerChannel = 1.0,
-) -> SolveFn:
-    """Returns the published attack, for tokens that enter self-attention as they are and without a skip around it.
+@declare(reports=("certified", "status", "rank"))
+def april(problem: Problem, *, layout: Layout = VIT) -> SolveFn:
+    """Closed form through the first attention (Lu et al. 2022): vit-plain, exact for one example.
+
+    For tokens that enter self-attention as they are and without a skip around it.
 
     Args:
-      client_update: the attacker's simulation of the client, for the certificate.
-      batch_shape: `(1, H, W, C)`.
+      problem: one example; its `client_update` is simulated for the certificate.
       layout: of the parameters.
-      mean: scalar or `[C]`, the normalization that the model applies first.
-      std: scalar or `[C]`.
 
     A skip around the first attention does not show in the parameters: there the result is wrong, and not certified.
     The label is that of the head's bias with the negative gradient.
 
     The reconstruction's `attack_loss` is the relative error of the re-simulated update (`inf` without any). Its
-    `info` has `certified`, `verdict` (`certificate.Verdict`), the `rank` of `G`, and its `conditioning`: the least of
+    `info` has `certified`, `status` (`certificate.Status`), the `rank` of `G`, and its `conditioning`: the least of
     its `n` singular values over the largest, by the inverse of which rounding of the update grows.
 
     Raises:
@@ -105,45 +95,20 @@ def april(
         its patches do not make up such images, or it has fewer columns than an image has patches or a patch has
         numbers.
     """
-    return _from_positions(
-        client_update,
-        _patches_by_attention,
-        check_attention,
-        batch_shape=batch_shape,
-        layout=layout,
-        mean=mean,
-        std=std,
-        name="april",
-    )
+    return _from_positions(problem, _patches_by_attention, check_attention, layout=layout, name="april")
 
 
-def patch_embedding(
-    client_update: ClientUpdateFn,
-    *,
-    batch_shape: Shape,
-    layout: Layout = VIT,
-    mean: PerChannel = 0.0,
-    std: PerChannel = 1.0,
-) -> SolveFn:
-    """Returns the attack that reads the layer of patches instead of the attention: norms and skips do not matter.
+@declare(reports=("certified", "status", "rank"))
+def patch_embedding(problem: Problem, *, layout: Layout = VIT) -> SolveFn:
+    """Closed form of any vit with position embeddings, from its layer of patches; exact for one example.
+
+    It reads the layer of patches instead of the attention: norms and skips do not matter.
 
     Args:
-      client_update: as in `april`, and so is all else, result and errors; the layout's `attention` is not read.
-      batch_shape: `(1, H, W, C)`.
-      layout: of the parameters.
-      mean: scalar or `[C]`.
-      std: scalar or `[C]`.
+      problem: see `april`, also for results and errors.
+      layout: of the parameters; `attention` is not read.
     """
-    return _from_positions(
-        client_update,
-        _patches_by_embedding,
-        check_positions,
-        batch_shape=batch_shape,
-        layout=layout,
-        mean=mean,
-        std=std,
-        name="patch_embedding",
-    )
+    return _from_positions(problem, _patches_by_embedding, check_positions, layout=layout, name="patch_embedding")
 
 
 def _patches_by_attention(weights: _Leaves, gradients: _Leaves, layout: Layout, inverse: Array) -> Array:
@@ -160,26 +125,16 @@ def _patches_by_embedding(weights: _Leaves, gradients: _Leaves, layout: Layout, 
 
 
 def _from_positions(
-    client_update: ClientUpdateFn,
-    equation: _Equation,
-    check: Callable[..., None],
-    *,
-    batch_shape: Shape,
-    layout: Layout,
-    mean: PerChannel,
-    std: PerChannel,
-    name: str,
+    problem: Problem, equation: _Equation, check: Callable[..., None], *, layout: Layout, name: str
 ) -> SolveFn:
     """What both attacks share: the inverse of the positions' gradient, the image, its label and a certificate."""
-    batch_size, *image_shape = batch_shape
-    if batch_size != 1:
-        raise ValueError(f"{name} inverts one example, but batch_shape is {tuple(batch_shape)}")
-    mean_image, std_image = per_channel("mean", mean, batch_shape), per_channel("std", std, batch_shape)
+    require_single_example(problem, attack=name)
+    image_shape, mean_image, std_image = problem.image_shape, problem.mean_image, problem.std_image
 
     def solve(key: Key, observation: Observation) -> Reconstruction:
         del key
         params = require(observation, "params", attack=name)
-        check(observation.update, tuple(image_shape), attack=name, layout=layout)
+        check(observation.update, image_shape, attack=name, layout=layout)
         resolution = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(observation.update))
 
         def exact(params: Params, update: Update) -> Reconstruction:
@@ -195,16 +150,16 @@ def _from_positions(
             image = from_patches(patches[None], image_shape) * std_image + mean_image
             inputs = jnp.clip(jnp.where(jnp.isfinite(image), image, 0.0), 0.0, 1.0)
             labels = lax.argmin(gradients[f"{layout.head}/bias"].astype(jnp.float32), 0, jnp.int32)[None]
-            problem = first_problem(
+            doubt = first_doubt(
                 {
-                    Verdict.NOT_FINITE: ~finite,
-                    Verdict.ZERO: rank == 0,
-                    Verdict.UNDETERMINED: rank < len(sizes),
+                    Status.NOT_FINITE: ~finite,
+                    Status.ZERO: rank == 0,
+                    Status.UNDETERMINED: rank < len(sizes),
                 }
             )
             tolerance = max(1e3 * resolution, 1e-8)
             certificate = certify(
-                client_update, params, update, Batch(inputs, labels), tolerance=tolerance, problem=problem
+                problem.client_update, params, update, Batch(inputs, labels), tolerance=tolerance, doubt=doubt
             )
             return Reconstruction(
                 inputs,
@@ -212,7 +167,7 @@ def _from_positions(
                 certificate.relative_error,
                 info={
                     "certified": certificate.certified,
-                    "verdict": certificate.verdict,
+                    "status": certificate.status,
                     "rank": rank,
                     "conditioning": sizes[-1] / jnp.where(sizes[0] > 0, sizes[0], 1.0),
                 },

@@ -17,7 +17,7 @@ from jaxinvert.trees import leaves_by_path, tree_norm
 from jaxinvert.types import Array, Batch, ClientUpdateFn, LossFn, Params, Update
 
 
-class Verdict(enum.IntEnum):
+class Status(enum.IntEnum):
     """What is known of a reconstruction; all but the first leave it uncertified."""
 
     CERTIFIED = 0
@@ -33,21 +33,21 @@ class Verdict(enum.IntEnum):
 
 
 WORDS = {
-    Verdict.CERTIFIED: "certified: the re-simulated update equals the observed one",
-    Verdict.NOT_FINITE: "not certified: the update holds values that are not finite",
-    Verdict.ZERO: "not certified: the layer's update is zero",
-    Verdict.LOW_RANK: "not certified: the layer's update has a lower rank than the batch has examples",
-    Verdict.HIGH_RANK: "not certified: the layer's update has a higher rank than the batch has examples",
-    Verdict.INCOMPLETE: "not certified: not every example was told apart",
-    Verdict.DIFFERENT: "not certified: the re-simulated update differs from the observed one",
-    Verdict.UNDETERMINED: "not certified: the update's equations have a lower rank than there are unknowns",
-    Verdict.SPAN_FULL: "not certified: everything lies in the span of the layer's update, which tells nothing apart",
-    Verdict.AMBIGUOUS: "not certified: more candidates lie in the span of the layer's update than it has dimensions",
+    Status.CERTIFIED: "certified: the re-simulated update equals the observed one",
+    Status.NOT_FINITE: "not certified: the update holds values that are not finite",
+    Status.ZERO: "not certified: the layer's update is zero",
+    Status.LOW_RANK: "not certified: the layer's update has a lower rank than the batch has examples",
+    Status.HIGH_RANK: "not certified: the layer's update has a higher rank than the batch has examples",
+    Status.INCOMPLETE: "not certified: not every example was told apart",
+    Status.DIFFERENT: "not certified: the re-simulated update differs from the observed one",
+    Status.UNDETERMINED: "not certified: the update's equations have a lower rank than there are unknowns",
+    Status.SPAN_FULL: "not certified: everything lies in the span of the layer's update, which tells nothing apart",
+    Status.AMBIGUOUS: "not certified: more candidates lie in the span of the layer's update than it has dimensions",
 }
-"""Verdicts for people."""
+"""Statuses for people."""
 
 
-_DOUBTS = (Verdict.INCOMPLETE, Verdict.AMBIGUOUS)
+_REMOVABLE = (Status.INCOMPLETE, Status.AMBIGUOUS)
 """What an equal update removes."""
 
 
@@ -56,13 +56,13 @@ class Certificate(NamedTuple):
 
     Attributes:
       certified: `[]` bool.
-      verdict: `[]` int32, a `Verdict`.
+      status: `[]` int32, a `Status`.
       relative_error: `[]` distance of simulated and observed update over the length of the observed one; infinite
         where there is none.
     """
 
     certified: Array
-    verdict: Array
+    status: Array
     relative_error: Array
 
 
@@ -97,16 +97,16 @@ def labels_by_layer(
     return lax.map(label, (inputs, output_gradients))
 
 
-def first_problem(problems: Mapping[Verdict, Array]) -> Array:
-    """The first verdict whose condition `[]` holds, `CERTIFIED` if none does: `[]` int32."""
-    verdict = jnp.int32(Verdict.CERTIFIED)
-    for problem, holds in reversed(list(problems.items())):
-        verdict = jnp.where(holds, jnp.int32(problem), verdict)
-    return verdict
+def first_doubt(doubts: Mapping[Status, Array]) -> Array:
+    """The first status whose condition `[]` holds, `CERTIFIED` if none does: `[]` int32."""
+    status = jnp.int32(Status.CERTIFIED)
+    for doubt, holds in reversed(list(doubts.items())):
+        status = jnp.where(holds, jnp.int32(doubt), status)
+    return status
 
 
 def certify(
-    client_update: ClientUpdateFn, params: Params, update: Update, batch: Batch, *, tolerance: float, problem: Array
+    client_update: ClientUpdateFn, params: Params, update: Update, batch: Batch, *, tolerance: float, doubt: Array
 ) -> Certificate:
     """Simulates the client on a reconstruction.
 
@@ -116,15 +116,15 @@ def certify(
       update: what came back.
       batch: the reconstruction.
       tolerance: relative error up to which two updates are equal.
-      problem: `[]` int32, the `Verdict` on what is known without a simulation. An equal update overrules
-        `INCOMPLETE` and `AMBIGUOUS`, the others stand.
+      doubt: `[]` int32, the `Status` that is known without a simulation. An equal update overrules `INCOMPLETE` and
+        `AMBIGUOUS`, the others stand.
     """
     simulated = client_update(params, batch)
     length = tree_norm(update)
     error = tree_norm(jax.tree.map(jnp.subtract, simulated, update)) / jnp.where(length > 0, length, 1.0)
     error = jnp.where(jnp.isfinite(error) & (length > 0), error, jnp.inf)
-    simulation = jnp.where(error <= tolerance, jnp.int32(Verdict.CERTIFIED), jnp.int32(Verdict.DIFFERENT))
-    doubt = jnp.any(problem == jnp.array(_DOUBTS))
-    stands = (problem != Verdict.CERTIFIED) & (~doubt | (error > tolerance))
-    verdict = jnp.where(stands, problem, simulation).astype(jnp.int32)
-    return Certificate(verdict == Verdict.CERTIFIED, verdict, error)
+    simulation = jnp.where(error <= tolerance, jnp.int32(Status.CERTIFIED), jnp.int32(Status.DIFFERENT))
+    removable = jnp.any(doubt == jnp.array(_REMOVABLE))
+    stands = (doubt != Status.CERTIFIED) & (~removable | (error > tolerance))
+    status = jnp.where(stands, doubt, simulation).astype(jnp.int32)
+    return Certificate(status == Status.CERTIFIED, status, error)

@@ -23,26 +23,20 @@ from jaxinvert.attacks.closed_form.dense import unexplained_share
 from jaxinvert.attacks.closed_form.first_layer import read_first_layer
 from jaxinvert.attacks.closed_form.independent_components import independent_components, spatial_differences
 from jaxinvert.attacks.closed_form.sparse_directions import OVERSAMPLING, factorize
+from jaxinvert.attacks.problem import Problem, declare
 from jaxinvert.observation.observe import check_update, require
-from jaxinvert.priors.parametrizations import per_channel
-from jaxinvert.types import Array, Key, Observation, PerChannel, Reconstruction, Shape, SolveFn
+from jaxinvert.types import Array, Key, Observation, Reconstruction, SolveFn
 
 
-def cocktail_party(
-    *,
-    batch_shape: Shape,
-    layer: str | None = None,
-    mean: PerChannel = 0.0,
-    std: PerChannel = 1.0,
-    num_steps: int = 200,
-) -> SolveFn:
-    """Returns the attack on a biased dense layer that reads the (normalized, flattened) inputs.
+@declare(simulates=False, reports=("valid",))
+def cocktail_party(problem: Problem, *, layer: str | None = None, num_steps: int = 200) -> SolveFn:
+    """Independent components of a wide dense layer's gradient (Kariyappa et al. 2023); large batches.
+
+    The layer has a bias and reads the (normalized, flattened) inputs.
 
     Args:
-      batch_shape: `(B, H, W, C)`; at most as many images as the layer has units.
+      problem: at most as many images as the layer has units.
       layer: path of the layer; by default the only one that reads images of this shape.
-      mean: scalar or `[C]`, the normalization that the model applies before the layer.
-      std: scalar or `[C]`.
       num_steps: of the fixed point.
 
     The reconstruction's `attack_loss` is `dense.unexplained_share`: it says whether the right space was found, not
@@ -51,12 +45,11 @@ def cocktail_party(
     Raises:
       ValueError: at trace time, if the update has no such layer, or it has fewer units than the batch has examples.
     """
-    batch_size, *image_shape = batch_shape
-    mean_image, std_image = per_channel("mean", mean, batch_shape), per_channel("std", std, batch_shape)
+    batch_shape, batch_size, image_shape = problem.batch_shape, problem.num_examples, problem.image_shape
 
     def solve(key: Key, observation: Observation) -> Reconstruction:
         check_update(require(observation, "params", attack="cocktail_party"), observation.update)
-        first = read_first_layer(observation, tuple(image_shape), attack="cocktail_party", layer=layer)
+        first = read_first_layer(observation, image_shape, attack="cocktail_party", layer=layer)
         if (num_units := len(first.bias)) < batch_size:
             raise ValueError(
                 f"cocktail_party needs a layer of at least {batch_size} units, as many as images; "
@@ -66,12 +59,12 @@ def cocktail_party(
             key,
             first.kernel_gradient,
             first.bias_gradient,
-            separable=lambda rows: spatial_differences(rows, tuple(image_shape)),
+            separable=lambda rows: spatial_differences(rows, image_shape),
             batch_size=batch_size,
             num_steps=num_steps,
         )
         return Reconstruction(
-            inputs=jnp.clip(flat.reshape(batch_shape) * std_image + mean_image, 0.0, 1.0),
+            inputs=jnp.clip(flat.reshape(batch_shape) * problem.std_image + problem.mean_image, 0.0, 1.0),
             labels=None,  # components come in an order of their own
             attack_loss=unexplained_share(first.kernel_gradient, first.bias_gradient, flat, usable),
             info={"valid": usable},

@@ -15,7 +15,7 @@ have caused is compared with the observed one.
 
 Each span check needs fewer distinct inputs, of all positions and sequences together, than the width. The first
 attention reads sums of a token's row and a position's: where two tokens both stand at the same two positions, every
-token of the one lies in the span at the other position, too: the verdict is `AMBIGUOUS`, and the second span decides.
+token of the one lies in the span at the other position, too: the status is `AMBIGUOUS`, and the second span decides.
 
 The paper reads the query's gradient where this reads all three of the attention with their biases, and prunes an
 encoder's combinations by heuristics, without which there are few enough only for short sequences.
@@ -35,15 +35,15 @@ from jax import lax
 
 from jaxinvert.attacks.closed_form import span as spans
 from jaxinvert.attacks.closed_form.april import PROJECTIONS
-from jaxinvert.attacks.closed_form.certificate import Verdict, certify, first_problem
+from jaxinvert.attacks.closed_form.certificate import Status, certify, first_doubt
 from jaxinvert.attacks.closed_form.precision import in_float64
+from jaxinvert.attacks.problem import TextProblem, declare
 from jaxinvert.models.text_transformer import TextModel
 from jaxinvert.observation.observe import require
 from jaxinvert.trees import leaves_by_path
 from jaxinvert.types import (
     Array,
     Batch,
-    ClientUpdateFn,
     Key,
     Observation,
     Params,
@@ -81,19 +81,13 @@ class Sequences(NamedTuple):
     num_found: Array
 
 
-def dager(
-    client_update: ClientUpdateFn,
-    model: TextModel,
-    *,
-    num_sequences: int,
-    tolerances: spans.Tolerances | None = None,
-) -> SolveFn:
-    """Returns the attack on a batch of sequences.
+@declare(reports=("certified", "status", "num_found", "rank"))
+def dager(problem: TextProblem, *, tolerances: spans.Tolerances | None = None) -> SolveFn:
+    """Exact text from the span of attention gradients (Petrov et al. 2024): sequences while tokens are few.
 
     Args:
-      client_update: the attacker's simulation of the client, for the certificate.
-      model: the client's network.
-      num_sequences: `B`.
+      problem: the client, its network and `B`, the number of sequences; its `client_update` is simulated for the
+        certificate.
       tolerances: of the span checks; by default those of the update's resolution.
 
     The reconstruction's `inputs` are tokens `[B, n]`, its `labels` are those of the head, and `attack_loss` is the
@@ -103,7 +97,7 @@ def dager(
       `distances [n, V]`; where the span is full, nothing is found;
     - `rank`: of the first attention's gradient, the number of distinct tokens (each with its position) if they are
       fewer than the width, and `num_found`, the different sequences found;
-    - `certified`, `verdict` (`certificate.Verdict`).
+    - `certified`, `status` (`certificate.Status`).
 
     Sequences are put together by the second block, of an encoder if there are at most 4,096 combinations; one
     sequence needs no second block. Otherwise `inputs` are tokens of each position in the order of distance, which is
@@ -112,6 +106,7 @@ def dager(
     Raises:
       ValueError: for fewer than one sequence; at trace time, if the update lacks a layer.
     """
+    client_update, model, num_sequences = problem
     if num_sequences < 1:
         raise ValueError(f"num_sequences must be at least 1, got {num_sequences}")
     if num_sequences == 1 or model.depth == 1:
@@ -132,25 +127,25 @@ def dager(
             first, second = (_attention_span(gradients, block, limits) for block in (0, min(1, model.depth - 1)))
             by_token = _distances_by_token(model, params, first)
             inside = by_token <= limits.distance
-            problem = spans.doubt(first, jnp.all(inside))
-            inside &= problem == Verdict.CERTIFIED
+            doubt = spans.doubt(first, jnp.all(inside))
+            inside &= doubt == Status.CERTIFIED
             # Of a few more than there are sequences, as an ambiguous span has more.
             nearest = _smallest(by_token, min(4 * num_sequences, model.vocabulary_size))
             found = Found(nearest, jnp.take_along_axis(inside, nearest, axis=1))
             sequences = assemble(model, params, second, found, num_sequences, limits.distance)
             labels = _labels(model, params, gradients, sequences.tokens)
             doubts = {
-                Verdict.AMBIGUOUS: jnp.sum(inside) > first.rank,
-                Verdict.INCOMPLETE: sequences.num_found < num_sequences,
+                Status.AMBIGUOUS: jnp.sum(inside) > first.rank,
+                Status.INCOMPLETE: sequences.num_found < num_sequences,
             }
-            problem = jnp.where(problem == Verdict.CERTIFIED, first_problem(doubts), problem)
+            doubt = jnp.where(doubt == Status.CERTIFIED, first_doubt(doubts), doubt)
             certificate = certify(
                 client_update,
                 params,
                 update,
                 Batch(sequences.tokens, labels),
                 tolerance=max(1e3 * resolution, 1e-8),
-                problem=problem,
+                doubt=doubt,
             )
             return Reconstruction(
                 sequences.tokens,
@@ -162,7 +157,7 @@ def dager(
                     "rank": first.rank,
                     "num_found": sequences.num_found,
                     "certified": certificate.certified,
-                    "verdict": certificate.verdict,
+                    "status": certificate.status,
                 },
             )
 

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxinvert.attacks.closed_form.first_layer import read_first_layer
+from jaxinvert.attacks.problem import Problem, declare
 from jaxinvert.observation.observe import check_update, require
-from jaxinvert.priors.parametrizations import per_channel
-from jaxinvert.types import Array, Key, Observation, PerChannel, Reconstruction, Shape, SolveFn
+from jaxinvert.types import Array, Key, Observation, Reconstruction, SolveFn
 
 _SKETCH_DIMENSIONS = 16
 
@@ -200,33 +200,29 @@ def _orthonormal_rows(rows: Array) -> Array:
     return jnp.where(independent[:, None], directions, 0.0)
 
 
-def dense_layer(
-    *, batch_shape: Shape, layer: str | None = None, mean: PerChannel = 0.0, std: PerChannel = 1.0
-) -> SolveFn:
-    """Returns the closed-form attack on a biased dense layer that reads the (normalized, flattened) inputs.
+@declare(simulates=False, reports=("valid", "num_units"))
+def dense_layer(problem: Problem, *, layer: str | None = None) -> SolveFn:
+    """Closed form through a biased dense layer that reads the images (exact for one example).
 
-    Exact for `B = 1`. For larger batches it returns the `B` most trustworthy distinct inputs: exact for every
-    example that activates a unit alone. Reads `observation.params` (for checks) and `.update`; no labels.
+    For larger batches it returns the `B` most trustworthy distinct inputs: exact for every example that activates a
+    unit alone. Reads `observation.params` (for checks) and `.update`; no labels.
 
     Args:
-      batch_shape: `(B, H, W, C)` of the images.
+      problem: its network applies the layer to the (normalized, flattened) inputs.
       layer: path of the layer in the update, such as `"params/dense_0"`; it must hold `kernel` and `bias`. By
         default the only one that reads as many features as an image has numbers.
-      mean: scalar or `[C]`, the normalization that the model applies before the layer.
-      std: scalar or `[C]`.
 
     The reconstruction's `attack_loss` is `unexplained_share`; `info["valid"]` and `info["num_units"]` are `[B]`.
 
     Raises:
       ValueError: at trace time, if the update has no such layer, or it does not read images of this shape.
     """
-    batch_size, *image_shape = batch_shape
-    mean_image = per_channel("mean", mean, batch_shape)
-    std_image = per_channel("std", std, batch_shape)
+    batch_shape, batch_size, image_shape = problem.batch_shape, problem.num_examples, problem.image_shape
+    mean_image, std_image = problem.mean_image, problem.std_image
 
     def solve(key: Key, observation: Observation) -> Reconstruction:
         check_update(require(observation, "params", attack="dense_layer"), observation.update)
-        first = read_first_layer(observation, tuple(image_shape), attack="dense_layer", layer=layer)
+        first = read_first_layer(observation, image_shape, attack="dense_layer", layer=layer)
         kernel_gradient, bias_gradient = first.kernel_gradient, first.bias_gradient
         if batch_size == 1:  # every unit holds the same input, and one division gives it
             only, valid = single_input(kernel_gradient, bias_gradient)

@@ -30,10 +30,10 @@ import jax.numpy as jnp
 
 from jaxinvert.attacks.closed_form.dense import distinct_inputs, single_input, unexplained_share, unit_inputs
 from jaxinvert.attacks.closed_form.sparse_directions import OVERSAMPLING, factorize
+from jaxinvert.attacks.problem import Problem, declare
 from jaxinvert.observation.observe import check_update, require
-from jaxinvert.priors.parametrizations import per_channel
 from jaxinvert.trees import leaves_by_path
-from jaxinvert.types import Array, Key, Observation, PerChannel, Reconstruction, Shape, SolveFn
+from jaxinvert.types import Array, Key, Observation, Reconstruction, SolveFn
 
 
 class Activation(NamedTuple):
@@ -61,47 +61,41 @@ class Layer(NamedTuple):
     bias_gradient: Array | None
 
 
-def dense_chain(
-    *,
-    batch_shape: Shape,
-    layers: Sequence[str],
-    activation: Activation = RELU,
-    mean: PerChannel = 0.0,
-    std: PerChannel = 1.0,
-) -> SolveFn:
-    """Returns the closed-form attack on a perceptron that reads the (normalized, flattened) inputs.
+@declare(simulates=False, reports=("valid", "unexplained"))
+def dense_chain(problem: Problem, *, layers: Sequence[str] | None = None, activation: Activation = RELU) -> SolveFn:
+    """Closed form through a ReLU perceptron's layers, some without bias (Geiping et al. 2020).
 
     Exact for one example. Of a batch it finds the examples that some unit of the first biased layer sees alone, and
-    behind it those for which `B` units or more can be inverted. Reads `observation.params` and `.update`; no labels.
+    through it those for which `B` units or more can be inverted. Reads `observation.params` and `.update`; no labels.
 
     Args:
-      batch_shape: `(B, H, W, C)` of the images.
+      problem: its network is a perceptron that reads the (normalized, flattened) inputs.
       layers: paths of the dense layers from the input on, such as `("params/dense_0", "params/head")`; at least one
-        of them has a bias, and `activation` stands between any two.
+        of them has a bias, and `activation` stands between any two. By default all, in the order of their names.
       activation: between the layers.
-      mean: scalar or `[C]`, the normalization that the model applies before the first layer.
-      std: scalar or `[C]`.
 
     The reconstruction's `attack_loss` is the largest of `info["unexplained"]` `[L]`, the `unexplained_share` of each
     layer in `layers`; `info["valid"]` is `[B]`.
 
     Raises:
-      ValueError: at trace time, if a layer is missing, the layers do not fit each other or the images, or none of
-        them has a bias.
+      ValueError: if the network is no perceptron; at trace time, if a layer is missing, the layers do not fit each
+        other or the images, or none of them has a bias.
     """
-    batch_size, *image_shape = batch_shape
-    mean_image, std_image = per_channel("mean", mean, batch_shape), per_channel("std", std, batch_shape)
+    if layers is None:
+        params = jax.eval_shape(problem.model.init, jax.random.key(0))
+        layers = layers_in_order(params, head=problem.model.head)
+    batch_shape, batch_size = problem.batch_shape, problem.num_examples
 
     def solve(key: Key, observation: Observation) -> Reconstruction:
         check_update(require(observation, "params", attack="dense_chain"), observation.update)
-        chain = read_chain(observation, layers, num_features=math.prod(image_shape))
+        chain = read_chain(observation, layers, num_features=math.prod(problem.image_shape))
         lowest = next(number for number, layer in enumerate(chain) if layer.bias_gradient is not None)
         keys = jax.random.split(key, lowest + 1)
         found, valid = biased_layer_inputs(keys[lowest], chain[lowest], batch_size)
         for number in reversed(range(lowest)):
             found = inputs_of_outputs(keys[number], chain[number], found, activation) * valid[:, None]
         unexplained = unexplained_by_layer(chain, found, valid, activation)
-        images = found.reshape(batch_shape) * std_image + mean_image
+        images = found.reshape(batch_shape) * problem.std_image + problem.mean_image
         return Reconstruction(
             inputs=jnp.clip(images, 0.0, 1.0),
             labels=None,  # candidates come in an order of their own

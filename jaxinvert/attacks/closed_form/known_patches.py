@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxinvert.attacks.closed_form import span as spans
 from jaxinvert.attacks.closed_form.april import VIT, Layout
-from jaxinvert.attacks.closed_form.certificate import Verdict
+from jaxinvert.attacks.closed_form.certificate import Status
 from jaxinvert.attacks.closed_form.precision import in_float64
 from jaxinvert.models.vit import to_patches
 from jaxinvert.priors.parametrizations import per_channel
@@ -37,7 +37,7 @@ def known_patches(
 
     Returns:
       Whether each patch is in the batch, `[N, n]` bool, in rows from the upper left; and `[]` int32, a
-      `certificate.Verdict`: `NOT_FINITE`, `ZERO`, `SPAN_FULL` if the gradient's rank is as high as its shape allows,
+      `certificate.Status`: `NOT_FINITE`, `ZERO`, `SPAN_FULL` if the gradient's rank is as high as its shape allows,
       less one (behind a norm, gradients sum to zero), with all of which nothing is found, or else `CERTIFIED`.
 
     Raises:
@@ -54,7 +54,7 @@ def known_patches(
     def exact(gradient: Array, patches: Array) -> tuple[Array, Array]:
         span = spans.column_span(gradient, tolerance=limits.rank)
         inside = spans.distances(span, patches) <= limits.distance
-        verdict = spans.doubt(span, span.rank >= min(gradient.shape) - 1)
-        return inside & (verdict == Verdict.CERTIFIED), verdict
+        status = spans.doubt(span, span.rank >= min(gradient.shape) - 1)
+        return inside & (status == Status.CERTIFIED), status
 
     return in_float64(exact)(gradient, to_patches(normalized, side))

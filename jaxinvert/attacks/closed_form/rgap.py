@@ -25,10 +25,10 @@ import numpy as np
 from jax import lax
 
 from jaxinvert.attacks.closed_form.precision import in_float64
+from jaxinvert.attacks.problem import Problem, declare, require_single_example
 from jaxinvert.observation.observe import require
-from jaxinvert.priors.parametrizations import per_channel
 from jaxinvert.trees import leaves_by_path
-from jaxinvert.types import Array, Key, Observation, Params, PerChannel, Reconstruction, Shape, SolveFn, Update
+from jaxinvert.types import Array, Key, Observation, Params, Reconstruction, Shape, SolveFn, Update
 
 
 class Convolution(NamedTuple):
@@ -74,24 +74,17 @@ _NOT_OF_ONE_EXAMPLE = 0.01
 """Share of the head's gradient left unexplained from which on the recursion, which amplifies it, is hopeless."""
 
 
+@declare(simulates=False, reports=("residuals",))
 def rgap(
-    *,
-    batch_shape: Shape,
-    layers: Sequence[Convolution] = LENET,
-    activation: Activation = SIGMOID,
-    head: str = "params/head",
-    mean: PerChannel = 0.0,
-    std: PerChannel = 1.0,
+    problem: Problem, *, layers: Sequence[Convolution] | None = None, activation: Activation = SIGMOID
 ) -> SolveFn:
-    """Returns the attack on a chain of convolutions, each with the same activation, and one dense head.
+    """Layer by layer through LeNet's convolutions (Zhu and Blaschko 2021); one example.
 
     Args:
-      batch_shape: `(1, H, W, C)`.
-      layers: from the image upward.
-      activation: behind every convolution.
-      head: path of the dense layer, which reads the flattened last output.
-      mean: scalar or `[C]`, the normalization that the model applies first.
-      std: scalar or `[C]`.
+      problem: its network is a chain of convolutions, each with the same activation, and one dense head, which reads
+        the flattened last output.
+      layers: the convolutions from the image upward; by default those of `models.lenet`, which the network must be.
+      activation: after every convolution.
 
     A head's gradient that differs from `h db^T` by 1 % is not that of one undefended example: then the layers below
     are not solved for (which takes seconds at 32 px), and the image is the mean.
@@ -102,15 +95,21 @@ def rgap(
     and `determined [layers]` bool, whether there are as many equations as unknowns and the pivots are above 1e-13.
 
     Raises:
-      ValueError: for more than one example; at trace time, if the update lacks a layer.
+      ValueError: for more than one example, or a network whose convolutions are not known; at trace time, if the
+        update lacks a layer.
     """
-    if batch_shape[0] != 1:
-        raise ValueError(f"rgap inverts one example, but batch_shape is {tuple(batch_shape)}")
-    mean_image, std_image = per_channel("mean", mean, batch_shape), per_channel("std", std, batch_shape)
+    require_single_example(problem, attack="rgap")
+    if layers is None:
+        if problem.model.name != "lenet":
+            raise ValueError(
+                f"rgap needs a chain of convolutions with sigmoids, lenet; this model is {problem.model.name}"
+            )
+        layers = LENET
+    head = problem.model.head
 
     def recurse(params: Params, update: Update) -> Reconstruction:
         weights, gradients = leaves_by_path(params), leaves_by_path(update)
-        shapes = _input_shapes(weights, layers, tuple(batch_shape[1:]))
+        shapes = _input_shapes(weights, layers, problem.image_shape)
         head_gradient, logits_gradient = gradients[f"{head}/kernel"], gradients[f"{head}/bias"]
         energy = jnp.dot(logits_gradient, logits_gradient)
         outputs = (head_gradient @ logits_gradient / jnp.where(energy > 0, energy, 1.0)).reshape(shapes[-1])
@@ -147,7 +146,7 @@ def rgap(
 
         image, residuals, pivots, determined = lax.cond(head_residual < _NOT_OF_ONE_EXAMPLE, below_the_head, nothing)
         residual = jnp.maximum(head_residual, jnp.max(residuals))
-        image = jnp.where(jnp.isfinite(image), image, 0.0)[None] * std_image + mean_image
+        image = jnp.where(jnp.isfinite(image), image, 0.0)[None] * problem.std_image + problem.mean_image
         return Reconstruction(
             jnp.clip(image, 0.0, 1.0),
             None,

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jaxinvert.attacks.closed_form.certificate import Verdict, first_problem
+from jaxinvert.attacks.closed_form.certificate import Status, first_doubt
 from jaxinvert.types import Array, Scalar
 
 
@@ -102,10 +102,10 @@ def distances(span: Span, candidates: Array) -> Array:
 
 
 def doubt(span: Span, full: Array) -> Array:
-    """The `Verdict` on a span itself, `CERTIFIED` if nothing speaks against reading it: `[]` int32.
+    """The `Status` on a span itself, `CERTIFIED` if nothing speaks against reading it: `[]` int32.
 
     Args:
       span: of the gradient.
       full: `[]` bool, whether it holds everything.
     """
-    return first_problem({Verdict.NOT_FINITE: ~span.finite, Verdict.ZERO: span.rank == 0, Verdict.SPAN_FULL: full})
+    return first_doubt({Status.NOT_FINITE: ~span.finite, Status.ZERO: span.rank == 0, Status.SPAN_FULL: full})

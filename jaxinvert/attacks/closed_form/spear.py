@@ -24,21 +24,18 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxinvert.attacks.closed_form import sparse_directions as sparse
-from jaxinvert.attacks.closed_form.certificate import Verdict, certify, first_problem, labels_by_layer
+from jaxinvert.attacks.closed_form.certificate import Status, certify, first_doubt, labels_by_layer
 from jaxinvert.attacks.closed_form.first_layer import find_first_layer, read_first_layer
 from jaxinvert.attacks.closed_form.independent_components import independent_components, spatial_differences
 from jaxinvert.attacks.closed_form.precision import in_float64
+from jaxinvert.attacks.problem import Problem, declare
 from jaxinvert.observation.observe import require
-from jaxinvert.priors.parametrizations import per_channel
 from jaxinvert.types import (
     Array,
     Batch,
-    ClientUpdateFn,
     Key,
-    LossFn,
     Observation,
     Params,
-    PerChannel,
     Reconstruction,
     Scalar,
     Shape,
@@ -69,101 +66,60 @@ class Separator(NamedTuple):
     complete: Callable[[sparse.Mixture, sparse.Basis, Any, Array], Array]
 
 
+@declare(reports=("certified", "status", "num_found", "rank", "pattern_agreement"))
 def spear(
-    client_update: ClientUpdateFn,
-    loss_fn: LossFn,
+    problem: Problem,
     *,
-    batch_shape: Shape,
-    num_classes: int,
-    mean: PerChannel = 0.0,
-    std: PerChannel = 1.0,
     inactive: Scalar = 0.25,
     num_samples: int = 4096,
     max_rounds: int = 64,
     layer: str | None = None,
 ) -> SolveFn:
-    """Returns the published attack: directions from `num_samples x max_rounds` random sub-matrices at most.
+    """Exact and certified: ReLU perceptrons' small batches by sampling (Dimitrov et al. 2024).
+
+    Directions come from `num_samples x max_rounds` random sub-matrices at most.
 
     Args:
-      client_update: the attacker's simulation of the client, for the certificate.
-      loss_fn: of the client, for the labels.
-      batch_shape: `(B, H, W, C)`.
-      num_classes: `K`.
-      mean: scalar or `[C]`, the normalization that the model applies before the layer.
-      std: scalar or `[C]`.
+      problem: its `client_update` is simulated for the certificate, its model's loss for the labels.
       inactive: the least share of units in [0, 1] that are off for an example.
       num_samples: sub-matrices of `B - 1` rows in one round.
       max_rounds: rounds; it ends once all examples are found.
       layer: path of the layer; by default the only one that reads images of this shape.
 
     The reconstruction has the labels that were found, and `attack_loss` is the relative error of the re-simulated
-    update (`inf` without any). Its `info` has `certified`, `verdict` (`certificate.Verdict`), `num_found` directions,
+    update (`inf` without any). Its `info` has `certified`, `status` (`certificate.Status`), `num_found` directions,
     the `rank` of the layer's update, counted up to `B + 1`, and `pattern_agreement`: the share of units and examples
     for which `D` is zero exactly where the ReLU is off.
 
     Raises:
       ValueError: at trace time, if the update has no such layer, or it has fewer units than the batch has examples.
     """
-    return _certified(
-        client_update,
-        loss_fn,
-        _by_sampling(batch_shape[0], num_samples=num_samples, max_rounds=max_rounds),
-        batch_shape=batch_shape,
-        num_classes=num_classes,
-        mean=mean,
-        std=std,
-        inactive=inactive,
-        max_rounds=max_rounds,
-        layer=layer,
-        name="spear",
-    )
+    separator = _by_sampling(problem.num_examples, num_samples=num_samples, max_rounds=max_rounds)
+    return _certified(problem, separator, inactive=inactive, max_rounds=max_rounds, layer=layer, name="spear")
 
 
+@declare(reports=("certified", "status", "num_found", "rank", "pattern_agreement"))
 def exact_batch(
-    client_update: ClientUpdateFn,
-    loss_fn: LossFn,
-    *,
-    batch_shape: Shape,
-    num_classes: int,
-    mean: PerChannel = 0.0,
-    std: PerChannel = 1.0,
-    inactive: Scalar = 0.25,
-    max_rounds: int = 12,
-    layer: str | None = None,
+    problem: Problem, *, inactive: Scalar = 0.25, max_rounds: int = 12, layer: str | None = None
 ) -> SolveFn:
-    """Returns the attack that starts at independent components, or up to `B = 6`, where a few samples do, at those.
+    """Exact and certified: ReLU perceptrons' batches by independence, then sparsity.
+
+    Up to `B = 6`, where a few samples do, it starts at those instead of independent components.
 
     Args:
-      client_update: as in `spear`, and so is all that is not named here; result and errors are the same, too.
-      loss_fn: of the client.
-      batch_shape: `(B, H, W, C)`; images whose neighboring pixels mostly agree, as those of photographs do.
-      num_classes: `K`.
-      mean: scalar or `[C]`.
-      std: scalar or `[C]`.
-      inactive: the least share of units that are off for an example.
+      problem: see `spear`, also for results and errors. Neighboring pixels of the images mostly agree, as those of
+        photographs do.
+      inactive: the least share of units in [0, 1] that are off for an example.
       max_rounds: how often missing examples are unmixed again.
-      layer: path of the layer.
+      layer: path of the layer; by default the only one that reads images of this shape.
 
     Examples that were not found are returned as their independent components: not exact, and not certified.
     """
-    batch_size, *image_shape = batch_shape
-    if batch_size <= _FEW:
-        separator = _by_sampling(batch_size, num_samples=512, max_rounds=max_rounds)
+    if problem.num_examples <= _FEW:
+        separator = _by_sampling(problem.num_examples, num_samples=512, max_rounds=max_rounds)
     else:
-        separator = _by_independence(batch_size, tuple(image_shape), max_rounds=max_rounds)
-    return _certified(
-        client_update,
-        loss_fn,
-        separator,
-        batch_shape=batch_shape,
-        num_classes=num_classes,
-        mean=mean,
-        std=std,
-        inactive=inactive,
-        max_rounds=max_rounds,
-        layer=layer,
-        name="exact_batch",
-    )
+        separator = _by_independence(problem.num_examples, problem.image_shape, max_rounds=max_rounds)
+    return _certified(problem, separator, inactive=inactive, max_rounds=max_rounds, layer=layer, name="exact_batch")
 
 
 def _by_sampling(batch_size: int, *, num_samples: int, max_rounds: int) -> Separator:
@@ -274,27 +230,15 @@ def _separated(
 
 
 def _certified(
-    client_update: ClientUpdateFn,
-    loss_fn: LossFn,
-    separator: Separator,
-    *,
-    batch_shape: Shape,
-    num_classes: int,
-    mean: PerChannel,
-    std: PerChannel,
-    inactive: Scalar,
-    max_rounds: int,
-    layer: str | None,
-    name: str,
+    problem: Problem, separator: Separator, *, inactive: Scalar, max_rounds: int, layer: str | None, name: str
 ) -> SolveFn:
     """What both attacks share: from an update to factors, and from directions to images, labels, a certificate."""
-    batch_size, *image_shape = batch_shape
+    batch_size, image_shape = problem.num_examples, problem.image_shape
     num_features = math.prod(image_shape)
-    mean_image, std_image = per_channel("mean", mean, batch_shape), per_channel("std", std, batch_shape)
 
     def solve(key: Key, observation: Observation) -> Reconstruction:
         params = require(observation, "params", attack=name)
-        path, num_units = find_first_layer(observation.update, tuple(image_shape), attack=name, layer=layer)
+        path, num_units = find_first_layer(observation.update, image_shape, attack=name, layer=layer)
         if num_units < batch_size:
             raise ValueError(
                 f"{name} tells at most as many examples apart as the layer has units: {path!r} has {num_units}, the "
@@ -306,7 +250,7 @@ def _certified(
 
         def exact(params: Params, update: Update, sketch: Array, noise: Any, inactive: Array) -> Reconstruction:
             finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(update)]))
-            first = read_first_layer(Observation(params, update), tuple(image_shape), attack=name, layer=layer)
+            first = read_first_layer(Observation(params, update), image_shape, attack=name, layer=layer)
             gradient = jnp.concatenate([first.kernel_gradient, first.bias_gradient[None]]).T
             factors = sparse.factorize(jnp.where(finite, gradient, 0.0), sketch, rank=batch_size)
             rank = jnp.sum(factors.sizes > 30 * resolution * factors.sizes[0]).astype(jnp.int32)
@@ -325,22 +269,29 @@ def _certified(
             rounds = jnp.where(rank < batch_size, 0, max_rounds)  # too few dimensions for as many directions
             basis, directions = _separated(separator, mixed, preactivations, noise, rounds)
             flat, scales = layer_inputs(directions)
-            inputs = jnp.clip(flat.reshape(batch_shape) * std_image + mean_image, 0.0, 1.0)
+            inputs = jnp.clip(flat.reshape(problem.batch_shape) * problem.std_image + problem.mean_image, 0.0, 1.0)
             output_gradients = (directions @ mixed.left.T) * scales[:, None]
 
-            labels = labels_by_layer(loss_fn, params, inputs, output_gradients, layer=path, num_classes=num_classes)
-            problem = first_problem(
+            labels = labels_by_layer(
+                problem.model.loss,
+                params,
+                inputs,
+                output_gradients,
+                layer=path,
+                num_classes=problem.model.num_classes,
+            )
+            doubt = first_doubt(
                 {
-                    Verdict.NOT_FINITE: ~finite,
-                    Verdict.ZERO: rank == 0,
-                    Verdict.LOW_RANK: rank < batch_size,
-                    Verdict.HIGH_RANK: rank > batch_size,
-                    Verdict.INCOMPLETE: ~jnp.all(basis.found),
+                    Status.NOT_FINITE: ~finite,
+                    Status.ZERO: rank == 0,
+                    Status.LOW_RANK: rank < batch_size,
+                    Status.HIGH_RANK: rank > batch_size,
+                    Status.INCOMPLETE: ~jnp.all(basis.found),
                 }
             )
             tolerance = max(1e3 * resolution, 1e-8)
             certificate = certify(
-                client_update, params, update, Batch(inputs, labels), tolerance=tolerance, problem=problem
+                problem.client_update, params, update, Batch(inputs, labels), tolerance=tolerance, doubt=doubt
             )
             agreement = sparse.pattern_agreement(mixed, directions, preactivations(directions))
             return Reconstruction(
@@ -349,7 +300,7 @@ def _certified(
                 certificate.relative_error,
                 info={
                     "certified": certificate.certified,
-                    "verdict": certificate.verdict,
+                    "status": certificate.status,
                     "num_found": jnp.sum(basis.found).astype(jnp.int32),
                     "rank": rank,
                     "pattern_agreement": jnp.mean(agreement),

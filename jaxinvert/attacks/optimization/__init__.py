@@ -2,14 +2,14 @@
 
 from jaxinvert.attacks.optimization.batch_norm_leakage import batch_norm_leakage
 from jaxinvert.attacks.optimization.cocktail_party_features import cocktail_party_features
-from jaxinvert.attacks.optimization.deep_leakage_from_model import best_scale, dlm, dlm_plus, dlm_with_best_scale
+from jaxinvert.attacks.optimization.deep_leakage_from_model import best_scale, dlm, dlm_best_scale, dlm_plus
 from jaxinvert.attacks.optimization.dlg import dlg, idlg
 from jaxinvert.attacks.optimization.general_deep_leakage import general_deep_leakage
-from jaxinvert.attacks.optimization.gias import gias, latent_search, latents_then_weights, weight_search
+from jaxinvert.attacks.optimization.gias import gias, gias_in_two_searches, gias_latents, gias_weights
 from jaxinvert.attacks.optimization.inverting_gradients import inverting_gradients
 from jaxinvert.attacks.optimization.see_through_gradients import see_through_gradients
 from jaxinvert.attacks.optimization.spectral import spectral
-from jaxinvert.attacks.optimization.tableak import tableak
+from jaxinvert.attacks.optimization.tableak import tableak, tableak_member
 
 __all__ = [
     "batch_norm_leakage",
@@ -17,16 +17,17 @@ __all__ = [
     "cocktail_party_features",
     "dlg",
     "dlm",
+    "dlm_best_scale",
     "dlm_plus",
-    "dlm_with_best_scale",
     "general_deep_leakage",
     "gias",
+    "gias_in_two_searches",
+    "gias_latents",
+    "gias_weights",
     "idlg",
     "inverting_gradients",
-    "latent_search",
-    "latents_then_weights",
     "see_through_gradients",
     "spectral",
     "tableak",
-    "weight_search",
+    "tableak_member",
 ]

@@ -12,40 +12,22 @@ Jan Kautz, Daguang Xu, Holger R. Roth: "Do Gradient Inversion Attacks Make Feder
 Transactions on Medical Imaging 2023, arXiv:2202.06924.
 """
 
-from collections.abc import Callable
-
 import jax
 import optax
 
 from jaxinvert.attacks import objectives
 from jaxinvert.attacks.matching import search_inputs, statistics_distance
+from jaxinvert.attacks.problem import Problem, declare
 from jaxinvert.attacks.schedules import warmup_cosine
 from jaxinvert.observation.observe import require
-from jaxinvert.priors import parametrizations, regularizers
-from jaxinvert.types import (
-    Array,
-    ArrayTree,
-    Attack,
-    Batch,
-    ClientUpdateFn,
-    Observation,
-    Params,
-    PerChannel,
-    Scalar,
-    Shape,
-)
+from jaxinvert.priors import regularizers
+from jaxinvert.types import Array, Attack, Batch, Observation, Scalar
 
 
+@declare("labels", "local_training", "batch_stats", joint_labels=True)
 def batch_norm_leakage(
-    client_update: ClientUpdateFn,
-    sent_statistics: Callable[[Params, Batch], ArrayTree],
+    problem: Problem,
     *,
-    batch_shape: Shape,
-    momentum: Scalar,
-    joint_labels: int | None = None,
-    prior: Array | None = None,
-    mean: PerChannel = 0.0,
-    std: PerChannel = 1.0,
     matching: Scalar = 1e-3,
     batch_norm: Scalar = 0.1,
     tv: Scalar = 1e-4,
@@ -53,24 +35,19 @@ def batch_norm_leakage(
     learning_rate: Scalar = 0.1,
     warmup: Scalar = 100,
     horizon: Scalar = 40_000,
+    start_images: Array | None = None,
 ) -> Attack:
-    """Returns the attack with the constants of the authors' program.
+    """Matching of update and batch statistics (Hatamizadeh et al. 2022); BatchNorm in train mode.
 
-    Three deviations, on purpose. That program detaches the simulated gradient, which leaves its matching term without
-    effect; here the whole local training is differentiated. It measures `mu, var` in the client's updated model; here
-    the client is simulated in this, too, which is exact for any local training. The total variation leaves out
-    diagonals. As in the paper priors see the images as the model does, normalized.
+    Constants are those of the authors' program. Three deviations, on purpose. That program detaches the simulated
+    gradient, which leaves its matching term without effect; here the whole local training is differentiated. It
+    measures `mu, var` in the client's updated model; here the simulated client measures them, which is exact for any
+    local training. The total variation leaves out diagonals. As in the paper priors see the images as the model does,
+    normalized.
 
     Args:
-      client_update: the attacker's simulation of the client, BatchNorm in train mode.
-      sent_statistics: the running statistics that the simulated client sends, `(params, batch) -> statistics`.
-      batch_shape: `(B, H, W, C)`.
-      momentum: of the running statistics, the share of the old value (Flax's convention).
-      joint_labels: `K`, to optimize soft labels along with the images, through a sigmoid as in the paper; by default
-        `observation.labels` are read.
-      prior: `[H, W, C]` in [0, 1], a public image to start from; by default normal noise.
-      mean: scalar or `[C]`, the normalization that the model applies.
-      std: scalar or `[C]`.
+      problem: its clients have BatchNorm in train mode and send running statistics. With `joint_labels` soft labels
+        are optimized through a sigmoid, as in the paper.
       matching: weight of the update.
       batch_norm: weight of the statistics.
       tv: weight of the total variation.
@@ -78,33 +55,29 @@ def batch_norm_leakage(
       learning_rate: of Adam, in units of `std`.
       warmup: steps until the full learning rate.
       horizon: the number of steps that the learning-rate decay is laid out for.
-    """
-    images = parametrizations.pixels(batch_shape, mean=mean, std=std)
-    if prior is not None:
-        images = parametrizations.start_at(images, prior, batch_shape=batch_shape, mean=mean, std=std)
-    if joint_labels is not None:
-        images = parametrizations.with_soft_labels(
-            images, batch_size=batch_shape[0], num_classes=joint_labels, squash=jax.nn.sigmoid
-        )
+      start_images: `[H, W, C]` in [0, 1], a public image to start from; by default normal noise.
 
+    Raises:
+      ValueError: if the clients send no running statistics.
+    """
+    if problem.sent_statistics is None:
+        raise ValueError("batch_norm_leakage needs clients that send running statistics: problem.sent_statistics")
     statistics_gap = statistics_distance(
-        sent_statistics, objectives.tensor_norms, momentum=momentum, name="batch_norm_leakage"
+        problem.sent_statistics, objectives.tensor_norms, momentum=problem.momentum, name="batch_norm_leakage"
     )
 
     def distance(observation: Observation, batch: Batch) -> Array:
         params = require(observation, "params", attack="batch_norm_leakage")
         rate, num_steps = require(observation, "local_training", attack="batch_norm_leakage")
-        update_gap = objectives.tensor_norms(client_update(params, batch), observation.update)
+        update_gap = objectives.tensor_norms(problem.client_update(params, batch), observation.update)
         return matching * update_gap / (rate * num_steps) + batch_norm * statistics_gap(observation, batch)
 
-    mean_image, std_image = (
-        parametrizations.per_channel(name, value, batch_shape) for name, value in (("mean", mean), ("std", std))
-    )
+    images = problem.pixels(start_images)
     priors = regularizers.weighted((tv, regularizers.total_variation_norm), (norm, regularizers.mean_norm))
     return search_inputs(
         distance,
-        regularizer=lambda inputs: priors((inputs - mean_image) / std_image),
+        regularizer=lambda inputs: priors((inputs - problem.mean_image) / problem.std_image),
         optimizer=optax.adam(warmup_cosine(learning_rate, horizon, warmup=warmup), b1=0.9, b2=0.9),
-        parametrization=images,
+        parametrization=problem.with_soft_labels(images, squash=jax.nn.sigmoid) if problem.joint_labels else images,
         name="batch_norm_leakage",
     )

@@ -26,13 +26,13 @@ from jaxinvert.attacks.closed_form.cocktail_party import unmixed_inputs
 from jaxinvert.attacks.closed_form.first_layer import biased_dense_layers
 from jaxinvert.attacks.closed_form.independent_components import balanced_channels, spatial_differences
 from jaxinvert.attacks.matching import search_inputs
+from jaxinvert.attacks.problem import Problem, declare
 from jaxinvert.attacks.schedules import cosine_decay
 from jaxinvert.models import feature_map
 from jaxinvert.observation.observe import require
 from jaxinvert.priors import parametrizations, regularizers
 from jaxinvert.trees import leaves_by_path
 from jaxinvert.types import (
-    ApplyFn,
     Array,
     Attack,
     AttackInfo,
@@ -41,7 +41,6 @@ from jaxinvert.types import (
     Observation,
     Reconstruction,
     Scalar,
-    Shape,
 )
 
 
@@ -52,32 +51,33 @@ class Unlabeled(NamedTuple):
     labels: None = None
 
 
+@declare(simulates=False)
 def cocktail_party_features(
-    apply: ApplyFn,
+    problem: Problem,
     *,
-    batch_shape: Shape,
-    layer: str | None = None,
     tv: Scalar = 3.0,
     learning_rate: Scalar = 0.2,
     horizon: Scalar = 300,
+    layer: str | None = None,
     num_unmixing_steps: int = 200,
 ) -> Attack:
-    """Returns the attack; labels are neither read nor found, and images come in an order of their own.
+    """Cocktail party on features of convolutions, then images that have them (Kariyappa et al. 2023).
+
+    Labels are neither read nor found, and images come in an order of their own.
 
     Args:
-      apply: the client's network, a Flax model.
-      batch_shape: `(B, H, W, C)`.
-      layer: path of the biased dense layer; by default the widest. If it is the head, `B` is less than the number of
-        classes, and examples of one label are hard to tell apart.
+      problem: its network is a Flax model.
       tv: weight of the total variation, of pixels in [0, 1], in the exponent.
       learning_rate: of Adam, in units of the spectrum of photographs.
       horizon: the number of steps that the learning-rate decay is laid out for.
+      layer: path of the biased dense layer; by default the widest. If it is the head, `B` is less than the number of
+        classes, and examples of one label are hard to tell apart.
       num_unmixing_steps: of the independent components' fixed point.
 
     Raises:
       ValueError: at trace time, if there is no such layer, or it has fewer units than the batch has examples.
     """
-    batch_shape = tuple(batch_shape)
+    apply, batch_shape, batch_size = problem.model.apply, problem.batch_shape, problem.num_examples
     images = parametrizations.spectrum(batch_shape)
 
     def search(path: str, features: Array) -> Attack:
@@ -102,7 +102,7 @@ def cocktail_party_features(
     def init(key: Key, observation: Observation) -> AttackState:
         unmixing_key, start_key = jax.random.split(key)
         params = require(observation, "params", attack="cocktail_party_features")
-        path = _layer_for(observation, layer, batch_shape[0])
+        path = _layer_for(observation, layer, batch_size)
         blank = jax.ShapeDtypeStruct(batch_shape, jnp.float32)
         map_shape = jax.eval_shape(lambda inputs: feature_map(apply, path, params, inputs), blank).shape[1:]
         gradients = leaves_by_path(observation.update)
@@ -111,22 +111,18 @@ def cocktail_party_features(
             gradients[f"{path}/kernel"],
             gradients[f"{path}/bias"],
             separable=lambda rows: balanced_channels(spatial_differences(rows, map_shape), map_shape[-1]),
-            batch_size=batch_shape[0],
+            batch_size=batch_size,
             num_steps=num_unmixing_steps,
         )
         features = features.reshape(-1, *map_shape)
         state = search(path, features).init(start_key, observation)
-        return state._replace(opt_state=(state.opt_state, features))
+        return state._replace(carried=features)
 
     def step(key: Key, state: AttackState, observation: Observation) -> tuple[AttackState, AttackInfo]:
-        opt_state, features = state.opt_state
-        one = search(_layer_for(observation, layer, batch_shape[0]), features)
-        state, info = one.step(key, state._replace(opt_state=opt_state), observation)
-        return state._replace(opt_state=(state.opt_state, features)), info
+        return search(_layer_for(observation, layer, batch_size), state.carried).step(key, state, observation)
 
     def decode(state: AttackState, observation: Observation) -> Reconstruction:
-        _, features = state.opt_state
-        return search(_layer_for(observation, layer, batch_shape[0]), features).decode(state, observation)
+        return search(_layer_for(observation, layer, batch_size), state.carried).decode(state, observation)
 
     return Attack(init, step, decode)
 

@@ -5,9 +5,11 @@
 
 `dW = W_t - W_(t+1)` is what jaxinvert calls the update. Soft labels leave k open: of one example with output p, the
 label `p - c (p - y)` has the gradient `c g`, so that any `k = c / rate` with c in [0, 1] explains the update as well
-as the truth, down to `g = 0, k = 0`. `dlm_with_best_scale` therefore fixes hard labels first, by a rule that no
-learning rate changes; for given images the best k is then `<g, dW> / |dW|^2`, and only the direction of dW is left
-to match.
+as the truth, down to `g = 0, k = 0`. `dlm_best_scale` therefore fixes hard labels first, by a rule that no learning
+rate changes; for given images the best k is then `<g, dW> / |dW|^2`, and only the direction of dW is left to match.
+
+All three simulate one gradient of the client's loss, since the attacker does not know how the client trains. Images
+start from `N(1/2, 1/4)` (the authors': `N(0, 1)`, most of which lies outside [0, 1]).
 
 Zihao Zhao, Mengen Luo, Wenbo Ding: "Deep Leakage from Model in Federated Learning", 2022, arXiv:2206.04887.
 """
@@ -17,10 +19,13 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import optax
 
-from jaxinvert import trees
+from jaxinvert import labels
 from jaxinvert.attacks import objectives
 from jaxinvert.attacks.matching import gradient_matching, search_inputs, with_restored_labels
+from jaxinvert.attacks.problem import Problem, declare
+from jaxinvert.clients import fedsgd
 from jaxinvert.priors import parametrizations
+from jaxinvert.trees import scaled, tree_inner, tree_squared_norm
 from jaxinvert.types import (
     Array,
     ArrayTree,
@@ -34,7 +39,6 @@ from jaxinvert.types import (
     Reconstruction,
     RecoverLabels,
     Scalar,
-    Shape,
     Update,
 )
 
@@ -47,26 +51,18 @@ class ScaledBatch(NamedTuple):
     scale: Array
 
 
-def dlm(
-    client_gradient: ClientUpdateFn,
-    *,
-    batch_shape: Shape,
-    num_classes: int,
-    initial_scale: Scalar = 100.0,
-    learning_rate: Scalar = 0.1,
-) -> Attack:
-    """Returns DLM with the paper's Adam; `info["scale"]` is k.
+@declare(simulates=False, reports=("scale",))
+def dlm(problem: Problem, *, initial_scale: Scalar = 100.0, learning_rate: Scalar = 0.1) -> Attack:
+    """Without the learning rate: scale as a variable (Zhao et al. 2022).
 
-    Images start from `N(1/2, 1/4)` in all three attacks (the authors': `N(0, 1)`, most of which is no image).
+    The optimizer is the paper's Adam; `info["scale"]` is k.
 
     Args:
-      client_gradient: one gradient of the client's loss, `clients.fedsgd`: the attacker does not know the rate.
-      batch_shape: `(B, H, W, C)`.
-      num_classes: `K` of the soft labels.
+      problem: labels are optimized whatever `joint_labels` says.
       initial_scale: where k starts; the paper uses 60 to 240 for a true 100.
       learning_rate: of Adam, for labels and k, and for images in units of 1/4.
     """
-    images = _free_images(batch_shape, num_classes)
+    images, client_gradient = _free_images(problem), _client_gradient(problem)
 
     def init(key: Key) -> tuple[ArrayTree, Array]:
         return images.init(key), jnp.asarray(initial_scale, jnp.float32)
@@ -78,39 +74,39 @@ def dlm(
 
     def distance(observation: Observation, batch: ScaledBatch) -> Array:
         gradient = client_gradient(observation.params, Batch(batch.inputs, batch.labels))
-        return objectives.squared_l2(gradient, trees.scaled(observation.update, batch.scale))
+        return objectives.squared_l2(gradient, scaled(observation.update, batch.scale))
 
     return search_inputs(
         distance,
         optimizer=optax.adam(learning_rate),
-        parametrization=Parametrization(init, decode, parametrizations.stay),
+        parametrization=Parametrization(init, decode, parametrizations.stay, free=True),
         name="dlm",
     )
 
 
-def dlm_with_best_scale(
-    client_gradient: ClientUpdateFn,
-    rule: RecoverLabels,
-    *,
-    batch_shape: Shape,
-    learning_rate: Scalar = 0.1,
-) -> Attack:
-    """Returns DLM with hard labels and k eliminated (from no paper); `info["scale"]` is the best k in the end.
+@declare(simulates=False, every_round=True, reports=("scale",))
+def dlm_best_scale(problem: Problem, *, learning_rate: Scalar = 0.1, rule: RecoverLabels | None = None) -> Attack:
+    """DLM with labels from the bias's signs and the scale in closed form (from no paper).
+
+    `info["scale"]` is the best k in the end.
 
     Args:
-      client_gradient: one gradient of the client's loss.
-      rule: restores the labels from an update of unknown scale: `labels.bias_sign`, `idlg`, `yin` or `llg`.
-      batch_shape: `(B, H, W, C)`.
+      problem: any batch size.
       learning_rate: of Adam, images in units of 1/4.
+      rule: restores the labels from an update of unknown scale: `labels.bias_sign`, which is the default, `idlg`,
+        `yin` or `llg`.
     """
+    client_gradient = _client_gradient(problem)
     attack = gradient_matching(
         client_gradient,
         objective=objectives.cosine,
         optimizer=optax.adam(learning_rate),
-        parametrization=parametrizations.free_pixels(batch_shape),
-        name="dlm_with_best_scale",
+        parametrization=parametrizations.free_pixels(problem.batch_shape),
+        name="dlm_best_scale",
     )
-    attack = with_restored_labels(attack, rule, batch_size=batch_shape[0])
+    attack = with_restored_labels(
+        attack, rule or labels.bias_sign(head=problem.model.head), batch_size=problem.num_examples
+    )
 
     def decode(state: AttackState, observation: Observation) -> Reconstruction:
         found = attack.decode(state, observation)
@@ -123,33 +119,30 @@ def dlm_with_best_scale(
 
 def best_scale(gradient: Update, update: Update) -> Array:
     """The k that minimizes `|g - k dW|^2`: `<g, dW> / |dW|^2`, which is 1 / rate where g is the client's gradient."""
-    return trees.tree_inner(gradient, update) / trees.tree_squared_norm(update)
+    return tree_inner(gradient, update) / tree_squared_norm(update)
 
 
-def dlm_plus(
-    client_gradient: ClientUpdateFn,
-    *,
-    batch_shape: Shape,
-    num_classes: int,
-    learning_rate: Scalar = 0.1,
-) -> Attack:
-    """Returns DLM+: every tensor in units of its own mean size, which no learning rate changes.
+@declare(simulates=False, every_round=True)
+def dlm_plus(problem: Problem, *, learning_rate: Scalar = 0.1) -> Attack:
+    """DLM+: every tensor in units of its own mean size, which no learning rate changes (Zhao et al. 2022).
 
     Args:
-      client_gradient: one gradient of the client's loss.
-      batch_shape: `(B, H, W, C)`.
-      num_classes: `K` of the soft labels.
+      problem: labels are optimized whatever `joint_labels` says.
       learning_rate: of Adam, images in units of 1/4.
     """
     return gradient_matching(
-        client_gradient,
+        _client_gradient(problem),
         objective=objectives.mean_scaled_l2,
         optimizer=optax.adam(learning_rate),
-        parametrization=_free_images(batch_shape, num_classes),
+        parametrization=_free_images(problem),
         name="dlm_plus",
     )
 
 
-def _free_images(batch_shape: Shape, num_classes: int) -> Parametrization:
-    images = parametrizations.free_pixels(batch_shape)
-    return parametrizations.with_soft_labels(images, batch_size=batch_shape[0], num_classes=num_classes)
+def _free_images(problem: Problem) -> Parametrization:
+    return problem.with_soft_labels(parametrizations.free_pixels(problem.batch_shape))
+
+
+def _client_gradient(problem: Problem) -> ClientUpdateFn:
+    """One gradient of the client's loss."""
+    return fedsgd(problem.model.loss, chunk_size=problem.gradient_chunk)

@@ -11,62 +11,54 @@ import optax
 from jaxinvert import labels
 from jaxinvert.attacks import objectives
 from jaxinvert.attacks.matching import gradient_matching, with_restored_labels
+from jaxinvert.attacks.problem import Problem, declare, require_single_example
 from jaxinvert.priors import parametrizations
-from jaxinvert.types import Attack, ClientUpdateFn, Shape
+from jaxinvert.types import Attack, Parametrization
 
 MEMORY_SIZE = 30
-"""Pairs of steps and gradients behind the estimate of the Hessian."""
+"""Pairs of steps and gradients from which L-BFGS estimates the Hessian."""
 
 
-def dlg(
-    client_update: ClientUpdateFn,
-    *,
-    batch_shape: Shape,
-    num_classes: int | None,
-    memory_size: int = MEMORY_SIZE,
-) -> Attack:
-    """Returns DLG: images and labels are free, and the result is clipped to [0, 1].
+@declare(every_round=True)
+def dlg(problem: Problem, *, memory_size: int = MEMORY_SIZE) -> Attack:
+    """Squared distance by L-BFGS, labels as variables (Zhu et al. 2019).
 
-    Three deviations. Steps are found by a zoom line search instead of being of length one, which neither diverges nor
-    depends on the scale of the loss. Pixels start from `N(1/2, 1/4)` instead of `N(0, 1)`, most of which is no image:
-    that saves most of the steps. And one step here is one L-BFGS step, where an iteration of the authors' optimizer
-    holds up to twenty. DLG works behind smooth activations (the paper's LeNet has sigmoids), and best where the model
-    reads pixels in [0, 1] unnormalized.
+    Images and labels are free, and the result is clipped to [0, 1]. Three deviations. A zoom line search finds the
+    length of steps, which the paper sets to one: it neither diverges nor depends on the scale of the loss. Pixels
+    start from `N(1/2, 1/4)` instead of `N(0, 1)`, most of which lies outside [0, 1]: that saves most of the steps.
+    One step here is one L-BFGS step, where an iteration of the authors' optimizer holds up to twenty. DLG works
+    through smooth activations (the paper's LeNet has sigmoids), and best where the model reads pixels in [0, 1]
+    unnormalized.
 
     Args:
-      client_update: the attacker's simulation of the client.
-      batch_shape: `(B, H, W, C)`.
-      num_classes: `K` of the soft labels; `None` to read `observation.labels` instead.
+      problem: labels are optimized whatever `joint_labels` says.
       memory_size: steps that L-BFGS remembers.
     """
-    images = parametrizations.free_pixels(batch_shape)
-    if num_classes is not None:
-        images = parametrizations.with_soft_labels(images, batch_size=batch_shape[0], num_classes=num_classes)
+    images = parametrizations.free_pixels(problem.batch_shape)
+    return _least_squares(problem, problem.with_soft_labels(images), memory_size)
+
+
+@declare(every_round=True)
+def idlg(problem: Problem, *, memory_size: int = MEMORY_SIZE) -> Attack:
+    """Label from the last layer's signs, then DLG on the image (Zhao et al. 2020); one example.
+
+    Args:
+      problem: one example per client: `labels.idlg` would give all examples of a larger batch the same label.
+      memory_size: steps that L-BFGS remembers.
+
+    Raises:
+      ValueError: for more than one example.
+    """
+    require_single_example(problem, attack="idlg")
+    attack = _least_squares(problem, parametrizations.free_pixels(problem.batch_shape), memory_size)
+    return with_restored_labels(attack, labels.idlg(head=problem.model.head), batch_size=1)
+
+
+def _least_squares(problem: Problem, images: Parametrization, memory_size: int) -> Attack:
     return gradient_matching(
-        client_update,
+        problem.client_update,
         objective=objectives.squared_l2,
         optimizer=optax.lbfgs(memory_size=memory_size),
         parametrization=images,
         name="dlg",
     )
-
-
-def idlg(
-    client_update: ClientUpdateFn,
-    *,
-    batch_shape: Shape,
-    head: str = "params/head",
-    memory_size: int = MEMORY_SIZE,
-) -> Attack:
-    """Returns iDLG: DLG on the image alone, with the label that `labels.idlg` reads off the update.
-
-    For one example per client (all examples of a larger batch would get the same label).
-
-    Args:
-      client_update: the attacker's simulation of the client.
-      batch_shape: `(1, H, W, C)`.
-      head: path of the last dense layer.
-      memory_size: steps that L-BFGS remembers.
-    """
-    attack = dlg(client_update, batch_shape=batch_shape, num_classes=None, memory_size=memory_size)
-    return with_restored_labels(attack, labels.idlg(head=head), batch_size=batch_shape[0])

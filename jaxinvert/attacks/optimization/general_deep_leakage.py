@@ -9,51 +9,53 @@ Jiahui Geng, Yongli Mou, Feifei Li, Qing Li, Oya Beyan, Stefan Decker, Chunming 
 Federated Learning", 2021, arXiv:2110.09074.
 """
 
+import jax
 import optax
 
+from jaxinvert import labels
 from jaxinvert.attacks import objectives
 from jaxinvert.attacks.matching import gradient_matching, with_restored_labels
+from jaxinvert.attacks.problem import Problem, declare
 from jaxinvert.attacks.schedules import step_decay
 from jaxinvert.priors import parametrizations, regularizers
-from jaxinvert.types import Attack, ClientUpdateFn, Objective, PerChannel, RecoverLabels, Scalar, Shape
+from jaxinvert.types import Attack, RecoverLabels, Scalar
 
 
+@declare("local_training", every_round=True, adapts=True, restores_labels=True)
 def general_deep_leakage(
-    client_update: ClientUpdateFn,
-    rule: RecoverLabels,
+    problem: Problem,
     *,
-    batch_shape: Shape,
-    mean: PerChannel = 0.0,
-    std: PerChannel = 1.0,
     tv: Scalar = 1e-2,
     clip: Scalar = 1e-2,
     learning_rate: Scalar = 0.1,
     horizon: Scalar = 4800,
-    objective: Objective = objectives.cosine,
+    rule: RecoverLabels | None = None,
 ) -> Attack:
-    """Returns the attack. What the paper leaves open, the optimizer and the weights, is as in Inverting Gradients.
+    """Zero-shot label counts, then cosine matching with soft bounds (Geng et al. 2021).
+
+    What the paper leaves open, the optimizer and the weights, is as in Inverting Gradients.
 
     Args:
-      client_update: the attacker's simulation of the client, FedSGD or FedAvg.
-      rule: restores the labels; the paper's is `labels.zero_shot`.
-      batch_shape: `(B, H, W, C)`.
-      mean: scalar or `[C]`, the normalization that the model applies.
-      std: scalar or `[C]`.
+      problem: FedSGD or FedAvg clients of any batch size.
       tv: weight of the total variation.
       clip: weight of the soft bounds.
       learning_rate: of Adam, in units of `std`.
       horizon: the number of steps that the learning-rate decay is laid out for.
-      objective: distance of the updates.
+      rule: restores the labels; by default the paper's, `labels.zero_shot`, with noise of a natural image's spectrum
+        as dummy inputs.
     """
-    std_image = parametrizations.per_channel("std", std, batch_shape)
+    model = problem.model
+    if rule is None:
+        dummies = labels.natural_noise(jax.random.key(0), input_shape=model.input_shape)
+        rule = labels.zero_shot(model.apply, dummies=dummies, head=model.head)
     attack = gradient_matching(
-        client_update,
-        objective=objective,
+        problem.client_update,
+        objective=problem.objective or objectives.cosine,
         regularizer=regularizers.weighted(
-            (tv, lambda x: regularizers.total_variation(x / std_image)), (clip, regularizers.box)
+            (tv, lambda x: regularizers.total_variation(x / problem.std_image)), (clip, regularizers.box)
         ),
         optimizer=optax.adam(step_decay(learning_rate, horizon)),
-        parametrization=parametrizations.unconstrained(parametrizations.pixels(batch_shape, mean=mean, std=std)),
+        parametrization=parametrizations.unconstrained(problem.pixels()),
         name="general_deep_leakage",
     )
-    return with_restored_labels(attack, rule, batch_size=batch_shape[0])
+    return with_restored_labels(attack, rule, batch_size=problem.num_examples)

@@ -10,27 +10,24 @@ import optax
 
 from jaxinvert.attacks import objectives
 from jaxinvert.attacks.matching import gradient_matching
+from jaxinvert.attacks.problem import Problem, declare
 from jaxinvert.attacks.schedules import step_decay
 from jaxinvert.attacks.transformations import median_filter
-from jaxinvert.priors import parametrizations, regularizers
-from jaxinvert.types import Array, Attack, ClientUpdateFn, Objective, PerChannel, Scalar, Shape
+from jaxinvert.priors import regularizers
+from jaxinvert.types import Array, Attack, Scalar
 
 
+@declare("labels", joint_labels=True, every_round=True, adapts=True)
 def inverting_gradients(
-    client_update: ClientUpdateFn,
+    problem: Problem,
     *,
-    batch_shape: Shape,
-    mean: PerChannel = 0.0,
-    std: PerChannel = 1.0,
     tv: Scalar = 1e-2,
     learning_rate: Scalar = 0.1,
     horizon: Scalar = 4800,
-    objective: Objective = objectives.cosine,
-    joint_labels: int | None = None,
-    prior: Array | None = None,
+    start_images: Array | None = None,
     median_every: int | None = None,
 ) -> Attack:
-    """Returns the attack with the paper's settings: known labels, any batch size, FedSGD or FedAvg clients.
+    """Cosine matching, signed Adam, total variation (Geiping et al. 2020).
 
     Everything happens in the model's normalized space, as in the paper: the start is `N(0, 1)`, the step size and
     the total variation are per unit of `std`. Two deviations: the start is clipped to the box, and a restart's
@@ -38,48 +35,34 @@ def inverting_gradients(
     compares them without the prior.
 
     Args:
-      client_update: the attacker's simulation of the client.
-      batch_shape: `(B, H, W, C)`.
-      mean: scalar or `[C]`, the normalization that the model applies.
-      std: scalar or `[C]`.
+      problem: any batch size, FedSGD or FedAvg clients. The paper argues for known labels; `joint_labels` optimizes
+        soft labels instead. The authors' program can also weigh layers: set `objective` to
+        `objectives.layer_weighted` or `objectives.largest_tensors`.
       tv: weight of the total variation; the paper uses 1e-4 ... 1e-1.
       learning_rate: of Adam, in units of `std`.
       horizon: the number of steps that the learning-rate decay is laid out for.
-      objective: distance of the updates; the authors' program can also weigh layers (`objectives.layer_weighted`) or
-        keep the largest tensors (`objectives.largest_tensors`).
-      joint_labels: the number of classes, to optimize soft labels along with the images instead of reading
-        `observation.labels`; the paper argues for known labels.
-      prior: `[H, W, C]` or `[B, H, W, C]` in [0, 1], images to start from, such as an earlier reconstruction; by
-        default normal noise, as in the paper.
+      start_images: `[H, W, C]` or `[B, H, W, C]` in [0, 1], images to start from, such as an earlier reconstruction;
+        by default normal noise, as in the paper.
       median_every: steps between 3 x 3 median filters; the authors' program has 500 as an option. Not with
-        `joint_labels`.
+        `problem.joint_labels`.
 
     Raises:
-      ValueError: for `median_every` with `joint_labels`.
+      ValueError: for `median_every` with `problem.joint_labels`.
     """
-    if median_every is not None and joint_labels is not None:
+    if median_every is not None and problem.joint_labels:
         raise ValueError("median_every filters images, but with joint_labels the variables are images and labels")
-    parametrization = parametrizations.pixels(batch_shape, mean=mean, std=std)
-    if prior is not None:
-        parametrization = parametrizations.start_at(
-            parametrization, prior, batch_shape=batch_shape, mean=mean, std=std
-        )
-    if joint_labels is not None:
-        parametrization = parametrizations.with_soft_labels(
-            parametrization, batch_size=batch_shape[0], num_classes=joint_labels
-        )
+    images = problem.pixels(start_images)
     optimizer = optax.chain(
         optax.scale_by_sign(),
         optax.scale_by_adam(),
         optax.scale_by_learning_rate(step_decay(learning_rate, horizon)),
         *([] if median_every is None else [median_filter(every=median_every)]),
     )
-    std_image = parametrizations.per_channel("std", std, batch_shape)
     return gradient_matching(
-        client_update,
-        objective=objective,
-        regularizer=regularizers.weighted((tv, lambda x: regularizers.total_variation(x / std_image))),
+        problem.client_update,
+        objective=problem.objective or objectives.cosine,
+        regularizer=regularizers.weighted((tv, lambda x: regularizers.total_variation(x / problem.std_image))),
         optimizer=optimizer,
-        parametrization=parametrization,
+        parametrization=problem.with_soft_labels(images) if problem.joint_labels else images,
         name="inverting_gradients",
     )

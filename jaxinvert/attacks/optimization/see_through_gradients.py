@@ -11,48 +11,30 @@ Hongxu Yin, Arun Mallya, Arash Vahdat, Jose M. Alvarez, Jan Kautz, Pavlo Molchan
 Batch Recovery via GradInversion", CVPR 2021, arXiv:2104.07586.
 """
 
-from collections.abc import Callable
-
 import jax
 import optax
 
-from jaxinvert import trees
 from jaxinvert.attacks import objectives
 from jaxinvert.attacks.group_consistency import consistent_group
 from jaxinvert.attacks.matching import search_inputs
+from jaxinvert.attacks.problem import Problem, declare
 from jaxinvert.attacks.schedules import warmup_cosine
 from jaxinvert.attacks.transformations import langevin_noise
 from jaxinvert.clients import running_statistics
-from jaxinvert.models import BATCH_NORM_MOMENTUM
+from jaxinvert.models import first_batch_norm
 from jaxinvert.observation.observe import require
-from jaxinvert.priors import parametrizations, regularizers
-from jaxinvert.types import (
-    Array,
-    ArrayTree,
-    Attack,
-    Batch,
-    ClientUpdateFn,
-    Observation,
-    Params,
-    PerChannel,
-    Regularizer,
-    Scalar,
-    Shape,
-)
+from jaxinvert.priors import regularizers
+from jaxinvert.trees import leaves_by_path, path_name, tree_norm, tree_sum
+from jaxinvert.types import Array, ArrayTree, Attack, Batch, Observation, Regularizer, Scalar
 
 HEAVY_FIRST_LAYER = 10.0
-"""How much more the first BatchNorm layer counts."""
+"""Weight of the first BatchNorm layer, relative to the others."""
 
 
+@declare("labels")
 def see_through_gradients(
-    client_update: ClientUpdateFn,
-    batch_statistics: Callable[[Params, Array], ArrayTree],
+    problem: Problem,
     *,
-    batch_shape: Shape,
-    mean: PerChannel = 0.0,
-    std: PerChannel = 1.0,
-    momentum: Scalar = BATCH_NORM_MOMENTUM,
-    num_seeds: int = 8,
     matching: Scalar = 1e-3,
     batch_norm: Scalar = 0.1,
     tv: Scalar = 1e-4,
@@ -63,21 +45,16 @@ def see_through_gradients(
     learning_rate: Scalar = 0.1,
     warmup: Scalar = 50,
     horizon: Scalar = 20_000,
+    num_seeds: int = 8,
 ) -> Attack:
-    """Returns the attack with the paper's constants; one restart of it is a whole group of seeds.
+    """A group of seeds, BatchNorm statistics, Langevin noise (Yin et al. 2021, GradInversion).
 
-    Deviations: registration is by translation (cross-correlation), at every step, instead of optical flow at every
-    hundredth; a result is its seed's
+    Constants are the paper's; one restart of this attack is a whole group of seeds. Deviations: registration is by
+    translation (cross-correlation), at every step, instead of optical flow at every hundredth; a result is its seed's
     best iterate by attack loss since the group came together, at a quarter of the horizon as in the paper.
 
     Args:
-      client_update: the attacker's simulation of the client.
-      batch_statistics: `(params, inputs) -> statistics`, as in `Model`; `{}` for models without BatchNorm.
-      batch_shape: `(B, H, W, C)`.
-      mean: scalar or `[C]`, the normalization that the model applies.
-      std: scalar or `[C]`.
-      momentum: of the running statistics, the share of the old value (Flax's convention).
-      num_seeds: static; seeds in the group.
+      problem: any batch size.
       matching: weight of the update.
       batch_norm: weight of the statistics.
       tv: weight of the total variation.
@@ -88,51 +65,64 @@ def see_through_gradients(
       learning_rate: of Adam, in units of `std`.
       warmup: steps until the full learning rate.
       horizon: the number of steps that the learning-rate decay is laid out for.
+      num_seeds: static; seeds in the group.
     """
-    mean_image, std_image = (
-        parametrizations.per_channel(name, value, batch_shape) for name, value in (("mean", mean), ("std", std))
-    )
     priors = regularizers.weighted((tv, regularizers.total_variation), (l2, regularizers.l2_norm))
+    first_layer = first_batch_norm(problem.model)
 
     def distance(observation: Observation, batch: Batch) -> Array:
         params = require(observation, "params", attack="see_through_gradients")
-        found = objectives.tensor_norms(client_update(params, batch), observation.update)
+        found = objectives.tensor_norms(problem.client_update(params, batch), observation.update)
         if observation.local_training is not None:  # the weights are meant for gradients
             found = found / (observation.local_training.learning_rate * observation.local_training.num_steps)
-        statistics = batch_statistics(params, batch.inputs)
+        statistics = problem.model.batch_statistics(params, batch.inputs)
         if not statistics:
             return matching * found
         target = params["batch_stats"]
         if observation.batch_stats is not None:
             num_steps = require(observation, "local_training", attack="see_through_gradients").num_steps
             target = running_statistics.recover(
-                observation.batch_stats, target, momentum=momentum, num_steps=num_steps
+                observation.batch_stats, target, momentum=problem.momentum, num_steps=num_steps
             )
-        return matching * found + batch_norm * first_layer_heavy(statistics, target)
+        return matching * found + batch_norm * first_layer_heavy(statistics, target, first_layer=first_layer)
 
     def one_seed(group_term: Regularizer) -> Attack:
         return search_inputs(
             distance,
-            regularizer=lambda inputs: priors((inputs - mean_image) / std_image) + group * group_term(inputs),
+            regularizer=lambda inputs: (
+                priors((inputs - problem.mean_image) / problem.std_image) + group * group_term(inputs)
+            ),
             optimizer=optax.chain(
                 optax.scale_by_adam(),
                 langevin_noise(noise),
                 optax.scale_by_learning_rate(warmup_cosine(learning_rate, horizon, warmup=warmup)),
             ),
-            parametrization=parametrizations.pixels(batch_shape, mean=mean, std=std),
+            parametrization=problem.pixels(),
             name="see_through_gradients",
         )
 
     return consistent_group(
-        one_seed, num_seeds=num_seeds, start=0.25 * horizon, unit=std_image, registration=registration
+        one_seed, num_seeds=num_seeds, start=0.25 * horizon, unit=problem.std_image, registration=registration
     )
 
 
-def first_layer_heavy(statistics: ArrayTree, target: ArrayTree) -> Array:
-    """`sum |mu - mu*| + |var - var*|` over BatchNorm layers, those that read the stem ten times."""
+def first_layer_heavy(statistics: ArrayTree, target: ArrayTree, *, first_layer: str | None) -> Array:
+    """`sum |mu - mu*| + |var - var*|` over BatchNorm layers, with weight 10 for the first.
+
+    Args:
+      statistics: a tree of layers `{"mean": [C], "var": [C]}`.
+      target: the same tree.
+      first_layer: path of the first layer, see `models.first_batch_norm`.
+
+    Raises:
+      ValueError: if there is no such layer: the weight must not vanish unnoticed.
+    """
+    paths = list(leaves_by_path(statistics))
+    if first_layer is None or not any(path.startswith(f"{first_layer}/") for path in paths):
+        raise ValueError(f"see_through_gradients: the first BatchNorm layer is {first_layer!r}, not among {paths}")
 
     def gap(path: tuple, found: Array, wanted: Array) -> Array:
-        first = getattr(path[0], "key", "") in ("norm_0", "stem_norm")
-        return (HEAVY_FIRST_LAYER if first else 1.0) * trees.tree_norm(found - wanted)
+        first = path_name(path).startswith(f"{first_layer}/")
+        return (HEAVY_FIRST_LAYER if first else 1.0) * tree_norm(found - wanted)
 
-    return trees.tree_sum(jax.tree_util.tree_map_with_path(gap, statistics, target))
+    return tree_sum(jax.tree_util.tree_map_with_path(gap, statistics, target))

@@ -17,104 +17,77 @@ import optax
 from jaxinvert import search
 from jaxinvert.attacks import objectives
 from jaxinvert.attacks.matching import gradient_matching
+from jaxinvert.attacks.problem import Problem, declare
 from jaxinvert.parallel.lanes import lanes_at_once, map_lanes
 from jaxinvert.priors import parametrizations
-from jaxinvert.schema import Schema, blocks, encoded_width
+from jaxinvert.schema import Schema, blocks
 from jaxinvert.types import (
     Array,
     Attack,
     Batch,
-    ClientUpdateFn,
     Key,
-    Objective,
     Observation,
-    PerChannel,
     Reconstruction,
     Scalar,
     SolveFn,
 )
 
 
-def tableak_member(
-    client_update: ClientUpdateFn,
-    *,
-    schema: Schema,
-    batch_size: int,
-    mean: PerChannel = 0.0,
-    std: PerChannel = 1.0,
-    learning_rate: Scalar = 0.06,
-    objective: Objective = objectives.cosine,
-) -> Attack:
-    """Returns the search from one start, with the paper's settings: known labels, signed Adam, no prior.
+def tableak_member(problem: Problem, *, learning_rate: Scalar = 0.06) -> Attack:
+    """The search of TabLeak from one start, with the paper's settings: known labels, signed Adam, no prior.
 
     Two deviations: the start is normal, not uniform; continuous values are clipped to their bounds in the model's
     normalized space, where the paper's program squashes them by a sigmoid.
 
     Args:
-      client_update: the attacker's simulation of the client.
-      schema: the columns of a record.
-      batch_size: `B`.
-      mean: scalar or `[F]`, the normalization that the model applies to encoded records.
-      std: scalar or `[F]`.
-      learning_rate: of Adam, in units of `std`.
-      objective: distance of the updates.
+      problem: with a `schema`; its model reads encoded records `[B, 1, 1, F]`.
+      learning_rate: of Adam, in units of the model's `std`.
+
+    Raises:
+      ValueError: without a schema.
     """
+    model = problem.model
     return gradient_matching(
-        client_update,
-        objective=objective,
+        problem.client_update,
+        objective=problem.objective or objectives.cosine,
         optimizer=optax.chain(
             optax.scale_by_sign(), optax.scale_by_adam(), optax.scale_by_learning_rate(learning_rate)
         ),
-        parametrization=parametrizations.records(schema, batch_size=batch_size, mean=mean, std=std),
+        parametrization=parametrizations.records(
+            _schema_of(problem), batch_size=problem.num_examples, mean=model.mean, std=model.std
+        ),
         name="tableak",
     )
 
 
+@declare("labels", adapts=True)
 def tableak(
-    client_update: ClientUpdateFn,
+    problem: Problem,
     *,
-    schema: Schema,
-    batch_size: int,
-    mean: PerChannel = 0.0,
-    std: PerChannel = 1.0,
+    learning_rate: Scalar = 0.06,
     num_members: int = 30,
     num_steps: int = 1500,
-    learning_rate: Scalar = 0.06,
-    objective: Objective = objectives.cosine,
     chunk_size: int | None = None,
 ) -> SolveFn:
-    """Returns the whole attack: members side by side, pooled; arguments beside those of `tableak_member` follow.
+    """Tabular records by an ensemble of searches whose results are pooled (Vero et al. 2023).
 
     The reconstruction's `inputs` are the pooled records `[B, 1, 1, F]`, with probabilities for categories
-    (`records.decode` takes the likeliest), and `attack_loss` is theirs. `info` has the matched `members`
+    (`schema.decode` takes the likeliest), and `attack_loss` is theirs. `info` has the matched `members`
     `[M, B, 1, 1, F]`, their `member_losses` `[M]` and `entropy` `[B, columns]`, see `entropy`.
 
     Args:
-      client_update: as `tableak_member`.
-      schema: as `tableak_member`.
-      batch_size: as `tableak_member`.
-      mean: as `tableak_member`.
-      std: as `tableak_member`; entropies are in its units.
+      problem: with a `schema`; its model reads encoded records `[B, 1, 1, F]`. Entropies are in units of its `std`.
+      learning_rate: of Adam, in units of the model's `std`.
       num_members: `M`; those that end without a finite loss are left out of the pool.
-      num_steps: of each.
-      learning_rate: as `tableak_member`.
-      objective: as `tableak_member`.
+      num_steps: of each member.
       chunk_size: members side by side under vmap; by default `lanes_at_once`.
+
+    Raises:
+      ValueError: without a schema.
     """
-    member = search.run(
-        tableak_member(
-            client_update,
-            schema=schema,
-            batch_size=batch_size,
-            mean=mean,
-            std=std,
-            learning_rate=learning_rate,
-            objective=objective,
-        ),
-        num_steps=num_steps,
-    )
-    shape = (batch_size, 1, 1, encoded_width(schema))
-    std_row = parametrizations.per_channel("std", std, shape)
+    schema, objective = _schema_of(problem), problem.objective or objectives.cosine
+    member = search.run(tableak_member(problem, learning_rate=learning_rate), num_steps=num_steps)
+    std_row = problem.std_image
 
     def solve(key: Key, observation: Observation) -> Reconstruction:
         lanes = chunk_size or lanes_at_once(observation.update, num_members)
@@ -125,12 +98,19 @@ def tableak(
         labels = found.labels[0]
         members = jax.vmap(lambda inputs: matched(inputs / std_row, best / std_row, labels) * std_row)(found.inputs)
         pooled = jnp.where(jnp.any(finite), pool(schema, members, finite), best)
-        loss = objective(client_update(observation.params, Batch(pooled, labels)), observation.update)
+        simulated = problem.client_update(observation.params, Batch(pooled, labels))
+        loss = objective(simulated, observation.update)
         spread = entropy(schema, members / std_row[None], finite)
         info = {"members": members, "member_losses": losses, "entropy": spread}
         return Reconstruction(pooled, labels, jnp.where(jnp.isfinite(loss), loss, jnp.inf), info)
 
     return solve
+
+
+def _schema_of(problem: Problem) -> Schema:
+    if problem.schema is None:
+        raise ValueError("tableak searches for records of a table: the problem needs a schema")
+    return problem.schema
 
 
 def matched(inputs: Array, reference: Array, labels: Array) -> Array:

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from jaxinvert import clients, models
+from jaxinvert.attacks import Problem
 from jaxinvert.attacks.closed_form.april import april, patch_embedding
-from jaxinvert.attacks.closed_form.certificate import WORDS, Verdict
+from jaxinvert.attacks.closed_form.certificate import WORDS, Status
 from jaxinvert.observation.observe import observe
 from jaxinvert.types import Batch, Observation
 
 SHAPE = (1, 8, 8, 3)
-SETTING = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
 
 
 def client_of(name):
-    model = models.create(name, input_shape=SHAPE[1:], num_classes=5, **SETTING)
+    model = models.create(name, input_shape=SHAPE[1:], num_classes=5, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
     return model, jax.jit(clients.fedsgd(models.cross_entropy(model.apply)))
 
 
@@ -30,7 +30,7 @@ def a_batch(seed=1):
 
 @pytest.fixture(scope="module")
 def solve():
-    return jax.jit(april(PLAIN_CLIENT, batch_shape=SHAPE, **SETTING))
+    return jax.jit(april(Problem(PLAIN_CLIENT, PLAIN, 1)))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_the_image_is_exact_certified_and_labeled(solve, params, seed):
 
 
 def test_the_layer_of_patches_needs_no_plain_attention():
-    solve = jax.jit(patch_embedding(PRE_NORM_CLIENT, batch_shape=SHAPE, **SETTING))
+    solve = jax.jit(patch_embedding(Problem(PRE_NORM_CLIENT, PRE_NORM, 1)))
     batch = a_batch()
     found = solve(jax.random.key(0), observe(PRE_NORM_CLIENT, PRE_NORM.init(jax.random.key(0)), batch))
     np.testing.assert_allclose(found.inputs, batch.inputs, atol=1e-3)
@@ -76,35 +76,36 @@ def equal_tokens(params):
 
 
 @pytest.mark.parametrize(
-    ("update_of", "verdict"),
+    ("update_of", "status"),
     [
-        (lambda params: jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), params), Verdict.NOT_FINITE),
-        (lambda params: jax.tree.map(jnp.zeros_like, params), Verdict.ZERO),
-        (equal_tokens, Verdict.UNDETERMINED),
-        (noisy, Verdict.DIFFERENT),
-        (of_two, Verdict.DIFFERENT),
+        (lambda params: jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), params), Status.NOT_FINITE),
+        (lambda params: jax.tree.map(jnp.zeros_like, params), Status.ZERO),
+        (equal_tokens, Status.UNDETERMINED),
+        (noisy, Status.DIFFERENT),
+        (of_two, Status.DIFFERENT),
     ],
 )
-def test_what_cannot_be_exact_gets_a_verdict_and_no_certificate(solve, params, update_of, verdict):
+def test_what_cannot_be_exact_gets_a_status_and_no_certificate(solve, params, update_of, status):
     found = solve(jax.random.key(0), Observation(params, update_of(params)))
-    assert int(found.info["verdict"]) == verdict
+    assert int(found.info["status"]) == status
     assert not bool(found.info["certified"])
-    assert WORDS[verdict].startswith("not certified")
+    assert WORDS[status].startswith("not certified")
     assert np.all(np.isfinite(found.inputs))
 
 
 def test_what_does_not_fit_is_refused(params):
-    def refused(model, match, attack=april, shape=SHAPE):
+    def refused(model, match, attack=april, shape=SHAPE[1:]):
         params = jax.eval_shape(model.init, jax.random.key(0))
+        problem = Problem(PLAIN_CLIENT, model._replace(input_shape=shape), 1)
         with pytest.raises(ValueError, match=match):
-            attack(PLAIN_CLIENT, batch_shape=shape)(jax.random.key(0), Observation(params, params))
+            attack(problem)(jax.random.key(0), Observation(params, params))
 
-    with pytest.raises(ValueError, match=r"april inverts one example.*\(2, 8, 8, 3\)"):
-        april(PLAIN_CLIENT, batch_shape=(2, 8, 8, 3))
+    with pytest.raises(ValueError, match=r"april inverts updates of one example; here an update holds 2"):
+        april(Problem(PLAIN_CLIENT, PLAIN, 2))
     refused(PRE_NORM, "enter self-attention as they are.*params/attention_norm_0")
     refused(models.create("mlp", features=(4,)), r"Vision Transformer.*lacks.*params/positions")
     narrow = models.create("vit-plain-2-8-1", input_shape=SHAPE[1:])
     refused(narrow, "at least as wide as there are patches, 16; got 8", attack=patch_embedding)
     wide_patches = models.create("vit-plain-4-32-1", input_shape=SHAPE[1:])
     refused(wide_patches, "as wide as patches have numbers, 48; got 32")
-    refused(PLAIN, r"16 patches of 12 numbers.*do not make up an image of shape \(4, 8, 3\)", shape=(1, 4, 8, 3))
+    refused(PLAIN, r"16 patches of 12 numbers.*do not make up an image of shape \(4, 8, 3\)", shape=(4, 8, 3))

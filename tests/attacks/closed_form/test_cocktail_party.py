@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxinvert import clients, data, models
+from jaxinvert.attacks import Problem
 from jaxinvert.attacks.closed_form.cocktail_party import cocktail_party
 from jaxinvert.attacks.closed_form.independent_components import (
     balanced_channels,
@@ -58,7 +59,7 @@ def test_photographs_are_recognizable_and_a_foreign_gradient_is_not(photos):
     client = clients.fedsgd(models.cross_entropy(model.apply))
     batch = Batch(jnp.asarray(photos.images), jnp.asarray(photos.labels))
     params = model.init(jax.random.key(0))
-    solve = jax.jit(cocktail_party(batch_shape=batch.inputs.shape, mean=model.mean, std=model.std))
+    solve = jax.jit(cocktail_party(Problem(client, model, 6)))
     found = solve(jax.random.key(1), observe(client, params, batch))
     truth = photos.images.reshape(6, -1)
     assert best_correlations(found.inputs.reshape(6, -1), truth).mean() > 0.9
@@ -77,4 +78,4 @@ def test_more_images_than_units_are_refused(photos):
     model = models.create("mlp", features=(4,))
     params = model.init(jax.random.key(0))
     with pytest.raises(ValueError, match="at least 6 units, as many as images; this one has 4"):
-        cocktail_party(batch_shape=(6, 32, 32, 3))(jax.random.key(0), Observation(params, params))
+        cocktail_party(Problem(clients.fedsgd(model.loss), model, 6))(jax.random.key(0), Observation(params, params))

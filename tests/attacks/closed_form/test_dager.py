@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinvert.attacks import TextProblem
 from jaxinvert.attacks.closed_form import span as spans
-from jaxinvert.attacks.closed_form.certificate import WORDS, Verdict
+from jaxinvert.attacks.closed_form.certificate import WORDS, Status
 from jaxinvert.attacks.closed_form.dager import dager
 from jaxinvert.clients import fedsgd
 from jaxinvert.models.text_transformer import decoder, encoder
@@ -32,7 +33,7 @@ def solve(client):
     """For three sequences, with tolerances that may be set, compiled once."""
 
     def solve(observation, tolerances):
-        return dager(client, DECODER, num_sequences=NUM_SEQUENCES, tolerances=tolerances)(None, observation)
+        return dager(TextProblem(client, DECODER, NUM_SEQUENCES), tolerances=tolerances)(None, observation)
 
     compiled = jax.jit(solve)
     default = spans.tolerances(float(np.finfo(np.float32).eps))
@@ -121,29 +122,27 @@ def second_block_withheld(client, params):
 
 
 @pytest.mark.parametrize(
-    ("update_of", "verdict", "num_tokens"),
+    ("update_of", "status", "num_tokens"),
     [
-        (not_finite, Verdict.NOT_FINITE, 0),
-        (lambda client, params: jax.tree.map(jnp.zeros_like, params), Verdict.ZERO, 0),
-        (six_sequences, Verdict.SPAN_FULL, 0),
-        (noisy_head, Verdict.DIFFERENT, 12),
-        (second_block_withheld, Verdict.INCOMPLETE, 12),
+        (not_finite, Status.NOT_FINITE, 0),
+        (lambda client, params: jax.tree.map(jnp.zeros_like, params), Status.ZERO, 0),
+        (six_sequences, Status.SPAN_FULL, 0),
+        (noisy_head, Status.DIFFERENT, 12),
+        (second_block_withheld, Status.INCOMPLETE, 12),
     ],
 )
-def test_what_cannot_be_exact_gets_a_verdict_and_no_certificate(
-    solve, client, params, update_of, verdict, num_tokens
-):
+def test_what_cannot_be_exact_gets_a_status_and_no_certificate(solve, client, params, update_of, status, num_tokens):
     found = solve(update_of(client, params), params)
-    assert int(found.info["verdict"]) == verdict
+    assert int(found.info["status"]) == status
     assert not bool(found.info["certified"])
-    assert WORDS[verdict].startswith("not certified")
+    assert WORDS[status].startswith("not certified")
     assert int(found.info["found"].sum()) == num_tokens
 
 
 def test_tolerances_of_float64_see_only_noise_in_a_float32_update(solve, client, params):
     tolerances = spans.tolerances(float(np.finfo(np.float64).eps))
     found = solve(client(params, sequences(1)), params, tolerances)
-    assert int(found.info["verdict"]) == Verdict.SPAN_FULL
+    assert int(found.info["status"]) == Status.SPAN_FULL
     assert not found.info["found"].any()
 
 
@@ -152,7 +151,7 @@ def test_an_encoder_gives_away_its_sequences_and_classes(params):
     params = ENCODER.init(jax.random.key(0))
     batch = sequences(5, 2)._replace(labels=jnp.array([2, 0]))
     update = client(params, batch)
-    found = jax.jit(dager(client, ENCODER, num_sequences=2))(None, Observation(params, update))
+    found = jax.jit(dager(TextProblem(client, ENCODER, 2)))(None, Observation(params, update))
     np.testing.assert_array_equal(found.info["found"], where(batch))
     assert rows_of(found.inputs, found.labels[:, None]) == rows_of(batch.inputs, batch.labels[:, None])
     assert bool(found.info["certified"])
@@ -162,13 +161,13 @@ def test_one_block_gives_away_one_sequence():
     model = decoder(depth=1, **SIZES)
     client = jax.jit(fedsgd(model.loss_fn))
     params, batch = model.init(jax.random.key(0)), sequences(1, 1)
-    found = jax.jit(dager(client, model, num_sequences=1))(None, Observation(params, client(params, batch)))
+    found = jax.jit(dager(TextProblem(client, model, 1)))(None, Observation(params, client(params, batch)))
     np.testing.assert_array_equal(found.inputs, batch.inputs)
     assert bool(found.info["certified"])
 
 
 def test_what_does_not_fit_is_refused(client, params):
     with pytest.raises(ValueError, match="num_sequences must be at least 1, got 0"):
-        dager(client, DECODER, num_sequences=0)
+        dager(TextProblem(client, DECODER, 0))
     with pytest.raises(ValueError, match=r"the update lacks \['params/attention_0/query/kernel'"):
-        dager(client, DECODER, num_sequences=1)(None, Observation({}, {"params": {"head": jnp.ones(2)}}))
+        dager(TextProblem(client, DECODER, 1))(None, Observation({}, {"params": {"head": jnp.ones(2)}}))

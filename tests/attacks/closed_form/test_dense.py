@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 
 from jaxinvert import clients, models
+from jaxinvert.attacks import Problem
 from jaxinvert.attacks.closed_form import dense
 from jaxinvert.observation.observe import observe
 from jaxinvert.observation.threat_models import LADDER
 from jaxinvert.types import Batch, Observation
 
 MLP = models.create("mlp", input_shape=(4, 4, 3), features=(32,), mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+
+
+def problem_of(model, num_examples=1):
+    return Problem(clients.fedsgd(model.loss), model, num_examples)
 
 
 def layer_gradient(output_gradients, inputs):
@@ -31,7 +36,7 @@ def test_one_example_is_recovered_to_1e_5_in_float64():
         observation = observe(
             clients.fedsgd(models.cross_entropy(MLP.apply)), params, batch, threat_model=LADDER["C"]
         )
-        solve = dense.dense_layer(batch_shape=(1, 4, 4, 3), mean=MLP.mean, std=MLP.std)
+        solve = dense.dense_layer(problem_of(MLP))
         found = jax.jit(solve)(jax.random.key(2), observation)
         np.testing.assert_allclose(found.inputs, batch.inputs, atol=1e-5)
         assert found.labels is None
@@ -104,7 +109,7 @@ def test_a_batch_whose_examples_activate_own_units_is_recovered():
     params["params"]["dense_0"] = {"kernel": kernel, "bias": jnp.zeros(8)}
     client = clients.fedsgd(models.cross_entropy(model.apply))
     observation = observe(client, params, Batch(images, jnp.array([1, 5])))
-    found = dense.dense_layer(batch_shape=(2, 4, 4, 3))(jax.random.key(1), observation)
+    found = dense.dense_layer(problem_of(model, 2))(jax.random.key(1), observation)
     assert found.info["valid"].all()
     assert (found.info["num_units"] == 4).all()
     order = np.argsort(np.asarray(found.inputs[:, 0, 0, 0]))[::-1]
@@ -134,7 +139,7 @@ def test_units_may_agree_on_a_mixture():
     params = jax.tree.map(jnp.zeros_like, model.init(jax.random.key(0)))
     batch = Batch(jax.random.uniform(jax.random.key(1), (2, 4, 4, 3)), jnp.array([0, 1]))
     observation = observe(clients.fedsgd(models.cross_entropy(model.apply)), params, batch)
-    found = dense.dense_layer(batch_shape=(2, 4, 4, 3))(jax.random.key(0), observation)
+    found = dense.dense_layer(problem_of(model, 2))(jax.random.key(0), observation)
     assert int(found.info["num_units"][0]) == 8  # the units of the eight absent classes
     np.testing.assert_allclose(found.inputs[0], batch.inputs.mean(axis=0), atol=1e-5)
 
@@ -152,7 +157,7 @@ def test_vmap_over_clients_equals_a_loop():
     params = MLP.init(jax.random.key(0))
     batches = Batch(jax.random.uniform(jax.random.key(1), (4, 1, 4, 4, 3)), jnp.arange(4)[:, None])
     updates = jax.vmap(client, in_axes=(None, 0))(params, batches)
-    solve = dense.dense_layer(batch_shape=(1, 4, 4, 3), mean=MLP.mean, std=MLP.std)
+    solve = dense.dense_layer(problem_of(MLP))
     found = jax.vmap(lambda update: solve(jax.random.key(0), Observation(params, update)).inputs)(updates)
     np.testing.assert_allclose(found, batches.inputs, atol=1e-4)
 
@@ -160,7 +165,7 @@ def test_vmap_over_clients_equals_a_loop():
 def test_a_model_without_such_a_layer_is_refused():
     model = models.create("lenet", input_shape=(16, 16, 3))
     params = model.init(jax.random.key(0))
-    solve = dense.dense_layer(batch_shape=(1, 16, 16, 3))
+    solve = dense.dense_layer(problem_of(model))
     with pytest.raises(ValueError, match=r"one biased dense layer that reads images.*768 features.*has 0"):
         solve(jax.random.key(0), Observation(params, params))
 
@@ -168,13 +173,9 @@ def test_a_model_without_such_a_layer_is_refused():
 def test_an_unfitting_layer_is_named():
     params = MLP.init(jax.random.key(0))
     with pytest.raises(ValueError, match=r"'params/head' reads 32 features"):
-        dense.dense_layer(batch_shape=(1, 4, 4, 3), layer="params/head")(
-            jax.random.key(0), Observation(params, params)
-        )
+        dense.dense_layer(problem_of(MLP), layer="params/head")(jax.random.key(0), Observation(params, params))
     with pytest.raises(ValueError, match=r"no biased dense layer 'params/nowhere'"):
-        dense.dense_layer(batch_shape=(1, 4, 4, 3), layer="params/nowhere")(
-            jax.random.key(0), Observation(params, params)
-        )
+        dense.dense_layer(problem_of(MLP), layer="params/nowhere")(jax.random.key(0), Observation(params, params))
 
 
 def test_one_example_is_read_from_its_most_reliable_unit(inputs):
@@ -199,7 +200,7 @@ def test_broken_updates_are_not_believed(batch_size):
     one_nan["params"]["dense_0"]["kernel"] = one_nan["params"]["dense_0"]["kernel"].at[3, 5].set(jnp.nan)
     broken = [jax.tree.map(lambda leaf, value=value: leaf * value, honest) for value in (0.0, jnp.nan)]
     updates = jax.tree.map(lambda *leaves: jnp.stack(leaves), *broken, no_kernel, one_nan)
-    solve = dense.dense_layer(batch_shape=(batch_size, 4, 4, 3))
+    solve = dense.dense_layer(problem_of(MLP._replace(mean=(0.0,) * 3, std=(1.0,) * 3), batch_size))
     found = jax.jit(jax.vmap(lambda update: solve(jax.random.key(0), Observation(params, update))))(updates)
     assert not found.info["valid"][:2].any()
     assert (found.attack_loss[:2] == 1).all()

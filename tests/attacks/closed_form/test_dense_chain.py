@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxinvert import clients, jobs, models
+from jaxinvert.attacks import Problem
 from jaxinvert.attacks.closed_form import dense, dense_chain
 from jaxinvert.attacks.closed_form.dense_chain import (
     RELU,
@@ -17,6 +18,7 @@ from jaxinvert.attacks.closed_form.dense_chain import (
     unexplained_by_layer,
 )
 from jaxinvert.types import Batch, Observation
+from tests.conftest import model_of
 
 IMAGE = (3, 4, 2)
 LAYERS = ("first", "second", "head")
@@ -49,8 +51,13 @@ def observed(params, batch_size, *, activation=jax.nn.relu):
     return images, Observation(params, client(params, Batch(images, jnp.arange(batch_size))))
 
 
+def problem_of(batch_size):
+    model = model_of(apply, perceptron, input_shape=IMAGE, num_classes=5)
+    return Problem(clients.fedsgd(model.loss), model._replace(mean=(0.5, 0.5), std=(0.25, 0.25)), batch_size)
+
+
 def solver(batch_size, **options):
-    return jax.jit(dense_chain(batch_shape=(batch_size, *IMAGE), layers=LAYERS, mean=0.5, std=0.25, **options))
+    return jax.jit(dense_chain(problem_of(batch_size), layers=LAYERS, **options))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +115,7 @@ def test_a_repeated_example_and_broken_updates_have_a_verdict():
     repeated = one.update  # two equal examples with equal labels have the gradient of one
     zeros, nans = (jax.tree.map(lambda leaf, value=value: leaf * value, one.update) for value in (0.0, jnp.nan))
     updates = jax.tree.map(lambda *leaves: jnp.stack(leaves), repeated, zeros, nans)
-    solve = dense_chain(batch_shape=(2, *IMAGE), layers=LAYERS, mean=0.5, std=0.25)
+    solve = dense_chain(problem_of(2), layers=LAYERS)
     found = jax.jit(jax.vmap(lambda update: solve(jax.random.key(1), Observation(params, update))))(updates)
     assert found.info["valid"].tolist() == [[True, False], [False, False], [False, False]]
     np.testing.assert_allclose(found.inputs[0, 0], image[0], atol=1e-3)
@@ -126,7 +133,7 @@ def test_what_is_no_chain_is_refused_by_name():
         (("second",), "'second' reads 40 features, but what stands before it has 24"),
     ]:
         with pytest.raises(ValueError, match=message):
-            dense_chain(batch_shape=(1, *IMAGE), layers=layers)(jax.random.key(0), observation)
+            dense_chain(problem_of(1), layers=layers)(jax.random.key(0), observation)
 
 
 def test_layers_come_in_the_order_of_their_numbers_and_the_head_last():
@@ -150,7 +157,7 @@ def test_what_is_no_perceptron_is_refused(model, head, message):
 
 
 def test_the_registered_attack_reads_a_perceptron_whose_only_bias_is_in_the_head():
-    config = jobs.JobConfig(attack="dense-chain", model="mlp-unbiased-128-64", size=12, targets=2)
+    config = jobs.JobConfig.of(attack="dense-chain", model="mlp-unbiased-128-64", size=12, targets=2)
     task = jobs.prepare(config)
     found = jobs.execute(config, task.program, task.observations)
     np.testing.assert_allclose(found.reconstructions.inputs, task.truth.inputs, atol=1e-4)

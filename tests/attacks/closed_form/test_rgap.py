@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxinvert import clients, models
+from jaxinvert.attacks import Problem
 from jaxinvert.attacks.closed_form.rgap import LENET, Convolution, num_equations, rgap
 from jaxinvert.observation.observe import observe
 from jaxinvert.types import Batch, Observation
@@ -17,7 +18,7 @@ SHAPE = (1, 12, 12, 3)
 
 @pytest.fixture(scope="module")
 def solve():
-    return jax.jit(jax.vmap(rgap(batch_shape=SHAPE, mean=MODEL.mean, std=MODEL.std), (None, Observation(None, 0))))
+    return jax.jit(jax.vmap(rgap(Problem(CLIENT, MODEL, 1)), (None, Observation(None, 0))))
 
 
 def test_images_are_exact_and_an_empty_update_is_no_image(solve):
@@ -63,10 +64,12 @@ def test_equations_are_counted_against_unknowns():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match=r"one example.*\(2, 12, 12, 3\)"):
-        rgap(batch_shape=(2, 12, 12, 3))
+    with pytest.raises(ValueError, match="rgap inverts updates of one example; here an update holds 2"):
+        rgap(Problem(CLIENT, MODEL, 2))
+    with pytest.raises(ValueError, match="a chain of convolutions with sigmoids, lenet; this model is mlp"):
+        rgap(Problem(CLIENT, models.create("mlp"), 1))
     params = MODEL.init(jax.random.key(0))
     with pytest.raises(ValueError, match=r"rgap needs \['params/top/kernel', 'params/top/bias'\]"):
-        rgap(batch_shape=SHAPE, layers=[Convolution("params/top", 1, 0)])(
+        rgap(Problem(CLIENT, MODEL, 1), layers=[Convolution("params/top", 1, 0)])(
             jax.random.key(0), Observation(params, params)
         )

@@ -9,7 +9,7 @@ import pytest
 
 from jaxinvert import clients, models
 from jaxinvert.attacks.closed_form import span as spans
-from jaxinvert.attacks.closed_form.certificate import Verdict
+from jaxinvert.attacks.closed_form.certificate import Status
 from jaxinvert.attacks.closed_form.known_patches import known_patches
 from jaxinvert.types import Batch
 
@@ -68,12 +68,12 @@ def test_a_decomposition_in_float32_misses_what_one_in_float64_finds():
 
 
 @pytest.mark.parametrize(
-    ("gradient", "verdict"),
-    [(np.zeros((5, 7)), Verdict.ZERO), (np.full((5, 7), np.inf), Verdict.NOT_FINITE), (np.eye(5), Verdict.SPAN_FULL)],
+    ("gradient", "status"),
+    [(np.zeros((5, 7)), Status.ZERO), (np.full((5, 7), np.inf), Status.NOT_FINITE), (np.eye(5), Status.SPAN_FULL)],
 )
-def test_verdicts(gradient, verdict):
+def test_statuses(gradient, status):
     span, inside = read(gradient, np.ones((3, 4)), spans.tolerances(1e-16))
-    assert int(spans.doubt(span, jnp.all(inside))) == verdict
+    assert int(spans.doubt(span, jnp.all(inside))) == status
     assert np.all(np.isfinite(span.basis))
 
 
@@ -86,12 +86,12 @@ def test_known_images_are_told_from_unknown_ones():
     candidates = images.at[-1, :8, :8].set(images[0, :8, :8])
     updates = [client(params, Batch(images[first : first + 3], jnp.arange(3))) for first in (0, 3)]
     read = partial(known_patches, images=candidates, mean=model.mean, std=model.std)
-    inside, verdict = read(updates[0])
-    assert int(verdict) == Verdict.CERTIFIED
+    inside, status = read(updates[0])
+    assert int(status) == Status.CERTIFIED
     assert inside.all(axis=1).tolist() == [True] * 3 + [False] * 6
     assert inside[-1].tolist() == [True, False, False, False]  # a patch that it shares
-    inside, verdict = read(jax.tree.map(jnp.add, *updates))  # 24 patches, as many as units
-    assert int(verdict) == Verdict.SPAN_FULL
+    inside, status = read(jax.tree.map(jnp.add, *updates))  # 24 patches, as many as units
+    assert int(status) == Status.SPAN_FULL
     assert not inside.any()
     with pytest.raises(ValueError, match=r"reads 64 numbers: no patch of images \(2, 12, 12, 1\)"):
         known_patches(params, jnp.zeros((2, 12, 12, 1)))

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jaxinvert import clients, data, models
+from jaxinvert.attacks import Problem
 from jaxinvert.attacks.closed_form import sparse_directions as sparse
-from jaxinvert.attacks.closed_form.certificate import WORDS, Verdict, first_problem
+from jaxinvert.attacks.closed_form.certificate import WORDS, Status, first_doubt
 from jaxinvert.attacks.closed_form.precision import in_float64
 from jaxinvert.attacks.closed_form.spear import exact_batch, spear
 from jaxinvert.observation.observe import observe
@@ -17,9 +18,7 @@ SHAPE = (4, 4, 3)
 MODEL = models.create(
     "mlp", input_shape=SHAPE, features=(40,), num_classes=5, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3)
 )
-LOSS = models.cross_entropy(MODEL.apply)
-CLIENT = clients.fedsgd(LOSS)
-SETTING = {"num_classes": 5, "mean": MODEL.mean, "std": MODEL.std}
+CLIENT = clients.fedsgd(MODEL.loss)
 BATCH_SIZE = 3
 
 
@@ -35,8 +34,8 @@ def params():
 
 @pytest.fixture(scope="module")
 def solve():
-    """The sampler for three examples, compiled once for all verdicts."""
-    return jax.jit(spear(CLIENT, LOSS, batch_shape=(BATCH_SIZE, *SHAPE), num_samples=64, max_rounds=8, **SETTING))
+    """The sampler for three examples, compiled once for all statuses."""
+    return jax.jit(spear(Problem(CLIENT, MODEL, BATCH_SIZE), num_samples=64, max_rounds=8))
 
 
 def nearest(found, truth):
@@ -78,21 +77,21 @@ def duplicated(params):
 
 
 @pytest.mark.parametrize(
-    ("update_of", "verdict"),
+    ("update_of", "status"),
     [
-        (not_finite, Verdict.NOT_FINITE),
-        (lambda params: jax.tree.map(jnp.zeros_like, params), Verdict.ZERO),
-        (duplicated, Verdict.LOW_RANK),
-        (lambda params: CLIENT(params, batch_of(2)), Verdict.LOW_RANK),
-        (lambda params: CLIENT(params, batch_of(5)), Verdict.HIGH_RANK),
-        (noisy, Verdict.DIFFERENT),
+        (not_finite, Status.NOT_FINITE),
+        (lambda params: jax.tree.map(jnp.zeros_like, params), Status.ZERO),
+        (duplicated, Status.LOW_RANK),
+        (lambda params: CLIENT(params, batch_of(2)), Status.LOW_RANK),
+        (lambda params: CLIENT(params, batch_of(5)), Status.HIGH_RANK),
+        (noisy, Status.DIFFERENT),
     ],
 )
-def test_what_cannot_be_exact_gets_a_verdict_and_no_certificate(solve, params, update_of, verdict):
+def test_what_cannot_be_exact_gets_a_status_and_no_certificate(solve, params, update_of, status):
     found = solve(jax.random.key(5), Observation(params, update_of(params)))
-    assert int(found.info["verdict"]) == verdict
+    assert int(found.info["status"]) == status
     assert not bool(found.info["certified"])
-    assert WORDS[verdict].startswith("not certified")
+    assert WORDS[status].startswith("not certified")
     assert np.all(np.isfinite(found.inputs))
 
 
@@ -106,12 +105,12 @@ def test_a_network_without_zeros_is_not_certified(solve, params):
 
     update = clients.fedsgd(models.cross_entropy(apply))(params, batch_of(BATCH_SIZE))
     found = solve(jax.random.key(0), Observation(params, update))
-    assert int(found.info["verdict"]) == Verdict.INCOMPLETE
+    assert int(found.info["status"]) == Status.INCOMPLETE
     assert not bool(found.info["certified"])
 
 
 def test_more_examples_than_units_are_refused(params):
-    solve = spear(CLIENT, LOSS, batch_shape=(49, *SHAPE), **SETTING)
+    solve = spear(Problem(CLIENT, MODEL, 49))
     with pytest.raises(ValueError, match=r"'params/dense_0' has 40, the batch 49"):
         solve(jax.random.key(0), Observation(params, params))
 
@@ -120,12 +119,10 @@ def test_photographs_are_told_apart_by_independence():
     """Beyond the few that sampling would do: eight photographs behind 96 units, where a sample hits once in 16."""
     photos = data.load("photos", split="test[:8]")
     model = models.create("mlp", features=(96,), mean=photos.mean, std=photos.std)
-    loss_fn = models.cross_entropy(model.apply)
-    client = clients.fedsgd(loss_fn)
+    client = clients.fedsgd(model.loss)
     batch = Batch(jnp.asarray(photos.images), jnp.asarray(photos.labels))
     observation = observe(client, model.init(jax.random.key(0)), batch)
-    setting = {"batch_shape": batch.inputs.shape, "num_classes": 10, "mean": model.mean, "std": model.std}
-    found = jax.jit(exact_batch(client, loss_fn, **setting))(jax.random.key(1), observation)
+    found = jax.jit(exact_batch(Problem(client, model, 8)))(jax.random.key(1), observation)
     errors, labels = nearest(found, batch)
     assert errors.max() < 1e-3  # 60 dB
     assert labels.tolist() == batch.labels.tolist()
@@ -181,10 +178,10 @@ def test_null_vectors_vanish_where_they_must():
         assert np.all(np.isfinite(dead))
 
 
-def test_the_first_problem_counts():
+def test_the_first_doubt_counts():
     true, false = jnp.array(True), jnp.array(False)
-    assert int(first_problem({Verdict.ZERO: false, Verdict.LOW_RANK: true, Verdict.INCOMPLETE: true})) == 3
-    assert int(first_problem({Verdict.ZERO: false})) == Verdict.CERTIFIED
+    assert int(first_doubt({Status.ZERO: false, Status.LOW_RANK: true, Status.INCOMPLETE: true})) == 3
+    assert int(first_doubt({Status.ZERO: false})) == Status.CERTIFIED
 
 
 def test_float64_inside_of_float32_and_under_vmap():

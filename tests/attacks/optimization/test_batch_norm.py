@@ -9,11 +9,10 @@ import pytest
 from flax import linen
 
 from jaxinvert import attacks, clients, jobs, models, search
-from jaxinvert.attacks import objectives, registry
-from jaxinvert.attacks.recipe import Setting
+from jaxinvert.attacks import Problem, initial_guess, objectives, registry
 from jaxinvert.attacks.transformations import langevin_noise
 from jaxinvert.clients import running_statistics
-from jaxinvert.jobs.deployment import client_update, sent_statistics
+from jaxinvert.jobs.deployment import deployment_of
 from jaxinvert.observation.observe import observe
 from jaxinvert.observation.threat_models import LADDER
 from jaxinvert.types import Batch
@@ -45,14 +44,14 @@ def client():
         return running_statistics.advance(params["batch_stats"], measured, momentum=MOMENTUM)
 
     observation = observe(update, params, batch, threat_model=LADDER["E"], batch_stats=sent(params, batch))
-    return SimpleNamespace(model=model, update=update, sent=sent, batch=batch, observation=observation)
+    problem = Problem(update, model, SHAPE[0], sent_statistics=sent, momentum=MOMENTUM)
+    return SimpleNamespace(
+        model=model, update=update, sent=sent, batch=batch, observation=observation, problem=problem
+    )
 
 
 def make(client, **settings):
-    return attacks.batch_norm_leakage(
-        client.update, client.sent, batch_shape=SHAPE, momentum=MOMENTUM, warmup=5, horizon=300,
-        **settings,
-    )  # fmt: skip
+    return attacks.batch_norm_leakage(client.problem, warmup=5, horizon=300, **settings)
 
 
 def loss_at(attack, variables, observation):
@@ -81,9 +80,7 @@ def test_statistics_fix_the_brightness_that_the_update_cannot_see(client):
     params, seen = client.observation.params, client.observation
     assert objectives.cosine(client.update(params, darker), seen.update) < 1e-5
 
-    attack = attacks.spectral(
-        client.update, batch_shape=SHAPE, sent_statistics=client.sent, horizon=300, tv=0.0, learning_rate=0.1
-    )
+    attack = attacks.spectral(client.problem, horizon=300, tv=0.0, learning_rate=0.1, guess=initial_guess.gray_noise)
 
     def error_of_mean(observation):
         found = jax.jit(search.run(attack, num_steps=300))(jax.random.key(0), observation)
@@ -92,16 +89,15 @@ def test_statistics_fix_the_brightness_that_the_update_cannot_see(client):
     assert error_of_mean(seen) < 0.02 < 0.05 < error_of_mean(seen._replace(batch_stats=None))
 
 
-@pytest.mark.parametrize("name", ["gias-latents", "weight_search"])
+@pytest.mark.parametrize("name", ["gias-latents", "gias_weights"])
 def test_searches_with_a_generator_match_what_was_sent(name, client):
     """By hand: the logarithm of the cosine distance plus the weight times the distance of the statistics."""
-    if name == "weight_search":
-        given = {"sent_statistics": client.sent, "batch_norm": 0.7, "prior_weight": 0.0}
-        attack = attacks.weight_search(client.update, PRIOR, batch_shape=SHAPE, **given)
+    problem, given = client.problem._replace(prior=PRIOR), {"batch_norm": 0.7, "prior_weight": 0.0}
+    if name == "gias_weights":
+        attack = attacks.gias_weights(problem, **given)
     else:  # as a command line builds it
-        recipe = registry.REGISTRY[name]
-        setting = Setting(client.update, client.model, SHAPE[0], sent_statistics=client.sent, prior=PRIOR)
-        attack = recipe.build(setting, {**recipe.hyperparameters, "batch_norm": 0.7, "prior_weight": 0.0}, 10.0)
+        entry = registry.REGISTRY[name]
+        attack = entry.build(problem, {**entry.hyperparameters, **given}, 10.0)
 
     def losses(seen):
         state = attack.init(jax.random.key(2), seen)
@@ -122,14 +118,14 @@ def test_searches_with_a_generator_match_what_was_sent(name, client):
 
 
 def test_starts_at_the_public_picture(client):
-    prior = jnp.full(SHAPE[1:], 0.25)
-    start = make(client, prior=prior).init(jax.random.key(0), client.observation).variables
+    picture = jnp.full(SHAPE[1:], 0.25)
+    start = make(client, start_images=picture).init(jax.random.key(0), client.observation).variables
     assert abs(float(start.mean()) - 0.25) < 0.05
     assert not jnp.array_equal(start[0], start[1])
 
 
 def test_labels_through_a_sigmoid(client):
-    attack = make(client, joint_labels=3)
+    attack = attacks.batch_norm_leakage(client.problem._replace(joint_labels=True), warmup=5, horizon=300)
     found = jax.jit(search.run(attack, num_steps=2))(jax.random.key(0), client.observation._replace(labels=None))
     assert found.labels.shape == (4, 3)
     assert not np.allclose(found.labels.sum(axis=1), 1)
@@ -144,9 +140,7 @@ def test_a_withheld_field_is_named(field, client):
 
 
 def test_see_through_gradients_uses_sent_statistics_where_there_are_any(client):
-    attack = attacks.see_through_gradients(
-        client.update, client.model.batch_statistics, batch_shape=SHAPE, num_seeds=2, horizon=300, warmup=5
-    )
+    attack = attacks.see_through_gradients(client.problem, num_seeds=2, horizon=300, warmup=5)
     found = jax.jit(search.run(attack, num_steps=300))(jax.random.key(0), client.observation)
     blind = jax.jit(search.run(attack, num_steps=300))(
         jax.random.key(0), client.observation._replace(batch_stats=None)
@@ -167,10 +161,11 @@ def test_langevin_noise_has_its_scale_and_differs_by_tensor():
 def test_mini_batches_of_local_training_are_simulated():
     """Two steps on halves of the batch: still zero at the truth, which whole-batch statistics would not be."""
     model = models.from_linen(Network(), name="network", input_shape=SHAPE[1:], num_classes=3)
-    config = jobs.JobConfig(
+    config = jobs.JobConfig.of(
         client="fedavg", num_examples=4, local_batch_size=2, local_lr=0.1, batch_norm="train", threat_model="E"
     )
-    params, update, sent = model.init(jax.random.key(0)), client_update(config, model), sent_statistics(config, model)
+    deployment = deployment_of(config, model)
+    params, update, sent = model.init(jax.random.key(0)), deployment.simulated_update(), deployment.sent_statistics()
     batch = Batch(jax.random.uniform(jax.random.key(1), SHAPE), jnp.array([0, 1, 2, 1]))
     seen = observe(
         update,
@@ -180,17 +175,16 @@ def test_mini_batches_of_local_training_are_simulated():
         local_training=config.local_training,
         batch_stats=sent(params, batch),
     )
-    attack = attacks.batch_norm_leakage(update, sent, batch_shape=SHAPE, momentum=MOMENTUM, horizon=10)
+    attack = attacks.batch_norm_leakage(Problem(update, model, SHAPE[0], sent_statistics=sent), horizon=10)
     assert loss_at(attack, batch.inputs, seen) < 1e-4
     assert loss_at(attack, batch.inputs[::-1], seen) > 1e-3
 
 
 def test_the_group_agrees_on_a_mean_of_its_own_images(client):
     """Nothing but the group term, in a model that normalizes: seeds meet where they were on average."""
-    attack = attacks.see_through_gradients(
-        client.update, client.model.batch_statistics, batch_shape=SHAPE, mean=0.5, std=0.25, num_seeds=4, horizon=80,
-        matching=0.0, batch_norm=0.0, tv=0.0, l2=0.0, noise=0.0, warmup=1,
-    )  # fmt: skip
+    problem = client.problem._replace(model=client.model._replace(mean=(0.5,), std=(0.25,)))
+    nothing_else = dict.fromkeys(("matching", "batch_norm", "tv", "l2", "noise"), 0.0)
+    attack = attacks.see_through_gradients(problem, num_seeds=4, horizon=80, warmup=1, **nothing_else)
     step, state = jax.jit(attack.step), attack.init(jax.random.key(0), client.observation)
     start = state.variables
     for count in range(80):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxinvert import clients, data, metrics, models, search
+from jaxinvert.attacks import Problem
 from jaxinvert.attacks.optimization.cocktail_party_features import cocktail_party_features
 from jaxinvert.audit import controls
 from jaxinvert.observation.observe import observe_targets
@@ -27,7 +28,7 @@ def model(photos):
 
 
 def attack(model, **options):
-    return cocktail_party_features(model.apply, batch_shape=(NUM_IMAGES, 24, 24, 3), **options)
+    return cocktail_party_features(Problem(clients.fedsgd(model.loss), model, NUM_IMAGES), **options)
 
 
 def test_photographs_are_recognizable_and_noise_gives_none(photos, model):

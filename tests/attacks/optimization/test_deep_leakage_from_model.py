@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert import attacks, labels, search, trees
+from jaxinvert import attacks, search, trees
 from jaxinvert.attacks import objectives
-from tests.conftest import NUM_CLASSES, SHAPE
+from tests.conftest import NUM_CLASSES
 
 RATE = 0.01
 
@@ -24,17 +24,13 @@ def solve(attack, observation):
 
 
 def test_dlm_plus_finds_the_image_at_any_learning_rate(victim, seen):
-    found = solve(
-        attacks.dlm_plus(victim.client_update, batch_shape=SHAPE, num_classes=NUM_CLASSES, learning_rate=0.03), seen
-    )
+    found = solve(attacks.dlm_plus(victim.problem, learning_rate=0.03), seen)
     assert float(jnp.mean((found.inputs - victim.batch.inputs) ** 2)) < 1e-2
     assert int(jnp.argmax(found.labels[0])) == int(victim.batch.labels[0])
 
 
 def test_hard_labels_give_the_learning_rate_away(victim, seen):
-    attack = attacks.dlm_with_best_scale(
-        victim.client_update, labels.bias_sign(head="head"), batch_shape=SHAPE, learning_rate=0.03
-    )
+    attack = attacks.dlm_best_scale(victim.problem, learning_rate=0.03)
     found = solve(attack, seen)
     assert float(jnp.mean((found.inputs - victim.batch.inputs) ** 2)) < 1e-3
     assert float(found.info["scale"]) == pytest.approx(1 / RATE, rel=0.02)
@@ -45,7 +41,7 @@ def test_soft_labels_leave_the_scale_open(share, victim, seen):
     """The true image with the label p - c (p - y) and k = c / rate explains the update for every c."""
     outputs = jax.nn.softmax(victim.model.apply(victim.params, victim.batch.inputs))
     soft = outputs - share * (outputs - jax.nn.one_hot(victim.batch.labels, NUM_CLASSES))
-    attack = attacks.dlm(victim.client_update, batch_shape=SHAPE, num_classes=NUM_CLASSES, initial_scale=share / RATE)
+    attack = attacks.dlm(victim.problem, initial_scale=share / RATE)
     state = attack.init(jax.random.key(0), seen)
     state = state._replace(
         variables=(((victim.batch.inputs - 0.5) / 0.25, jnp.log(soft + 1e-30)), state.variables[1])
@@ -65,7 +61,7 @@ def test_dlm_moves_the_scale_toward_what_the_images_want(victim, seen):
     """At the true image the loss is a parabola in k around 1 / rate: k rises from below and falls from above."""
     labels = jnp.where(jax.nn.one_hot(victim.batch.labels, NUM_CLASSES) > 0, 100.0, 0.0)
     for start, sign in ((60.0, 1), (140.0, -1)):
-        attack = attacks.dlm(victim.client_update, batch_shape=SHAPE, num_classes=NUM_CLASSES, initial_scale=start)
+        attack = attacks.dlm(victim.problem, initial_scale=start)
         state = attack.init(jax.random.key(0), seen)
         state = state._replace(variables=(((victim.batch.inputs - 0.5) / 0.25, labels), state.variables[1]))
         state, _ = attack.step(jax.random.key(0), state, seen)

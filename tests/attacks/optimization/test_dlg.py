@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert import clients, models, search
-from jaxinvert.attacks import dlg, idlg, objectives
+from jaxinvert import clients, search
+from jaxinvert.attacks import Problem, dlg, idlg, objectives
 from jaxinvert.observation.observe import observe
 from jaxinvert.priors import parametrizations
 from jaxinvert.types import Batch
-from tests.conftest import NUM_CLASSES, SHAPE
+from tests.conftest import NUM_CLASSES, SHAPE, model_of
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +26,12 @@ def victim():
     keys = jax.random.split(jax.random.key(0), 3)
     head = {"kernel": jax.random.normal(keys[1], (48, NUM_CLASSES)), "bias": jnp.zeros(NUM_CLASSES)}
     params = {"first": {"kernel": jax.random.normal(keys[0], (36, 48)) / 3}, "head": head}
-    client_update = clients.fedsgd(models.cross_entropy(apply))
+    model = model_of(apply, lambda key: params)
+    client_update = clients.fedsgd(model.loss)
     batch = Batch(jax.random.uniform(keys[2], SHAPE), jnp.array([1]))
     return SimpleNamespace(
         client_update=client_update,
+        problem=Problem(client_update, model, 1),
         params=params,
         batch=batch,
         observation=observe(client_update, params, batch),
@@ -39,8 +41,8 @@ def victim():
 @pytest.fixture(scope="module")
 def attacks(victim):
     return {
-        "dlg": dlg(victim.client_update, batch_shape=SHAPE, num_classes=NUM_CLASSES, memory_size=20),
-        "idlg": idlg(victim.client_update, batch_shape=SHAPE, head="head", memory_size=20),
+        "dlg": dlg(victim.problem, memory_size=20),
+        "idlg": idlg(victim.problem, memory_size=20),
     }
 
 

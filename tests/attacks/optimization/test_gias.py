@@ -42,7 +42,7 @@ def test_rates_by_part():
 
 def test_the_penalty_is_the_mean_square_of_the_latents(victim):
     """The loss at latents `z` is the objective there plus the weight times their mean square."""
-    attack = attacks.latent_search(victim.client_update, PRIOR, batch_shape=SHAPE, prior_weight=0.7, spread=2.0)
+    attack = attacks.gias_latents(victim.problem._replace(prior=PRIOR), prior_weight=0.7, spread=2.0)
     state = attack.init(jax.random.key(0), victim.observation)
     coarse, fine = state.variables
     np.testing.assert_array_equal(fine, 0)
@@ -53,9 +53,7 @@ def test_the_penalty_is_the_mean_square_of_the_latents(victim):
 
 def test_latents_move_first_then_weights(victim):
     horizon = 10
-    attack = attacks.latents_then_weights(
-        victim.client_update, PRIOR, batch_shape=SHAPE, latent_share=0.6, horizon=horizon
-    )
+    attack = attacks.gias(victim.problem._replace(prior=PRIOR), latent_share=0.6, horizon=horizon)
     parametrization = parametrizations.generator_weights(PRIOR, batch_size=1)
     state = attack.init(jax.random.key(0), victim.observation)
     step = jax.jit(attack.step)
@@ -84,17 +82,15 @@ def test_every_image_has_weights_of_its_own():
 def test_the_composition_is_two_runs(victim):
     """By hand: the best of two latent searches, then a weight search that starts at its latents and ends no worse."""
     num_latent_steps, num_weight_steps = 30, 20
-    solve = attacks.gias(
-        victim.client_update,
-        PRIOR,
-        batch_shape=SHAPE,
+    solve = attacks.gias_in_two_searches(
+        victim.problem._replace(prior=PRIOR),
         num_latent_steps=num_latent_steps,
         num_weight_steps=num_weight_steps,
         num_restarts=2,
     )
     key = jax.random.key(3)
     found = jax.jit(solve)(key, victim.observation)
-    first = attacks.latent_search(victim.client_update, PRIOR, batch_shape=SHAPE, horizon=num_latent_steps)
+    first = attacks.gias_latents(victim.problem._replace(prior=PRIOR), horizon=num_latent_steps)
     searched = search.best_of(search.run(first, num_steps=num_latent_steps), num_restarts=2)
     latents = jax.jit(searched)(jax.random.split(key)[0], victim.observation)
     assert found.info["attack_loss"].shape == (num_weight_steps + 1,)
@@ -109,7 +105,7 @@ def test_a_generator_that_made_the_image_finds_it_and_not_from_noise(victim):
     observation = victim.observation._replace(
         update=victim.client_update(victim.params, victim.batch._replace(inputs=image))
     )
-    attack = attacks.latent_search(victim.client_update, PRIOR, batch_shape=SHAPE, prior_weight=0.0, horizon=300)
+    attack = attacks.gias_latents(victim.problem._replace(prior=PRIOR), prior_weight=0.0, horizon=300)
     solve = jax.jit(search.best_of(search.run(attack, num_steps=300), num_restarts=4))
     noise = jax.tree.map(
         lambda leaf: jax.random.normal(jax.random.key(1), leaf.shape, leaf.dtype), observation.update
@@ -126,6 +122,6 @@ def test_a_generator_that_made_the_image_finds_it_and_not_from_noise(victim):
 def test_a_generator_of_another_shape_is_refused(victim):
     generator = generators.convolutional(output_shape=(8, 8, 3), num_latents=2, width=8)
     prior = Prior(generator, {})
-    for make in (attacks.latent_search, attacks.weight_search, attacks.latents_then_weights):
+    for make in (attacks.gias_latents, attacks.gias_weights, attacks.gias):
         with pytest.raises(ValueError, match=r"makes images of shape \(8, 8, 3\), but the model reads \(6, 6, 1\)"):
-            make(victim.client_update, prior, batch_shape=SHAPE)
+            make(victim.problem._replace(prior=prior))

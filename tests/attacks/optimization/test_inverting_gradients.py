@@ -9,14 +9,12 @@ from jaxinvert.attacks import inverting_gradients, objectives
 from jaxinvert.attacks.schedules import step_decay
 from jaxinvert.priors import regularizers
 from jaxinvert.types import Batch
-from tests.conftest import SHAPE
 
 
 def test_the_first_step_moves_every_pixel_by_the_rate_against_the_sign(victim):
     mean, std, tv, rate = 0.4, 0.25, 0.3, 0.05
-    attack = inverting_gradients(
-        victim.client_update, batch_shape=SHAPE, mean=mean, std=std, tv=tv, learning_rate=rate, horizon=100
-    )
+    model = victim.model._replace(mean=(mean,), std=(std,))
+    attack = inverting_gradients(victim.problem._replace(model=model), tv=tv, learning_rate=rate, horizon=100)
     state = attack.init(jax.random.key(0), victim.observation)
     z = state.variables
 
@@ -41,7 +39,7 @@ def test_the_rate_drops_at_three_five_and_seven_eighths():
 
 def test_recovers_the_example_far_better_than_from_another_clients_gradient(victim):
     """The control uses the update of a client that holds another image: it must not score."""
-    attack = inverting_gradients(victim.client_update, batch_shape=SHAPE, tv=0.0, horizon=400)
+    attack = inverting_gradients(victim.problem, tv=0.0, horizon=400)
     solve = jax.jit(search.best_of(search.run(attack, num_steps=400), num_restarts=2))
     other = victim.client_update(victim.params, Batch(1 - victim.batch.inputs, victim.batch.labels))
 
@@ -56,7 +54,7 @@ def test_recovers_the_example_far_better_than_from_another_clients_gradient(vict
 
 def test_joint_labels_are_found_without_being_read(victim):
     """One example: the class and the image come out although the observation holds no labels."""
-    attack = inverting_gradients(victim.client_update, batch_shape=SHAPE, tv=0.0, horizon=400, joint_labels=3)
+    attack = inverting_gradients(victim.problem._replace(joint_labels=True), tv=0.0, horizon=400)
     solve = jax.jit(search.best_of(search.run(attack, num_steps=400), num_restarts=2))
     found = solve(jax.random.key(1), victim.observation._replace(labels=None))
     assert found.labels.shape == (1, 3)

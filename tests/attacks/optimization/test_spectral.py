@@ -7,8 +7,7 @@ import pytest
 
 from jaxinvert import search
 from jaxinvert.attacks import objectives, registry, spectral
-from jaxinvert.attacks.initial_guess import regressed
-from jaxinvert.attacks.recipe import Setting
+from jaxinvert.attacks.initial_guess import gray_noise, regressed
 from jaxinvert.priors import parametrizations, regularizers
 from jaxinvert.types import Batch
 from tests.conftest import SHAPE
@@ -23,7 +22,7 @@ def solved(attack, observation, *, steps):
 
 
 def test_the_prior_multiplies_the_distance(victim):
-    attack = spectral(victim.client_update, batch_shape=SHAPE, tv=0.7, horizon=100)
+    attack = spectral(victim.problem, tv=0.7, horizon=100, guess=gray_noise)
     state = attack.init(jax.random.key(0), victim.observation)
     x = attack.decode(state, victim.observation).inputs
     _, info = attack.step(jax.random.key(0), state, victim.observation)
@@ -35,7 +34,7 @@ def test_the_prior_multiplies_the_distance(victim):
 
 def test_recovers_the_example_far_better_than_from_another_clients_gradient(victim):
     """The control uses the update of a client that holds another image: it must not score."""
-    attack = spectral(victim.client_update, batch_shape=SHAPE, horizon=300)
+    attack = spectral(victim.problem, horizon=300, guess=gray_noise)
     other = victim.client_update(victim.params, Batch(1 - victim.batch.inputs, victim.batch.labels))
     leaked = solved(attack, victim.observation, steps=300)
     assert error(leaked, victim) < 1e-4
@@ -44,39 +43,51 @@ def test_recovers_the_example_far_better_than_from_another_clients_gradient(vict
 
 def test_starts_near_the_guess_and_restarts_differ(victim):
     picture = 0.25 + 0.5 * victim.batch.inputs
-    attack = spectral(victim.client_update, batch_shape=SHAPE, guess=lambda observation: picture)
+    attack = spectral(victim.problem, guess=lambda problem: lambda observation: picture)
     starts = jnp.stack([attack.init(jax.random.key(seed), victim.observation).variables for seed in range(8)])
     found = jnp.stack([parametrizations.spectrum(SHAPE).decode(start) for start in starts])
     np.testing.assert_allclose(found.mean(axis=0), picture, atol=0.03)
     assert 0.005 < float(found.std(axis=0).mean()) < 0.05
 
 
-def test_a_guess_needs_labels_and_no_other_start(victim):
-    for other in ({"joint_labels": 3}, {"prior": victim.batch.inputs}):
-        with pytest.raises(ValueError, match="starts at a guess or from a prior, and a guess needs known labels"):
-            spectral(victim.client_update, batch_shape=SHAPE, guess=lambda observation: victim.batch.inputs, **other)
+def test_a_guess_needs_labels(victim):
+    with pytest.raises(ValueError, match="a guess needs known labels"):
+        spectral(
+            victim.problem._replace(joint_labels=True), guess=lambda problem: lambda observation: victim.batch.inputs
+        )
+
+
+def test_images_to_start_from_take_the_place_of_a_guess(victim):
+    def guess(problem):
+        return lambda observation: victim.batch.inputs
+
+    def start(**options):
+        return spectral(victim.problem, **options).init(jax.random.key(0), victim.observation).variables
+
+    picture = 1 - victim.batch.inputs
+    around = parametrizations.spectrum(SHAPE, around=picture).init(jax.random.key(0))
+    np.testing.assert_allclose(start(start_images=picture), around, atol=1e-5)
+    np.testing.assert_allclose(start(start_images=picture, guess=guess), around, atol=1e-5)
 
 
 def test_by_name_it_guesses_where_the_network_has_a_head_and_nobody_adapts(victim):
-    setting = Setting(victim.client_update, victim.model, num_examples=1)
-
-    def start(setting):
-        attack = registry.REGISTRY["spectral"].build(setting, {}, 100)
+    def start(problem):
+        attack = registry.REGISTRY["spectral"].build(problem, {}, 100)
         return attack.init(jax.random.key(0), victim.observation).variables
 
-    gray = spectral(victim.client_update, batch_shape=SHAPE).init(jax.random.key(0), victim.observation).variables
-    guess = regressed(victim.model.apply, head="head", batch_shape=SHAPE)(victim.observation)
-    headless = setting._replace(model=victim.model._replace(head=""))
-    adapting = setting._replace(objective=objectives.angular)
-    np.testing.assert_allclose(start(setting), parametrizations.near(jax.random.key(0), guess), atol=1e-4)
-    with_labels = registry.REGISTRY["spectral"].build(setting._replace(joint_labels=True), {}, 100)
+    gray = spectral(victim.problem, guess=gray_noise).init(jax.random.key(0), victim.observation).variables
+    guess = regressed(victim.problem)(victim.observation)
+    headless = victim.problem._replace(model=victim.model._replace(head=""))
+    adapting = victim.problem._replace(objective=objectives.angular)
+    np.testing.assert_allclose(start(victim.problem), parametrizations.near(jax.random.key(0), guess), atol=1e-4)
+    with_labels = registry.REGISTRY["spectral"].build(victim.problem._replace(joint_labels=True), {}, 100)
     assert with_labels.init(jax.random.key(0), victim.observation).variables[0].shape == SHAPE
     assert bool(jnp.all(start(headless) == gray))
     assert bool(jnp.all(start(adapting) == gray))
 
 
 def test_labels_are_found_where_they_are_variables(victim):
-    attack = spectral(victim.client_update, batch_shape=SHAPE, horizon=400, joint_labels=3)
+    attack = spectral(victim.problem._replace(joint_labels=True), horizon=400)
     found = solved(attack, victim.observation._replace(labels=None), steps=400)
     assert int(jnp.argmax(found.labels)) == int(victim.batch.labels[0])
     assert error(found, victim) < 1e-2
@@ -90,7 +101,7 @@ def test_where_the_update_is_noise_the_prior_keeps_its_weight(victim):
     observation = victim.observation._replace(update=structure.unflatten(noisy))
 
     def roughness(tv):
-        attack = spectral(victim.client_update, batch_shape=SHAPE, tv=tv, horizon=200)
+        attack = spectral(victim.problem, tv=tv, horizon=200, guess=gray_noise)
         return float(regularizers.total_variation(solved(attack, observation, steps=200).inputs))
 
     assert roughness(3.0) < 0.7 * roughness(0.0)

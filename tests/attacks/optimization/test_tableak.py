@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from jaxinvert import clients, models, schema, search
-from jaxinvert.attacks import tableak
+from jaxinvert import clients, schema, search
+from jaxinvert.attacks import Problem, tableak
 from jaxinvert.attacks.optimization.tableak import entropy, matched, pool
 from jaxinvert.audit import controls
 from jaxinvert.observation.observe import observe_targets
 from jaxinvert.schema import Column
 from jaxinvert.types import Batch
+from tests.conftest import model_of
 
 SCHEMA = (Column("age", low=0, high=100), Column("color", ("red", "green", "blue")), Column("mass", low=0, high=1))
 WIDTH = schema.encoded_width(SCHEMA)
@@ -71,13 +72,15 @@ def test_records_are_found_and_neither_noise_nor_a_broken_update_is_believed():
         "out": jax.random.normal(keys[1], (24, 2)) / 5,
     }
     truth = encoded([[0.3, 0, 1, 0, 0.8], [0.7, 1, 0, 0, 0.4]])
-    client = clients.fedsgd(models.cross_entropy(apply))
+    model = model_of(apply, lambda key: params, input_shape=(1, 1, WIDTH), num_classes=2, head="")
+    client = clients.fedsgd(model.loss)
     one = observe_targets(client, params, Batch(truth[None], jnp.array([[0, 1]])))
     noise = controls.random_update(keys[2], one).update
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, one.update)
     update = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), one.update, noise, broken)
     observations = one._replace(update=update, labels=jnp.tile(one.labels, (3, 1)))
-    solve = tableak(client, schema=SCHEMA, batch_size=2, std=0.25, mean=0.5, num_members=4, num_steps=400)
+    problem = Problem(client, model._replace(mean=(0.5,) * WIDTH, std=(0.25,) * WIDTH), 2, schema=SCHEMA)
+    solve = tableak(problem, num_members=4, num_steps=400)
     found = jax.jit(search.over_targets(solve))(keys[3], observations)
     np.testing.assert_allclose(found.inputs[0], truth, atol=0.02)
     assert found.info["members"].shape == (3, 4, 2, 1, 1, WIDTH)

@@ -1,0 +1,183 @@
+"""`Problem`: what an attack is built for. `declare`: what an attack says of itself, beside its function.
+
+Every attack is a function `attack(problem, *, its hyper-parameters)`. It returns an `Attack`, which takes steps, or a
+`SolveFn`, which solves in closed form. Hyper-parameters are the keyword arguments annotated as `Scalar`; they may be
+traced. `horizon`, if there is one, is the number of steps that the learning rate's decay is laid out for.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+
+from jaxinvert.models import BATCH_NORM_MOMENTUM, Model
+from jaxinvert.models.text_transformer import TextModel
+from jaxinvert.priors import parametrizations
+from jaxinvert.priors.generators import Prior
+from jaxinvert.schema import Schema
+from jaxinvert.types import (
+    Array,
+    ArrayTree,
+    Attack,
+    Batch,
+    ClientUpdateFn,
+    Objective,
+    Parametrization,
+    Params,
+    Scalar,
+    SolveFn,
+)
+
+
+class Problem(NamedTuple):
+    """What an attack is built for: all that the attacker knows before it sees an update.
+
+    Attributes:
+      client_update: the attacker's simulation of the client.
+      model: the client's network.
+      num_examples: `B`, examples behind one update.
+      joint_labels: whether an attack that reads labels optimizes them along with the images instead.
+      sent_statistics: `(params, batch) -> running statistics`, the attacker's simulation of those that a client with
+        BatchNorm in train mode sends beside its update; `None` if it sends none.
+      momentum: of these running statistics, the share of the old value (Flax's convention).
+      gradient_chunk: examples whose gradient is computed at once, for attacks that simulate a gradient of their own.
+      objective: how an attacker who adapts to a defense compares updates; `None` for the attack's own objective.
+      prior: the attacker's generator of images, for attacks that search with one.
+      schema: the columns of a record, for attacks on tables.
+    """
+
+    client_update: ClientUpdateFn
+    model: Model
+    num_examples: int
+    joint_labels: bool = False
+    sent_statistics: Callable[[Params, Batch], ArrayTree] | None = None
+    momentum: Scalar = BATCH_NORM_MOMENTUM
+    gradient_chunk: int | None = None
+    objective: Objective | None = None
+    prior: Prior | None = None
+    schema: Schema | None = None
+
+    @property
+    def batch_shape(self) -> tuple[int, int, int, int]:
+        """`(B, H, W, C)`."""
+        return (self.num_examples, *self.model.input_shape)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(H, W, C)`."""
+        return self.model.input_shape
+
+    @property
+    def mean_image(self) -> Array:
+        """`[1, 1, 1, C]`, the mean that the model subtracts from its inputs."""
+        return parametrizations.per_channel("mean", self.model.mean, self.batch_shape)
+
+    @property
+    def std_image(self) -> Array:
+        """`[1, 1, 1, C]`, the standard deviation that the model divides its inputs by."""
+        return parametrizations.per_channel("std", self.model.std, self.batch_shape)
+
+    def pixels(self, start_images: Array | None = None) -> Parametrization:
+        """Pixels in units of the model's standard deviation, in the box that [0, 1] becomes there.
+
+        Args:
+          start_images: `[H, W, C]` or `[B, H, W, C]` in [0, 1] to start at; by default normal noise.
+        """
+        mean, std = self.model.mean, self.model.std
+        images = parametrizations.pixels(self.batch_shape, mean=mean, std=std)
+        if start_images is None:
+            return images
+        return parametrizations.start_at(images, start_images, batch_shape=self.batch_shape, mean=mean, std=std)
+
+    def with_soft_labels(
+        self, images: Parametrization, *, squash: Callable[[Array], Array] = jax.nn.softmax
+    ) -> Parametrization:
+        """Images with soft labels `[B, K]` beside them as variables, `squash` of `N(0, 1)` at the start."""
+        return parametrizations.with_soft_labels(
+            images, batch_size=self.num_examples, num_classes=self.model.num_classes, squash=squash
+        )
+
+
+class TextProblem(NamedTuple):
+    """What an attack on text is built for.
+
+    Attributes:
+      client_update: the attacker's simulation of the client.
+      model: the client's transformer.
+      num_sequences: `B`, sequences behind one update.
+    """
+
+    client_update: ClientUpdateFn
+    model: TextModel
+    num_sequences: int
+
+    @property
+    def num_examples(self) -> int:
+        """`B`, as attacks on images call it."""
+        return self.num_sequences
+
+
+class Traits(NamedTuple):
+    """What an attack says of itself.
+
+    Attributes:
+      reads: the fields of an observation that it needs beside `params`, `update` and `num_examples`.
+      joint_labels: whether it can optimize labels instead of reading them, see `Problem.joint_labels`.
+      simulates: whether it simulates the client's whole training, and must know it where there are several steps.
+      every_round: whether it uses earlier rounds where the attacker saw them.
+      adapts: whether it compares by `Problem.objective`, as an attacker who knows of a defense must.
+      generates: whether it needs `Problem.prior`.
+      restores_labels: whether it restores labels by a rule that takes updates for sums of gradients of equal weight.
+      reports: keys of `Reconstruction.info` that are kept in the record of every target.
+    """
+
+    reads: tuple[str, ...] = ()
+    joint_labels: bool = False
+    simulates: bool = True
+    every_round: bool = False
+    adapts: bool = False
+    generates: bool = False
+    restores_labels: bool = False
+    reports: tuple[str, ...] = ()
+
+
+AttackFn = Callable[..., Attack | SolveFn]
+"""`(problem, *, hyper-parameters) -> Attack`, or a `SolveFn` of a closed form."""
+
+_AnyAttackFn = TypeVar("_AnyAttackFn", bound=AttackFn)
+
+
+def declare(*reads: str, **traits: Any) -> Callable[[_AnyAttackFn], _AnyAttackFn]:
+    """A decorator that attaches `Traits` to an attack; `traits_of` reads them.
+
+    Args:
+      *reads: as in `Traits`.
+      **traits: the other fields of `Traits`.
+
+    >>> @declare("labels", joint_labels=True)
+    ... def my_attack(problem: Problem): ...
+    >>> traits_of(my_attack).reads
+    ('labels',)
+    """
+    declared = Traits(reads, **traits)
+
+    def attach(attack: _AnyAttackFn) -> _AnyAttackFn:
+        attack.traits = declared  # type: ignore[attr-defined]
+        return attack
+
+    return attach
+
+
+def traits_of(attack: AttackFn) -> Traits:
+    """What `declare` attached to an attack, or to the function behind a `functools.partial`; else `Traits()`."""
+    return getattr(getattr(attack, "func", attack), "traits", Traits())
+
+
+def require_single_example(problem: Problem, *, attack: str) -> None:
+    """Refuses batches of more than one example.
+
+    Raises:
+      ValueError: naming the attack and the number of examples.
+    """
+    if problem.num_examples != 1:
+        raise ValueError(f"{attack} inverts updates of one example; here an update holds {problem.num_examples}")

@@ -1,0 +1,91 @@
+"""What no job can mean: combinations that several groups of a configuration must rule out together."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Literal
+
+from jaxinvert.attacks import adaptive
+from jaxinvert.attacks.registry import Entry
+from jaxinvert.jobs.groups import AttackerConfig, ClientConfig, DefenseConfig, ObservationConfig, attacks_that
+
+BatchNormMode = Literal["eval", "train"]
+
+
+def check_batches(client: ClientConfig, num_examples: int, *, batch_norm: BatchNormMode = "eval") -> None:
+    """Raises ValueError for local batches or chunks that do not fit the clients' examples or network."""
+    if num_examples % client.num_examples_per_step(num_examples):
+        raise ValueError(
+            f"local_batch_size is {client.local_batch_size}, expected a divisor of num_examples {num_examples}"
+        )
+    if client.gradient_chunk is not None and batch_norm == "train":
+        raise ValueError(
+            f"gradient_chunk is {client.gradient_chunk}, but batch_norm='train' couples all examples of a batch"
+        )
+
+
+def check_attack(
+    attacker: AttackerConfig,
+    client: ClientConfig,
+    observation: ObservationConfig,
+    *,
+    batch_norm: BatchNormMode,
+    reads: Collection[str],
+) -> None:
+    """Raises ValueError for an attack that does not fit the clients, or what the server sees of them.
+
+    Args:
+      attacker: the attack.
+      client: how the clients train.
+      observation: what the server sees.
+      batch_norm: mode of the clients' BatchNorm layers.
+      reads: the fields of an observation that the label rule reads.
+    """
+    name, entry = attacker.attack, attacker.entry
+    if "batch_stats" in entry.needs and batch_norm == "eval":
+        raise ValueError(f"attack {name!r} needs clients in train mode: batch_norm='train'")
+    if observation.rounds > 1 and not entry.traits.every_round:
+        able = attacks_that(lambda entry: entry.traits.every_round)
+        raise ValueError(f"rounds is {observation.rounds}, but attack {name!r} looks at one; {able} look at all")
+    plain = client.local_optimizer == "sgd" and client.local_weight_decay == 0
+    if not plain and ("local_training" in reads or entry.traits.restores_labels):
+        raise ValueError(
+            "labels are restored from what rate times steps makes of gradients, which holds for plain sgd "
+            "only; sign rules (bias-sign, idlg, llg, yin) need no such thing"
+        )
+
+
+def check_defense(
+    defense: DefenseConfig,
+    client: ClientConfig,
+    num_examples: int,
+    *,
+    batch_norm: BatchNormMode = "eval",
+    checkpoint: Path | None = None,
+) -> None:
+    """Raises ValueError for a defense that these clients cannot have."""
+    for name, recipe in zip(defense.chain.names, defense.chain.recipes):
+        if recipe.single_examples and batch_norm == "train":
+            raise ValueError(f"defense {name!r} looks at single examples, which batch_norm='train' couples")
+        if num_examples < recipe.least_examples:
+            raise ValueError(
+                f"defense {name!r} does nothing with num_examples {num_examples}, expected at least "
+                f"{recipe.least_examples}"
+            )
+        if recipe.changes_model and checkpoint is not None:
+            raise ValueError(f"defense {name!r} adds layers, of which {checkpoint} has no parameters")
+        if recipe.one_step and client.kind != "fedsgd":
+            raise ValueError(f"defense {name!r} is that of one gradient: it needs client='fedsgd'")
+
+
+def check_adaptive(defense: DefenseConfig, entry: Entry, *, aggregate: int = 1) -> None:
+    """Raises ValueError for an attacker who cannot adapt, or has nothing to adapt to."""
+    if not defense.chain.names:
+        raise ValueError("adaptive is True, but there is no defense to adapt to")
+    if aggregate > 1:
+        raise ValueError(
+            f"adaptive is True, but nobody is known to adapt to the mean of {aggregate} defended updates"
+        )
+    adaptive.counter_summary(defense.chain)
+    if not entry.traits.adapts:
+        able = attacks_that(lambda entry: entry.traits.adapts)
+        raise ValueError(f"attack {entry.name!r} does not adapt to defenses; {able} do")

@@ -1,0 +1,306 @@
+"""The groups of a configuration, one for each actor: data, model, client, defense, observation, attacker, search.
+
+Every group has a `check` of its own; `checks` holds what concerns several of them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+
+from jaxinvert import labels
+from jaxinvert.attacks import registry
+from jaxinvert.defenses.registry import NONE, Chain, parse
+from jaxinvert.observation.observe import FEDSGD
+from jaxinvert.priors import generators
+from jaxinvert.types import LocalTraining
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The victims' examples.
+
+    Attributes:
+      name: name of a data set, a folder of images, or an npz file.
+      split: part of the data set that holds the victims, such as `test` or `test[100:]`.
+      size: side of the images in pixels; by default the data set's own.
+      num_examples: examples in each client's batch.
+      targets: updates to attack; consecutive examples of the split are the private batches behind them.
+    """
+
+    name: Annotated[str, tyro.conf.arg(name="data")] = "photos"
+    split: str = "test"
+    size: int | None = None
+    num_examples: int = 1
+    targets: int = 4
+
+    def check(self) -> None:
+        """Raises ValueError for a number out of range."""
+        at_least(1, num_examples=self.num_examples, targets=self.targets, size=self.size)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The clients' network.
+
+    Attributes:
+      name: name of the network; or `module:function`, a network of your own: the module is imported, which runs it,
+        and the function called.
+      normalized: whether the network subtracts the data set's mean from its inputs and divides by its deviation.
+      checkpoint: safetensors file with the network's parameters; by default they are fresh.
+      batch_norm: whether the clients' BatchNorm layers use the running statistics ("eval") or the batch's ("train").
+    """
+
+    name: Annotated[str, tyro.conf.arg(name="model")] = "lenet"
+    normalized: bool = True
+    checkpoint: Path | None = None
+    batch_norm: Literal["eval", "train"] = "eval"
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """How one client trains.
+
+    Attributes:
+      kind: "fedsgd" sends one gradient, "fedavg" what local training changed.
+      local_optimizer: optimizer of a fedavg client: plain gradient descent, momentum 0.9, or Adam.
+      local_lr: learning rate of a fedavg client.
+      local_weight_decay: weight decay of a fedavg client, decoupled, times the learning rate.
+      local_epochs: passes of a fedavg client over its examples.
+      local_batch_size: examples per local step of a fedavg client; by default all.
+      local_order: whether the attacker knows the order in which a fedavg client visits its examples.
+      gradient_chunk: examples whose gradient is computed at once, so that the memory of gradients does not grow with
+        the batch; by default all. Not with batch_norm="train", which couples examples.
+    """
+
+    kind: Annotated[Literal["fedsgd", "fedavg"], tyro.conf.arg(name="client")] = "fedsgd"
+    local_optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
+    local_lr: float = 0.01
+    local_weight_decay: float = 0.0
+    local_epochs: int = 1
+    local_batch_size: int | None = None
+    local_order: Literal["known", "unknown"] = "known"
+    gradient_chunk: int | None = None
+
+    def check(self) -> None:
+        """Raises ValueError for a number out of range, or local training of a client that has none."""
+        at_least(1, local_epochs=self.local_epochs)
+        at_least(1, gradient_chunk=self.gradient_chunk, local_batch_size=self.local_batch_size)
+        if not 0 <= self.local_weight_decay < np.inf:
+            raise ValueError(
+                f"local_weight_decay is {self.local_weight_decay}, expected a finite number of at least 0"
+            )
+        positive(local_lr=self.local_lr)
+        if self.kind == "fedsgd":
+            for item in fields(self):
+                if item.name.startswith("local_") and getattr(self, item.name) != item.default:
+                    raise ValueError(f"{item.name} is {getattr(self, item.name)}, which only client='fedavg' uses")
+
+    def num_examples_per_step(self, num_examples: int) -> int:
+        """Examples behind each of the gradients of a client that has so many."""
+        return num_examples if self.kind == "fedsgd" else self.local_batch_size or num_examples
+
+    def local_training(self, num_examples: int) -> LocalTraining:
+        """Rate and number of local steps of a client that has so many examples."""
+        if self.kind == "fedsgd":
+            return FEDSGD
+        return LocalTraining(
+            self.local_lr, self.local_epochs * num_examples // self.num_examples_per_step(num_examples)
+        )
+
+
+@dataclass(frozen=True)
+class DefenseConfig:
+    """What the clients do to their updates.
+
+    Attributes:
+      name: name of the defense, see `jaxinvert list`; several in their order, joined by "+".
+      settings: its parameters, such as `keep 0.1`; `top-k.keep 0.1` where several defenses of a chain have one.
+    """
+
+    name: Annotated[str, tyro.conf.arg(name="defense")] = NONE
+    settings: Annotated[dict[str, float], tyro.conf.arg(name="defense-settings")] = field(default_factory=dict)
+
+    @cached_property
+    def chain(self) -> Chain:
+        """The defenses, in the order in which a client applies them.
+
+        Raises:
+          ValueError: for an unknown name, one given twice, or one that comes too late.
+        """
+        return parse(self.name)
+
+    @cached_property
+    def parameters(self) -> dict[str, float]:
+        """The defenses' parameters under their full names: the defaults, replaced by what was given.
+
+        Raises:
+          ValueError: for an unknown parameter, or one out of range.
+        """
+        return self.chain.parameters(self.settings)
+
+    def check(self) -> None:
+        """Raises ValueError for an unknown defense or parameter, or one out of range."""
+        _ = self.parameters
+
+
+@dataclass(frozen=True)
+class ObservationConfig:
+    """What the server sees of the clients.
+
+    Attributes:
+      threat_model: what the attacker is granted: A (the update alone) to E, see `jaxinvert list`; surrogate images
+        are the split `train` of the same data.
+      aggregate: clients whose mean is all that the server sees of them, as under secure aggregation.
+      rounds: rounds of training in which every client sends an update on the same batch, all of them seen; between
+        them the server subtracts the mean update of all targets.
+      server_lr: factor of that mean update; by default 1 for fedavg and 0.01 for fedsgd, whose updates are gradients.
+    """
+
+    threat_model: Literal["A", "B", "C", "D", "E"] = "C"
+    aggregate: int = 1
+    rounds: int = 1
+    server_lr: float | None = None
+
+    def check(self) -> None:
+        """Raises ValueError for a number out of range, or one that nothing reads."""
+        at_least(1, aggregate=self.aggregate, rounds=self.rounds)
+        if self.server_lr is not None:
+            positive(server_lr=self.server_lr)
+            if self.rounds == 1:
+                raise ValueError(f"server_lr is {self.server_lr}, which only several rounds use")
+
+
+@dataclass(frozen=True)
+class AttackerConfig:
+    """Which attack, and what the attacker knows and does beside it.
+
+    Attributes:
+      attack: name of the attack, see `jaxinvert list`.
+      labels: "known" grants the labels to an attack that needs them, whatever the threat model; "restored" recovers
+        them from the update first, in ascending order; "joint" makes them variables of the attack.
+      label_rule: rule that recovers the labels, see `jaxinvert list`; by default "moments", with surrogate images if
+        granted.
+      adaptive: whether the attacker knows of the defense, and adapts what it simulates and how it compares.
+      tv: weight of the total variation, if the attack has one.
+      lr: learning rate of the attack's optimizer, if it has one.
+      settings: the attack's other hyper-parameters, such as `group 0 noise 0.1`; see `jaxinvert list`.
+      generator: generator of an attack that searches with one, as `experiments.train_generator` writes it; by default
+        the small one that comes with jaxinvert, trained on the photos' tiles, 32 px.
+    """
+
+    attack: str = "inverting-gradients"
+    labels: Literal["known", "restored", "joint"] = "known"
+    label_rule: str | None = None
+    adaptive: bool = False
+    tv: float | None = None
+    lr: float | None = None
+    settings: dict[str, float] = field(default_factory=dict)
+    generator: Path | None = None
+
+    @property
+    def entry(self) -> registry.Entry:
+        """The attack under its name.
+
+        Raises:
+          ValueError: for an unknown name.
+        """
+        if self.attack not in registry.REGISTRY:
+            raise ValueError(f"unknown attack {self.attack!r}; known are {', '.join(registry.REGISTRY)}")
+        return registry.REGISTRY[self.attack]
+
+    @property
+    def hyperparameters(self) -> dict[str, float]:
+        """The attack's hyper-parameters: its defaults, replaced by what was given.
+
+        Raises:
+          ValueError: if one was given twice, or the attack does not have it.
+        """
+        known, shortcuts = self.entry.hyperparameters, {"tv": self.tv, "learning_rate": self.lr}
+        given = {name: value for name, value in shortcuts.items() if value is not None}
+        if twice := sorted(given.keys() & self.settings.keys()):
+            raise ValueError(f"{twice[0]} is given twice, as {given[twice[0]]} and as {self.settings[twice[0]]}")
+        given |= self.settings
+        if unknown := sorted(given.keys() - known.keys()):
+            raise ValueError(
+                f"attack {self.attack!r} has no {' and no '.join(unknown)}; it has {sorted(known) or 'none'}"
+            )
+        return {**known, **given}
+
+    @property
+    def generator_file(self) -> Path | None:
+        """The attacker's generator, if the attack uses one."""
+        return (self.generator or generators.DEFAULT) if self.entry.traits.generates else None
+
+    def check(self) -> None:
+        """Raises ValueError for an unknown name, a number out of range, or what the attack cannot use."""
+        for name, value in {"tv": self.tv, "lr": self.lr, **self.settings}.items():
+            if value is not None and not 0 <= value <= float(np.finfo(np.float32).max):
+                raise ValueError(f"{name} is {value}, expected a finite float32 of at least 0")
+        _ = self.hyperparameters
+        traits = self.entry.traits
+        if self.labels == "joint" and not traits.joint_labels:
+            able = attacks_that(lambda entry: entry.traits.joint_labels)
+            raise ValueError(f"attack {self.attack!r} cannot take labels as variables; {able} can")
+        if self.labels != "known" and "labels" not in self.entry.needs:
+            raise ValueError(f"labels is {self.labels!r}, but attack {self.attack!r} reads no labels")
+        if self.label_rule is not None and self.labels != "restored":
+            raise ValueError(f"label_rule is {self.label_rule!r}, which only labels='restored' uses")
+        if self.label_rule is not None and self.label_rule not in labels.REGISTRY:
+            raise ValueError(f"unknown label rule {self.label_rule!r}; known are {', '.join(labels.REGISTRY)}")
+        if self.generator is not None and not traits.generates:
+            able = attacks_that(lambda entry: entry.traits.generates)
+            raise ValueError(f"generator is {self.generator}, but attack {self.attack!r} uses none; {able} do")
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How long and where an attack searches.
+
+    Attributes:
+      restarts: random starts per target; the lowest attack loss wins.
+      steps: optimizer steps of an iterative attack.
+      chunk: restarts x targets that run side by side on a device; by default chosen by device and model size.
+      devices: devices to spread restarts x targets over; by default one.
+    """
+
+    restarts: int = 8
+    steps: int = 2000
+    chunk: int | None = None
+    devices: int | None = None
+
+    def check(self) -> None:
+        """Raises ValueError for a number out of range."""
+        at_least(1, restarts=self.restarts, chunk=self.chunk, devices=self.devices)
+        at_least(0, steps=self.steps)
+        less_than(2**31 - 1, steps=self.steps)
+
+
+def at_least(least: int, **numbers: int | None) -> None:
+    """Raises ValueError for a number below `least`; `None` is none."""
+    for name, value in numbers.items():
+        if value is not None and value < least:
+            raise ValueError(f"{name} is {value}, expected at least {least}")
+
+
+def less_than(limit: int, **numbers: int) -> None:
+    """Raises ValueError for a number of `limit` or more."""
+    for name, value in numbers.items():
+        if value >= limit:
+            raise ValueError(f"{name} is {value}, expected less than {limit}")
+
+
+def positive(**numbers: float) -> None:
+    """Raises ValueError for a number that is not positive and finite."""
+    for name, value in numbers.items():
+        if not 0 < value < np.inf:
+            raise ValueError(f"{name} is {value}, expected a positive number")
+
+
+def attacks_that(can: Callable[[registry.Entry], bool]) -> str:
+    """Names of attacks, for messages."""
+    return ", ".join(name for name, entry in registry.REGISTRY.items() if can(entry))
