@@ -90,8 +90,8 @@ def successive_halving(
       chunk_size: lanes that run side by side under vmap; by default `lanes_at_once`.
 
     Raises:
-      ValueError: for counts below 1, or rungs out of order, after `num_steps`, or keep more restarts than are
-        left.
+      ValueError: for counts below 1, for rungs that are out of order, lie after `num_steps`, or keep more restarts
+        than are left.
     """
     _check_counts(num_steps, num_restarts, rungs, patience, chunk_size)
 
