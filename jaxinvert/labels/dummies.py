@@ -36,7 +36,7 @@ def natural_noise(key: Key, *, input_shape: Shape, num_families: int = 32, num_i
     """Noise with the second-order statistics of photographs: amplitude 1/f^a, correlated colors, random styles.
 
     Natural images have amplitude spectra near 1/f (Field 1987). Exponent, brightness, contrast and tint vary between
-    families, contrast also between images. No data are used.
+    families, brightness and contrast also between images. No data are used.
 
     Args:
       key: used once, when the factory is called.
