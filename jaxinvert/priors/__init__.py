@@ -1,1 +1,1 @@
-"""What the attacker knows of images before it sees an update: regularizers, parametrizations, learned generators."""
+"""The attacker's prior knowledge about images: regularizers, parametrizations, learned generators."""
