@@ -61,7 +61,7 @@ def stay(variables: ArrayTree) -> ArrayTree:
 
 
 def unconstrained(images: Parametrization) -> Parametrization:
-    """Removes the projection: only the final result is clipped to [0, 1], by `gradient_matching`."""
+    """The same without a box: only the final result is clipped to [0, 1], by `gradient_matching`."""
     return images._replace(project=stay)
 
 

@@ -1,9 +1,9 @@
-"""Which patches of known images a Vision Transformer was trained on: `span`'s check on its layer of patches.
+"""Tests whether patches of known images are in a Vision Transformer's training batch, by the span check (`span`).
 
-The layer that makes tokens reads every patch of the batch, so its gradient's columns combine the batch's patches. An
-image whose every patch lies in their span is in the batch; one that shares its sky shows as much. It asks for neither
-labels nor positions nor a batch of one, but for fewer patches in the batch than the layer has units, and than a patch
-has numbers: large patches, few images.
+The inputs of the patch embedding layer are all patches of the batch, so the columns of its gradient are combinations
+of them. An image with all patches in their span is in the batch; an image with some patches in common, such as sky,
+matches in part. Labels, positions and batch size are arbitrary, but the batch must have fewer patches than the layer
+has units and than a patch has pixels times channels: large patches, few images.
 """
 
 import jax.numpy as jnp
