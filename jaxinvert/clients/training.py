@@ -340,7 +340,7 @@ def _local_training(
 def _check_dropout_in_chunks(dropout_key: Key | None, chunk_size: int | None) -> None:
     if dropout_key is not None and chunk_size is not None:
         raise ValueError(
-            f"chunk_size is {chunk_size}, but dropout draws for a whole batch; chunks would all draw alike"
+            f"chunk_size is {chunk_size}, but dropout draws for a whole batch; all chunks would get the same draws"
         )
 
 

@@ -51,7 +51,7 @@ def load_folder(folder: pathlib.Path, *, split: str, size: int | None) -> Datase
     in_classes = {len(path.relative_to(roots[s]).parts) > 1 for s, paths in files.items() for path in paths}
     beside_splits = "test" not in roots or roots["test"] != folder
     if len(in_classes) > 1 or (beside_splits and any(map(_is_image, folder.iterdir()))):
-        raise ValueError(f"{folder} holds images both beside and inside its subfolders; expected one or the other")
+        raise ValueError(f"{folder} holds images both next to and inside its subfolders; expected one or the other")
     class_names = sorted({name for names in names_of.values() for name in names})
     index = {name: label for label, name in enumerate(class_names)}
     selections = select(split, {name: len(paths) for name, paths in files.items()})

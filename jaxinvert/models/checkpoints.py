@@ -54,7 +54,7 @@ def load_checkpoint(path: Path, like: ArrayTree) -> ArrayTree:
         if missing := sorted(expected.keys() - found):
             raise ValueError(f"{path} does not hold this model: it lacks {_some(missing)}")
         if unknown := sorted(found - expected.keys()):
-            raise ValueError(f"{path} does not hold this model: it has {_some(unknown)} beside its parameters")
+            raise ValueError(f"{path} does not hold this model: it also has {_some(unknown)}")
         for name, leaf in expected.items():
             if (shape := tuple(file.get_slice(name).get_shape())) != leaf.shape:
                 raise ValueError(f"{path} does not hold this model: {name} has shape {shape}, expected {leaf.shape}")

@@ -88,7 +88,7 @@ def import_model(
     network, loss_fn = _network_and_loss(returned, name)
     if not isinstance(network, Model):
         if input_shape is None:
-            raise ValueError(f"model {name} needs input_shape: what it returned has none")
+            raise ValueError(f"model {name} needs input_shape: its result has none")
         if {"mean", "std"} & accepted.keys():
             mean = std = None
         is_module = isinstance(network, linen.Module)

@@ -65,9 +65,7 @@ def feature_map(apply: ApplyFn, layer: str, params: Params, inputs: Array) -> Ar
     with linen.intercept_methods(intercept):
         apply(params, inputs)
     if not read:
-        raise ValueError(
-            f"the features that layer {layer!r} reads can only be seen in a Flax model that calls it once"
-        )
+        raise ValueError(f"the inputs of layer {layer!r} are only accessible in a Flax model that calls it once")
     if read[0].ndim != 2:
         raise ValueError(f"layer {layer!r} reads {read[0].shape}, expected one vector of each example, [B, features]")
     return read[0].reshape(len(inputs), *_shape_of_map(read[0].shape[1], maps[-1]))

@@ -38,7 +38,5 @@ def num_targets(observations: Observation) -> int:
     per_target = split_shared(observations)[1]
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(per_target)}
     if len(sizes) != 1 or sizes == {()}:
-        raise ValueError(
-            f"the observations' fields have leading axes {sorted(sizes)}, expected one number of targets"
-        )
+        raise ValueError(f"the observations' fields have leading axes {sorted(sizes)}, expected the same for all")
     return sizes.pop()[0]

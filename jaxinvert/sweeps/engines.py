@@ -230,5 +230,5 @@ def _compute_on_worker(batch: Batch) -> Computed:
     digests: dict[Path, str] = {}
     for job in batch.jobs:
         if jobs.job_name(job.config, digests) != job.name:
-            raise ValueError("this worker has other files, or other versions of packages, than who planned the sweep")
+            raise ValueError("this worker has other files or package versions than the planner of the sweep")
     return _BENCH.compute(batch)

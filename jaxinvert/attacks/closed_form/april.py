@@ -242,11 +242,13 @@ def check_positions(tree: object, image_shape: tuple[int, ...], *, attack: str, 
     side = math.isqrt(num_numbers // channels)
     if num_numbers != side**2 * channels or (rows // side) * (columns // side) != num_patches:
         raise ValueError(
-            f"{attack}: {num_patches} patches of {num_numbers} numbers, as {layout.positions} and {kernel} say, do "
-            f"not make up an image of shape {image_shape}"
+            f"{attack}: {num_patches} patches of {num_numbers} values (from {layout.positions} and {kernel}) do not "
+            f"form an image of shape {image_shape}"
         )
     if width < num_patches:
-        raise ValueError(f"{attack} needs tokens at least as wide as there are patches, {num_patches}; got {width}")
+        raise ValueError(
+            f"{attack} needs tokens at least as wide as the number of patches, {num_patches}; got {width}"
+        )
 
 
 def check_attention(tree: object, image_shape: tuple[int, ...], *, attack: str, layout: Layout = VIT) -> None:
@@ -266,13 +268,13 @@ def check_attention(tree: object, image_shape: tuple[int, ...], *, attack: str, 
     shapes = _shapes_of(tree, [f"{layout.attention}/{name}/kernel" for name in PROJECTIONS], attack)
     if any(path.startswith(f"{layout.first_norm}/") for path in shapes):
         raise ValueError(
-            f"{attack} needs tokens that enter self-attention as they are, as in vit-plain; this model has "
+            f"{attack} needs tokens that enter self-attention unnormalized, as in vit-plain; this model has "
             f"{layout.first_norm} before it"
         )
     num_numbers, width = shapes[kernel]
     if width < num_numbers:
         raise ValueError(
-            f"{attack} needs tokens at least as wide as patches have numbers, {num_numbers}; got {width}"
+            f"{attack} needs tokens at least as wide as the number of values in a patch, {num_numbers}; got {width}"
         )
 
 

@@ -14,7 +14,7 @@ gives the one-hot labels `Y`. The update re-simulated from the sequences and lab
 
 Each span check needs fewer distinct inputs, of all positions and sequences together, than the width. The input of
 the first attention is the sum of a token and a position embedding: if two tokens both occur at two positions, every
-token of the one lies in the span at the other position, too: the verdict is `AMBIGUOUS`, and the second span decides.
+token of the one lies in the span at the other position, too: the check is `AMBIGUOUS`, and the second span decides.
 
 The paper uses the gradient of the query only; this uses query, key and value with their biases. The paper prunes an
 encoder's combinations by heuristics; this does not, which limits encoders to short sequences.

@@ -127,7 +127,7 @@ def layers_in_order(tree: object, *, head: str) -> tuple[str, ...]:
     layers = {path.removesuffix("/kernel") for path, leaf in leaves.items() if path.endswith("/kernel")}
     dense = {layer for layer in layers if leaves[f"{layer}/kernel"].ndim == 2}
     if others := [path for path in leaves if path.removesuffix("/kernel").removesuffix("/bias") not in dense]:
-        raise ValueError(f"dense_chain needs a network of nothing but dense layers; this one has {others}")
+        raise ValueError(f"dense_chain needs a network with only dense layers; this one also has {others}")
     if head not in dense:
         raise ValueError(f"the head {head!r} is no dense layer of this network, which has {sorted(dense)}")
 
@@ -204,14 +204,12 @@ def read_chain(observation: Observation, layers: Sequence[str], *, num_features:
         if kernel is None or kernel.ndim != 2:
             raise ValueError(f"the update has no dense layer {name!r}; its tensors are {sorted(params)}")
         if kernel.shape[0] != width:
-            raise ValueError(
-                f"layer {name!r} reads {kernel.shape[0]} features, but what stands before it has {width}"
-            )
+            raise ValueError(f"layer {name!r} reads {kernel.shape[0]} features, but the layer before it has {width}")
         width = kernel.shape[1]
         bias = f"{name}/bias"
         chain.append(Layer(kernel, params.get(bias), update[f"{name}/kernel"], update.get(bias)))
     if all(layer.bias is None for layer in chain):
         raise ValueError(
-            f"dense_chain needs a layer with a bias among {tuple(layers)}: without one nothing has a scale"
+            f"dense_chain needs a layer with a bias among {tuple(layers)}: without one the inputs' scale is unknown"
         )
     return chain

@@ -48,7 +48,7 @@ def known_patches(
     num_numbers, channels = len(gradient) - 1, images.shape[-1]
     side = round((num_numbers // channels) ** 0.5)
     if side**2 * channels != num_numbers or any(size % side for size in images.shape[1:3]):
-        raise ValueError(f"{layout.patches} reads {num_numbers} numbers: no patch of images {images.shape}")
+        raise ValueError(f"{layout.patches} has {num_numbers} inputs, which is no patch of images {images.shape}")
     limits = spans.tolerances(float(jnp.finfo(gradient.dtype).eps))
 
     def exact(gradient: Array, patches: Array) -> tuple[Array, Array]:

@@ -125,7 +125,7 @@ def _closed_forms(
         num_convolutions > 0 and batch_size == 1,
         "convolutions and one example: exact if their activations are invertible and the equations suffice"
         if num_convolutions and batch_size == 1
-        else f"needs convolutions, of which there are {num_convolutions}, and one example, not {batch_size}",
+        else f"needs convolutions (this model has {num_convolutions}) and one example (this batch has {batch_size})",
     )
     through_layers = (
         _through_dense_layers(update, tensors, batch_size, math.prod(image_shape)),
@@ -150,9 +150,9 @@ def _closed_forms(
             True,
             "exact: one example" if batch_size == 1 else "exact for examples that activate some unit alone",
         ),
-        ClosedForm("spear", full and batch_size <= 14, f"{ranks}; exact behind ReLU, for at most about 14 examples"),
-        ClosedForm("exact-batch", full, f"{ranks}; exact behind ReLU where there are several units for each example"),
-        ClosedForm("cocktail-party", full, f"{ranks}; approximate behind any activation"),
+        ClosedForm("spear", full and batch_size <= 14, f"{ranks}; exact with ReLU, for at most about 14 examples"),
+        ClosedForm("exact-batch", full, f"{ranks}; exact with ReLU if there are several units per example"),
+        ClosedForm("cocktail-party", full, f"{ranks}; approximate with any activation"),
         *through_layers,
     )
 
@@ -168,7 +168,7 @@ def _through_dense_layers(
     if unreadable := [tensor.name for tensor in tensors if not tensor.rank]:
         return ClosedForm("dense-chain", False, f"{unreadable} are zero, or hold values that are not finite")
     condition = "one example" if batch_size == 1 else "examples that activate some unit of a biased layer alone"
-    return ClosedForm("dense-chain", True, f"exact behind ReLU: {condition}")
+    return ClosedForm("dense-chain", True, f"exact with ReLU: {condition}")
 
 
 def _from_positions(
@@ -190,6 +190,6 @@ def _from_positions(
         )
 
     return (
-        closed_form("april", check_attention, "exact for one, if no skip goes around the first attention"),
-        closed_form("patch-embedding", check_positions, "exact for one"),
+        closed_form("april", check_attention, "exact for one example without a skip around the first attention"),
+        closed_form("patch-embedding", check_positions, "exact for one example"),
     )

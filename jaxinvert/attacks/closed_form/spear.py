@@ -298,7 +298,7 @@ def _certified(
         path, num_units = find_first_layer(observation.update, tuple(image_shape), attack=name, layer=layer)
         if num_units < batch_size:
             raise ValueError(
-                f"{name} tells at most as many examples apart as the layer has units: {path!r} has {num_units}, the "
+                f"{name} separates at most as many examples as the layer has units: {path!r} has {num_units}, the "
                 f"batch {batch_size}"
             )
         sketch_key, separator_key = jax.random.split(key)

@@ -72,7 +72,7 @@ def list_msgpack(file: BinaryIO) -> dict[str, Stored]:
     else:
         raise ValueError(f"it holds more than {MAX_TENSORS:,} maps and arrays")
     if file.tell() != size:
-        raise ValueError(f"it goes on for {size - file.tell():,} bytes behind its end")
+        raise ValueError(f"it has {size - file.tell():,} bytes after its end")
     return tensors
 
 
@@ -122,7 +122,7 @@ def _stored(file: BinaryIO, name: str, length: int, file_size: int) -> Stored:
     content, num_bytes = _head(file)
     offset = file.tell()
     if content != "bytes" or offset + num_bytes != end:
-        raise ValueError(f"{name!r} is no array of flax.serialization: its data do not end where it does")
+        raise ValueError(f"{name!r} is no array of flax.serialization: its data and its header disagree on its end")
     if dtype in DTYPES and DTYPES[dtype].itemsize * math.prod(shape) != num_bytes:
         raise ValueError(f"{name!r} claims {dtype} {shape}, but has {num_bytes:,} bytes of data")
     file.seek(end)
