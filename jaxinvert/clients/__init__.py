@@ -1,4 +1,4 @@
-"""What a client does: local training (FedSGD, FedAvg, DP-SGD), its gradients, and the running statistics it sends."""
+"""The client: local training (FedSGD, FedAvg, DP-SGD), its gradients, and the running statistics it sends."""
 
 from jaxinvert.clients import gradients, running_statistics
 from jaxinvert.clients.training import (

@@ -1,4 +1,4 @@
-"""The gradient a client computes: of the mean loss, or of every example on its own."""
+"""Gradients of a client's loss: of the mean loss over the batch, or per example."""
 
 from collections.abc import Callable
 
@@ -14,18 +14,17 @@ from jaxinvert.types import ArrayTree, Batch, ClientUpdateFn, LossFn, Params
 def mean_gradient(loss_fn: LossFn, *, chunk_size: int | None = None) -> ClientUpdateFn:
     """Returns `(params, batch) -> d loss_fn / d params`, the tree of `params`.
 
-    With a `chunk_size` the memory of the gradient, and of its own derivatives in the batch, does not grow with the
-    batch: chunks are computed one after the other, and again in the reverse pass, which keeps nothing of them but
-    their examples.
+    With a `chunk_size`, the memory of the gradient and of its derivatives in the batch does not grow with the batch:
+    chunks are computed sequentially and recomputed in the reverse pass, which stores only their examples.
 
     Args:
-      loss_fn: `(params, batch) -> []`; its mean over examples is its own affair. With a `chunk_size` it must be
-        one and must not couple examples; Flax's BatchNorm in train mode does and is refused (unless a `jit` inside of
-        `loss_fn` traced it before), other losses are taken on trust.
+      loss_fn: `(params, batch) -> []`. With a `chunk_size` it must be a mean over examples and must not couple them.
+        Flax's BatchNorm in train mode couples them and is rejected (unless a `jit` inside `loss_fn` traced it
+        before); other losses are not checked.
       chunk_size: examples whose gradient is computed at once; `None` for all of them.
 
     Raises:
-      ValueError: for a `chunk_size` below 1; when traced, naming the first BatchNorm layer that is in train mode.
+      ValueError: for a `chunk_size` below 1; when traced, naming the first BatchNorm layer in train mode.
     """
     if chunk_size is None:
         return jax.grad(loss_fn)
@@ -55,17 +54,17 @@ def mean_gradient(loss_fn: LossFn, *, chunk_size: int | None = None) -> ClientUp
 def per_example_gradients(loss_fn: LossFn, *, chunk_size: int | None = None) -> Callable[[Params, Batch], ArrayTree]:
     """Returns `(params, batch) -> gradients [B, ...]`, one gradient per example.
 
-    Every example is shown to `loss_fn` as a batch of one, so the loss must not couple examples. Flax's BatchNorm in
-    train mode does and is refused (unless a `jit` inside of `loss_fn` traced it before); other losses are taken on
-    trust.
+    `loss_fn` is called with every example as a batch of one, so it must not couple examples. Flax's BatchNorm in
+    train mode couples them and is rejected (unless a `jit` inside `loss_fn` traced it before); other losses are not
+    checked.
 
     Args:
       loss_fn: `(params, batch) -> []`.
-      chunk_size: examples whose gradients are computed at once; `None` for all of them. Bounds the memory of
+      chunk_size: examples whose gradients are computed at once; `None` for all of them. Limits the memory of
         the backward pass, not of the result.
 
     Raises:
-      ValueError: when traced, naming the first BatchNorm layer that is in train mode.
+      ValueError: when traced, naming the first BatchNorm layer in train mode.
 
     >>> import jax.numpy as jnp
     >>> loss_fn = lambda params, batch: jnp.mean((batch.inputs @ params - batch.labels) ** 2)

@@ -1,13 +1,14 @@
-"""BatchNorm's running statistics: what a client in train mode sends, and the batch statistics that they betray.
+"""BatchNorm's running statistics: how local training updates them, and how to recover batch statistics from them.
 
 Every local step moves the running mean and variance of each BatchNorm layer toward those of its mini-batch,
 
     r_s = m r_(s-1) + (1 - m) b_s,    so    r_S = m^S r_0 + (1 - m^S) b,
 
-where `b` is a weighted mean of the steps' batch statistics, the last one heaviest. A server that knows `r_0` (it
-sent it) reads `b` off `r_S`: exactly the private batch's own mean and variance for `S = 1`.
+where `b` is a weighted mean of the steps' batch statistics, with the largest weight on the last step. The server
+knows `r_0`, which it sent, and computes `b` from `r_S`; for `S = 1` it is exactly the private batch's mean and
+variance.
 
-Conventions differ by framework, and none is guessed here:
+Conventions differ between frameworks and are never inferred here:
 
 |                              | Flax, and this package      | PyTorch                       |
 |------------------------------|-----------------------------|-------------------------------|
@@ -41,10 +42,10 @@ def advance(running: ArrayTree, batch_statistics: ArrayTree, *, momentum: Scalar
       momentum: `m` in [0, 1), the share of the *old* value (Flax's convention); 0.9 in this package's models.
 
     Returns:
-      `r_S`, the tree and shapes of `running`.
+      `r_S`, with the tree and shapes of `running`.
 
     Raises:
-      ValueError: for a momentum outside [0, 1) (if it is not traced).
+      ValueError: for a momentum outside [0, 1) (unless it is traced).
     """
     _check_momentum(momentum)
 
@@ -56,7 +57,7 @@ def advance(running: ArrayTree, batch_statistics: ArrayTree, *, momentum: Scalar
 
 
 def recover(sent: ArrayTree, initial: ArrayTree, *, momentum: Scalar, num_steps: Scalar = 1) -> ArrayTree:
-    """The batch statistics behind the running ones: `(r_S - m^S r_0) / (1 - m^S)` (Hatamizadeh et al. 2022).
+    """Recovers batch statistics from running statistics: `(r_S - m^S r_0) / (1 - m^S)` (Hatamizadeh et al. 2022).
 
     | steps                                | result                                                             |
     |--------------------------------------|--------------------------------------------------------------------|
@@ -66,16 +67,16 @@ def recover(sent: ArrayTree, initial: ArrayTree, *, momentum: Scalar, num_steps:
     | m near 1                             | rounding of `r` grows by `1 / (1 - m^S)`: tenfold at m = 0.9, S = 1 |
 
     Args:
-      sent: `r_S`, the running statistics that came back, leaves `[C]`.
-      initial: `r_0`, those the server sent, same tree.
+      sent: `r_S`, the running statistics that the client returned, leaves `[C]`.
+      initial: `r_0`, the running statistics that the server sent, same tree.
       momentum: `m` in [0, 1), the share of the *old* value; see `convert_momentum`.
       num_steps: `S`, at least 1.
 
     Returns:
-      Batch statistics, the tree and shapes of `sent`; variances are biased or unbiased as the sent ones are.
+      Batch statistics, with the tree and shapes of `sent`; variances are biased or unbiased like those in `sent`.
 
     Raises:
-      ValueError: for a momentum outside [0, 1) or fewer than one step (if they are not traced).
+      ValueError: for a momentum outside [0, 1) or fewer than one step (unless they are traced).
     """
     _check_momentum(momentum)
     if not isinstance(num_steps, Tracer) and num_steps < 1:
@@ -85,18 +86,18 @@ def recover(sent: ArrayTree, initial: ArrayTree, *, momentum: Scalar, num_steps:
 
 
 def relative_distance(found: ArrayTree, wanted: ArrayTree) -> Array:
-    """How far statistics are from others, in units of these: `[]`, 0 where they agree.
+    """Distance of statistics `found` from `wanted`, relative to the variances in `wanted`: `[]`, 0 if equal.
 
     The mean over layers of
 
         sum_c ((mean_c - mean*_c)^2 + (std_c - std*_c)^2)  /  2 sum_c var*_c,
 
-    which for normal features is the cost of carrying the one into the other (squared 2-Wasserstein distance, channel
-    by channel) over twice their variance.
+    which for normal features is the squared 2-Wasserstein distance (summed over channels) divided by twice their
+    variance.
 
     Args:
-      found: trees of layers `{"mean": [C], "var": [C]}`, differentiable.
-      wanted: the same tree; variances that noise made negative count as 0.
+      found: tree of layers `{"mean": [C], "var": [C]}`, differentiable.
+      wanted: the same tree; negative variances, as noise can cause, count as 0.
 
     >>> layer = {"mean": jnp.zeros(2), "var": jnp.ones(2)}
     >>> round(float(relative_distance({"mean": jnp.ones(2), "var": jnp.ones(2)}, layer)), 4)
@@ -118,20 +119,20 @@ def relative_distance(found: ArrayTree, wanted: ArrayTree) -> Array:
 
 
 _SMALL = 1e-5
-"""What variances are raised by, as by BatchNorm itself."""
+"""Added to variances, as in BatchNorm itself."""
 
 
 def convert_momentum(momentum: Scalar) -> Scalar:
-    """`1 - momentum`: Flax's share of the old value from PyTorch's share of the new one, and back."""
+    """Converts between Flax's momentum (share of the old value) and PyTorch's (share of the new): `1 - momentum`."""
     return 1 - momentum
 
 
 def unbiased_variance(variance: Array, count: Scalar) -> Array:
-    """`variance n / (n - 1)`: what PyTorch keeps as running variance, from the biased batch variance.
+    """`variance n / (n - 1)`: converts biased batch variances to the unbiased ones in PyTorch's running variance.
 
     Args:
       variance: `[C]` biased variances.
-      count: `n > 1` values behind each: `B h w` for features `[B, h, w, C]`, so it differs between layers.
+      count: `n > 1` values per variance: `B h w` for features `[B, h, w, C]`, so it differs between layers.
     """
     return variance * (count / (count - 1))
 
@@ -139,12 +140,12 @@ def unbiased_variance(variance: Array, count: Scalar) -> Array:
 def biased_variance(variance: Array, count: Scalar) -> Array:
     """`variance (n - 1) / n`, the inverse of `unbiased_variance`.
 
-    For statistics of a PyTorch client: `recover` first (the server's `r_0` is no variance of these `n` values),
-    then convert the result.
+    For statistics of a PyTorch client, first `recover` (the server's `r_0` is no variance of these `n` values), then
+    convert the result.
 
     Args:
       variance: `[C]` unbiased variances.
-      count: `n > 1` values behind each: `B h w` for features `[B, h, w, C]`, so it differs between layers.
+      count: `n > 1` values per variance: `B h w` for features `[B, h, w, C]`, so it differs between layers.
     """
     return variance * ((count - 1) / count)
 

@@ -1,13 +1,13 @@
-"""What a client computes from its private batch: `(params, batch) -> update`, differentiable in the inputs.
+"""Clients: functions `(params, batch) -> update`, differentiable in the inputs, for FedSGD, FedAvg and DP-SGD.
 
-A client starts at the server's parameters `w_0`, takes `S` steps of its own optimizer on mini-batches, and sends
-the pseudo-gradient
+A client starts at the server's parameters `w_0`, takes `S` steps of its optimizer on mini-batches, and sends the
+pseudo-gradient
 
     update = w_0 - w_S,    w_(s+1) = w_s + optimizer(grad loss(w_s, mini-batch s)).
 
 One full-batch step of gradient descent with learning rate 1 is FedSGD: the update is the gradient. More steps are
-FedAvg, whose update is differentiated through the whole unrolled training. An attacker simulates the client with
-the same functions: what it does not know of the training (rate, batch size, order) it sets differently.
+FedAvg, whose update is differentiated through the whole unrolled training. An attacker simulates the client with the
+same functions and substitutes its own values for unknown settings (learning rate, batch size, order).
 
 References:
   McMahan, Moore, Ramage, Hampson, Aguera y Arcas: Communication-efficient learning of deep networks from
@@ -29,7 +29,7 @@ from jaxinvert.types import Array, ArrayTree, Batch, ClientUpdateFn, Key, LossFn
 AnyLossFn = Callable[..., Array]
 """A `LossFn`, or `(params, batch, key) -> []` for a loss that draws random numbers, such as those of dropout."""
 AnyClientUpdateFn = Callable[..., Update]
-"""A `ClientUpdateFn`, or `(params, batch, key) -> update` for a client that draws random numbers of its own."""
+"""A `ClientUpdateFn`, or `(params, batch, key) -> update` for a client that draws random numbers."""
 
 
 def fedsgd(
@@ -41,15 +41,15 @@ def fedsgd(
 ) -> ClientUpdateFn:
     """One full-batch gradient: the update is `d loss_fn / d params` (McMahan et al. 2017, FedSGD).
 
-    In pseudo-gradient sign the update of a client that takes one step with learning rate 1 is the gradient itself.
+    The pseudo-gradient of one step with learning rate 1 is the gradient itself.
 
     Args:
       loss_fn: `(params, batch) -> []`, or `(params, batch, key) -> []` with `dropout_key`.
-      dropout_key: handed to `loss_fn`; the client's secret unless the attacker's client is built with the same.
-      chunk_size: examples whose gradient is computed at once, as in `gradients.mean_gradient`: for large batches; not
-        with `dropout_key`.
-      change: what the client does to the gradient, from a fresh state and with the parameters at hand; for
-        `fedavg`, put it before the optimizer.
+      dropout_key: passed to `loss_fn`; secret unless the attacker's client is built with the same key.
+      chunk_size: examples whose gradient is computed at once, to save memory for large batches; see
+        `gradients.mean_gradient`. Not allowed with `dropout_key`.
+      change: transformation that the client applies to the gradient, from its initial state and given the parameters;
+        for `fedavg`, chain it before the optimizer.
     """
     _check_dropout_in_chunks(dropout_key, chunk_size)
     if dropout_key is None:
@@ -68,24 +68,24 @@ def fedsgd(
 
 
 def dp_fedsgd(loss_fn: LossFn, *, clip_norm: Scalar, chunk_size: int | None = None) -> ClientUpdateFn:
-    """DP-SGD's gradient before the noise: the mean of gradients, each clipped on its own (Abadi et al. 2016).
+    """DP-SGD's gradient before the noise: the mean of clipped per-example gradients (Abadi et al. 2016).
 
-    `1/B sum_b g_b min(1, C / |g_b|)`, differentiable in the batch: an attacker who knows of it simulates it. The
-    noise is a defense like others, `defenses.gaussian_noise(defenses.dp_noise_scale(...))`.
+    `1/B sum_b g_b min(1, C / |g_b|)`, differentiable in the batch, so that an adaptive attacker can simulate it. The
+    noise is a separate defense, `defenses.gaussian_noise(defenses.dp_noise_scale(...))`.
 
-    | what                    | behavior                                          |
+    | case                    | behavior                                          |
     |-------------------------|---------------------------------------------------|
     | `clip_norm = inf`       | the FedSGD update of a loss that is a mean        |
     | a gradient that is zero | stays zero, with finite derivatives in the inputs |
     | memory                  | `B` gradients                                     |
 
     Args:
-      loss_fn: `(params, batch) -> []`; sees every example as a batch of one, and must not couple examples.
+      loss_fn: `(params, batch) -> []`; called with every example as a batch of one; must not couple examples.
       clip_norm: `C`, largest Euclidean norm of an example's gradient; positive, may be traced.
-      chunk_size: examples whose gradients are computed at once, as in `gradients.per_example_gradients`.
+      chunk_size: examples whose gradients are computed at once; see `gradients.per_example_gradients`.
 
     Raises:
-      ValueError: when traced, naming the first BatchNorm layer that is in train mode.
+      ValueError: when traced, naming the first BatchNorm layer in train mode.
     """
     gradients = per_example_gradients(loss_fn, chunk_size=chunk_size)
 
@@ -97,7 +97,7 @@ def dp_fedsgd(loss_fn: LossFn, *, clip_norm: Scalar, chunk_size: int | None = No
 
 
 def clipped_to_norm(update: Update, norm: Scalar) -> Update:
-    """The update, scaled down to Euclidean norm `norm` over all tensors if it is longer."""
+    """Scales the update down to Euclidean norm `norm` over all tensors if it is longer."""
     length = tree_norm(update)
     longer = length > norm
     factor = jnp.where(longer, norm / jnp.where(longer, length, 1.0), 1.0)
@@ -116,39 +116,39 @@ def fedavg(
 ) -> ClientUpdateFn:
     """Local training over `num_epochs` passes: the update is `params - local_params` (McMahan et al. 2017, FedAvg).
 
-    A client of `B` examples takes `S = num_epochs * B / batch_size` steps. The update is the sum of the steps, not
+    A client with `B` examples takes `S = num_epochs * B / batch_size` steps. The update is the sum of the steps, not
     the difference of two rounded sets of parameters: one full-batch step of `optax.sgd(r)` gives exactly `r` times
     the FedSGD update, where a subtraction in float32 would lose up to 6e-8 of each *parameter*.
 
-    | what                             | behavior                                                           |
+    | case                             | behavior                                                           |
     |----------------------------------|--------------------------------------------------------------------|
-    | `params["batch_stats"]`          | not trained: kept from the optimizer, the update is zero there     |
-    | `B` no multiple of `batch_size`  | refused: the last mini-batch would weigh its examples differently  |
+    | `params["batch_stats"]`          | not trained: hidden from the optimizer; the update is zero there   |
+    | `B` no multiple of `batch_size`  | rejected: the last mini-batch would weight its examples differently|
     | memory of the reverse pass       | one step's activations; inputs, parameters and state of all steps  |
     | Adam where a gradient is 0       | NaN derivatives in the inputs, unless `optax.adam(..., eps_root=1e-12)` |
 
-    The last row: `d sqrt(v) / dv` is infinite at `v = 0`, and behind dead ReLUs gradients are exactly 0. The update
-    itself is finite, so a real client may run without `eps_root` and its attacker with it.
+    The last row: `d sqrt(v) / dv` is infinite at `v = 0`, and dead ReLUs make gradients exactly 0. The update itself
+    is finite, so a real client may train without `eps_root` while its attacker simulates it with `eps_root`.
 
-    The order of the mini-batches is the client's secret unless the attacker is granted it. An attacker that does
-    not know it simulates another one: build the client with its `order_key` and hand the attack a `fedavg` with a
-    different key, or with none. The key may be traced, so clients under `vmap` can each have their own:
+    The order of the mini-batches is secret unless the attacker is granted it. An attacker that does not know the
+    order simulates another one: build the client with its `order_key`, and pass the attack a `fedavg` with a
+    different key or none. The key may be traced, so clients under `vmap` can each have their own:
     `jax.vmap(lambda key, batch: fedavg(..., order_key=key)(params, batch))(keys, batches)`.
 
     Args:
       loss_fn: `(params, batch) -> []`, or `(params, batch, key) -> []` with `dropout_key`.
-      optimizer: the client's, fresh at the start of every round: SGD, momentum, Adam, weight decay, schedules, or
-        chains. It is called as `update(grad, state, params)`; line searches, which need more, do not fit.
+      optimizer: the client's optimizer, reinitialized every round: SGD, momentum, Adam, weight decay, schedules, or
+        chains. It is called as `update(grad, state, params)`; line searches need more arguments and are unsupported.
       batch_size: examples per step; `None` = all of them.
       num_epochs: passes over the client's examples.
-      order_key: draws a new order for every pass; `None` = as they stand in the batch, every pass alike.
-      dropout_key: gives `loss_fn` a key of its own at every step; as secret as the order.
-      chunk_size: examples whose gradient is computed at once, as in `gradients.mean_gradient`: for large
-      mini-batches.
+      order_key: draws a new order for every pass; `None` = the order of the batch in every pass.
+      dropout_key: split into one key per step for `loss_fn`; as secret as the order.
+      chunk_size: examples whose gradient is computed at once, to save memory for large mini-batches; see
+        `gradients.mean_gradient`.
 
     Returns:
       `(params, batch) -> update`, differentiable in `batch.inputs` and soft labels. Raises ValueError when traced
-      with a `B` that `batch_size` does not divide. Not jitted.
+      with a `B` that is no multiple of `batch_size`. Not jitted.
 
     Raises:
       ValueError: for a `batch_size` or `num_epochs` below 1.
@@ -179,25 +179,25 @@ def local_batch_statistics(
     num_epochs: int = 1,
     order_key: Key | None = None,
 ) -> Callable[[Params, Batch], ArrayTree]:
-    """What BatchNorm in train mode measures at each step of the local training that `fedavg` runs.
+    """BatchNorm's batch statistics at each step of the local training that `fedavg` runs.
 
-    `running_statistics.advance` turns the result into the running statistics that a client sends beside its update
-    (`Observation.batch_stats`). FedSGD is one full-batch step, whatever the optimizer.
+    `running_statistics.advance` turns the result into the running statistics that a client sends with its update
+    (`Observation.batch_stats`). For FedSGD, use one full-batch step with any optimizer.
 
     Args:
       loss_fn: `(params, batch) -> []`, of a model in train mode.
-      batch_statistics: `(params, inputs) -> statistics`, as in `Model`.
-      optimizer: as `fedavg`'s, and so are the other arguments.
+      batch_statistics: `(params, inputs) -> statistics`, see `Model`.
+      optimizer: see `fedavg`.
       batch_size: examples per step; `None` = all of them.
       num_epochs: passes over the client's examples.
-      order_key: draws a new order for every pass; `None` = as they stand in the batch.
+      order_key: draws a new order for every pass; `None` = the order of the batch.
 
     Returns:
-      `(params, batch) -> statistics`, the tree of `params["batch_stats"]` with a leading axis `S`: those of step
-      `s` are measured on its mini-batch with the parameters *before* the step.
+      `(params, batch) -> statistics`, the tree of `params["batch_stats"]` with a leading axis `S`. Step `s` is
+      measured on its mini-batch with the parameters *before* the step.
 
     Raises:
-      ValueError: as `fedavg`.
+      ValueError: see `fedavg`.
     """
 
     def measure(params: Params, batch: Batch) -> ArrayTree:
@@ -213,12 +213,12 @@ def local_batch_statistics(
 
 
 def aggregate(updates: Update, weights: Array) -> Update:
-    """The weighted mean of `N` clients' updates: all that a server sees under secure aggregation.
+    """Weighted mean of `N` clients' updates: what the server sees under secure aggregation.
 
     `sum_n weights_n update_n / sum_n weights_n`; McMahan et al. weight by the clients' numbers of examples.
 
     Args:
-      updates: tree with leaves `[N, ...]`, as `jax.vmap(client_update, (None, 0))` makes them.
+      updates: tree with leaves `[N, ...]`, such as results of `jax.vmap(client_update, (None, 0))`.
       weights: `[N]`, non-negative, not all zero.
 
     Returns:
@@ -242,16 +242,16 @@ def aggregate(updates: Update, weights: Array) -> Update:
 
 
 def securely_aggregated(client_update: AnyClientUpdateFn, *, num_clients: int) -> AnyClientUpdateFn:
-    """One update for `N` clients that train apart: the mean of theirs, as secure aggregation shows it.
+    """The mean update of `N` clients that train separately, as the server sees it under secure aggregation.
 
     Args:
-      client_update: what each client computes; or `(params, batch, key) -> update`, what it sends if it defends that.
+      client_update: each client's `(params, batch) -> update`; or `(params, batch, key) -> update` if it is random.
       num_clients: `N`.
 
     Returns:
-      `(params, batch) -> update` of a batch that holds the clients' examples one client after the other; called with
-      a key as well, it gives every client one of its own. Raises ValueError when traced with a batch that
-      `num_clients` does not divide.
+      `(params, batch) -> update` of a batch with the clients' examples in consecutive, equal blocks. An optional key
+      as third argument is split into one key per client. Raises ValueError when traced with a batch whose size is no
+      multiple of `num_clients`.
 
     Raises:
       ValueError: for fewer than one client.
@@ -272,10 +272,10 @@ def securely_aggregated(client_update: AnyClientUpdateFn, *, num_clients: int) -
 
 
 def only_trained(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The optimizer for everything but `params["batch_stats"]`: running statistics are sent but not trained.
+    """Excludes `params["batch_stats"]` from the optimizer: running statistics are sent but not trained.
 
-    Their gradients are zero, but weight decay would shrink them all the same and Adam's square root would make
-    derivatives NaN.
+    Their gradients are zero, but weight decay would still shrink them, and Adam's square root would make derivatives
+    NaN.
     """
 
     def labels(params: Params) -> ArrayTree:
@@ -302,7 +302,7 @@ def _local_training(
     *,
     chunk_size: int | None = None,
 ) -> Callable[[Params, Batch], tuple[Update, ArrayTree]]:
-    """`(params, batch) -> (update, measured [S, ...])`: the unrolled training, `measure` taken before each step."""
+    """`(params, batch) -> (update, measured [S, ...])`: the unrolled training, with `measure` before each step."""
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if num_epochs < 1:
@@ -326,7 +326,7 @@ def _local_training(
             return (update, state), measure(local_params, minibatch)
 
         if len(order) > 1:
-            # Keep only each step's parameters for the reverse pass and recompute its activations there.
+            # Store only each step's parameters for the reverse pass and recompute its activations there.
             step = jax.checkpoint(step, prevent_cse=False)
         minibatches = jax.tree.map(lambda leaf: jnp.asarray(leaf)[order], batch)
         keys = () if dropout_key is None else (jax.random.split(dropout_key, len(order)),)
@@ -340,12 +340,12 @@ def _local_training(
 def _check_dropout_in_chunks(dropout_key: Key | None, chunk_size: int | None) -> None:
     if dropout_key is not None and chunk_size is not None:
         raise ValueError(
-            f"chunk_size is {chunk_size}, but dropout draws for a whole batch; chunks would all draw alike"
+            f"chunk_size is {chunk_size}, but dropout draws for a whole batch; all chunks would get the same draws"
         )
 
 
 def _example_order(num_examples: int, num_epochs: int, order_key: Key | None) -> Array:
-    """Indices `[num_epochs, num_examples]` of the examples in the order of training."""
+    """Indices `[num_epochs, num_examples]` of the examples in training order."""
     if order_key is None:
         return jnp.tile(jnp.arange(num_examples), (num_epochs, 1))
     epoch_keys = jax.random.split(order_key, num_epochs)

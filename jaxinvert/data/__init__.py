@@ -1,7 +1,7 @@
-"""Images in [0, 1] as NumPy arrays: the embedded photos, official sets, folders and npz files; no TensorFlow.
+"""Data sets as NumPy arrays of images in [0, 1]: embedded photos, official sets, folders, npz files; no TensorFlow.
 
 - `photos`: ten scenes from six public-domain or CC0 photographs, shipped with the package.
-- `cifar10`, `cifar100`, `mnist`, `fashion_mnist`: official sets, once prepared by
+- `cifar10`, `cifar100`, `mnist`, `fashion_mnist`: official sets, after
   `jaxinvert data prepare NAME [--from DIR]`.
 - any folder of PNG, JPEG, WebP or BMP files; any `.npz` file with `SPLIT_images` and `SPLIT_labels`.
 - tables of mixed records, by `load_table` (in `tabular`): one-pixel images.
@@ -21,7 +21,7 @@ __all__ = ["Dataset", "Table", "load", "load_table", "names", "prepare"]
 
 
 def names() -> tuple[str, ...]:
-    """Returns the names that `load` knows: the embedded set first, then the official ones."""
+    """Returns the data set names that `load` accepts: the embedded set first, then the official ones."""
     return ("photos", *OFFICIAL_NAMES)
 
 
@@ -42,9 +42,8 @@ def load(
     | a folder | `test`, or its `train`, `test` ... subfolders | 32 | 0.5 / 0.25 |
     | `FILE.npz` | its `SPLIT_images` | its own | stored, else CIFAR-10's (0.5 / 0.25 for gray) |
 
-    The first ten photos are one per class, the six whole photographs before four details. See `load_folder`
-    and `load_npz` for the layouts they read. A name wins over a folder of that name: write `./mnist` for the
-    folder.
+    The ten test photos are one per class, six whole photographs followed by four details. See `load_folder` and
+    `load_npz` for their layouts. A name takes precedence over a folder of that name: write `./mnist` for the folder.
 
     Args:
       name_or_folder: one of `names()`, a folder, or an `.npz` file.
@@ -56,8 +55,8 @@ def load(
       `Dataset` with `images [N, H, W, C]` float32 in [0, 1] and `labels [N]` int32.
 
     Raises:
-      FileNotFoundError: an official set is not prepared (the message is the command that does it), or there
-        is no such folder or file.
+      FileNotFoundError: an official set is not prepared (the message gives the command to prepare it), or there is no
+        such folder or file.
       ValueError: the split, the size or a file is invalid; the message names it.
 
     Example:

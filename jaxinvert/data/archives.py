@@ -1,4 +1,4 @@
-"""Reads the official archives with Python's gzip and tarfile: in memory, never unpacked to disk, no pickle.
+"""Reads the official CIFAR and MNIST archives with Python's gzip and tarfile, in memory and without pickle.
 
 Formats: IDX (MNIST, Fashion-MNIST; http://yann.lecun.com/exdb/mnist/) and the "binary version" of CIFAR-10
 and CIFAR-100 (https://www.cs.toronto.edu/~kriz/cifar.html).
@@ -15,20 +15,20 @@ from typing import NamedTuple
 import numpy as np
 
 _DAMAGE = (OSError, EOFError, zlib.error, tarfile.TarError)
-"""What gzip and tarfile raise on damaged input (`gzip.BadGzipFile` is an `OSError`)."""
+"""Exceptions of gzip and tarfile on damaged input (`gzip.BadGzipFile` is an `OSError`)."""
 _MAX_BYTES = 1 << 28
-"""Nothing official expands to more than 256 MiB per file."""
+"""No official file expands to more than 256 MiB."""
 
 
 class CifarLayout(NamedTuple):
-    """What a CIFAR archive holds and where.
+    """Contents of a CIFAR archive.
 
     Attributes:
       folder: the folder inside the archive.
       train_files: the record files of the training split, in order.
-      test_files: those of the test split.
-      label_files: one text file of class names per label byte, in the order of those bytes.
-      label_keys: the TFDS feature each label byte becomes.
+      test_files: the record files of the test split.
+      label_files: one text file of class names per label byte, in the order of the bytes.
+      label_keys: the TFDS feature of each label byte.
     """
 
     folder: str
@@ -64,7 +64,7 @@ class CifarSplit(NamedTuple):
 
 
 class Cifar(NamedTuple):
-    """A whole archive: its splits by name, and the class names of each label feature."""
+    """A complete archive: its splits by name, and the class names of each label feature."""
 
     splits: dict[str, CifarSplit]
     class_names: dict[str, list[str]]
@@ -74,10 +74,10 @@ def read_cifar(path: pathlib.Path, layout: CifarLayout) -> Cifar:
     """Reads a CIFAR binary archive (`.tar.gz`).
 
     A record is one byte per label, then 3,072 bytes: the red, green and blue planes of a 32 x 32 image.
-    Members are read by their exact names; all others, and anything that is not a plain file, are ignored.
+    Members are read by their exact names; other members, and members that are not regular files, are ignored.
 
     Raises:
-      ValueError: the archive is damaged, lacks a file, or a file is not a whole number of valid records.
+      ValueError: the archive is damaged, lacks a file, or a file is not an integer number of valid records.
     """
     wanted = {f"{layout.folder}/{name}" for name in layout.train_files + layout.test_files + layout.label_files}
     found: dict[str, bytes] = {}
@@ -91,7 +91,7 @@ def read_cifar(path: pathlib.Path, layout: CifarLayout) -> Cifar:
                         raise ValueError(f"{path}: {member.name} claims {member.size:,} bytes")
                     file = archive.extractfile(member)
                     found[member.name.removeprefix(f"{layout.folder}/")] = file.read() if file else b""
-            # tarfile stops at the archive's last block; gzip verifies its own checksum only at its end.
+            # tarfile stops at the archive's last block; gzip verifies its checksum only at the end of the stream.
             while stream.read(1 << 20):
                 pass
     except _DAMAGE as error:
@@ -122,10 +122,10 @@ def read_idx(path: pathlib.Path) -> np.ndarray:
     uint32.
 
     Returns:
-      uint8 of the header's shape: `[N]` labels or `[N, 28, 28]` images.
+      uint8 with the header's shape: `[N]` labels or `[N, 28, 28]` images.
 
     Raises:
-      ValueError: the file is damaged, or is not IDX, or its length does not match its header.
+      ValueError: the file is damaged, is not IDX, or its length does not match its header.
     """
     try:
         with gzip.open(path) as file:
@@ -148,10 +148,10 @@ def sha256(data: bytes) -> str:
 
 
 def restore_gzip_header(data: bytes, *, stem: str, mtime: int) -> bytes:
-    """Puts back the gzip header that a distribution stripped (Debian does, with `gzip -n`).
+    """Restores the gzip header fields that a distribution stripped (Debian does, with `gzip -n`).
 
-    The compressed stream is untouched; only the ten header bytes without name give way to a header with the
-    file's name and time, so that the official checksum can be verified.
+    The compressed stream is unchanged. The ten-byte header without name is replaced by a header with the file's name
+    and time, so that the official checksum can be verified.
 
     Args:
       data: a gzip file whose header has no optional fields.

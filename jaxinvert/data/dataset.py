@@ -1,4 +1,4 @@
-"""The `Dataset` tuple, its splits, and the constants a model normalizes with."""
+"""`Dataset`, labeled images in memory; split expressions and normalization constants."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -14,14 +14,14 @@ class Dataset(NamedTuple):
     """Labeled images in memory.
 
     Attributes:
-      name: the name or path it was loaded by.
+      name: the name or path it was loaded from.
       images: `[N, H, W, C]` float32 in [0, 1].
       labels: `[N]` int32 in [0, num_classes).
-      num_classes: `K`, the classes a model of this set has; a slice keeps it.
+      num_classes: `K`, number of classes of the full set, also for a slice.
       class_names: `K` names.
-      mean: per channel, in [0, 1] pixels; what a model of this set subtracts from its inputs.
-      std: per channel, in [0, 1] pixels; what it divides them by. Both are published constants, known to
-        every party: they are never computed from the images of this call.
+      mean: per channel, in [0, 1] pixels; a model of this set subtracts it from its inputs.
+      std: per channel, in [0, 1] pixels; a model of this set divides its inputs by it. Both are published constants,
+        known to every party, and never computed from the loaded images.
     """
 
     name: str
@@ -50,11 +50,11 @@ NORMALIZATION: Mapping[str, Normalization] = {
     "mnist": Normalization((0.1307,), (0.3081,)),
     "fashion_mnist": Normalization((0.2860,), (0.3530,)),
 }
-"""Statistics of the official training splits, as the literature rounds them."""
+"""Statistics of the official training splits, rounded as in the literature."""
 
 
 def neutral_normalization(num_channels: int) -> Normalization:
-    """Returns mean 0.5 and standard deviation 0.25: about what natural photographs have, fitted to none."""
+    """Returns mean 0.5 and standard deviation 0.25: typical of natural photographs, not fitted to any data."""
     return Normalization((0.5,) * num_channels, (0.25,) * num_channels)
 
 
@@ -67,10 +67,10 @@ class Selection(NamedTuple):
 
 
 def select(spec: str, lengths: Mapping[str, int]) -> tuple[Selection, ...]:
-    """Resolves a TFDS split expression against the splits that exist.
+    """Resolves a TFDS split expression against the available splits.
 
-    Done here rather than by the data source so that prepared sets, folders and npz files understand the same
-    expressions and fail with the same message.
+    Prepared sets, folders and npz files share this function, so they accept the same expressions and fail with the
+    same message.
 
     Args:
       spec: such as `"test"`, `"train[:100]"`, `"train[50%:]"`, `"train+test[:10]"`, `"all"`; see
@@ -78,10 +78,10 @@ def select(spec: str, lengths: Mapping[str, int]) -> tuple[Selection, ...]:
       lengths: the number of examples of each split.
 
     Returns:
-      What to read, in order; at least one example in all.
+      The ranges to read, in order, with at least one example in total.
 
     Raises:
-      ValueError: the expression is malformed, names a split that does not exist, exceeds it, or selects
+      ValueError: the expression is malformed, names a split that does not exist, exceeds its length, or selects
         nothing.
     """
     tfds = import_tfds()

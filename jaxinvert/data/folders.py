@@ -1,4 +1,4 @@
-"""Any folder of images as a dataset."""
+"""Loads a folder of image files as a dataset."""
 
 import os
 import pathlib
@@ -11,9 +11,9 @@ from jaxinvert.data.dataset import Dataset, neutral_normalization, select, to_fl
 SPLIT_NAMES = ("train", "validation", "val", "test")
 DEFAULT_SIZE = 32
 MAX_FILES = 100_000
-"""More image files than this in one folder are refused: it is probably not the folder that was meant."""
+"""A folder with more image files is rejected: it is probably the wrong folder."""
 MAX_BYTES = 8 << 30
-"""More decoded pixels than this (float32) in one call are refused; a slice helps."""
+"""Limit on the decoded pixels (float32) of one call; select a slice to stay below it."""
 
 
 def load_folder(folder: pathlib.Path, *, split: str, size: int | None) -> Dataset:
@@ -21,16 +21,16 @@ def load_folder(folder: pathlib.Path, *, split: str, size: int | None) -> Datase
 
     | layout | splits | classes |
     | --- | --- | --- |
-    | `DIR/a.png` | `test` | every file its own, named by the file |
+    | `DIR/a.png` | `test` | one per file, named after it |
     | `DIR/cat/a.png` | `test` | the subfolders, sorted |
     | `DIR/train/cat/a.png`, `DIR/test/cat/b.png` | `train`, `test` | the subfolders of all splits, sorted |
-    | `DIR/train/a.png`, `DIR/test/b.png` | `train`, `test` | every file name its own, over all splits |
+    | `DIR/train/a.png`, `DIR/test/b.png` | `train`, `test` | one per file name, over all splits |
 
-    Subfolders are splits only if all of them are named `train`, `validation`, `val` or `test`; else they are
-    classes. A single class is given an unused second one, because the softmax loss over one class has no
-    gradient. Each image is turned upright, center-cropped to a square and resampled to `size`
-    (`pixels.read_square`). Files of other types and hidden ones are ignored. Symbolic links inside the folder
-    are not followed, so nothing outside it is read.
+    Subfolders are splits only if all of them are named `train`, `validation`, `val` or `test`; else they are classes.
+    If there is a single class, an unused second one is added, because the softmax loss over one class has no
+    gradient. Each image is turned upright, center-cropped to a square and resampled to `size` (`pixels.read_square`).
+    Hidden files and files of other types are ignored. Symbolic links inside the folder are not followed, so nothing
+    outside it is read.
 
     Args:
       folder: the folder.
@@ -38,20 +38,20 @@ def load_folder(folder: pathlib.Path, *, split: str, size: int | None) -> Datase
       size: side in pixels, 32 if `None`.
 
     Raises:
-      ValueError: no images, images both beside and inside class folders, too many files or pixels, or a file
-        that cannot be read (the message names it).
+      ValueError: no images, images both next to and inside class folders, too many files or pixels, or a file that
+        cannot be read (the message names it).
     """
     size = DEFAULT_SIZE if size is None else size
     roots = _split_roots(folder)
     files = {name: paths for name, root in roots.items() if (paths := list_images(root))}
     if not files:
         raise ValueError(f"{folder} holds no {', '.join(pixels.SUFFIXES)} file (symbolic links are not followed)")
-    # One naming for all splits: labels of train and test must agree.
+    # One list of classes for all splits: labels of train and test must agree.
     names_of = {split_name: _class_names(roots[split_name], paths) for split_name, paths in files.items()}
     in_classes = {len(path.relative_to(roots[s]).parts) > 1 for s, paths in files.items() for path in paths}
     beside_splits = "test" not in roots or roots["test"] != folder
     if len(in_classes) > 1 or (beside_splits and any(map(_is_image, folder.iterdir()))):
-        raise ValueError(f"{folder} holds images both beside and inside its subfolders; expected one or the other")
+        raise ValueError(f"{folder} holds images both next to and inside its subfolders; expected one or the other")
     class_names = sorted({name for names in names_of.values() for name in names})
     index = {name: label for label, name in enumerate(class_names)}
     selections = select(split, {name: len(paths) for name, paths in files.items()})
@@ -98,12 +98,12 @@ def list_images(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _class_names(root: pathlib.Path, paths: list[pathlib.Path]) -> list[str]:
-    """Returns each file's class: its first subfolder, or its own name where there are none."""
+    """Returns each file's class: its first subfolder, or its own name if it is in no subfolder."""
     return [path.relative_to(root).parts[0] for path in paths]
 
 
 def _split_roots(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Returns where each split lies: in subfolders if all are named like splits, else in `folder` itself."""
+    """Returns the folder of each split: subfolders if all are named like splits, else `folder` itself as `test`."""
     subfolders = {
         path.name: path
         for path in folder.iterdir()
@@ -115,6 +115,6 @@ def _split_roots(folder: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def _is_image(path: pathlib.Path) -> bool:
-    """Tells whether a path is a visible image file by its suffix; no link, no pipe (which would block)."""
+    """Whether a path is a visible regular file with an image suffix; no link, no pipe (which would block)."""
     named = path.suffix.lower() in pixels.SUFFIXES and not path.name.startswith(".")
     return named and path.is_file() and not path.is_symlink()

@@ -1,4 +1,4 @@
-"""Makes the embedded photo set: six photographs of scikit-image's wheel, ten scenes, two sizes.
+"""Generates the embedded photo set: ten scenes from six photographs in scikit-image's wheel, at two sizes.
 
     python -m jaxinvert.data.make_photos    # rewrites photos/32 and photos/224; needs scikit-image
 
@@ -7,16 +7,15 @@ depend only on the wheel's files, Pillow's Lanczos filter and its JPEG decoder; 
 files' bytes may differ from run to run, because protobuf gives an example's fields no order.
 
 - `test`: one square crop per scene, at 32 and at 224 px. The first six scenes are crops of the six whole
-  photographs, the last four are details (a face, the shuttle model, the helmet, the cat's eye). Every scene
-  is a class of its own: ten classes, which is what the usual 10-class models expect, without calling anything
-  what it is not.
-- `train` (32 px only): the photographs at about half resolution, cut into 32-px tiles; flat tiles are left
-  out. A tile belongs to the smallest scene that holds its center. Tiles show parts of the test scenes at
-  another scale, so the two splits serve attacks and priors, and say nothing about generalization.
+  photographs, the last four are details (a face, the shuttle model, the helmet, the cat's eye). Every scene is its
+  own class, which gives ten correctly named classes for the usual 10-class models.
+- `train` (32 px only): the photographs at about half resolution, cut into 32-px tiles; flat tiles are omitted. A tile
+  belongs to the smallest scene that contains its center. Tiles show parts of the test scenes at another scale, so the
+  two splits are suitable for attacks and priors, but not for measuring generalization.
 
-The format is array_record. Parquet would spare macOS a dependency (tensorflow-datasets requires array_record
-on Linux only), but in TFDS 4.9.10 it loses data: the writer drops examples after the first hundred, and the
-reader ignores split slices.
+The format is array_record. Parquet would avoid a dependency on macOS (tensorflow-datasets requires array_record on
+Linux only), but in TFDS 4.9.10 it loses data: the writer drops examples after the first hundred, and the reader
+ignores split slices.
 """
 
 import pathlib
@@ -35,7 +34,7 @@ from jaxinvert.data.tfds import import_tfds
 SIZES = (32, 224)
 TILE = 32
 MIN_TILE_STD = 10.0
-"""Tiles whose pixels spread less than this (standard deviation, of 255) are sky or black frame: left out."""
+"""Tiles with a smaller standard deviation (pixels in 0 ... 255) show sky or the black frame and are omitted."""
 MAX_TILES_PER_CLASS = 40
 
 
@@ -78,7 +77,7 @@ TILED_SHORT_SIDE = {
 
 
 class Example(NamedTuple):
-    """One labelled image: `[H, W, 3]` uint8, its class and where it came from."""
+    """One labeled image: `[H, W, 3]` uint8, its class and its origin."""
 
     name: str
     pixels: np.ndarray
@@ -95,7 +94,7 @@ def crop_scenes(photos: dict[str, Image.Image], size: int) -> list[Example]:
 
 
 def cut_tiles(photos: dict[str, Image.Image]) -> list[Example]:
-    """Cuts the `train` split: textured tiles, classes taking turns, each class's most textured tile first."""
+    """Cuts the `train` split: textured tiles, round-robin over classes, the most textured tile of a class first."""
     by_class: dict[int, list[tuple[float, Example]]] = {label: [] for label in range(len(SCENES))}
     for file, short_side in TILED_SHORT_SIDE.items():
         photo = photos[file]
@@ -116,7 +115,7 @@ def cut_tiles(photos: dict[str, Image.Image]) -> list[Example]:
 
 
 def label_at(file: str, x: float, y: float) -> int:
-    """Returns the class at a pixel of a photograph: the smallest scene there, else the photograph."""
+    """Returns the class at a pixel of a photograph: the smallest scene that contains it, else the photograph's."""
     scenes = [(label, scene) for label, scene in enumerate(SCENES) if scene.file == file]
     inside = [
         (scene.box[2] - scene.box[0], label)
@@ -127,7 +126,7 @@ def label_at(file: str, x: float, y: float) -> int:
 
 
 def make(target: pathlib.Path) -> None:
-    """Writes the prepared sets `target/32` and `target/224` (their earlier contents are replaced).
+    """Writes the prepared sets `target/32` and `target/224`, replacing earlier contents.
 
     Raises:
       ModuleNotFoundError: scikit-image is not installed (`pip install scikit-image`).
@@ -174,7 +173,7 @@ def _write(splits: dict[str, list[Example]], size: int, folder: pathlib.Path) ->
             description="Ten scenes from six public-domain or CC0 photographs; see LICENSES.",
             features=tfds.features.FeaturesDict(features),
             supervised_keys=("image", "label"),
-            disable_shuffling=True,  # the first images are the ones a demo shows
+            disable_shuffling=True,  # demos show the first images
         )
 
     def split_generators(self: Any, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:

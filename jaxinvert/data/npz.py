@@ -1,4 +1,4 @@
-"""NumPy archives of images as a dataset."""
+"""Loads an `.npz` file of images and labels as a dataset."""
 
 import pathlib
 import zipfile
@@ -10,7 +10,7 @@ from jaxinvert.data import pixels
 from jaxinvert.data.dataset import NORMALIZATION, Dataset, Normalization, neutral_normalization, select, to_float
 
 MAX_BYTES = 8 << 30
-"""An archive that expands to more than this is refused before it is read."""
+"""An archive that expands to more than this is rejected before it is read."""
 
 
 def load_npz(path: pathlib.Path, *, split: str, size: int | None) -> Dataset:
@@ -30,8 +30,7 @@ def load_npz(path: pathlib.Path, *, split: str, size: int | None) -> Dataset:
       size: side in pixels to resample to, or `None` for the file's own.
 
     Raises:
-      ValueError: the file is damaged, lacks an array, or an array has another type, shape or range than
-        above.
+      ValueError: the file is damaged, lacks an array, or an array violates the table above.
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -1,8 +1,8 @@
-"""Prepares official sets without TensorFlow: TFDS's own builders, with Python doing TensorFlow's part.
+"""Prepares official data sets without TensorFlow, using TFDS's builders and pure-Python parsing.
 
 A subclass keeps the official builder's name, version, features, URLs and checksums, and replaces only
-`_split_generators`: `dl.download` instead of `download_and_extract`, `archives` for the parsing, PNG bytes
-for images. Records and their order are those of TensorFlow's own preparation.
+`_split_generators`: `dl.download` instead of `download_and_extract`, `archives` for the parsing, PNG bytes for
+images. Records and their order equal those of a preparation with TensorFlow.
 """
 
 import functools
@@ -27,7 +27,7 @@ _IDX_FILES = {
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
 }
 _FASHION_MTIMES = {"train": 1504176606, "t10k": 1504176627}
-"""When Zalando compressed the files; Debian's package `dataset-fashion-mnist` ships them without it."""
+"""Time stamps in the official gzip headers; Debian's package `dataset-fashion-mnist` ships the files without them."""
 
 
 def prepare(
@@ -36,22 +36,21 @@ def prepare(
     source: str | os.PathLike[str] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
 ) -> pathlib.Path:
-    """Prepares an official set, so that `load` finds it. Does nothing if that was done before.
+    """Prepares an official set for `load`, unless it is prepared already.
 
     Args:
-      name: `"cifar10"`, `"cifar100"`, `"mnist"` or `"fashion_mnist"`; `"photos"` comes prepared.
-      source: a folder that holds the official files under their official names, used instead of the network.
-        For `fashion_mnist`, Debian's `/usr/share/datasets/fashion-mnist` will do. `None` downloads.
-      data_dir: where prepared sets live; `None` is `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+      name: `"cifar10"`, `"cifar100"`, `"mnist"` or `"fashion_mnist"`; `"photos"` is always prepared.
+      source: a folder with the official files under their official names, used instead of the network. For
+        `fashion_mnist`, Debian's `/usr/share/datasets/fashion-mnist` also works. `None` downloads.
+      data_dir: folder of the prepared sets; `None` is `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
 
     Returns:
       The folder of the prepared set.
 
     Raises:
-      ValueError: `name` is not such a set, or an official file is corrupt: its SHA-256 is checked before it
-        is read.
-      FileNotFoundError: `source` lacks a file; the message lists what it must hold.
-      ConnectionError: the download failed; the message says which files to fetch by other means.
+      ValueError: `name` is not such a set, or an official file is corrupt: its SHA-256 is checked before it is read.
+      FileNotFoundError: `source` lacks a file; the message lists the required files.
+      ConnectionError: the download failed; the message lists the files to fetch by other means.
     """
     if name == "photos":
         return PHOTOS_DIR
@@ -82,7 +81,7 @@ def prepare(
 
 @functools.cache
 def builder_class(name: str) -> Any:
-    """Returns TFDS's builder of `name`, made to work without TensorFlow; the one in TFDS's registry stays."""
+    """Returns a subclass of TFDS's builder of `name` that works without TensorFlow; TFDS's registry is unchanged."""
     tfds = import_tfds()
     from tensorflow_datasets.image_classification import cifar, mnist
 
@@ -123,7 +122,7 @@ def builder_class(name: str) -> Any:
 
 
 def cifar_examples(split: str, images: np.ndarray, labels: dict[str, np.ndarray]) -> Iterator[Any]:
-    """Yields one CIFAR split as TFDS examples; TFDS shuffles by the key, so keys are the official ones."""
+    """Yields one CIFAR split as TFDS examples, with the official keys, because TFDS shuffles by key."""
     for index, image in enumerate(images):
         example = {key: int(values[index]) for key, values in labels.items()}
         yield index, {"id": f"{split}_{index:05d}", "image": pixels.encode_png(image), **example}
@@ -133,7 +132,7 @@ def idx_examples(images_path: pathlib.Path, labels_path: pathlib.Path) -> Iterat
     """Yields one MNIST-like split as TFDS examples, under the official keys.
 
     Raises:
-      ValueError: a file is damaged, is not what its name says, or the two disagree.
+      ValueError: a file is damaged or has the wrong shape, or the two files disagree.
     """
     images, labels = archives.read_idx(images_path), archives.read_idx(labels_path)
     if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
@@ -146,12 +145,12 @@ def idx_examples(images_path: pathlib.Path, labels_path: pathlib.Path) -> Iterat
 
 
 def _check_network(name: str, url_infos: Any) -> None:
-    """Asks for the first file's header, once: without network, TFDS itself would retry for minutes."""
+    """Requests the first file's header once: without network, TFDS itself would retry for minutes."""
     request = urllib.request.Request(next(iter(url_infos)), method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=20).close()
     except urllib.error.HTTPError:
-        pass  # the server answers; whatever is wrong with the file, the download itself will say better
+        pass  # the server answers; the download itself gives the better error message
     except OSError as error:
         raise _no_download(name, url_infos, error) from error
 
@@ -165,7 +164,7 @@ def _no_download(name: str, url_infos: Any, error: Exception) -> ConnectionError
 
 
 def _verified(folder: pathlib.Path, name: str, url_infos: Any, scratch: pathlib.Path) -> pathlib.Path:
-    """Verifies checksums; returns where all official files are: `folder`, or `scratch` after a repair."""
+    """Verifies checksums; returns the folder of the official files: `folder`, or `scratch` after a repair."""
     expected = {info.filename: info.checksum for info in url_infos.values()}
     folder = folder.expanduser()
     missing = [file for file in expected if not (folder / file).is_file()]
@@ -194,7 +193,7 @@ def _verified(folder: pathlib.Path, name: str, url_infos: Any, scratch: pathlib.
 
 
 def _restore_fashion(path: pathlib.Path) -> bytes:
-    """Returns Debian's copy of a Fashion-MNIST file with its old header, or nothing if it is no such copy."""
+    """Returns Debian's copy of a Fashion-MNIST file with its original header; empty bytes for any other file."""
     try:
         return archives.restore_gzip_header(
             path.read_bytes(), stem=path.stem, mtime=_FASHION_MTIMES[path.name.split("-")[0]]

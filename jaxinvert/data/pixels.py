@@ -1,4 +1,4 @@
-"""From image files to square uint8 arrays, with limits on what an untrusted file may cost."""
+"""Reads image files as square uint8 arrays, with limits on the memory of untrusted files; encodes PNG."""
 
 import io
 import pathlib
@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MAX_PIXELS = 64_000_000
-"""An image file that claims more pixels than this is refused before it is decoded: 64 million are 192 MB."""
+"""An image file that claims more pixels than this is rejected before it is decoded: 64 million are 192 MB."""
 
 
 def encode_png(image: np.ndarray, *, optimize: bool = False) -> io.BytesIO:
@@ -31,7 +31,7 @@ def decode_png(png: bytes) -> np.ndarray:
 
 
 def resize(image: np.ndarray, size: int | None) -> np.ndarray:
-    """Resamples a uint8 `[H, W, C]` image (C is 1 or 3) to `[size, size, C]`; `None` keeps it as it is."""
+    """Resamples a uint8 `[H, W, C]` image (C is 1 or 3) to `[size, size, C]`; `None` keeps its size."""
     if size is None or image.shape[:2] == (size, size):
         return image
     pil = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
@@ -47,18 +47,18 @@ def read_square(path: pathlib.Path, size: int) -> np.ndarray:
     | EXIF orientation | applied |
     | gray, palette, CMYK, 1 bit | RGB |
     | 16 bits per channel | the upper 8 |
-    | alpha | laid over white |
+    | alpha | composited over white |
     | animation | its first frame |
 
     Args:
-      path: a PNG, JPEG, WebP or BMP file, told by its content, not by its name.
+      path: a PNG, JPEG, WebP or BMP file, detected by its content, not by its name.
       size: side of the result in pixels.
 
     Returns:
       `[size, size, 3]` uint8.
 
     Raises:
-      ValueError: the file is corrupt, of another format, or claims more than `MAX_PIXELS`; names the file.
+      ValueError: the file is corrupt, has another format, or claims more than `MAX_PIXELS`; the message names it.
     """
     try:
         with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Reads sets that TFDS has prepared: the embedded photos, and official sets under the TFDS data folder."""
+"""Loads data sets prepared by TFDS: the embedded photos, and official sets in the TFDS data folder."""
 
 import os
 import pathlib
@@ -28,7 +28,7 @@ def find_prepared(name: str, data_dir: str | os.PathLike[str] | None) -> pathlib
 
 
 def load_official(name: str, *, split: str, size: int | None, data_dir: str | os.PathLike[str] | None) -> Dataset:
-    """Loads an official set that was prepared before.
+    """Loads a prepared official set.
 
     Args:
       name: one of `OFFICIAL_NAMES`.
@@ -37,12 +37,12 @@ def load_official(name: str, *, split: str, size: int | None, data_dir: str | os
       data_dir: see `data_root`.
 
     Raises:
-      FileNotFoundError: the set is not prepared; the message holds the command that does it.
+      FileNotFoundError: the set is not prepared; the message gives the command to prepare it.
       ValueError: the prepared files cannot be read without TensorFlow, or `split` does not exist.
     """
     folder = find_prepared(name, data_dir)
     if folder is None:
-        # A set elsewhere than TFDS's own folder needs the same variable to be set for the command line.
+        # For a data folder other than TFDS's default, the command needs the same environment variable.
         prefix = "" if data_dir is None else f"TFDS_DATA_DIR={shlex.quote(str(data_root(data_dir)))} "
         command = f"{prefix}jaxinvert data prepare {name}"
         raise FileNotFoundError(
@@ -67,7 +67,7 @@ def _read(folder: pathlib.Path, *, name: str, split: str, size: int | None) -> D
     tfds = import_tfds()
     builder: Any = tfds.builder_from_directory(folder)
     file_format = builder.info.file_format.value
-    # Without TensorFlow there is also parquet, but TFDS 4.9.10 loses examples when it writes and reads that.
+    # Parquet also works without TensorFlow, but TFDS 4.9.10 loses examples when it writes and reads it.
     if file_format != "array_record":
         raise ValueError(
             f"{folder} was prepared as {file_format}, not as array_record. Prepare it in another folder:\n"
@@ -76,7 +76,7 @@ def _read(folder: pathlib.Path, *, name: str, split: str, size: int | None) -> D
     selections = select(split, {key: info.num_examples for key, info in builder.info.splits.items()})
     images, labels = [], []
     for part in selections:
-        # TFDS would decode too, but logs on every load that OpenCV is missing.
+        # TFDS could decode as well, but logs on every load that OpenCV is missing.
         source = builder.as_data_source(split=part.split, decoders={"image": tfds.decode.SkipDecoding()})
         for start in range(part.start, part.stop, _READ_CHUNK):
             rows = range(start, min(start + _READ_CHUNK, part.stop))

@@ -1,8 +1,8 @@
-"""Tables of mixed records: two of the sets that scikit-learn ships, with some columns put into categories.
+"""Tables of mixed records: two data sets of scikit-learn, with some columns discretized into categories.
 
-Both sets are all but purely numeric. So that there are categories to invert, columns are put into bands as a registry
-would publish them; what is done to which column stands in `TABLES`, and nothing else is changed. Bounds, bands, means
-and standard deviations are those of the whole table: taken for public, as Vero et al. (2023) do.
+Both sets are almost purely numeric. To obtain categories to invert, columns are discretized into bands, as a registry
+might publish them; `TABLES` lists them, and nothing else is changed. Bounds, bands, means and standard deviations are
+those of the whole table and assumed public, as in Vero et al. (2023).
 """
 
 import itertools
@@ -20,7 +20,7 @@ class Table(NamedTuple):
 
     Attributes:
       schema: its columns.
-      dataset: `images [N, 1, 1, F]` and `labels [N]`; mean and standard deviation are 0 and 1 for one-hot numbers.
+      dataset: `images [N, 1, 1, F]` and `labels [N]`; mean and standard deviation are 0 and 1 for one-hot entries.
     """
 
     schema: Schema
@@ -28,11 +28,11 @@ class Table(NamedTuple):
 
 
 class Preparation(NamedTuple):
-    """What is done to a set of scikit-learn's.
+    """Preprocessing of a scikit-learn data set.
 
     Attributes:
-      bands: the inner edges, ascending, that put a column into categories; an edge belongs to the band above it.
-      classes: names of the classes; of a numeric target, what is below and above its median.
+      bands: ascending inner edges of a column's bands; an edge belongs to the band above it.
+      classes: names of the classes; for a numeric target, two classes below and above its median.
     """
 
     bands: Mapping[str, tuple[float, ...]]
@@ -69,7 +69,7 @@ def load_table(name: str) -> Table:
 
     Raises:
       ValueError: for another name.
-      ImportError: without scikit-learn, which `pip install 'jaxinvert[tabular]'` brings.
+      ImportError: without scikit-learn, which `pip install 'jaxinvert[tabular]'` installs.
     """
     if name not in TABLES:
         raise ValueError(f"no table {name!r}: expected {' or '.join(TABLES)}")

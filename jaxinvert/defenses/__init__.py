@@ -1,8 +1,8 @@
-"""What a client does to its update before it is sent: `(key, update) -> update`, pure; `chain` composes them.
+"""Defenses: pure functions `(key, update) -> update` that a client applies before it sends its update.
 
-Some need more than the update. They wrap what the client computes (`soteria`, `mixup`, and `clients.dp_fedsgd`),
-change its local gradients (`outpost`) or its network (`with_bottleneck`). `registry` has all of them by name, and
-`accounting` the privacy that DP-SGD guarantees. Attackers that adapt to them are in `attacks.adaptive`.
+`chain` composes defenses. Some need more than the update: they wrap the client's computation (`soteria`, `mixup`, and
+`clients.dp_fedsgd`), change its local gradients (`outpost`) or its network (`with_bottleneck`). `registry` lists all
+of them by name, `accounting` computes what DP-SGD guarantees. Attackers that adapt are in `attacks.adaptive`.
 """
 
 from jaxinvert.defenses import accounting, registry

@@ -1,11 +1,11 @@
-"""PRECODE: a variational bottleneck before the head, so that a client's gradient depends on noise of its own.
+"""PRECODE: a variational bottleneck before the head, so that a client's gradient depends on random noise.
 
-The features `h` that the head would read pass through
+The input features `h` of the head pass through
 
     (m, r) = h E + e,    z = m + softplus(r) n,    n ~ N(0, I),    h' = z D + d,
 
-the head reads `h'`, and the clients minimize their loss plus `beta KL(N(m, softplus(r)^2) | N(0, I))`. Without noise,
-as when accuracy is measured or an attacker simulates the network like any other, `z = m`.
+the head's input is `h'`, and the clients minimize their loss plus `beta KL(N(m, softplus(r)^2) | N(0, I))`. Without
+noise (when accuracy is measured, or when a non-adaptive attacker simulates the network), `z = m`.
 
 References:
   Scheliga, Mäder, Seeland: PRECODE - a generic model extension to prevent deep gradient leakage. WACV 2022,
@@ -27,24 +27,24 @@ from jaxinvert.trees import leaves_by_path
 from jaxinvert.types import Array, Batch, Key, Params
 
 BOTTLENECK = "bottleneck"
-"""Where the parameters of the bottleneck are, beside those of the network."""
+"""Top-level key of the bottleneck's parameters."""
 
 
 def with_bottleneck(model: Model, *, num_units: int = 256, beta: float = 1e-3) -> Model:
-    """The network with a variational bottleneck before its head; the defaults are the authors'.
+    """Inserts a variational bottleneck before the model's head; the defaults are the authors'.
 
     Args:
-      model: any whose head is a Flax dense layer.
-      num_units: of the bottleneck.
-      beta: weight of the divergence, in nats and as a mean over the batch.
+      model: a model whose head is a Flax dense layer.
+      num_units: width of the bottleneck.
+      beta: weight of the divergence, which is in nats and averaged over the batch.
 
     Returns:
-      A model whose `apply` is that without noise, and whose `drawn_loss_fn` is what its clients minimize. Tracing it
-      raises ValueError where the network has no such layer.
+      A model whose `apply` uses no noise and whose `drawn_loss_fn` is the clients' training loss. Tracing it raises
+      ValueError if the network has no such layer.
     """
 
     def init(key: Key) -> Params:
-        own_key, bottleneck_key = key, jax.random.fold_in(key, 2**31 - 1)  # the network starts as it does without
+        own_key, bottleneck_key = key, jax.random.fold_in(key, 2**31 - 1)  # same initial network as without
         params = model.init(own_key)
         return {**params, BOTTLENECK: _init(bottleneck_key, _num_features(model, params), num_units)}
 
@@ -69,7 +69,7 @@ def with_bottleneck(model: Model, *, num_units: int = 256, beta: float = 1e-3) -
 
 @contextmanager
 def _inserted(model: Model, weights: Params, key: Key | None) -> Iterator[list[Array]]:
-    """What is traced within goes through the bottleneck; yields the divergences `[B]`, one for each time."""
+    """Inserts the bottleneck into calls traced in this context; yields their divergences, one `[B]` per call."""
     divergences: list[Array] = []
     head = tuple(model.head.split("/")[1:])
 
@@ -83,11 +83,11 @@ def _inserted(model: Model, weights: Params, key: Key | None) -> Iterator[list[A
     with linen.intercept_methods(intercept):
         yield divergences
     if not divergences:
-        raise ValueError(f"a bottleneck needs a Flax layer behind it, but {model.name} calls none at {model.head!r}")
+        raise ValueError(f"a bottleneck needs a Flax layer after it, but {model.name} calls none at {model.head!r}")
 
 
 def _pass(weights: Params, features: Array, key: Key | None) -> tuple[Array, Array]:
-    """Features `[B, D]` as the bottleneck passes them on, and the divergence of every example, `[B]`."""
+    """Returns the bottleneck's output `[B, D]` for features `[B, D]`, and every example's divergence `[B]`."""
     encoded = features @ weights["encoder"]["kernel"] + weights["encoder"]["bias"][None]
     mean, raw = jnp.split(encoded, 2, axis=-1)
     spread = jax.nn.softplus(raw)
@@ -97,7 +97,7 @@ def _pass(weights: Params, features: Array, key: Key | None) -> tuple[Array, Arr
 
 
 def _init(key: Key, num_features: int, num_units: int) -> Params:
-    """Dense layers that start as PyTorch's do."""
+    """Initializes the dense layers like PyTorch."""
     sizes = {"encoder": (num_features, 2 * num_units), "decoder": (num_units, num_features)}
 
     def layer(layer_key: Key, shape: tuple[int, int]) -> Params:

@@ -1,7 +1,8 @@
-"""A bound on the norm of the whole update: `g min(1, C / |g|)`.
+"""Clipping of the whole update to a maximal norm: `g min(1, C / |g|)`.
 
-The direction stays, and a cosine sees nothing else: alone, clipping protects from nothing but attacks that rely on
-the scale. Clipping every *example* before the mean, as DP-SGD does, is the client's affair (`clients.dp_fedsgd`).
+The direction is unchanged, and a cosine objective depends on nothing else: clipping alone protects only against
+attacks that use the scale. Clipping every *example* before the mean, as DP-SGD does, is part of the client
+(`clients.dp_fedsgd`).
 """
 
 from jaxinvert.clients import clipped_to_norm
@@ -9,7 +10,7 @@ from jaxinvert.types import Defense, Key, Scalar, Update
 
 
 def clipped(norm: Scalar) -> Defense:
-    """Scales the update down to `norm` where it is longer.
+    """Scales the update down to `norm` if it is longer.
 
     Args:
       norm: largest Euclidean norm over all tensors, positive; `inf` changes nothing. May be traced.

@@ -1,4 +1,4 @@
-"""No defense, and several of them one after the other."""
+"""The identity defense, and `chain`, which applies several defenses in sequence."""
 
 import jax
 
@@ -6,13 +6,13 @@ from jaxinvert.types import Defense, Key, Update
 
 
 def identity(key: Key | None, update: Update) -> Update:
-    """No defense."""
+    """Returns the update unchanged: no defense."""
     del key
     return update
 
 
 def chain(*defenses: Defense) -> Defense:
-    """Applies `defenses` from first to last, each with a key of its own.
+    """Applies `defenses` from first to last, each with its own key.
 
     >>> import jax.numpy as jnp
     >>> halve = lambda key, update: jax.tree.map(lambda leaf: leaf / 2, update)

@@ -1,4 +1,4 @@
-"""Random numbers for defenses: one key for every tensor of an update."""
+"""Random draws for defenses, with a separate key for every tensor of an update."""
 
 from collections.abc import Callable
 
@@ -15,15 +15,15 @@ def with_draws(
     *rest: Update,
     name: str,
 ) -> Update:
-    """`change(leaf, drawn, *rest)` for every tensor.
+    """Applies `change(leaf, drawn, *rest)` to every tensor.
 
     Args:
       change: called as `change(leaf, drawn, *leaves of rest)`; its result is cast to the tensor's dtype.
-      draw: `(key, shape, dtype) -> array`, called with a key of its own for every tensor.
-      key: of the defense.
-      update: the client's.
-      rest: further trees of the same structure.
-      name: of the defense, for the message.
+      draw: `(key, shape, dtype) -> array`, called with a separate key for every tensor.
+      key: the defense's key.
+      update: the client's update.
+      rest: further trees with the same structure.
+      name: name of the defense, for the message.
 
     Raises:
       ValueError: without a key.
@@ -31,7 +31,7 @@ def with_draws(
     if key is None:
         raise ValueError(f"a random defense needs a key: {name} was handed None")
     leaves, structure = jax.tree.flatten(update)
-    keys = jax.random.split(key, len(leaves))  # one key per tensor, or their noise would be correlated
+    keys = jax.random.split(key, len(leaves))  # one key per tensor: with a shared key their noise is correlated
     others = (jax.tree.leaves(tree) for tree in rest)
     changed = [
         change(leaf, draw(leaf_key, leaf.shape, leaf.dtype), *other).astype(leaf.dtype)

@@ -1,10 +1,10 @@
-"""MixUp: the client trains on mixtures of its images, and of their labels in the same shares.
+"""MixUp: the client trains on mixtures of its images, and of their labels with the same weights.
 
     x'_b = sum_j s_bj x_(p_j(b)),    y'_b = sum_j s_bj y_(p_j(b)),    j = 1 ... k,
 
 `p_1` is the identity, the other `p_j` are random permutations of the batch, and the shares of an image are uniform on
-the simplex. Whoever inverts the update finds mixtures at best. Nobody is known to undo them from one update, and no
-attacker here tries; models of early rounds, where attacks are strongest, leak the mixtures all the same.
+the simplex. An inversion recovers mixtures at best. No published attack separates them from one update, and none here
+tries; models of early rounds, where attacks are strongest, still leak the mixtures.
 
 References:
   Zhang, Cisse, Dauphin, Lopez-Paz: mixup: beyond empirical risk minimization. ICLR 2018, arXiv:1710.09412.
@@ -19,13 +19,13 @@ from jaxinvert.types import Array, Batch, ClientUpdateFn, Key, Params, Update
 
 
 def mixup(client_update: ClientUpdateFn, *, key: Key | None, num_classes: int, num_images: int = 4) -> ClientUpdateFn:
-    """The client with MixUp: it computes its update on mixtures, drawn once for all of its local steps.
+    """Returns the client with MixUp: its update is computed on mixtures, drawn once for all local steps.
 
     Args:
-      client_update: the client without it; its loss must take soft labels.
-      key: of the shares and partners.
-      num_classes: `K`, of integer labels.
-      num_images: `k`, in each mixture; where a batch has fewer, some count twice.
+      client_update: the client without MixUp; its loss must take soft labels.
+      key: draws the shares and partners.
+      num_classes: `K`, for integer labels.
+      num_images: `k`, images per mixture; in a smaller batch some count twice.
 
     Raises:
       ValueError: when traced, without a key.
@@ -38,12 +38,12 @@ def mixup(client_update: ClientUpdateFn, *, key: Key | None, num_classes: int, n
 
 
 def mixed(key: Key | None, batch: Batch, *, num_classes: int, num_images: int = 4) -> Batch:
-    """The mixtures of a batch, as many as it has images, with soft labels `[B, K]`.
+    """Mixes a batch: `B` mixtures of its `B` images, with soft labels `[B, K]`.
 
     Args:
-      key: of the shares and partners.
+      key: draws the shares and partners.
       batch: integer labels `[B]` or soft ones `[B, K]`.
-      num_classes: `K`, of integer labels.
+      num_classes: `K`, for integer labels.
       num_images: `k`, at least 1.
 
     Raises:

@@ -1,13 +1,13 @@
-r"""Noise on the update: `g* = g + n`, `n` independent for every entry.
+r"""Additive noise on the update: `g* = g + n`, `n` independent for every entry.
 
-| defense          | n of tensor l                        | known to whom knows the parameters            |
+| defense          | n of tensor l                        | known to an attacker who knows the parameters |
 |------------------|--------------------------------------|-----------------------------------------------|
 | gaussian_noise   | `N(0, scale^2)`                      | the likelihood of g*                          |
 | laplace_noise    | `Laplace(scale)`, deviation sqrt 2 s | the likelihood of g*                          |
-| percentile_noise | `N(0, (scale P95(\|g_l\|))^2)`       | the likelihood, its spread estimated from g*  |
+| percentile_noise | `N(0, (scale P95(\|g_l\|))^2)`       | the likelihood, its scale estimated from g*   |
 
-None is differentially private: without a bound on what one example can contribute, no noise hides it. DP-SGD bounds
-it first (`clients.dp_fedsgd`) and adds `gaussian_noise(dp_noise_scale(...))`.
+None is differentially private: noise cannot hide an example whose contribution is unbounded. DP-SGD first bounds the
+contribution (`clients.dp_fedsgd`) and then adds `gaussian_noise(dp_noise_scale(...))`.
 
 References:
   Hatamizadeh et al.: Do gradient inversion attacks make federated learning unsafe? IEEE TMI 2023, arXiv:2202.06924.
@@ -27,7 +27,7 @@ _NORMAL_P95 = 1.959963984540054
 def gaussian_noise(scale: Scalar) -> Defense:
     """Adds independent `N(0, scale^2)` to every entry of every tensor.
 
-    Without clipping this is *not* differentially private, whatever the scale.
+    Without clipping this is *not* differentially private at any scale.
 
     Args:
       scale: standard deviation, in units of the update; may be traced.
@@ -73,10 +73,10 @@ def percentile_noise(scale: Scalar, *, percentile: float = 95.0) -> Defense:
 
 
 def percentile_noise_spread(observed: Array, scale: Scalar) -> Array:
-    """What standard deviation `percentile_noise(scale)` had in a tensor, estimated from what it left: `[]`.
+    """Estimates the standard deviation of `percentile_noise(scale)` in a tensor from the noisy tensor: `[]`.
 
-    If the tensor's entries were normal, noise of `scale` times their 95th percentile `P` made it
-    `P sqrt(1 + (1.96 scale)^2)`; where there is little noise, it is `P` whatever they were.
+    For normal entries, noise of `scale` times their 95th percentile `P` raises the percentile to
+    `P sqrt(1 + (1.96 scale)^2)`; with little noise it stays `P` for any distribution.
     """
     return scale * jnp.percentile(jnp.abs(observed), 95.0) / jnp.sqrt(1 + jnp.square(_NORMAL_P95 * scale))
 
@@ -87,7 +87,7 @@ def dp_noise_scale(noise_multiplier: Scalar, clip_norm: Scalar, num_examples: in
 
 
 def add_normal(key: Key | None, update: Update, scales: Update, *, name: str) -> Update:
-    """Independent normal noise on every tensor; `scales` holds its standard deviations, one for each tensor."""
+    """Adds independent normal noise to every tensor; `scales` holds one standard deviation per tensor."""
 
     def noisy(leaf: Array, noise: Array, scale: Array) -> Array:
         return leaf + scale * noise

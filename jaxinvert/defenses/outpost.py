@@ -1,15 +1,15 @@
-r"""OUTPOST: prune every local gradient, and add noise where it tells most, the less often the longer it goes on.
+r"""OUTPOST: prunes local gradients and adds noise where the Fisher information is large, with decaying probability.
 
 In local step `t = 1, 2 ...`, with probability `1 / (1 + decay t)`, every tensor `g_l` of the gradient becomes
 
-    prune(g_l) + 1[F_l >= P] n_l,    n_l ~ N(0, (noise min(1, Var w_l))^2):
+    prune(g_l) + 1[F_l >= P] n_l,    n_l ~ N(0, (noise min(1, Var w_l))^2).
 
-entries below the tensor's percentile `prune` are zeroed; `F_l` is the mean of `g_l^2` over the outputs of the layer,
-for the diagonal of the empirical Fisher information; and `P` is the percentile `100 - phi` of all of these. The
-spread of a tensor's weights `w_l` stands for its risk to leak.
+Entries below the tensor's percentile `prune` are zeroed. `F_l` is the mean of `g_l^2` over the outputs of the layer,
+an approximation of the diagonal of the empirical Fisher information, and `P` is the percentile `100 - phi` over all
+tensors. The variance of a tensor's weights `w_l` is the method's measure of its risk to leak.
 
-The rule is that of the authors' program, apart from two points. There the step number of later epochs is the product
-of epoch and batch, and a released version computes all this and then returns the gradient as it was.
+The rule follows the authors' program, with two exceptions. There the step number of later epochs is the product of
+epoch and batch, and a released version computes all this and then returns the gradient unchanged.
 
 References:
   Wang, Hugh, Li: More than enough is too much: adaptive defenses against gradient leakage in production federated
@@ -30,14 +30,14 @@ from jaxinvert.types import Array, Defense, Key, Params, Scalar, Update
 def outpost(
     key: Key | None, *, phi: Scalar = 40.0, prune: Scalar = 80.0, noise: Scalar = 0.8, decay: Scalar = 0.125
 ) -> optax.GradientTransformation:
-    """OUTPOST as a change of the gradients of local training, step by step; the defaults are the authors'.
+    """OUTPOST as a transformation of the gradients of local training; the defaults are the authors'.
 
     Args:
-      key: of all steps.
-      phi: 0 ... 100, percent of the Fisher information's entries that get noise. May be traced, as all others.
-      prune: 0 ... 100, percent of a tensor's entries that are zeroed.
-      noise: standard deviation, in units of the variance of a tensor's weights, or of 1 where that is more.
-      decay: positive, how fast it gets rare.
+      key: draws for all steps.
+      phi: 0 ... 100, percentage of the Fisher information's entries that get noise. May be traced, as all others.
+      prune: 0 ... 100, percentage of a tensor's entries that are zeroed.
+      noise: standard deviation, in units of `min(1, variance of the tensor's weights)`.
+      decay: positive, how fast the probability decays.
     """
 
     def init(params: Params) -> Array:
@@ -57,13 +57,13 @@ def outpost(
 
 
 def perturbation(params: Params, *, phi: Scalar, prune: Scalar, noise: Scalar) -> Defense:
-    """What OUTPOST does to one gradient, where it does anything.
+    """OUTPOST's pruning and noise for one gradient, without the random decision to apply them.
 
     Args:
-      params: that the gradient is of.
-      phi: as in `outpost`, and so are the others.
-      prune: percent.
-      noise: relative.
+      params: parameters at which the gradient was computed.
+      phi: see `outpost`.
+      prune: see `outpost`.
+      noise: see `outpost`.
     """
 
     def defend(key: Key | None, gradient: Update) -> Update:
@@ -83,7 +83,7 @@ def perturbation(params: Params, *, phi: Scalar, prune: Scalar, noise: Scalar) -
 
 
 def noise_scales(params: Params, noise: Scalar) -> Params:
-    """Standard deviation of the noise in every tensor: `noise min(1, Var w_l)`, of the unbiased variance."""
+    """Standard deviation of the noise in every tensor: `noise min(1, Var w_l)`, with the unbiased variance."""
 
     def scale(weights: Array) -> Array:
         return noise * jnp.minimum(1.0, jnp.var(weights, ddof=1)) if weights.size > 1 else jnp.zeros(())
@@ -92,5 +92,5 @@ def noise_scales(params: Params, noise: Scalar) -> Params:
 
 
 def _information(leaf: Array) -> Array:
-    """Mean square over the last axis, which counts outputs; it stays, with length 1."""
+    """Mean square over the last axis, the layer's outputs, which is kept with length 1."""
     return jnp.mean(jnp.square(leaf), axis=-1, keepdims=True) if leaf.ndim else jnp.square(leaf)

@@ -1,4 +1,4 @@
-"""Fewer bits for every entry: its sign, or a random one of few levels.
+"""Quantization of every entry of an update: its sign, or randomized rounding to a few levels.
 
 References:
   Bernstein, Wang, Azizzadenesheli, Anandkumar: signSGD. ICML 2018, arXiv:1802.04434.
@@ -22,7 +22,7 @@ def sign(key: Key | None, update: Update) -> Update:
 def qsgd(levels: Scalar) -> Defense:
     """Rounds every entry at random to multiples of `|g_l| / levels`, without bias (Alistarh et al. 2017).
 
-    `|g_l|` is the Euclidean norm of the tensor; the authors' buckets of a tensor are not made.
+    `|g_l|` is the Euclidean norm of the tensor, which is not divided into the authors' buckets.
 
     Args:
       levels: their `s`, at least 1; may be traced.
@@ -41,9 +41,9 @@ def qsgd(levels: Scalar) -> Defense:
 
 
 def qsgd_step(observed: Array) -> Array:
-    """The distance between two levels of a tensor, its smallest non-zero size: `[]`; 0 if all are zero.
+    """Estimates the distance between two levels as a tensor's smallest non-zero magnitude: `[]`; 0 if all are zero.
 
-    A multiple of it where no entry was rounded to the first level.
+    The estimate is a multiple of the distance if no entry was rounded to the first level.
     """
     size = jnp.abs(observed)
     smallest = jnp.min(jnp.where(size > 0, size, jnp.inf))

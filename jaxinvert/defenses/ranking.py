@@ -1,8 +1,8 @@
-"""Percentiles and ranks of an update's entries, without sorting them.
+"""Percentiles and ranks of an update's entries, computed without sorting.
 
-The bits of non-negative floats, read as an integer, are in the order of the floats: an order statistic is found
-bit by bit, each bit by counting what lies below. That is exact, its rank may be traced, and it spares XLA's sorts,
-slow on CPU: with many clients side by side they would dominate a round.
+Non-negative floats have the same order as their bit patterns read as integers. An order statistic is found bit by
+bit, by counting the entries below a candidate. The result is exact and its rank may be traced. XLA's sort is slow on
+CPU: with many clients side by side it would dominate a round.
 """
 
 import jax
@@ -13,7 +13,7 @@ from jaxinvert.types import Array, Scalar
 
 
 def order_statistic(sizes: Array, rank: Scalar) -> Array:
-    """The entry that stands at `rank` in ascending order, `[]`; its derivative is zero.
+    """The entry at position `rank` in ascending order, `[]`; its derivative is zero.
 
     Args:
       sizes: `[N]` non-negative floats.
@@ -33,10 +33,10 @@ def order_statistic(sizes: Array, rank: Scalar) -> Array:
 
 
 def percentile(sizes: Array, percent: Scalar) -> Array:
-    """`jnp.percentile(sizes, percent)` of non-negative floats, linear between the entries: `[]`.
+    """`jnp.percentile(sizes, percent)` of non-negative floats, with linear interpolation: `[]`.
 
     Args:
-      sizes: of any shape.
+      sizes: array of any shape.
       percent: 0 ... 100; may be traced.
     """
     place = jnp.asarray(percent) / 100 * (sizes.size - 1)
@@ -47,11 +47,11 @@ def percentile(sizes: Array, percent: Scalar) -> Array:
 
 
 def among_largest(sizes: Array, keep: Scalar) -> Array:
-    """Whether an entry is one of the `round(keep N)` largest, at least one; of equal ones those that come first.
+    """Mask of the `max(1, round(keep N))` largest entries; among equal entries the first ones are taken.
 
     Args:
       sizes: `[N]` non-negative floats.
-      keep: share in (0, 1]; may be traced.
+      keep: fraction in (0, 1]; may be traced.
     """
     num_kept = jnp.maximum(1, jnp.round(keep * sizes.size)).astype(jnp.int32)
     least = order_statistic(sizes, sizes.size - num_kept)

@@ -1,11 +1,11 @@
-"""Soteria: hide the features that tell most of the input, in the gradient of the layer behind them.
+"""Soteria: zeros rows of the head's gradient, those of the features that reveal most about the input.
 
-The gradient of the head, `dL/dW = h^T (p - y)`, hands out the features `h` that it reads. The client sends zeros for
-those rows of it whose features have the largest
+The gradient of the head, `dL/dW = h^T (p - y)`, reveals the features `h` that are its input. The client sends zeros
+for the rows whose features have the largest
 
     |h_m| / |dh_m / dx|,
 
-those that move least for a large change of the input per unit of the feature. All other layers stay as they are.
+features that change little, relative to their size, when the input changes. All other layers are unchanged.
 
 References:
   Sun, Li, Wang, Yang, Li, Chen: Soteria: provable defense against privacy leakage in federated learning from
@@ -26,16 +26,16 @@ _PIXELS_AT_ONCE = 16
 
 
 def soteria(client_update: ClientUpdateFn, apply: ApplyFn, *, head: str, share: Scalar) -> ClientUpdateFn:
-    """Returns the client with Soteria: zeros in the gradient of the head for a share of the features it reads.
+    """Returns the client with Soteria: zeros in the gradient of the head for a fraction of its input features.
 
-    Which features these are is decided by the sum of their scores over the batch, as in the authors' program.
-    Takes one forward derivative for every number of an input.
+    Features are ranked by the sum of their scores over the batch, as in the authors' program. Costs one forward-mode
+    derivative per input pixel and channel.
 
     Args:
-      client_update: the client without it.
-      apply: the network, in which examples must not be coupled.
-      head: path of the dense layer behind the defended representation, as in `Model.head`.
-      share: of the features, in [0, 1]; the authors prune 80 %. May be traced.
+      client_update: the client without Soteria.
+      apply: the network; it must not couple examples.
+      head: path of the dense layer after the defended representation; see `Model.head`.
+      share: fraction of the features, in [0, 1]; the authors prune 80 %. May be traced.
 
     Returns:
       `(params, batch) -> update`; the choice of features is not differentiated.
@@ -56,7 +56,7 @@ def soteria(client_update: ClientUpdateFn, apply: ApplyFn, *, head: str, share: 
 
 
 def _scores(apply: ApplyFn, kernel_name: str, params: Params, inputs: Array) -> Array:
-    """`|h_m| / |dh_m / dx|`, `[B, M]`; 0 where nothing depends on the input, as behind a dead ReLU."""
+    """`|h_m| / |dh_m / dx|`, `[B, M]`; 0 for features that do not depend on the input, such as dead ReLUs."""
     shape = inputs.shape[1:]
     num_pixels = math.prod(shape)
 
@@ -71,7 +71,7 @@ def _scores(apply: ApplyFn, kernel_name: str, params: Params, inputs: Array) -> 
         return total + jnp.sum(jnp.square(jax.vmap(along)(pixels)), axis=0), None
 
     values = read(inputs)
-    num_chunks = -(-num_pixels // _PIXELS_AT_ONCE)  # pixels beyond the last have no one-hot and add nothing
+    num_chunks = -(-num_pixels // _PIXELS_AT_ONCE)  # the one-hot of an index beyond the last pixel is zero
     pixels = jnp.arange(num_chunks * _PIXELS_AT_ONCE).reshape(num_chunks, _PIXELS_AT_ONCE)
     squared, _ = lax.scan(add, jnp.zeros_like(values), pixels)
     return jnp.where(squared > 0, jnp.abs(values) / jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)

@@ -1,6 +1,6 @@
-"""Part of the update only: the largest entries, a random choice, or what lies within percentiles.
+"""Sparsification: sends only the largest entries of the update, a random subset, or entries above a percentile.
 
-Entries that are not sent arrive as exact zeros, so the attacker sees which were: the transmitted support.
+Entries that are not sent arrive as exact zeros, so the attacker sees the transmitted support.
 
 References:
   Zhu, Liu, Han: Deep leakage from gradients. NeurIPS 2019, arXiv:1906.08935 (pruning as a defense).
@@ -24,10 +24,10 @@ from jaxinvert.types import Array, Defense, Key, Scalar, Update
 def top_k(keep: Scalar) -> Defense:
     """Keeps the largest entries of the whole update, by absolute value.
 
-    Exactly `round(keep N)` of `N` entries are kept, but at least one; of equal ones those that come first.
+    Exactly `max(1, round(keep N))` of `N` entries are kept; among equal entries the first ones are taken.
 
     Args:
-      keep: share in (0, 1]; may be traced.
+      keep: fraction in (0, 1]; may be traced.
     """
 
     def defend(key: Key | None, update: Update) -> Update:
@@ -40,10 +40,10 @@ def top_k(keep: Scalar) -> Defense:
 
 
 def top_k_of_tensors(keep: Scalar) -> Defense:
-    """Keeps the largest entries of every tensor, counted as in `top_k`.
+    """Keeps the largest entries of every tensor; the number is computed as in `top_k`.
 
     Args:
-      keep: share in (0, 1]; may be traced.
+      keep: fraction in (0, 1]; may be traced.
     """
 
     def defend(key: Key | None, update: Update) -> Update:
@@ -58,10 +58,10 @@ def top_k_of_tensors(keep: Scalar) -> Defense:
 
 
 def random_k(keep: Scalar) -> Defense:
-    """Keeps every entry with probability `keep` and divides it by that: unbiased (Wangni et al. 2018, uniform).
+    """Keeps every entry with probability `keep` and divides it by `keep`: unbiased (Wangni et al. 2018, uniform).
 
     Args:
-      keep: in (0, 1]; may be traced.
+      keep: probability in (0, 1]; may be traced.
     """
 
     def defend(key: Key | None, update: Update) -> Update:
@@ -76,10 +76,10 @@ def random_k(keep: Scalar) -> Defense:
 def percentile_privacy(percentile: Scalar, bound: Scalar) -> Defense:
     """Sends zero for small entries of a tensor and clips large ones (Shokri and Shmatikov 2015).
 
-    Not differentially private, whatever its name: nothing is random.
+    Despite its name it is not differentially private: it is deterministic.
 
     Args:
-      percentile: 0 ... 100, of a tensor's absolute values; smaller entries are sent as zero; 10 in the literature.
+      percentile: 0 ... 100, of a tensor's absolute values; entries below it are sent as zero; 10 in the literature.
         May be traced.
       bound: entries are clipped to [-bound, bound], in units of the update; 0.01 in the literature. May be traced.
     """

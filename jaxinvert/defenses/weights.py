@@ -1,6 +1,6 @@
-"""Changes of the *weights* that a client sends, `params - update`: they take the parameters when they are made.
+"""Defenses that change the *weights* a client sends, `params - update`; their factories take the parameters.
 
-What they return is again an update.
+Like all defenses they return an update.
 
 References:
   Zhao, Luo, Ding: Deep leakage from model in federated learning, 2022, arXiv:2206.04887.
@@ -14,15 +14,15 @@ from jaxinvert.types import Array, Defense, Key, Params, Scalar, Update
 
 
 def row_noise(params: Params, scale: Scalar, *, bound: Scalar = 0.2) -> Defense:
-    """Noise on the weights sent, relative to their largest row (Zhao et al. 2022, DLM, first defense).
+    """Adds noise to the weights sent, relative to their largest row (Zhao et al. 2022, DLM, first defense).
 
-    Every weight tensor is divided by `a = max(1, max_row |row| / bound)`, gets `N(0, scale^2)`, and is multiplied by
-    `a` again. A row is what feeds one output: all axes but the last are flattened.
+    Every weight tensor is divided by `a = max(1, max_row |row| / bound)`, gets noise `N(0, scale^2)`, and is
+    multiplied by `a` again. A row holds the weights of one output: all axes but the last are flattened.
 
     Args:
       params: the parameters the client started from.
       scale: standard deviation of the noise on the weights after the division; the paper tries 1e-5 ... 1.
-      bound: on the norm of the rows.
+      bound: bound on the norm of the rows.
     """
 
     def defend(key: Key | None, update: Update) -> Update:
@@ -47,7 +47,7 @@ def smallest_weights_zeroed(params: Params, share: Scalar) -> Defense:
 
     Args:
       params: the parameters the client started from; the weights sent are `params - update`.
-      share: 0 ... 1, of the weights by absolute value; 0 changes nothing. May be traced.
+      share: 0 ... 1, fraction of each tensor's weights, smallest magnitudes first; 0 changes nothing. May be traced.
     """
 
     def defend(key: Key | None, update: Update) -> Update:

@@ -1,4 +1,4 @@
-"""Federated training over simulated clients: what a defense costs in accuracy, to set beside what it hides.
+"""Federated training over simulated clients, to measure the accuracy that a defense costs.
 
     clients = dirichlet_split(np.random.default_rng(0), labels, num_clients=100, concentration=0.5)
     population = populate(Batch(images, labels), clients)
@@ -12,7 +12,7 @@
         print(snapshot.round, snapshot.accuracy)
 
 `federated_averaging` is pure and composes with jit, vmap and scan. `Training` runs it in chunks of rounds inside one
-compiled program; every snapshot holds the parameters that the next round's clients train on and attackers know.
+compiled program. Every snapshot holds the parameters that the next round's clients train on and attackers know.
 """
 
 from jaxinvert.federation.averaging import Federation, FederationState, federated_averaging

@@ -1,13 +1,13 @@
-"""One round of federated averaging, as a pure function.
+"""Federated averaging as two pure functions: initialization and one round.
 
-A few clients, drawn without replacement, compute an update on some of their examples, defend it and send it; the
-server averages and steps,
+In each round, clients drawn without replacement compute an update on some of their examples, apply their defense and
+send the result. The server averages the updates and takes an optimizer step,
 
     w_(r+1) = w_r + optimizer(sum_c n_c d_c(u_c) / sum_c n_c),
 
-with the clients' numbers of examples `n_c`, their updates `u_c` (pseudo-gradients) and defenses `d_c`. With
-`optax.sgd(1)` at the server this is FederatedAveraging; other optimizers make it what Reddi et al. call FedOpt.
-Secure aggregation shows the server the sum alone and changes nothing here.
+with the clients' numbers of examples `n_c`, updates `u_c` (pseudo-gradients) and defenses `d_c`. With `optax.sgd(1)`
+at the server this is FederatedAveraging; with other optimizers it is FedOpt (Reddi et al.). Secure aggregation would
+reveal only the sum to the server and does not change the training.
 
 References:
   McMahan, Moore, Ramage, Hampson, Aguera y Arcas: Communication-efficient learning of deep networks from
@@ -35,12 +35,12 @@ _PLAIN_AVERAGING = optax.sgd(1.0)
 
 
 class FederationState(NamedTuple):
-    """The server between two rounds.
+    """The server's state between two rounds.
 
     Attributes:
       round: `[]` rounds done.
-      params: what it sends to the clients of the next round.
-      opt_state: of its optimizer.
+      params: parameters sent to the clients of the next round.
+      opt_state: state of the server's optimizer.
     """
 
     round: Array
@@ -53,8 +53,8 @@ class Federation(NamedTuple):
 
     Attributes:
       init: `params -> FederationState`.
-      round: `(key, state, population) -> (FederationState, update norm [])`: one round, with the norm of the average
-        that the server saw. The key is the whole training's; rounds differ by `state.round`.
+      round: `(key, state, population) -> (FederationState, update norm [])`: one round, and the norm of its average
+        update. Pass the same key in every round; `state.round` is folded into it.
     """
 
     init: Callable[[Params], FederationState]
@@ -72,29 +72,29 @@ def federated_averaging(
     running_statistics: Callable[[Params, Batch], ArrayTree] | None = None,
     clients_at_once: int | None = None,
 ) -> Federation:
-    """Returns the training in which every client computes `client_update` and defends what it sends.
+    """Builds a federated training in which every client computes `client_update` and applies `defense`.
 
-    The clients of a round run side by side under vmap, as many as there is room for, and are summed up as they come.
-    Each draws a new order of its examples and takes the first `examples_per_client`, so that shapes do not depend on
-    who is drawn; one that has fewer begins anew, and then some examples weigh more than others.
+    The clients of a round run under vmap in chunks that fit in memory; their updates are accumulated. Each client
+    shuffles its examples and takes the first `examples_per_client`, so that shapes do not depend on the client. A
+    client with fewer examples repeats them, so that some examples may count more often than others.
 
-    | what                     | behavior                                                                           |
+    | case                     | behavior                                                                           |
     |--------------------------|------------------------------------------------------------------------------------|
-    | FedSGD clients           | their update is a gradient: `server_optimizer` has the learning rate               |
+    | FedSGD clients           | the update is a gradient: `server_optimizer` sets the learning rate                |
     | noise, clipping          | each client defends its own update, before the average                             |
     | DP-SGD clients           | a `client_update` that clips every example; the noise is a `defense`               |
     | `params["batch_stats"]`  | average of those sent (undefended, as in `observe`), or kept; never optimized      |
 
     Args:
-      client_update: `(params, batch) -> update`, of `clients.fedsgd`, `clients.fedavg` or one's own.
+      client_update: `(params, batch) -> update`, such as `clients.fedsgd` or `clients.fedavg`.
       clients_per_round: drawn without replacement; at most the population's `N`.
-      examples_per_client: behind one update.
-      client_draws: whether `client_update` takes a key of its own as third argument, as a client does that draws
-        random numbers or defends itself what it computes.
-      defense: what every client does to its update, with a key of its own in every round.
-      server_optimizer: steps on the average update as on a gradient; `optax.sgd(1.0)` averages the clients' models.
-      running_statistics: what clients of a model with BatchNorm send beside their update, `(params, batch) ->
-        statistics`; `None` = nothing.
+      examples_per_client: examples per update.
+      client_draws: whether `client_update` takes a key as third argument, because it draws random numbers or applies
+        a defense inside its own computation.
+      defense: applied to every client's update, with a new key for every client and round.
+      server_optimizer: treats the average update as a gradient; `optax.sgd(1.0)` averages the clients' models.
+      running_statistics: `(params, batch) -> statistics` that clients of a model with BatchNorm send with their
+        update; `None` = nothing.
       clients_at_once: a divisor of `clients_per_round`; by default chosen by the size of an update.
 
     Returns:
@@ -102,7 +102,7 @@ def federated_averaging(
       jitted.
 
     Raises:
-      ValueError: for a number below 1.
+      ValueError: for a number below 1, or a `clients_at_once` that does not divide `clients_per_round`.
     """
     for name, value in (("clients_per_round", clients_per_round), ("examples_per_client", examples_per_client)):
         if value < 1:
@@ -150,7 +150,7 @@ def federated_averaging(
 def _sum_of_clients(
     one_client: Callable[..., ArrayTree], clients: tuple[Array, Key], weights: Array, at_once: int
 ) -> ArrayTree:
-    """`aggregate` of what the clients send, of whom only `at_once` are in memory side by side."""
+    """Aggregates the clients' updates in chunks of at most `at_once` clients, to save memory."""
     size = max(size for size in range(1, at_once + 1) if len(weights) % size == 0)
 
     def of_chunk(total: ArrayTree, chunk: tuple[tuple[Array, Key], Array]) -> tuple[ArrayTree, None]:
@@ -166,7 +166,7 @@ def _sum_of_clients(
 
 
 def _draw(key: Key, members: Array, size: Array, count: int) -> Array:
-    """`count` of the first `size` members, each equally often as far as that goes, in random order."""
+    """Draws `count` of the first `size` members in random order; if `count > size`, the order repeats."""
     rank = jax.random.uniform(key, members.shape)
     order = jnp.argsort(jnp.where(jnp.arange(len(members)) < size, rank, jnp.inf))
     return members[order[jnp.arange(count) % size]]

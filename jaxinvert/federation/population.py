@@ -1,4 +1,4 @@
-"""Who holds what: examples dealt to simulated clients, alike or with classes of their own.
+"""Distributes examples over simulated clients, either IID or with different class distributions.
 
 References:
   Hsu, Qi, Brown: Measuring the effects of non-identical data distribution for federated visual classification.
@@ -19,8 +19,9 @@ class Population(NamedTuple):
     """The data of all `N` clients.
 
     Attributes:
-      examples: those of all clients together, `inputs [M, ...]` and `labels [M]`.
-      members: `[N, L]` indices into `examples`; of client `c` the first `sizes[c]` count, the others fill up.
+      examples: examples of all clients, `inputs [M, ...]` and `labels [M]`.
+      members: `[N, L]` indices into `examples`; client `c` holds the first `sizes[c]` of its row, the rest is
+        padding.
       sizes: `[N]` numbers of examples, at least 1.
     """
 
@@ -37,24 +38,24 @@ def dirichlet_split(
     num_clients: int | None = None,
     sizes: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, ...]:
-    """Deals examples to clients whose classes differ (Hsu, Qi, Brown 2019).
+    """Distributes examples over clients with different class distributions (Hsu, Qi, Brown 2019).
 
-    Client `c` draws its class distribution `q_c ~ Dirichlet(concentration * p)` around that of all examples, `p`,
-    then its examples from `q_c`, without replacement; of a class that is used up the others take the share. The
-    later clients therefore depart from `q_c`: they get what is left.
+    Client `c` draws its class distribution `q_c ~ Dirichlet(concentration * p)`, where `p` is the distribution of all
+    examples, and then draws its examples from `q_c` without replacement. When a class is exhausted, the other classes
+    take its share; later clients therefore deviate from `q_c`.
 
     | concentration | clients                                                   |
     |---------------|-----------------------------------------------------------|
-    | near 0        | one class each, as long as there are examples of it       |
+    | near 0        | one class each, until its examples are exhausted          |
     | large         | like independent draws from `p`                           |
-    | inf           | IID: a random permutation, cut                            |
+    | inf           | IID: consecutive parts of a random permutation            |
 
     Args:
-      generator: of all draws.
+      generator: source of all draws.
       labels: `[M]` integer classes.
-      concentration: above 0, `inf` included.
-      num_clients: `N` of sizes as equal as can be; or
-      sizes: their numbers of examples, at least 1 each and `M` together.
+      concentration: above 0; may be `inf`.
+      num_clients: `N` clients with sizes that differ by at most 1; or
+      sizes: the clients' numbers of examples, at least 1 each, with sum `M`.
 
     Returns:
       `N` ascending arrays of indices; every index of `labels` is in exactly one.
@@ -91,14 +92,14 @@ def dirichlet_split(
 
 
 def populate(examples: Batch, clients: Sequence[np.ndarray]) -> Population:
-    """The clients' data in arrays of one shape.
+    """Builds a `Population` from the examples and each client's indices.
 
     Args:
-      examples: those of all clients, `inputs [M, ...]` and `labels [M]`.
-      clients: for each client the indices of its examples, as from `dirichlet_split`.
+      examples: examples of all clients, `inputs [M, ...]` and `labels [M]`.
+      clients: indices of each client's examples, such as from `dirichlet_split`.
 
     Raises:
-      ValueError: for no client, one without examples, or indices outside [0, M).
+      ValueError: for no clients, a client without examples, or indices outside [0, M).
     """
     sizes = np.array([len(client) for client in clients])
     if min(sizes, default=0) < 1:
@@ -112,7 +113,7 @@ def populate(examples: Batch, clients: Sequence[np.ndarray]) -> Population:
 
 
 def _of_classes(generator: np.random.Generator, shares: np.ndarray, size: int, left: np.ndarray) -> np.ndarray:
-    """How many of each class `size` draws from `shares` take; draws from a class that is used up are repeated."""
+    """Counts per class of `size` draws from `shares`; draws from an exhausted class are repeated."""
     taken = np.zeros_like(left)
     while missing := size - taken.sum():
         weights = np.where(left > taken, shares, 0.0)

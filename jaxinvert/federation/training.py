@@ -1,4 +1,4 @@
-"""The host loop: federated training as repeated calls of one compiled program, to be watched and resumed."""
+"""`Training`: federated training as a host loop over one compiled program, with reports and resumption."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -18,10 +18,10 @@ class Snapshot(NamedTuple):
 
     Attributes:
       round: rounds done.
-      accuracy: share of the test examples whose class is found, 0 ... 1.
+      accuracy: fraction of test examples that are classified correctly, 0 ... 1.
       loss: mean cross-entropy of the test examples.
-      update_norm: Euclidean norm of the average that the server saw in the last round; `None` before the first.
-      state: to go on from here; `state.params` is what clients train on, and attackers know, in the next round.
+      update_norm: Euclidean norm of the last round's average update; `None` before the first round.
+      state: pass it as `resume` to continue; clients of the next round train on `state.params`, which attackers know.
     """
 
     round: int
@@ -34,13 +34,13 @@ class Snapshot(NamedTuple):
 class Training:
     """Federated training as a host loop over one compiled program.
 
-    Construct it once and call it often: settings and numbers of rounds are traced, so that only a new shape compiles
-    anew. The host synchronizes once per report, never per round.
+    Construct it once and call it often: settings and numbers of rounds are traced, so only a new shape recompiles.
+    The host synchronizes once per report, never per round.
 
     Args:
       make_federation: `settings -> Federation`; called inside the traced function.
-      apply: `(params, inputs [B, ...]) -> logits [B, K]`, by which accuracy is measured; BatchNorm in eval mode.
-      chunk_size: test examples that are measured side by side.
+      apply: `(params, inputs [B, ...]) -> logits [B, K]`, to measure accuracy; BatchNorm in eval mode.
+      chunk_size: test examples evaluated side by side.
 
     Attributes:
       num_traces: how often the program was traced so far.
@@ -66,20 +66,20 @@ class Training:
         rounds: Iterable[int],
         resume: FederationState | None = None,
     ) -> Iterator[Snapshot]:
-        """Yields a report after each of `rounds`, and trains up to the last.
+        """Trains up to the last of `rounds` and yields a report after each of them.
 
         Args:
-          key: determines the result together with the shapes; which rounds are reported does not matter.
-          params: the model's, before the first round.
+          key: determines the result, together with the shapes; `rounds` do not change it.
+          params: the model's parameters before the first round.
           population: the clients.
           test: `inputs [M, ...]`, integer `labels [M]`.
-          settings: handed to `make_federation` as float32 scalars.
-          rounds: ascending; 0 is before the first.
-          resume: an earlier call's `Snapshot.state`, to go on from there, in place of `params`, to the same result;
-            what it has behind it is not reported again.
+          settings: passed to `make_federation` as float32 scalars.
+          rounds: rounds to report, ascending; 0 is before the first.
+          resume: `Snapshot.state` of an earlier call, to continue from instead of `params`, to the same result;
+            rounds already done are not reported again.
 
         Raises:
-          ValueError: if `rounds` do not ascend from 0 on.
+          ValueError: if `rounds` are not ascending and non-negative.
         """
         rounds = [*rounds]
         if any(later <= earlier for earlier, later in zip([-1, *rounds], rounds)):
@@ -108,13 +108,13 @@ class Training:
 
 
 def evaluate(apply: ApplyFn, params: Params, test: Batch, *, chunk_size: int = 256) -> tuple[Array, Array]:
-    """Share of the examples whose class is found, and their mean cross-entropy: `([], [])`. Pure.
+    """Accuracy and mean cross-entropy on `test`: `([], [])`. Pure.
 
     Args:
       apply: `(params, inputs [B, ...]) -> logits [B, K]`; must not couple examples.
-      params: of the model.
+      params: the model's parameters.
       test: `inputs [M, ...]`, integer `labels [M]`.
-      chunk_size: examples at once.
+      chunk_size: examples evaluated side by side.
     """
     logits = lax.map(lambda one: apply(params, one[None])[0], test.inputs, batch_size=chunk_size)
     accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == test.labels)

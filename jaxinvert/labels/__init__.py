@@ -1,19 +1,19 @@
-"""Which labels the private batch had: rules that read the counts of all classes off the last layer's gradient.
+"""Label recovery: rules that compute the class counts of the private batch from the last layer's gradient.
 
 | rule | idea | exact |
 | --- | --- | --- |
 | `idlg` | most negative column sum | `B = 1`, one class |
 | `bias_sign` | a negative bias gradient proves presence | `B = 1`, one class |
 | `yin` | lowest entry of each column | `B = 1` |
-| `llg`, `llg_star` | column sums, one impact at a time | `B = 1`, one class (`llg`) |
-| `rlg` | separable singular vectors | the set, where `rank dW = B < K - 1` |
+| `llg`, `llg_star` | repeated argmin of column sums | `B = 1`, one class (`llg`) |
+| `rlg` | separable singular vectors | the set, if `rank dW = B < K - 1` |
 | `ilrg` | least squares over class embeddings | `B = 1`, equal features |
-| `zero_shot` | expected softmax of dummy inputs | `B = 1`, softmax free of the input |
-| `moments` | the same, corrected by the kernel's gradient | `B = 1`, softmax free of the input |
+| `zero_shot` | expected softmax of dummy inputs | `B = 1`, softmax independent of the input |
+| `moments` | the same, corrected by the kernel's gradient | `B = 1`, softmax independent of the input |
 
-A factory returns a pure `RecoverLabels`, `observation -> counts [K]` (int32, sum exactly `num_examples`), to be
-jitted and vmapped at will; `labels_from_counts` turns counts into the labels that an attack on the images takes.
-All rules assume mean softmax cross-entropy and find the last dense layer by its declared path.
+A factory returns a pure `RecoverLabels`, `observation -> counts [K]` (int32, sum exactly `num_examples`), which may
+be jitted and vmapped. `labels_from_counts` turns counts into the labels that an attack on the images takes. All rules
+assume mean softmax cross-entropy and find the last dense layer by its declared path.
 """
 
 from collections.abc import Callable
@@ -50,7 +50,7 @@ __all__ = [
 
 
 class LabelProblem(NamedTuple):
-    """What a rule is built for: the model, the path of its last layer, its inputs' shape, a key for dummies."""
+    """What a label rule is built for: the model, the path of its last layer, its input shape, a key for dummies."""
 
     apply: ApplyFn
     head: str
@@ -59,12 +59,12 @@ class LabelProblem(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A label rule under its name.
+    """A registered label rule.
 
     Attributes:
       factory: `LabelProblem -> RecoverLabels`.
       needs: the fields of the observation that it reads; all others may be `None`.
-      summary: one line for people.
+      summary: one-line description.
     """
 
     factory: Callable[[LabelProblem], RecoverLabels]

@@ -20,15 +20,15 @@ def rlg(*, head: str = "params/head", tolerance: float | None = None, num_steps:
 
     `dW = H^T D / B` with rows `D_i = p_i - y_i` that are negative at `y_i` only. With `dW = U S V^T` of rank r, the
     rows of D lie in the span of the r rows of `V^T`, so for every label n some direction q has
-    `<q, v_n> < 0 < <q, v_j>` for all other classes j, `v_j [r]` being the columns of `V^T`. By Gordan's theorem there
-    is none if and only if 0 is a convex combination of `-v_n` and the `v_j`: the test is the distance of 0
-    from that convex hull, by accelerated projected gradient on the simplex, for all classes at once.
+    `<q, v_n> < 0 < <q, v_j>` for all other classes j, where `v_j [r]` are the columns of `V^T`. By Gordan's theorem
+    no such q exists if and only if 0 is a convex combination of `-v_n` and the `v_j`. The test computes the distance
+    of 0 from that convex hull by accelerated projected gradient on the simplex, for all classes at once.
 
-    The paper stops at the set of present classes. Here the remaining labels go by LLG's repeated argmin among
-    them; where more than `B` pass the test, the `B` most separable are taken. Reads `update`, `num_examples`. The
-    set is complete where `rank dW = B` (which needs `B < K` and independent features); from `B >= K - 1` on the
-    columns span everything, every class is separable, and the rule knows nothing. No bias needed. A float64
-    update is solved in float64.
+    The paper only finds the set of present classes. Here LLG's repeated argmin among them assigns the remaining
+    labels; if more than `B` classes pass the test, the `B` most separable are taken. Reads `update`, `num_examples`.
+    The set is complete if `rank dW = B` (which needs `B < K` and independent features). For `B >= K - 1` the columns
+    span the whole space, every class is separable, and the rule is uninformative. No bias needed. A float64 update is
+    solved in float64.
 
     Args:
       head: path of the last dense layer.
@@ -63,11 +63,11 @@ def rlg(*, head: str = "params/head", tolerance: float | None = None, num_steps:
 
 
 _MARGIN = 1e-3
-"""Distance of 0 from the hull of unit vectors above which they count as separable."""
+"""Unit vectors count as separable if the distance of 0 from their convex hull exceeds this."""
 
 
 def _separation(columns: Array, n: Array, num_steps: int) -> Array:
-    """Distance of 0 from the convex hull of `-v_n` and the other `v_j`, `columns [K, r]` of unit length."""
+    """Distance of 0 from the convex hull of `-v_n` and the other `v_j`; `columns [K, r]` have unit length."""
     points = jnp.where(jnp.arange(columns.shape[0])[:, None] == n, -columns, columns)
     gram = jnp.matmul(points, points.T, precision="highest")
     step = 1 / jnp.linalg.norm(gram)
@@ -86,16 +86,16 @@ def _separation(columns: Array, n: Array, num_steps: int) -> Array:
 def ilrg(*, head: str = "params/head") -> RecoverLabels:
     r"""Least squares over class embeddings, iLRG (Ma et al. 2023): `e_c = dW_c / db_c`, `p^(c) = softmax(e_c W + b)`.
 
-    Examples of one class are taken to share their softmax output, and `e_c`, a mean of all features that weighs
-    class c most, to be their features. The counts n solve `sum_j n_j = B` and, for every class i,
-    `sum_j n_j (p^(j)_i - [i = j]) = B db_i` in the least-squares sense. The quotient does not feel the update's
-    scale; `db_i` does. For local training, W and b are those halfway between the server's and the client's model
-    (at `(T - 1) / (2 T)` of the way).
+    Assumes that examples of one class share their softmax output and have the features `e_c`, a mean of all features
+    in which class c has the largest weight. The counts n solve `sum_j n_j = B` and, for every class i,
+    `sum_j n_j (p^(j)_i - [i = j]) = B db_i` in the least-squares sense. The quotient `e_c` is invariant to the
+    update's scale; `db_i` is not. For local training, W and b are interpolated between the server's and the client's
+    model (at `(T - 1) / (2 T)` of the way).
 
-    Reads `params`, `update`, `num_examples`, `local_training`. Exact for `B = 1`; where all features are equal;
-    and where softmax outputs are confident. Where `db_c` is close to zero (a class holds as many examples as
-    the model expects, likely in large batches) `e_c` is a quotient of nearly cancelling sums, and the rule
-    suffers; below the dtype's resolution the embedding of the class with the largest `|db|` stands in.
+    Reads `params`, `update`, `num_examples`, `local_training`. Exact for `B = 1`, if all features are equal, and if
+    softmax outputs are confident. If `db_c` is close to zero (a class has as many examples as the model expects,
+    likely in large batches), `e_c` is a quotient of nearly cancelling sums and the rule becomes inaccurate; below the
+    dtype's resolution the embedding of the class with the largest `|db|` replaces it.
 
     Args:
       head: path of the last dense layer.
@@ -119,7 +119,7 @@ def ilrg(*, head: str = "params/head") -> RecoverLabels:
         embeddings = update.kernel.T / jnp.where(usable, update.bias, 1.0)[:, None]
         embeddings = jnp.where(usable[:, None], embeddings, embeddings[jnp.argmax(size)][None])
         logits = jnp.matmul(embeddings, kernel, precision="highest") + bias[None]
-        # A wild embedding may overflow; its row is then as good as any.
+        # An extreme embedding may overflow; its row is uninformative in any case.
         confidences = jax.nn.softmax(jnp.nan_to_num(logits))
         coefficients = jnp.concatenate([confidences.T - jnp.eye(num_classes), jnp.ones((1, num_classes))])
         values = num_examples * jnp.append(update.bias * scale, 1.0)

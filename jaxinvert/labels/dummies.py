@@ -1,8 +1,8 @@
-"""Inputs that stand in for the client's: noise where the attacker has nothing, public images where it has.
+"""Dummy inputs for label rules, in place of the private images: noise, or the attacker's public images.
 
-A label rule that must guess how the model answers the private images looks at how it answers dummies. They come
-in `F` families of `N`: the images of a family share a style (brightness, contrast, smoothness, color), so that
-the spread between families says how far the style of the private images may be off.
+A rule estimates the model's outputs on the private images from its outputs on dummies. Dummies come in `F` families
+of `N`. The images of a family share a style (brightness, contrast, smoothness, color); the variation between families
+estimates the uncertainty about the style of the private images.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def white_noise(key: Key, *, input_shape: Shape, num_inputs: int = 512) -> Dummi
     """Independent pixels `N(1/2, 1/4)`, clipped to [0, 1]: the standard normal inputs of the published rules.
 
     Args:
-      key: drawn from once, when the factory is called: the rule stays a pure function.
+      key: used once, when the factory is called, so that the rule is a pure function.
       input_shape: `(H, W, C)`.
       num_inputs: `N`; one family.
     """
@@ -35,14 +35,14 @@ def white_noise(key: Key, *, input_shape: Shape, num_inputs: int = 512) -> Dummi
 def natural_noise(key: Key, *, input_shape: Shape, num_families: int = 32, num_inputs: int | None = None) -> Dummies:
     """Noise with the second-order statistics of photographs: amplitude 1/f^a, correlated colors, random styles.
 
-    Natural images have amplitude spectra near 1/f (Field 1987); exponent, brightness, contrast and tint differ by
-    family, brightness and contrast also by image. No image went into it.
+    Natural images have amplitude spectra near 1/f (Field 1987). Exponent, brightness, contrast and tint vary between
+    families, brightness and contrast also between images. No data are used.
 
     Args:
-      key: drawn from once, when the factory is called.
+      key: used once, when the factory is called.
       input_shape: `(H, W, C)`.
       num_families: `F`.
-      num_inputs: `N` of each family; by default 32, and fewer, down to 4, of large images.
+      num_inputs: `N` of each family; by default 32, reduced for large images to no less than 4.
     """
     height, width, channels = input_shape
     if num_inputs is None:
@@ -52,7 +52,7 @@ def natural_noise(key: Key, *, input_shape: Shape, num_families: int = 32, num_i
     frequency = jnp.sqrt(jnp.fft.fftfreq(height)[:, None] ** 2 + jnp.fft.fftfreq(width)[None, :] ** 2)
     frequency = jnp.maximum(frequency, 1 / max(height, width))[None, None, :, :, None]
     slope = jax.random.uniform(slope_key, styles, minval=0.8, maxval=1.6)
-    # One luminance plane and one plane for each color channel.
+    # One luminance plane and one plane per color channel.
     white = jax.random.normal(noise_key, (num_families, num_inputs, height, width, 1 + channels))
     smooth = jnp.real(jnp.fft.ifft2(jnp.fft.fft2(white, axes=(2, 3)) / frequency**slope, axes=(2, 3)))
     smooth = smooth / jnp.std(smooth, axis=(1, 2, 3, 4), keepdims=True)
@@ -66,7 +66,7 @@ def natural_noise(key: Key, *, input_shape: Shape, num_families: int = 32, num_i
 
 
 def surrogate_images(*, max_inputs: int = 2048) -> Dummies:
-    """The attacker's public images themselves, one family: at most the first `max_inputs` of them."""
+    """The first `max_inputs` of the attacker's public images, as one family."""
 
     def dummies(observation: Observation) -> Array:
         return require(observation, "surrogate", attack="a rule with surrogate dummies")[None, :max_inputs]
@@ -78,7 +78,7 @@ def surrogate_gaussian(key: Key, *, num_inputs: int = 1024, max_components: int 
     """Gaussian images with the mean and the leading covariance of the surrogate images, clipped to [0, 1].
 
     Args:
-      key: drawn from on every call, with the same result.
+      key: used on every call, with the same result.
       num_inputs: `N`; one family.
       max_components: principal components kept, at most the number of surrogate images.
     """

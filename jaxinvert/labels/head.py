@@ -1,4 +1,4 @@
-"""The last dense layer of a client's update, found by its declared path, in units of a mean gradient."""
+"""Access to the last dense layer (head) of a client's update, and to the model's outputs on dummy inputs."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,14 +12,14 @@ from jaxinvert.types import ApplyFn, Array, ArrayTree, LocalTraining, Observatio
 
 
 class Head(NamedTuple):
-    """The last dense layer, or its gradient: `kernel [M, K]` and `bias [K]`, `None` where it has none."""
+    """The last dense layer, or its gradient: `kernel [M, K]` and `bias [K]`, or `None` without a bias."""
 
     kernel: Array
     bias: Array | None
 
 
 class BiasedHead(NamedTuple):
-    """The same where a rule cannot do without the bias."""
+    """A `Head` with a bias, for rules that need it."""
 
     kernel: Array
     bias: Array
@@ -29,7 +29,7 @@ def find_head(tree: ArrayTree, head: str) -> Head:
     """Reads the layer at `head`, such as `"params/head"`, from parameters or an update.
 
     Raises:
-      ValueError: if there is no two-dimensional kernel at that path, with the paths that exist.
+      ValueError: if there is no two-dimensional kernel at that path; the message lists the dense layers.
     """
     leaves = leaves_by_path(tree)
     kernel = leaves.get(f"{head}/kernel")
@@ -62,7 +62,7 @@ def biased_head(tree: ArrayTree, head: str, *, rule: str) -> BiasedHead:
 
 
 def step_scale(observation: Observation, *, rule: str) -> Array:
-    """`1 / (learning rate * local steps)`: what makes the pseudo-gradient a mean gradient.
+    """`1 / (learning rate * local steps)`, the factor that scales the pseudo-gradient to a mean gradient.
 
     FedSGD is `LocalTraining(1.0, 1)`.
 
@@ -74,7 +74,7 @@ def step_scale(observation: Observation, *, rule: str) -> Array:
 
 
 class Response(NamedTuple):
-    """How the model answers dummy inputs, averaged over the client's local steps.
+    """The model's outputs on dummy inputs, averaged over the client's local steps.
 
     Attributes:
       probabilities: `[F, N, K]` softmax outputs `p`.
@@ -90,18 +90,18 @@ class Response(NamedTuple):
 def respond(
     observation: Observation, dummies: Array, *, apply: ApplyFn, head: str, probe: Callable[[Array], Array], rule: str
 ) -> Response:
-    """Runs the dummies through the server's and the client's model and averages over the path between them.
+    """Evaluates the server's and the client's model on the dummies and interpolates over the local steps.
 
-    Local step j of T sees parameters near `params - (j / T) update`, so that any quantity q that changes
-    little is on average `(1 - w) q(server) + w q(client)` with `w = (T - 1) / (2 T)` (Geng et al. 2021).
-    Where `num_steps` is the Python number 1 the client's model is not run.
+    Local step j of T uses parameters near `params - (j / T) update`, so the mean of a slowly varying quantity q over
+    the steps is about `(1 - w) q(server) + w q(client)` with `w = (T - 1) / (2 T)` (Geng et al. 2021). If `num_steps`
+    is the Python integer 1, the client's model is not evaluated.
 
     Args:
       observation: reads `params`, `update`, `local_training`.
       dummies: `[F, N, H, W, C]` in [0, 1].
       apply: the model.
       head: path of its last layer.
-      probe: the server's kernel `[M, K]` -> the kernel to project features with, `[M, K]`.
+      probe: the server's kernel `[M, K]` -> the kernel that projects the features, `[M, K]`.
       rule: for error messages.
     """
     params = require(observation, "params", attack=rule)
@@ -109,8 +109,8 @@ def respond(
     probe_kernel = probe(find_head(params, head).kernel)
 
     def outputs(at: Params) -> Response:
-        # Logits are linear in the kernel: another kernel and no bias reads projections of the features. The
-        # body of the network is the same expression in both calls, and compiled once.
+        # Logits are linear in the kernel: with the probe kernel and no bias they are projections of the features.
+        # The rest of the network is the same expression in both calls, so XLA compiles it once.
         swapped = _with_head(at, head, probe_kernel)
 
         def one_family(inputs: Array) -> tuple[Array, Array]:
@@ -124,7 +124,7 @@ def respond(
         return server
     weight = (training.num_steps - 1) / (2 * jnp.asarray(training.num_steps, jnp.float32))
     client = outputs(jax.tree.map(jnp.subtract, params, observation.update))
-    # One step is all the server's, whatever a whole step of a large gradient would have made of the client's model.
+    # With one step the weight is 0; the client's outputs, possibly not finite after a large step, must not enter.
     return jax.tree.map(lambda q, r: jnp.where(weight > 0, (1 - weight) * q + weight * r, q), server, client)
 
 

@@ -1,20 +1,19 @@
-r"""Counts by the moments of the last layer's gradient: zero-shot counts, corrected by what the kernel reveals.
+r"""Label rule `moments`: zero-shot counts, corrected by second moments of the last layer's kernel gradient.
 
-The zero-shot estimate `y_0 = B p_hat - B db` misses the counts by `sum_i (p_i - p_hat)`, the luck of the private
-batch. The kernel's gradient saw the same batch: along directions `u = E^T (W^T h - m)` of the features
+The error of the zero-shot estimate `y_0 = B p_hat - B db` is `sum_i (p_i - p_hat)`, the sampling error of the private
+batch. The kernel's gradient depends on the same batch: along directions `u = E^T (W^T h - m)` of the features
 
-    B E^T (W^T dW - m db^T) = sum_i u_i (p_i - e_{y_i})^T,
+    B E^T (W^T dW - m db^T) = sum_i u_i (p_i - e_{y_i})^T.
 
-and what differs from the dummies' mean of it, `y_1`, has zero mean under the right counts and correlates with the
-luck. All of it is a sum over examples, hence close to Gaussian with a covariance `Omega(n)` that the dummies supply:
+Its deviation `y_1` from the dummies' mean has zero mean under the true counts and is correlated with the sampling
+error. Both are sums over examples, hence nearly Gaussian, with a covariance `Omega(n)` estimated from the dummies:
 
     Omega(n) = B Cov(u p^T) - (cross terms) + sum_c n_c Cov(u) e_c e_c^T + Cov over families,
 
-`u` here with a leading 1. Generalized least squares is then `n = y_0 - Omega_01 Omega_11^{-1} y_1`, repeated a few
-times because `Omega` depends on the counts (label-aware), and rounded among the counts that the bias gradient's signs
-and sizes do not exclude. Where the dummies' *style* is uncertain its share grows
-as `B^2`: the covariance over families of dummies, a random effect. From no paper; the zero-shot rule it corrects is
-that of Geng et al. (2021, arXiv:2110.09074).
+where `u` has a leading 1. Generalized least squares gives `n = y_0 - Omega_01 Omega_11^{-1} y_1`, iterated a few
+times because `Omega` depends on the counts, and rounded subject to the lower bounds that the bias gradient proves.
+The covariance over families of dummies is a random effect for the unknown *style* of the images; it grows as `B^2`.
+The method is unpublished; the zero-shot rule it corrects is that of Geng et al. (2021, arXiv:2110.09074).
 """
 
 from typing import NamedTuple
@@ -29,7 +28,7 @@ from jaxinvert.observation.observe import require
 from jaxinvert.types import ApplyFn, Array, Observation, RecoverLabels
 
 _RIDGE = 1e-3
-"""Added to the correlation matrix of the moments, whose rows sum to zero over the classes."""
+"""Added to the diagonal of the moments' correlation matrix, which is singular: moments sum to zero over classes."""
 
 
 def moments(
@@ -40,18 +39,18 @@ def moments(
     max_moments: int = 256,
     num_sweeps: int = 3,
 ) -> RecoverLabels:
-    """Zero-shot counts corrected by generalized least squares on the kernel's gradient; see the module.
+    """Zero-shot counts corrected by generalized least squares on the kernel's gradient; see the module docstring.
 
     Reads `params`, `update`, `num_examples`, `local_training`, and `surrogate` if the dummies do. Exact for `B = 1`
-    and where softmax outputs do not depend on the input; otherwise the better, the more the dummies are like
-    the private inputs.
+    and if softmax outputs do not depend on the input; otherwise more accurate the more the dummies resemble the
+    private inputs.
 
     Args:
       apply: the model, inputs in [0, 1] to logits.
-      dummies: inputs like the client's, best at least `4 max_moments`; with fewer, fewer moments are used.
+      dummies: inputs like the client's, preferably at least `4 max_moments`; with fewer, fewer moments are used.
       head: path of the last dense layer.
-      max_moments: static; about the largest number of second moments used, `K` for each direction of the features.
-      num_sweeps: static; how often the covariance is made anew from the counts.
+      max_moments: static; approximate limit on the number of second moments, `K` for each direction of the features.
+      num_sweeps: static; how often the covariance is recomputed from the counts.
 
     Raises:
       ValueError: at trace time, if the layer, its bias or a field is missing.
@@ -64,7 +63,7 @@ def moments(
         scale = step_scale(observation, rule="moments")
         num_classes = sent.bias.size
         inputs = dummies(observation)
-        # A covariance wants several samples for each of its rows: few dummies, few moments.
+        # A covariance estimate needs several samples per row: few dummies, few moments.
         num_moments = min(max_moments, inputs.shape[0] * inputs.shape[1] // 4)
         num_directions = min(num_classes - 1, max(1, num_moments // num_classes))
         answers = respond(observation, inputs, apply=apply, head=head, probe=lambda kernel: kernel, rule="moments")
@@ -87,15 +86,15 @@ def moments(
 
 
 class _Law(NamedTuple):
-    """The moments of a batch as the dummies have them; axes a (1, directions), c (classes), f (families).
+    """Moments of one example, estimated from the dummies; axes a (1, directions), c (classes), f (families).
 
     Attributes:
       mean: `[a, c]` mean of the products `u_a p_c`.
       product_products: `[a, c, b, d]` covariance of the products within families.
-      product_features: `[a, c, b]` their covariance with the features `u_b`.
-      feature_features: `[a, b]` covariance of the features.
-      family_products: `[f, a, c]` deviations of the families' means from the mean of the products.
-      family_features: `[f, a]` the same of the features.
+      product_features: `[a, c, b]` covariance of the products with the features `u_b` within families.
+      feature_features: `[a, b]` covariance of the features within families.
+      family_products: `[f, a, c]` deviations of the families' mean products from the overall mean.
+      family_features: `[f, a]` deviations of the families' mean features from the overall mean.
     """
 
     mean: Array
@@ -116,7 +115,7 @@ def _covariance(law: _Law, counts: Array, num_examples: int | Array) -> Array:
 
 
 def _law(answers: Response, center: Array, directions: Array) -> _Law:
-    """The dummies' moments as means, and deviations within and between families."""
+    """Estimates the mean and the deviations within and between families from the dummies."""
     probabilities = answers.probabilities
     features = (answers.projections - center[None, None]) @ directions
     centered = answers.products - jnp.einsum("k,fnc->fnkc", center, probabilities)
@@ -149,13 +148,13 @@ def _whitening(projections: Array, num_directions: int) -> Array:
 
 
 def _predicted(covariance: Array, surprise: Array) -> Array:
-    """`Omega_01 Omega_11^{-1} y_1`: the luck of the batch, as far as the kernel's moments tell."""
+    """`Omega_01 Omega_11^{-1} y_1`: the sampling error of the batch, predicted from the kernel's moments."""
     num_classes = surprise.shape[1]
     flat = covariance.reshape(surprise.size, surprise.size)
     inner, across = flat[num_classes:, num_classes:], flat[:num_classes, num_classes:]
     scale = jnp.sqrt(jnp.maximum(jnp.diag(inner), 1e-30))
     correlation = inner / jnp.outer(scale, scale) + _RIDGE * jnp.eye(scale.size)
-    # Conjugate gradients rather than a factorization: the ridge bounds the condition number, and lanes of a vmap
+    # Conjugate gradients instead of a factorization: the ridge bounds the condition number, and vmapped lanes
     # become one matrix product.
     solved, _ = cg(correlation, surprise[1:].reshape(-1) / scale, tol=1e-4, maxiter=200)
     return (across / scale[None]) @ solved

@@ -1,4 +1,4 @@
-"""From real-valued class counts to integers that sum to the number of examples, and to a list of labels."""
+"""Rounds real-valued class counts to integers that sum to the number of examples; converts counts to labels."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -7,10 +7,10 @@ from jaxinvert.types import Array
 
 
 def project_counts(estimate: Array, num_examples: int | Array) -> Array:
-    """The closest real counts: the Euclidean projection of `estimate` onto `{n >= 0, sum n = B}`.
+    """Euclidean projection of `estimate` onto the real-valued counts `{n >= 0, sum n = B}`.
 
-    An estimate that sums to `B` with negative entries needs its excess taken back; the projection takes it
-    evenly from all positive entries (Held, Wolfe, Crowder 1974).
+    If the estimate sums to `B` but has negative entries, the projection sets these to 0 and subtracts the excess
+    evenly from the positive entries (Held, Wolfe, Crowder 1974).
 
     Args:
       estimate: `[K]` floats; entries that are not finite count as 0.
@@ -25,13 +25,13 @@ def project_counts(estimate: Array, num_examples: int | Array) -> Array:
 
 
 def round_counts(estimate: Array, num_examples: int | Array) -> Array:
-    """Integer counts near `estimate`: clip at 0, floor, the remainder to the largest fractions (Geng et al. 2021).
+    """Rounds to integer counts: projects, floors, adds 1 to the largest fractions (Geng et al. 2021).
 
     | estimate                 | B | counts       |
     |--------------------------|---|--------------|
     | 1.2, 0.7, 0.1            | 2 | 1, 1, 0      |
     | 2.4, -0.4, 1.0           | 3 | 2, 0, 1      |
-    | 0, 0, 0 (says nothing)   | 2 | 1, 1, 0      |
+    | 0, 0, 0 (uninformative)  | 2 | 1, 1, 0      |
     | NaN, 1, 1                | 2 | 0, 1, 1      |
 
     Args:
@@ -42,30 +42,30 @@ def round_counts(estimate: Array, num_examples: int | Array) -> Array:
       `[K]` int32, non-negative, sum exactly `B`.
     """
     projected = project_counts(estimate, num_examples)
-    # Rounding must not turn an exact 2 that arrives as 1.9999998 into a candidate for the remainder.
+    # Rounding errors must not turn an exact 2, computed as 1.9999998, into a candidate for the remainder.
     whole = jnp.floor(projected + 1e-4)
     missing = num_examples - jnp.sum(whole).astype(jnp.int32)
     fraction_rank = _rank(-(projected - whole))
     whole = whole.astype(jnp.int32)
     size = estimate.size
-    # Usually 0 <= missing < K; the general form keeps the sum exact where float32 cannot hold the counts.
+    # Usually 0 <= missing < K; the general form keeps the sum exact if float32 cannot represent the counts.
     return whole + missing // size + (fraction_rank < missing % size)
 
 
 def round_counts_above(estimate: Array, at_least: Array, num_examples: int | Array) -> Array:
-    """`round_counts` among the counts that are at least `at_least [K]` (whole, non-negative) everywhere.
+    """`round_counts` subject to the lower bounds `at_least [K]` (non-negative integers).
 
-    Bounds that do not fit into `num_examples` (a defense's noise makes such) are not used.
+    Bounds whose sum exceeds `num_examples`, as a defense's noise can cause, are ignored.
     """
     at_least = jnp.where(jnp.sum(at_least) <= num_examples, at_least, 0).astype(jnp.int32)
     return at_least + round_counts(estimate - at_least, num_examples - jnp.sum(at_least))
 
 
 def proven_counts(bias_gradient: Array, num_examples: int | Array) -> Array:
-    """Counts `[K]` that a bias gradient proves: `B db_n = sum_i p_in - count_n >= -count_n`, whatever the model says.
+    """Lower bounds `[K]` on the counts, for any model output: `B db_n = sum_i p_in - count_n >= -count_n`.
 
-    A negative entry proves presence; beyond that a thousandth of an example is left to rounding errors. Local steps
-    on all examples average such gradients, so that the bound holds for them, too.
+    A negative entry proves presence; above that, rounding errors of a thousandth of an example are tolerated. Local
+    steps on all examples average such gradients, so the bound also holds for them.
 
     | B db    | proven |
     |---------|--------|
@@ -79,21 +79,21 @@ def proven_counts(bias_gradient: Array, num_examples: int | Array) -> Array:
 
 
 def lowest(values: Array, num_examples: int | Array) -> Array:
-    """Counts `[K]` of `B` labels spread over the classes with the lowest `values [K]`, each once if `B <= K`."""
+    """Counts `[K]` that assign `B` labels to the classes with the lowest `values [K]`, each once if `B <= K`."""
     return (num_examples // values.size + (_rank(values) < num_examples % values.size)).astype(jnp.int32)
 
 
 def repeated_argmin(values: Array, impact: Array, counts: Array, num_examples: int | Array) -> Array:
-    """Emits the class with the lowest value and takes `impact` from it, until `B` labels are out (LLG's loop).
+    """Emits the class with the lowest value and subtracts `impact` from it, until there are `B` labels (LLG's loop).
 
     Args:
-      values: `[K]`, what is left of each class's signal.
-      impact: `[]`, the (negative) share of one example.
-      counts: `[K]` int32, the labels that were emitted before.
+      values: `[K]`, remaining signal of each class.
+      impact: `[]`, the (negative) contribution of one example.
+      counts: `[K]` int32, labels emitted before.
       num_examples: `B`, may be traced.
 
     Returns:
-      `[K]` int32, sum `B` if `counts` held no more.
+      `[K]` int32, with sum `max(B, sum of counts)`.
     """
 
     def emit(_: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -106,7 +106,7 @@ def repeated_argmin(values: Array, impact: Array, counts: Array, num_examples: i
 
 
 def labels_from_counts(counts: Array, num_examples: int) -> Array:
-    """Counts as a sorted list of labels, which is what an attack on the images takes.
+    """Converts counts to a sorted list of labels, the form that an attack on the images takes.
 
     Args:
       counts: `[K]` non-negative integers that sum to `num_examples`.
@@ -122,5 +122,5 @@ def labels_from_counts(counts: Array, num_examples: int) -> Array:
 
 
 def _rank(values: Array) -> Array:
-    """`[K]` position of every entry in ascending order; equal entries keep their order."""
+    """`[K]` position of every entry in ascending order; ties keep their order."""
     return jnp.argsort(jnp.argsort(values))

@@ -1,11 +1,11 @@
-r"""Label rules that read signs and sizes of the last layer's gradient alone; they need no model and no dummies.
+r"""Label rules that use only signs and magnitudes of the last layer's gradient, without the model or dummies.
 
 With `p_i` the softmax output and `h_i` the last features of example i, mean cross-entropy gives
 
-    db_n = 1/B sum_i (p_in - [y_i = n]),     dW_mn = 1/B sum_i (p_in - [y_i = n]) h_im:
+    db_n = 1/B sum_i (p_in - [y_i = n]),     dW_mn = 1/B sum_i (p_in - [y_i = n]) h_im.
 
-where `h >= 0` only examples of class n push column n below zero. All rules are invariant to the scale of the
-update, and hence the same for a gradient and for the weight difference of a single step.
+If `h >= 0`, only examples of class n contribute negative terms to column n. All rules are invariant to the scale of
+the update, and hence equal for a gradient and for the weight difference of a single step.
 
 References:
   Zhao, Mopuri, Bilen: iDLG: Improved Deep Leakage from Gradients. 2020, arXiv:2001.02610.
@@ -22,10 +22,10 @@ from jaxinvert.types import Array, Observation, RecoverLabels
 
 
 def idlg(*, head: str = "params/head") -> RecoverLabels:
-    """`y = argmin_n sum_m dW_mn` (Zhao et al. 2020): all examples to one class.
+    """`y = argmin_n sum_m dW_mn` (Zhao et al. 2020): assigns all examples to one class.
 
-    Reads `update`, `num_examples`. Exact for `B = 1` and for batches of a single class, behind non-negative
-    features that are not all zero. No bias needed.
+    Reads `update`, `num_examples`. Exact for `B = 1` and for batches of a single class, if the features are
+    non-negative and not all zero. No bias needed.
 
     Args:
       head: path of the last dense layer.
@@ -43,11 +43,11 @@ def idlg(*, head: str = "params/head") -> RecoverLabels:
 
 
 def bias_sign(*, head: str = "params/head") -> RecoverLabels:
-    """Class n is present where `db_n < 0`; each such class once, the rest in proportion to `-db_n`.
+    """Class n is present if `db_n < 0`: one label per such class, the rest in proportion to `-db_n`.
 
-    The bias gradient is a mean of `p - y`, so that a negative entry proves presence, whatever the features
-    (Phong et al. 2018 and Wainakh et al. 2022 use the same fact). Reads `update`, `num_examples`. Exact for
-    `B = 1` and for a single class; a class with fewer examples than the model expects (`B p_n`) goes unseen.
+    The bias gradient is a mean of `p - y`, so a negative entry proves presence, for any features (Phong et al. 2018
+    and Wainakh et al. 2022 use the same fact). Reads `update`, `num_examples`. Exact for `B = 1` and for a single
+    class; a class with fewer examples than the model expects (`B p_n`) is missed.
 
     Args:
       head: path of the last dense layer.
@@ -71,8 +71,8 @@ def bias_sign(*, head: str = "params/head") -> RecoverLabels:
 def yin(*, head: str = "params/head") -> RecoverLabels:
     """The `B` classes with the lowest `min_m dW_mn`, each once (Yin et al. 2021, equation 7).
 
-    Assumes that no label repeats and `B <= K`; of more examples than classes every class gets its share. Reads
-    `update`, `num_examples`. Exact for `B = 1` behind non-negative features. No bias needed.
+    Assumes distinct labels and `B <= K`; for `B > K` the labels are spread evenly over the classes. Reads `update`,
+    `num_examples`. Exact for `B = 1` if the features are non-negative. No bias needed.
 
     Args:
       head: path of the last dense layer.
@@ -89,11 +89,11 @@ def yin(*, head: str = "params/head") -> RecoverLabels:
 
 
 def llg(*, head: str = "params/head") -> RecoverLabels:
-    """LLG (Wainakh et al. 2022, algorithm 1): one label per negative `g_n = sum_m dW_mn`, then by repeated argmin.
+    """LLG (Wainakh et al. 2022, algorithm 1): one label per negative `g_n = sum_m dW_mn`, then repeated argmin.
 
-    One example is worth the impact `1/B sum_{g_n < 0} g_n (1 + 1/K)`, which is taken from a class whenever
-    it is emitted. Reads `update`, `num_examples`. Exact for `B = 1` and for a single class, behind
-    non-negative features; otherwise an estimate for nearly uniform softmax outputs. No bias needed.
+    Each emitted label subtracts the impact of one example, `1/B sum_{g_n < 0} g_n (1 + 1/K)`, from its class. Reads
+    `update`, `num_examples`. Exact for `B = 1` and for a single class, if the features are non-negative; otherwise an
+    estimate that assumes nearly uniform softmax outputs. No bias needed.
 
     Args:
       head: path of the last dense layer.
@@ -113,6 +113,6 @@ def llg(*, head: str = "params/head") -> RecoverLabels:
 
 
 def _at_most(present: Array, signal: Array, num_examples: int | Array) -> Array:
-    """Of the present classes (0/1) those `B` with the lowest signal: rounding may leave more."""
+    """Limits the present classes (0/1) to the `B` with the lowest signal; rounding errors may give more."""
     order = jnp.argsort(jnp.argsort(signal))
     return present * (order < num_examples)

@@ -1,6 +1,6 @@
-r"""Label rules that ask the model how it answers dummy inputs, and read the counts off the difference.
+r"""Label rules that estimate the batch's softmax outputs from the model's outputs on dummy inputs.
 
-From `B db_n = sum_i p_in - count_n` only the sum of the softmax outputs is unknown; dummies supply it.
+Counts follow from `count_n = sum_i p_in - B db_n`, where only the sum of the softmax outputs is unknown.
 
 References:
   Geng et al.: Towards General Deep Leakage in Federated Learning. 2021, arXiv:2110.09074.
@@ -19,19 +19,19 @@ from jaxinvert.types import ApplyFn, Array, Observation, RecoverLabels
 def zero_shot(apply: ApplyFn, *, dummies: Dummies, head: str = "params/head", use_bias: bool = True) -> RecoverLabels:
     r"""Zero-shot counts (Geng et al. 2021): `count_n = B p_hat_n - B db_n`.
 
-    Without a bias `count_n = B p_hat_n - B (sum_m dW_mn) / O_hat` with `O_hat` the mean of the summed features.
+    Without a bias, `count_n = B p_hat_n - B (sum_m dW_mn) / O_hat`, where `O_hat` is the mean of the summed features.
     `p_hat` and `O_hat` are means over the dummies, interpolated between the server's and the client's model, and the
     update is divided by learning rate x local steps. Reads `params`, `update`, `num_examples`, `local_training`, and
-    `surrogate` if the dummies do. Exact where softmax outputs do not depend on the input, and for `B = 1`.
+    `surrogate` if the dummies do. Exact if softmax outputs do not depend on the input, and for `B = 1`.
 
     Args:
       apply: the model, inputs in [0, 1] to logits.
       dummies: the inputs to average over.
       head: path of the last dense layer.
-      use_bias: static; whether to read the bias gradient, the better choice wherever there is one.
+      use_bias: static; whether to use the bias gradient, which is more accurate than the kernel's.
 
     Raises:
-      ValueError: at trace time, if the layer, a bias that is to be used, or a field is missing.
+      ValueError: at trace time, if the layer, its bias (with `use_bias`), or a field is missing.
     """
 
     def recover(observation: Observation) -> Array:
@@ -52,10 +52,10 @@ def zero_shot(apply: ApplyFn, *, dummies: Dummies, head: str = "params/head", us
 def llg_star(apply: ApplyFn, *, dummies: Dummies, head: str = "params/head") -> RecoverLabels:
     r"""LLG* (Wainakh et al. 2022): LLG with the impact and a per-class offset measured on random inputs.
 
-    With `O` an example's summed features, the dummies' gradients under every label give the impact
-    `m = (1 + 1/K) mean_n E[O (p_n - 1)] / B` and the offset `s_n = E[O p_n]` that class n collects from the
-    examples of other classes; then `argmin (g - s)` is emitted and relieved of m, `B` times. Reads `params`,
-    `update`, `num_examples`, `local_training`. No bias needed.
+    Let `O` be an example's summed features. The dummies' gradients under every label give the impact
+    `m = (1 + 1/K) mean_n E[O (p_n - 1)] / B` and the offset `s_n = E[O p_n]`, the contribution of other classes'
+    examples to class n. Then `B` times the class `argmin (g - s)` is emitted and m is subtracted from it. Reads
+    `params`, `update`, `num_examples`, `local_training`. No bias needed.
 
     Args:
       apply: the model, inputs in [0, 1] to logits.

@@ -1,4 +1,4 @@
-"""How close a reconstruction is to the truth: images (PSNR, SSIM, MSE), records, and perceptual distance (LPIPS)."""
+"""Metrics of a reconstruction against the truth: images (PSNR, SSIM, MSE), records, perceptual distance (LPIPS)."""
 
 from jaxinvert.metrics import perceptual, records
 from jaxinvert.metrics.images import (

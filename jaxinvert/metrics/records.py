@@ -1,6 +1,6 @@
-"""How much of private records a reconstruction gets right: matches by column and by record, and what guesses get.
+"""Metrics for reconstructed tabular records: accuracy per column and per record, and baseline guesses.
 
-Only an audit may call this: everything here compares with the truth. A category is right if it is the true one, a
+Only an audit may call these functions: they need the true records. A category is correct if it equals the true one, a
 continuous value if it is within `TOLERANCE` standard deviations of the truth, as in Vero, Balunovic, Dimitrov,
 Vechev: TabLeak: Tabular Data Leakage in Federated Learning. ICML 2023, arXiv:2210.01785.
 """
@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from jaxinvert.schema import Schema
 
 TOLERANCE = 0.319
-"""Of a continuous value, in standard deviations of its column."""
+"""Tolerance for a continuous value, in standard deviations of its column."""
 
 
 class RecordQuality(NamedTuple):
@@ -31,20 +31,20 @@ class RecordQuality(NamedTuple):
 
 
 def tolerances(schema: Schema, table: ArrayLike) -> np.ndarray:
-    """How far a value of each column may be off, `[columns]`: 0 for categories.
+    """Maximal absolute error of a correct value in each column, `[columns]`: 0 for categories.
 
     Args:
       schema: the columns.
-      table: `[N, columns]`, the population, in whose standard deviations a tolerance is.
+      table: `[N, columns]`, the population, which defines the standard deviations.
     """
     return np.array([not column.categories for column in schema]) * TOLERANCE * np.std(np.asarray(table), axis=0)
 
 
 def evaluate_records(found: ArrayLike, truth: ArrayLike, tolerance: ArrayLike) -> RecordQuality:
-    """Matches reconstructed records one-to-one to the true ones, so that most columns are right, and scores them.
+    """Matches reconstructed records one-to-one to the true ones, maximizing correct columns, and scores them.
 
     Args:
-      found: `[B, columns]`, in any order, as `records.decode` returns it; what is NaN is wrong.
+      found: `[B, columns]`, in any order, as returned by `records.decode`; NaN counts as wrong.
       truth: `[B, columns]`.
       tolerance: `[columns]`, see `tolerances`.
 
@@ -56,18 +56,18 @@ def evaluate_records(found: ArrayLike, truth: ArrayLike, tolerance: ArrayLike) -
         raise ValueError(
             f"found and truth must have the same shape [B, columns], got {found.shape} and {truth.shape}"
         )
-    slack = np.asarray(tolerance) + 1e-6 * np.maximum(1.0, np.abs(truth))[:, None]  # encoded numbers are float32
+    slack = np.asarray(tolerance) + 1e-6 * np.maximum(1.0, np.abs(truth))[:, None]  # records are encoded in float32
     correct = np.abs(found[None, :] - truth[:, None]) <= slack
     rows, permutation = linear_sum_assignment(correct.sum(axis=2), maximize=True)
     return RecordQuality(correct[rows, permutation], permutation)
 
 
 def rates(schema: Schema, qualities: Sequence[RecordQuality]) -> dict[str, float]:
-    """Shares right of all fields, of categories, of values, and of records as a whole, over batches of one size.
+    """Fractions of correct fields, categories, continuous values and complete records, over batches of one size.
 
     Args:
-      schema: the columns, some of each kind.
-      qualities: of the batches.
+      schema: the columns, with at least one of each kind.
+      qualities: scores of the batches.
     """
     correct = np.stack([quality.correct for quality in qualities])
     categorical = np.array([bool(column.categories) for column in schema])
@@ -80,7 +80,7 @@ def rates(schema: Schema, qualities: Sequence[RecordQuality]) -> dict[str, float
 
 
 def typical_record(schema: Schema, table: ArrayLike) -> np.ndarray:
-    """`[columns]`: means and most frequent categories, what who knows the population guesses."""
+    """`[columns]`: the baseline record of column means and most frequent categories."""
     table = np.asarray(table, np.float64)
     return np.array(
         [
@@ -91,6 +91,6 @@ def typical_record(schema: Schema, table: ArrayLike) -> np.ndarray:
 
 
 def drawn_records(rng: np.random.Generator, table: ArrayLike, num_records: int) -> np.ndarray:
-    """`[num_records, columns]`: every column drawn from its own marginal distribution."""
+    """`[num_records, columns]`: baseline records with every column drawn from its marginal distribution."""
     table = np.asarray(table)
     return np.stack([rng.choice(values, num_records) for values in table.T], axis=1)

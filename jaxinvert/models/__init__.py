@@ -1,8 +1,8 @@
-"""The networks that gradient inversion is published on, and the door for any other.
+"""Networks: those used in published gradient inversion attacks, and adapters for your own.
 
-An attack needs only `apply(params, inputs) -> logits` or a loss function `(params, batch) -> []`; `create` makes the
-published ones by name, `load_checkpoint` reads trained parameters for them, `from_linen` wraps a Flax module,
-`from_functions` a pair of functions, and `import_model` either, by the name of a function of yours.
+An attack needs only `apply(params, inputs) -> logits` or a loss function `(params, batch) -> []`. `create` builds a
+published network by name, and `load_checkpoint` reads trained parameters for it. `from_linen` wraps a Flax module,
+`from_functions` a pair of functions, and `import_model` either, given the name of a function that returns it.
 `cross_entropy(apply)`, or for several labels per example `binary_cross_entropy(apply)`, turns either, or any other
 pure function, into a client's loss; `model.loss` is the one that a model's clients minimize.
 """

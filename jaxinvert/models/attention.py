@@ -1,9 +1,9 @@
-"""Self-attention of transformers, with the three projections that attacks on attention read as layers of their own.
+"""Transformer layers: self-attention with separate query, key and value layers, which attacks read, and a perceptron.
 
     Q = z W_q + b_q,   K = z W_k + b_k,   V = z W_v + b_v,   softmax(Q K^T / sqrt(d / heads)) V W_o + b_o
 
-for tokens `z [n, d]`, each head on its own `d / heads` columns (Vaswani et al.: Attention Is All You Need. NeurIPS
-2017, arXiv:1706.03762).
+for tokens `z [n, d]`, where each head uses its own `d / heads` columns (Vaswani et al.: Attention Is All You Need.
+NeurIPS 2017, arXiv:1706.03762).
 """
 
 import functools
@@ -16,10 +16,10 @@ from flax import linen
 from jaxinvert.types import Array
 
 dense = functools.partial(linen.Dense, kernel_init=linen.initializers.xavier_uniform())
-"""The start of Vision Transformers: kernels of Glorot and Bengio's uniform law, biases zero."""
+"""Dense layer with the initialization of Vision Transformers: Glorot uniform kernels, zero biases."""
 
 layer_norm = functools.partial(linen.LayerNorm, epsilon=1e-5, use_fast_variance=False)
-"""PyTorch's epsilon, and a variance whose derivatives do not cancel."""
+"""LayerNorm with PyTorch's epsilon and a variance without cancellation in its derivatives."""
 
 
 class SelfAttention(linen.Module):
@@ -27,7 +27,7 @@ class SelfAttention(linen.Module):
 
     Attributes:
       num_heads: divides the width `d`.
-      causal: whether a token sees none of those behind it.
+      causal: whether a token attends only to itself and earlier tokens.
     """
 
     num_heads: int
@@ -48,7 +48,7 @@ class SelfAttention(linen.Module):
 
 
 class Perceptron(linen.Module):
-    """Two dense layers with a GELU, `d -> 4 d -> d`, on every token."""
+    """Two dense layers with a GELU, `d -> 4 d -> d`, applied to every token."""
 
     @linen.compact
     def __call__(self, tokens: Array) -> Array:

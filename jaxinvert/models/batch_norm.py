@@ -1,4 +1,4 @@
-"""What happens at the BatchNorm layers inside of any Flax model, seen without changing the model.
+"""Interceptors for the BatchNorm layers inside any Flax model; the model itself is not changed.
 
 `flax.linen.intercept_methods` hands every call of a layer to a function. Here are three of them: one writes down
 the statistics of what enters each BatchNorm layer, one the layers in their order, and one refuses layers that couple
@@ -17,14 +17,14 @@ def sow_batch_statistics(
 ) -> Any:
     """Writes mean and biased variance of each BatchNorm layer's input into the collection "batch_statistics".
 
-    Both `[C]`, over all axes but the layer's own and over `mask`, in whichever mode the layer is; a tree like
-    `batch_stats`.
+    Both are `[C]`, over all axes but the layer's feature axes and over `mask`, in either mode of the layer. The
+    collection is a tree like `batch_stats`.
     """
     if _calls_batch_norm(context):
         layer, (x, *_) = context.module, args
         features = [axis % x.ndim for axis in _as_tuple(layer.axis)]
         reduced = tuple(axis for axis in range(x.ndim) if axis not in features)
-        x = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))  # as Flax computes them from half precision
+        x = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))  # Flax does this for half precision
         mask = kwargs.get("mask")
         layer.put_variable("batch_statistics", "mean", jnp.mean(x, reduced, where=mask))
         layer.put_variable("batch_statistics", "var", jnp.var(x, reduced, where=mask))

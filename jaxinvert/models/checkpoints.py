@@ -1,8 +1,8 @@
-"""Parameters in a safetensors file: what a training run leaves, and what an attack on a trained model starts from.
+"""Checkpoints: saves and loads a model's parameters as a safetensors file.
 
-Tensors are named by their path, `params/head/kernel`. Beside them stand facts in words, such as the model's name and
-the normalization it was trained with. A file from outside is checked before a tensor is read: names, shapes and
-types against the model's own, then every value for finiteness.
+Tensors are named by their path, `params/head/kernel`. Metadata ("facts") hold, for example, the model's name and the
+normalization it was trained with. An untrusted file is checked before a tensor is read: names, shapes and types
+against the model's own, then every value for finiteness.
 """
 
 import json
@@ -24,12 +24,12 @@ _FACTS = "jaxinvert"
 
 
 def save_checkpoint(path: Path, tree: ArrayTree, facts: Mapping[str, Any]) -> None:
-    """Writes `tree` and `facts`; the file is either whole or absent.
+    """Writes `tree` and `facts` atomically.
 
     Args:
       path: such as `lenet.safetensors`.
       tree: nested dictionaries of arrays, such as a model's parameters.
-      facts: what JSON can hold.
+      facts: JSON-serializable metadata.
     """
     tensors = {name: np.array(leaf, order="C") for name, leaf in leaves_by_path(tree).items()}
     content = safetensors_numpy.save(tensors, metadata={_FACTS: json.dumps(dict(facts))})
@@ -37,16 +37,16 @@ def save_checkpoint(path: Path, tree: ArrayTree, facts: Mapping[str, Any]) -> No
 
 
 def load_checkpoint(path: Path, like: ArrayTree) -> ArrayTree:
-    """Reads a checkpoint into the tree, shapes and types of `like`.
+    """Reads a checkpoint into a tree with the structure, shapes and dtypes of `like`.
 
     Args:
       path: the file.
       like: arrays or `jax.ShapeDtypeStruct`, such as `jax.eval_shape(model.init, key)`.
 
     Raises:
-      ValueError: if it is no whole safetensors file, holds other tensors than `like`, another shape, integers for
-        floats, or a value that is not finite; the message names the tensor.
-      FileNotFoundError: if there is none.
+      ValueError: if the file is no complete safetensors file, holds other tensors than `like`, another shape,
+        integers for floats, or a value that is not finite; the message names the tensor.
+      FileNotFoundError: if the file does not exist.
     """
     expected = leaves_by_path(like)
     with _open(path) as file:
@@ -54,7 +54,7 @@ def load_checkpoint(path: Path, like: ArrayTree) -> ArrayTree:
         if missing := sorted(expected.keys() - found):
             raise ValueError(f"{path} does not hold this model: it lacks {_some(missing)}")
         if unknown := sorted(found - expected.keys()):
-            raise ValueError(f"{path} does not hold this model: it has {_some(unknown)} beside its parameters")
+            raise ValueError(f"{path} does not hold this model: it also has {_some(unknown)}")
         for name, leaf in expected.items():
             if (shape := tuple(file.get_slice(name).get_shape())) != leaf.shape:
                 raise ValueError(f"{path} does not hold this model: {name} has shape {shape}, expected {leaf.shape}")
@@ -64,14 +64,14 @@ def load_checkpoint(path: Path, like: ArrayTree) -> ArrayTree:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """The facts that `save_checkpoint` wrote; `{}` for a file from elsewhere.
+    """Reads the facts that `save_checkpoint` wrote; `{}` for other safetensors files.
 
-    Some have a fixed kind wherever they stand: `model` is a name, `num_classes` a whole number, `mean` and `std` are
-    lists of numbers.
+    Some facts have a fixed type: `model` is a string, `num_classes` an integer, `mean` and `std` are lists of
+    numbers.
 
     Raises:
-      ValueError: if it is no whole safetensors file, or a fact is of the wrong kind.
-      FileNotFoundError: if there is none.
+      ValueError: if the file is no complete safetensors file, or a fact has the wrong type.
+      FileNotFoundError: if the file does not exist.
     """
     with _open(path) as file:
         text = (file.metadata() or {}).get(_FACTS, "{}")
@@ -109,7 +109,7 @@ def _open(path: Path) -> Any:
 
 
 def _checked(path: Path, name: str, tensor: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    kinds = "fV" if jnp.issubdtype(dtype, jnp.floating) else "iu"  # numpy files bfloat16 under V
+    kinds = "fV" if jnp.issubdtype(dtype, jnp.floating) else "iu"  # NumPy gives bfloat16 the kind V
     if tensor.dtype.kind not in kinds:
         raise ValueError(f"{path}: {name} is {tensor.dtype}, expected {dtype}")
     with np.errstate(over="ignore"):

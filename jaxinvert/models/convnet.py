@@ -53,7 +53,7 @@ def convnet(
     batch_norm: str = "eval",
     conv_general_dilated: ConvolutionFn = nn.conv_general_dilated,
 ) -> Model:
-    """ConvNet of any width (published: 64); starts as PyTorch's layers do, like the authors' program.
+    """ConvNet of any width (published: 64), with PyTorch's default initialization like the authors' program.
 
     Args:
       width: channels of the first convolution.

@@ -1,7 +1,7 @@
-"""Anybody's network by the name of a function, `module:function`, for command lines, sweeps and experiments.
+"""Imports a user's network by the name of a function, `module:function`, for command lines, sweeps and experiments.
 
-Naming a module runs it: it is imported, like any module that a program of yours imports, with the working directory
-on the path as `python -m` has it. Only name what you would run.
+The module is imported, so its code runs, with the working directory on the path as with `python -m`. Only name
+modules that you trust.
 """
 
 import contextlib
@@ -45,34 +45,34 @@ def import_model(
     head: str | None = None,
     **options: Any,
 ) -> Model:
-    """Imports a module, calls its function, and makes a `Model` of what it returns.
+    """Imports a module, calls its function, and makes a `Model` from the result.
 
-    The function is called with those of `input_shape`, `num_classes`, `mean` and `std` that are given and that it
-    names as arguments.
+    Of `input_shape`, `num_classes`, `mean` and `std`, the function receives those that are given and that are among
+    its arguments.
 
     | it returns | the network takes |
     | --- | --- |
     | a `Model` | pixels |
-    | a Flax module, or `(init, apply)` | pixels, if the function names `mean` or `std`; else normalized pixels |
+    | a Flax module, or `(init, apply)` | pixels, if the function takes `mean` or `std`; else normalized pixels |
     | `(model, loss_fn)`, `(module, loss_fn)`, `(init, apply, loss_fn)` | the same; clients minimize `loss_fn` |
 
     A loss is `(params, batch) -> []` of a `jaxinvert.Batch` of pixels and integer labels; without one, clients
-    minimize the mean cross-entropy. BatchNorm layers are in the mode that the network gives them.
+    minimize the mean cross-entropy. The network decides the mode of its BatchNorm layers.
 
     Args:
       name: such as "my_net:make", or "package.module:function".
-      input_shape: `(H, W, C)` of one example; a `Model` that was returned has its own, and must agree.
+      input_shape: `(H, W, C)` of one example; a returned `Model` must have the same.
       num_classes: `K`; by default as many as the network has logits.
       mean: `C` per-channel means of pixels in [0, 1]; `None` = no shift.
       std: `C` per-channel standard deviations; `None` = no scale.
       head: path of the last dense layer in the parameters, for attacks that read it. By default a `Model`'s own, else
         "params/head", or the only dense layer with `K` outputs; "" if there are several.
-      **options: further arguments for the function, which must name them.
+      **options: further arguments of the function.
 
     Raises:
-      ValueError: if there is no such module or function, it fails, does not name an option, or returns something
-        else; if its logits are not `[B, K]` floats, or its loss is not one number. `jax.eval_shape` tells, nothing
-        is computed.
+      ValueError: if there is no such module or function, if it fails, has no argument for an option, or returns
+        something else; if its logits are not `[B, K]` floats, or its loss is not a scalar. This is checked with
+        `jax.eval_shape`, without computing anything.
     """
     function = _import_function(name)
     accepted = _parameters(function, name)
@@ -88,7 +88,7 @@ def import_model(
     network, loss_fn = _network_and_loss(returned, name)
     if not isinstance(network, Model):
         if input_shape is None:
-            raise ValueError(f"model {name} needs input_shape: what it returned has none")
+            raise ValueError(f"model {name} needs input_shape: its result has none")
         if {"mean", "std"} & accepted.keys():
             mean = std = None
         is_module = isinstance(network, linen.Module)
@@ -105,21 +105,21 @@ def import_model(
 
 
 def check_eval_mode(model: Model) -> None:
-    """Refuses a network of Flax modules with a BatchNorm layer in train mode, for who says that there is none.
+    """Raises ValueError for a network of Flax modules with a BatchNorm layer in train mode.
 
     Raises:
-      ValueError: that names the layer.
+      ValueError: naming the layer.
     """
 
     def apply(params: Params, inputs: Array) -> Array:
-        return model.apply(params, inputs)  # traced anew: JAX has model.apply itself in its cache
+        return model.apply(params, inputs)  # a new function is traced again; model.apply may be in JAX's cache
 
     with linen.intercept_methods(refuse_train_mode):
         jax.eval_shape(apply, jax.eval_shape(model.init, jax.random.key(0)), _inputs(model))
 
 
 def source_of(name: str) -> Path:
-    """The file of the module in `module:function`, whose content decides what the model is; imports its parents.
+    """The source file of the module in `module:function`, which identifies the model; imports its parent packages.
 
     Raises:
       ValueError: if there is none.
@@ -133,7 +133,7 @@ def source_of(name: str) -> Path:
 
 
 def _parsed(name: str) -> tuple[str, str]:
-    """Module and function, with the working directory on the path from here on, as `python -m` has it."""
+    """Splits a name into module and function; adds the working directory to the path, as `python -m` does."""
     module_name, _, function_name = name.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), function_name)):
         raise ValueError(f"model {name!r} is not of the form module:function, such as my_net:make")
@@ -160,14 +160,14 @@ def _import_function(name: str) -> Callable[..., Any]:
 
 
 def _no_module(module_name: str) -> ValueError:
-    """The error for a module that is not there, with those of the working directory."""
+    """The error for a missing module; lists the modules of the working directory."""
     here = Path.cwd()
     known = {file.stem for file in here.glob("*.py")} | {file.parent.name for file in here.glob("*/__init__.py")}
     return unknown_value(f"module (not installed, and not in {here}):", module_name, known)
 
 
 def _parameters(function: Callable[..., Any], name: str) -> dict[str, bool]:
-    """The arguments that a function can be given by name, and whether it must be."""
+    """Maps the keyword arguments of a function to whether they are required."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError) as error:
@@ -178,7 +178,7 @@ def _parameters(function: Callable[..., Any], name: str) -> dict[str, bool]:
 
 @contextlib.contextmanager
 def _failure_named(what: str) -> Iterator[None]:
-    """Turns whatever foreign code raises into a ValueError, with the line of that code."""
+    """Turns any exception of the user's code into a ValueError that names the line of that code."""
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -205,7 +205,7 @@ def _network_and_loss(returned: Any, name: str) -> tuple[Any, Any]:
 
 
 def _with_classes_and_head(model: Model, num_classes: int | None) -> Model:
-    """The model with what its parameters and logits say about its last layer."""
+    """Fills in the number of classes and the head, inferred from the shapes of parameters and logits."""
     params, logits = _shapes(model)
     num_classes = num_classes or (logits.shape[-1] if getattr(logits, "ndim", 0) == 2 else 1)
     heads = [
@@ -218,7 +218,7 @@ def _with_classes_and_head(model: Model, num_classes: int | None) -> Model:
 
 
 def _checked(model: Model, name: str, *, input_shape: Sequence[int] | None, num_classes: int | None) -> Model:
-    """The model, if it takes and returns what it should."""
+    """Returns the model after checking the shapes of its inputs, logits and loss."""
     if input_shape is not None and tuple(input_shape) != tuple(model.input_shape):
         raise ValueError(f"model {name} takes inputs {tuple(model.input_shape)}, expected {tuple(input_shape)}")
     if num_classes is not None and num_classes != model.num_classes:
@@ -237,7 +237,7 @@ def _checked(model: Model, name: str, *, input_shape: Sequence[int] | None, num_
 
 
 _BATCH_SIZE = 3
-"""Of the shapes that a model is tried on: neither 1, which would be broadcast, nor a usual number of classes."""
+"""Batch size for checking shapes: neither 1, which would be broadcast, nor a common number of classes."""
 
 
 def _shapes(model: Model) -> tuple[Params, Any]:

@@ -1,8 +1,7 @@
-"""What a dense layer reads, seen without changing the model: of any network, and of Flax models as a map.
+"""Extracts the input features of a dense layer without changing the model; for Flax models as a feature map.
 
-A map has places and channels. A layer behind convolutions reads their last output flattened in the order `[h, w, c]`,
-pooled or not. The number of channels is that of the last output with two axes of places; the rest are the places, in
-the proportions it had.
+After convolutions, the layer's input is their last output, pooled or not, flattened in the order `[h, w, c]`. The map
+has as many channels as the last layer output with two spatial axes, and the same aspect ratio.
 """
 
 import math
@@ -17,12 +16,12 @@ from jaxinvert.types import ApplyFn, Array, Params
 
 
 def features(apply: ApplyFn, kernel_name: str, params: Params, inputs: Array) -> Array:
-    """What the last dense layer reads, `[B, M]`: the derivative of its first output in the weights that lead there.
+    """The inputs of the last dense layer, `[B, M]`: the derivative of its first output in that output's weights.
 
     Args:
       apply: a network that returns this layer's outputs.
       kernel_name: path of the layer's kernel `[M, K]`.
-      params: of the network.
+      params: the network's parameters.
       inputs: `[B, H, W, C]` in [0, 1].
 
     Raises:
@@ -42,16 +41,16 @@ def features(apply: ApplyFn, kernel_name: str, params: Params, inputs: Array) ->
 
 
 def feature_map(apply: ApplyFn, layer: str, params: Params, inputs: Array) -> Array:
-    """What a dense layer reads, `[B, h, w, c]`; `[B, 1, 1, features]` where it does not divide into such maps.
+    """The inputs of a dense layer as a map `[B, h, w, c]`; `[B, 1, 1, features]` if they do not form a map.
 
     Args:
-      apply: of a Flax model.
+      apply: `apply` of a Flax model.
       layer: path of the layer in `params`, such as `"params/dense"`.
-      params: of the network.
+      params: the network's parameters.
       inputs: `[B, H, W, C]` in [0, 1].
 
     Raises:
-      ValueError: if the model calls no such Flax layer, or it reads more than one vector of an example.
+      ValueError: if the model calls no such Flax layer, or the layer's input has more than one vector per example.
     """
     path, maps, read = tuple(layer.split("/")[1:]), [inputs.shape[1:]], []
 
@@ -66,16 +65,14 @@ def feature_map(apply: ApplyFn, layer: str, params: Params, inputs: Array) -> Ar
     with linen.intercept_methods(intercept):
         apply(params, inputs)
     if not read:
-        raise ValueError(
-            f"the features that layer {layer!r} reads can only be seen in a Flax model that calls it once"
-        )
+        raise ValueError(f"the inputs of layer {layer!r} are only accessible in a Flax model that calls it once")
     if read[0].ndim != 2:
         raise ValueError(f"layer {layer!r} reads {read[0].shape}, expected one vector of each example, [B, features]")
     return read[0].reshape(len(inputs), *_shape_of_map(read[0].shape[1], maps[-1]))
 
 
 def _shape_of_map(num_features: int, like: tuple[int, ...]) -> tuple[int, int, int]:
-    """`(h, w, c)` of this size with the channels and proportions of another map."""
+    """`(h, w, c)` with `num_features` entries and the channels and aspect ratio of the map `like`."""
     height, width, channels = like
     places = num_features // channels
     rows = round(math.sqrt(places * height / width))

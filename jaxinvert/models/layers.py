@@ -1,7 +1,7 @@
-"""What the networks share: initial distributions and BatchNorm with an explicit mode.
+"""Layers shared by the networks: PyTorch-like initial distributions and BatchNorm with an explicit mode.
 
-Attack difficulty on *untrained* networks depends on the initial distribution, so it is part of what a
-published number means. Flax's defaults (LeCun normal, zero biases) are used nowhere.
+The difficulty of attacks on *untrained* networks depends on the initial distribution, so published numbers are only
+comparable with the same one. Flax's defaults (LeCun normal, zero biases) are not used.
 """
 
 import difflib
@@ -20,7 +20,7 @@ from jaxinvert.types import Array, Key, Shape
 ConvolutionFn = Callable[..., Array]
 """Anything with the signature of `jax.lax.conv_general_dilated`."""
 LayerFn = Callable[..., Any]
-"""Makes a Flax layer: a module class with some of its fields filled in."""
+"""Constructs a Flax layer: a module class with some of its fields set."""
 
 
 def uniform(bound: float) -> Callable[..., Array]:
@@ -33,7 +33,7 @@ def uniform(bound: float) -> Callable[..., Array]:
 
 
 def conv_like_torch(conv: LayerFn, features: int, kernel_size: tuple[int, int], in_channels: int, **options) -> Any:
-    """A biased convolution with PyTorch's default start: kernel and bias U(-1, 1) / sqrt(fan_in).
+    """A convolution with bias and PyTorch's default initialization: kernel and bias U(-1, 1) / sqrt(fan_in).
 
     PyTorch calls it Kaiming uniform with a = sqrt(5); `fan_in = in_channels * kernel height * kernel width`.
     """
@@ -42,7 +42,7 @@ def conv_like_torch(conv: LayerFn, features: int, kernel_size: tuple[int, int], 
 
 
 def dense_like_torch(features: int, in_features: int, *, name: str, use_bias: bool = True) -> linen.Dense:
-    """A dense layer with PyTorch's default start: kernel and bias U(-1, 1) / sqrt(in_features)."""
+    """A dense layer with PyTorch's default initialization: kernel and bias U(-1, 1) / sqrt(in_features)."""
     init = uniform(1 / math.sqrt(in_features))
     return linen.Dense(features, use_bias=use_bias, kernel_init=init, bias_init=init, name=name)
 
@@ -52,10 +52,10 @@ BATCH_NORM_MOMENTUM = 0.9
 
 
 def batch_norm_layer(mode: str) -> LayerFn:
-    """BatchNorm in one of two modes; PyTorch's momentum and epsilon.
+    """BatchNorm in one of two modes, with PyTorch's momentum and epsilon.
 
-    The mode is the largest hidden assumption of gradient inversion: a client in "eval" mode is far easier to
-    attack, and in "train" mode the examples of a batch share statistics that the attacker does not know.
+    The mode is an important assumption of gradient inversion, often left unstated: a client in "eval" mode is far
+    easier to attack; in "train" mode the examples of a batch share statistics that the attacker does not know.
 
     Args:
       mode: "eval" uses the running statistics in `batch_stats`, "train" those of the batch itself.
@@ -73,7 +73,7 @@ def batch_norm_layer(mode: str) -> LayerFn:
         use_running_average=mode == "eval",
         momentum=BATCH_NORM_MOMENTUM,
         epsilon=1e-5,
-        # E[x^2] - E[x]^2 cancels in float32 and is clipped at zero, where derivatives stop; attacks need two.
+        # E[x^2] - E[x]^2 cancels in float32 and is clipped at zero, where derivatives vanish; attacks need two.
         use_fast_variance=False,
     )
 

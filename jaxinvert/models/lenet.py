@@ -1,6 +1,6 @@
-"""LeNet of the DLG paper: three sigmoid convolutions and a dense layer, all parameters from U(-1/2, 1/2).
+"""LeNet of the DLG paper: three convolutions with sigmoid and a dense layer, all parameters from U(-1/2, 1/2).
 
-Sigmoid, and strides instead of pooling, because DLG's L-BFGS needs a network that is twice differentiable
+It uses sigmoid, and strides instead of pooling, because DLG's L-BFGS needs a network that is twice differentiable
 everywhere.
 
 References:
@@ -45,8 +45,8 @@ def lenet(
 ) -> Model:
     """The DLG paper's LeNet.
 
-    DLG feeds it pixels in [0, 1] as they are (the default); "Inverting Gradients" feeds it normalized data:
-    pass the data set's `mean` and `std` for that.
+    DLG uses pixels in [0, 1] without normalization (the default); "Inverting Gradients" uses normalized data: pass
+    the data set's `mean` and `std` for that.
 
     Args:
       input_shape: `(H, W, C)` of one example.

@@ -1,4 +1,4 @@
-"""The client's training loss, built on any `apply`."""
+"""Training losses for clients, built from any `apply`: softmax and sigmoid cross-entropy."""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,13 @@ def cross_entropy(apply: ApplyFn) -> LossFn:
     """Mean softmax cross-entropy over the batch: `-1/B sum_b sum_k y_bk log softmax(apply(params, x_b))_k`.
 
     Args:
-      apply: `(params, inputs [B, ...]) -> logits [B, K]`; a `Model.apply` or anybody's.
+      apply: `(params, inputs [B, ...]) -> logits [B, K]`; a `Model.apply` or your own.
 
     Returns:
-      `(params, batch) -> []`, differentiable in `params`, `batch.inputs` and, where they are soft,
-      `batch.labels`. Labels are `[B]` integers in [0, K) or `[B, K]` floats (rows need not sum to one: an
-      attack may optimize them). An integer outside [0, K) cannot be seen under `jit` and counts as a row of
-      zeros. Raises ValueError when traced with labels of another shape or kind.
+      `(params, batch) -> []`, differentiable in `params`, `batch.inputs` and soft `batch.labels`. Labels are `[B]`
+      integers in [0, K) or `[B, K]` floats (rows need not sum to one: an attack may optimize them). An integer
+      outside [0, K) cannot be detected under `jit` and counts as a row of zeros. Raises ValueError when traced with
+      labels of another shape or dtype.
     """
 
     def loss_fn(params: Params, batch: Batch) -> Array:
@@ -28,18 +28,18 @@ def cross_entropy(apply: ApplyFn) -> LossFn:
 
 
 def binary_cross_entropy(apply: ApplyFn) -> LossFn:
-    """Mean sigmoid cross-entropy over batch and classes, for examples that may have several labels at once.
+    """Mean sigmoid cross-entropy over batch and classes, for examples with several labels.
 
     `-1/(B K) sum_bk y_bk log sigmoid(z_bk) + (1 - y_bk) log sigmoid(-z_bk)` with logits `z = apply(params, x)`,
-    stable for logits of any size.
+    numerically stable for logits of any size.
 
     Args:
-      apply: `(params, inputs [B, ...]) -> logits [B, K]`; a `Model.apply` or anybody's.
+      apply: `(params, inputs [B, ...]) -> logits [B, K]`; a `Model.apply` or your own.
 
     Returns:
       `(params, batch) -> []`, differentiable in `params`, `batch.inputs` and `batch.labels`. Labels are `[B, K]`
-      floats in [0, 1]: 1 where the example has the label, 0 where not. Raises ValueError when traced with labels of
-      another shape or kind.
+      floats in [0, 1]: 1 if the example has the label, else 0. Raises ValueError when traced with labels of another
+      shape or dtype.
     """
 
     def loss_fn(params: Params, batch: Batch) -> Array:

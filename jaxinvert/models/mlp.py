@@ -1,4 +1,4 @@
-"""Multi-layer perceptron: dense layers with ReLU, the target of the closed-form dense-layer attacks.
+"""Multi-layer perceptrons: dense layers with ReLU, the target of the closed-form dense-layer attacks.
 
 For one example and any unit i with dL/db_i != 0, the layer's input is `(dL/dW_i) / (dL/db_i)`, Proposition
 3.1 of Geiping, Bauermeister, Droege, Moeller: Inverting Gradients. NeurIPS 2020, arXiv:2003.14053.
@@ -39,11 +39,11 @@ def mlp(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Model:
-    """A perceptron with the given hidden widths; starts as PyTorch's layers do.
+    """A perceptron with the given hidden widths and PyTorch's default initialization.
 
     Args:
       features: widths of the hidden layers; empty = softmax regression.
-      hidden_bias: whether the hidden layers have biases, which give their inputs away; the head always has one.
+      hidden_bias: whether the hidden layers have biases, which reveal their inputs; the head always has one.
       input_shape: `(H, W, C)` of one example, flattened in that order.
       num_classes: `K`.
       mean: per-channel mean; `None` = no shift.

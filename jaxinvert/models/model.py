@@ -1,13 +1,12 @@
-"""What the rest of jaxinvert knows of a network: `init`, `apply` and a few static facts.
+"""`Model`: a network as `init`, `apply` and static facts; adapters for Flax modules and for pairs of functions.
 
-The contract with anybody's model is the function `apply(params, inputs) -> logits` (or a loss function built
-on it), not this package: the networks here are those that the attacks were published on. `from_linen` and
-`from_functions` put a Flax module or a pair of functions of your own behind the same contract.
+Attacks require only the function `apply(params, inputs) -> logits` (or a loss function built on it), so any model can
+be attacked; the networks in this package are those used in published attacks. `from_linen` and `from_functions` turn
+a Flax module or a pair of functions into a `Model`.
 
-`params` is the *full* Flax variables dictionary, `{"params": ..., "batch_stats": ...}`: everything the server
-sends. Running statistics of BatchNorm are sent but not trained, so `apply` cuts them off with
-`stop_gradient`: a client's gradient has the same tree as `params`, and its `batch_stats` leaves are exactly
-zero.
+`params` is the *full* Flax variables dictionary, `{"params": ..., "batch_stats": ...}`: everything the server sends.
+Running statistics of BatchNorm are sent but not trained, so `apply` stops their gradient with `stop_gradient`: a
+client's gradient has the same tree as `params`, and its `batch_stats` leaves are exactly zero.
 """
 
 import functools
@@ -25,22 +24,21 @@ from jaxinvert.types import ApplyFn, Array, ArrayTree, Batch, Key, LossFn, Param
 
 
 class Model(NamedTuple):
-    """A network as two pure functions and what is static about it.
+    """A network as two pure functions and static facts.
 
     Attributes:
-      name: as in the registry; sizes other than the published ones are spelled out.
+      name: name in the registry; sizes other than the published ones are appended.
       input_shape: `(H, W, C)` of one example.
       num_classes: `K`.
-      head: path of the last dense layer in `params`, keys joined by "/": holds `kernel [features, K]` and
-        `bias [K]`. Label recovery and closed-form attacks read it here instead of guessing "the last two
-        leaves".
+      head: path of the last dense layer in `params`, keys joined by "/": holds `kernel [features, K]` and `bias [K]`.
+        Label recovery and closed-form attacks use it instead of assuming that the head is the last two leaves.
       init: `key -> params`.
       apply: `(params, inputs [B, H, W, C] in [0, 1]) -> logits [B, K]`; normalizes its inputs itself.
       mean: per-channel mean that `apply` subtracts; zeros = no normalization.
       std: per-channel standard deviation that `apply` divides by; ones = no normalization.
       batch_statistics: `(params, inputs [B, H, W, C] in [0, 1]) -> statistics`, the tree of
-        `params["batch_stats"]`: mean and biased variance, over batch and pixels, of what enters each BatchNorm layer
-        in `apply`; `{}` without such layers. Differentiable in `inputs`.
+        `params["batch_stats"]`: mean and biased variance, over batch and pixels, of each BatchNorm layer's input in
+        `apply`; `{}` without such layers. Differentiable in `inputs`.
       loss_fn: `(params, batch) -> []`, what the clients minimize if it is not the mean cross-entropy; see `loss`.
       drawn_loss_fn: `(params, batch, key) -> []`, what they minimize instead if the network draws random numbers in
         training, which `apply` leaves out.
@@ -93,17 +91,17 @@ def from_linen(
     std: Sequence[float] | None = None,
     head: str = "params/head",
 ) -> Model:
-    """Makes a `Model` of a Flax linen module whose `__call__` takes normalized inputs to logits.
+    """Makes a `Model` from a Flax linen module whose `__call__` maps normalized inputs to logits.
 
-    Running statistics that the module would update are dropped: in BatchNorm train mode the logits use the
-    batch's own statistics, and a client's update never carries new running ones. `Model.batch_statistics` has the
-    batch's, in train mode and in eval mode (where earlier layers normalize by their running ones).
+    Updates of running statistics by the module are discarded: in BatchNorm train mode the logits use the batch's own
+    statistics, and a client's update never contains new running statistics. `Model.batch_statistics` returns the
+    batch's statistics, in train mode and in eval mode (where earlier layers normalize by their running statistics).
 
-    No function of the result is jitted.
+    The functions of the result are not jitted.
 
     Args:
       module: maps `[B, H, W, C]` to logits `[B, K]`; needs no random numbers when applied.
-      name: what reports call it.
+      name: name of the model in reports.
       input_shape: `(H, W, C)`, all positive.
       num_classes: `K`, at least 1.
       mean: `C` per-channel means of pixels in [0, 1]; `None` = zeros.
@@ -114,13 +112,13 @@ def from_linen(
       The model.
 
     Raises:
-      ValueError: at once for a bad shape, class count, mean or std; later, from `apply`, for inputs that are
-        not `[B, *input_shape]`.
+      ValueError: for an invalid shape, class count, mean or std; later, from `apply`, for inputs that are not
+        `[B, *input_shape]`.
     """
     facts = _facts(name, input_shape, num_classes, mean, std)
 
     def init(key: Key) -> Params:
-        # lazy_init traces the forward pass for its shapes only; nothing but the initializers runs.
+        # lazy_init only traces the forward pass for its shapes; only the initializers run.
         return module.lazy_init(key, jax.ShapeDtypeStruct((1, *facts.input_shape), jnp.float32))
 
     def apply(params: Params, inputs: Array) -> Array:
@@ -158,12 +156,12 @@ def from_functions(
     std: Sequence[float] | None = None,
     head: str = "params/head",
 ) -> Model:
-    """Makes a `Model` of two pure functions, written with any library or none.
+    """Makes a `Model` from two pure functions, written with any library or none.
 
     Args:
       init: `key -> params`, any tree.
       apply: `(params, normalized inputs [B, H, W, C]) -> logits [B, K]`.
-      name: what reports call it.
+      name: name of the model in reports.
       input_shape: `(H, W, C)`, all positive.
       num_classes: `K`, at least 1.
       mean: `C` per-channel means of pixels in [0, 1]; `None` = zeros.
@@ -171,11 +169,11 @@ def from_functions(
       head: path of the last dense layer in `params`.
 
     Returns:
-      The model. What `params` holds below "batch_stats" is not trained. What enters the BatchNorm layers of such a
-      model cannot be seen: its `batch_statistics` raises ValueError if there are any.
+      The model. Leaves of `params` under "batch_stats" are not trained. The inputs of its BatchNorm layers cannot be
+      observed: its `batch_statistics` raises ValueError if there are such layers.
 
     Raises:
-      ValueError: as `from_linen`.
+      ValueError: see `from_linen`.
     """
     facts = _facts(name, input_shape, num_classes, mean, std)
 
@@ -201,7 +199,7 @@ def from_functions(
 
 
 class _Facts(NamedTuple):
-    """What is static about the inputs of the network `name`."""
+    """Static facts about the inputs of the network `name`."""
 
     name: str
     input_shape: tuple[int, int, int]
@@ -236,7 +234,7 @@ def _normalized(inputs: Array, facts: _Facts) -> Array:
 
 
 def _untrained_cut_off(params: Params) -> Params:
-    """`params` with running statistics that pass no gradient."""
+    """`params` with the gradient of running statistics stopped."""
     if not isinstance(params, Mapping) or "batch_stats" not in params:
         return params
     return {**params, "batch_stats": jax.lax.stop_gradient(params["batch_stats"])}

@@ -1,4 +1,4 @@
-"""Networks by name, for command lines, sweeps and experiments.
+"""Registry of networks by name, for command lines, sweeps and experiments.
 
 Library code takes a `Model` or a function, never a name.
 """
@@ -85,11 +85,11 @@ _ANY_SIZE: dict[str, Callable[..., Callable[..., Model]]] = {
     r"vit-pre-norm-(\d+)-(\d+)-(\d+)": functools.partial(_sized_vit, "pre-norm"),
     r"wide-convnet-(\d+)": lambda units: functools.partial(wide_convnet, units=units),
 }
-"""Patterns of names whose numbers are sizes: any of them makes a network."""
+"""Patterns of names with sizes in them -> factory for these sizes."""
 
 
 def names() -> tuple[str, ...]:
-    """The registered names, in the order of registration."""
+    """The registered names, in registration order."""
     return tuple(REGISTRY)
 
 
@@ -104,7 +104,7 @@ def create(
     conv_general_dilated: ConvolutionFn | None = None,
     **architecture: Any,
 ) -> Model:
-    """Creates a registered network, or imports one of the user's own.
+    """Creates a registered network, or imports a user's network.
 
     Example:
       >>> from jaxinvert import models
@@ -113,10 +113,11 @@ def create(
       ('convnet16', 'params/head')
 
     Args:
-      name: one of `names()`, or `convnetW`, `small-convnetW`, `small-convnet-bnW` and `resnetD-F` with a width, a
-        depth and a multiple of the usual width, `mlp-W-W-...` and `mlp-unbiased-W-W-...` with those of the hidden
-        layers, `vit-plain-P-W-D` and `vit-pre-norm-P-W-D` with a patch, a width and a depth, `wide-convnet-U` with a
-        number of units; or `module:function`, which is imported and called: see `import_model`.
+      name: one of `names()`; or with sizes: `convnetW`, `small-convnetW` and `small-convnet-bnW` with a width,
+        `resnetD-F` with a depth and a multiple of the usual width, `mlp-W-W-...` and `mlp-unbiased-W-W-...` with the
+        hidden widths, `vit-plain-P-W-D` and `vit-pre-norm-P-W-D` with a patch size, a width and a depth,
+        `wide-convnet-U` with a number of units; or `module:function`, which is imported and called, see
+        `import_model`.
       like: a data set, whose shape, classes and normalization the network has where nothing else is given.
       input_shape: `(H, W, C)` of one example; without `like` by default `(32, 32, 3)`.
       num_classes: `K`; without `like` by default 10.
@@ -127,11 +128,11 @@ def create(
       **architecture: options of the network's factory, such as `width`, `depth`, `features`, `batch_norm`.
 
     Returns:
-      The model. Its name follows the sizes it really has.
+      The model. Its name states its actual sizes.
 
     Raises:
-      ValueError: for an unknown name or an option that the factory does not have, with the known ones and the
-        closest of them; and whatever the factory refuses.
+      ValueError: for an unknown name or option (the message lists the known ones and the closest match), and for
+        values that the factory rejects.
     """
     if like is not None:
         input_shape, num_classes = input_shape or like.images.shape[1:], num_classes or like.num_classes

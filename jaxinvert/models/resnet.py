@@ -1,8 +1,8 @@
-"""Residual networks: the three-stage CIFAR kind (depth 6n + 2, any width) and the four-stage ImageNet kind.
+"""Residual networks: three-stage CIFAR ResNets (depth 6n + 2, any width) and four-stage ImageNet ResNets.
 
-Convolutions have no bias and start Kaiming-normal with fan-out, BatchNorm starts at scale 1 and bias 0, the
-dense layer as PyTorch's: the usual choices of PyTorch programs, including the one behind the published
-"Inverting Gradients" numbers. Where a block changes the shape, its shortcut is a 1x1 convolution with
+Convolutions have no bias and a Kaiming-normal initialization with fan-out, BatchNorm starts at scale 1 and bias 0,
+and the dense layer has PyTorch's default: the usual choices of PyTorch programs, including the one that produced the
+published "Inverting Gradients" numbers. If a block changes the shape, its shortcut is a 1x1 convolution with
 BatchNorm.
 
 References:
@@ -25,7 +25,7 @@ from jaxinvert.types import Array
 
 
 class BasicBlock(linen.Module):
-    """Two 3x3 convolutions around a shortcut; `width` channels out."""
+    """Two 3x3 convolutions with a shortcut; `width` output channels."""
 
     width: int
     stride: int
@@ -43,9 +43,9 @@ class BasicBlock(linen.Module):
 
 
 class Bottleneck(linen.Module):
-    """Convolutions 1x1, 3x3, 1x1 around a shortcut; `4 * width` channels out.
+    """Convolutions 1x1, 3x3, 1x1 with a shortcut; `4 * width` output channels.
 
-    The 3x3 convolution carries the stride, as in common PyTorch code; the paper puts it on the first 1x1.
+    The 3x3 convolution has the stride, as in common PyTorch code; in the paper the first 1x1 convolution has it.
     """
 
     width: int
@@ -66,7 +66,7 @@ class Bottleneck(linen.Module):
 
 
 def _shortcut(conv: LayerFn, norm: LayerFn, x: Array, channels: int, stride: int) -> Array:
-    """The identity, or a 1x1 convolution with BatchNorm where the shape changes. Call it inside a block."""
+    """The identity, or a 1x1 convolution with BatchNorm if the shape changes. Call it inside a block."""
     if stride == 1 and x.shape[-1] == channels:
         return x
     x = conv(channels, (1, 1), strides=stride, padding=0, name="shortcut_conv")(x)
@@ -74,7 +74,7 @@ def _shortcut(conv: LayerFn, norm: LayerFn, x: Array, channels: int, stride: int
 
 
 class ResNet(linen.Module):
-    """Stem, stages of blocks at width, 2 width, 4 width, ..., global mean, head.
+    """Stem, stages of blocks with width, 2 width, 4 width, ..., global mean, head.
 
     Every stage but the first halves the resolution. The "cifar" stem is a 3x3 convolution; the "imagenet"
     stem a 7x7 convolution of stride 2 and a 3x3 max-pool of stride 2.
@@ -117,7 +117,7 @@ def resnet_cifar(
     batch_norm: str = "eval",
     conv_general_dilated: ConvolutionFn = nn.conv_general_dilated,
 ) -> Model:
-    """Three stages of `(depth - 2) / 6` basic blocks at width, 2 width, 4 width.
+    """A ResNet with three stages of `(depth - 2) / 6` basic blocks with width, 2 width, 4 width.
 
     "ResNet20-4" of the literature is depth 20 and width 64 = 4 * 16; "ResNet32-10" depth 32 and width 160.
 
@@ -232,7 +232,7 @@ def _resnet(
     batch_norm: str,
     conv_general_dilated: ConvolutionFn,
 ) -> Model:
-    """What both kinds share: the layers and their start."""
+    """Common part of both kinds: the layers and their initialization."""
     if width < 1:
         raise ValueError(f"width must be at least 1, got {width}")
     conv = functools.partial(

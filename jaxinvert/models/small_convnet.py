@@ -1,7 +1,7 @@
-"""A small network that leaks in seconds: three 3x3 convolutions of stride 1, ReLU, and a dense layer.
+"""Small convolutional networks that are inverted in seconds: three 3x3 convolutions of stride 1, ReLU, a dense layer.
 
-Nothing is pooled or strided away and the dense layer is wide, so that the gradient of one image determines it
-almost exactly. For demonstrations, tests and positive controls; from no paper. One of its two kinds has BatchNorm:
+There is no pooling or stride and the dense layer is wide, so that the gradient of one image determines it almost
+exactly. For demonstrations, tests and positive controls; not from a paper. One of the two kinds has BatchNorm and is
 the shallowest network here whose clients send running statistics.
 """
 
@@ -18,7 +18,7 @@ from jaxinvert.types import Array
 
 
 class SmallConvNet(linen.Module):
-    """Three convolutions at full resolution, then all `H * W * width` features into the head."""
+    """Three convolutions at full resolution, then a head on all `H * W * width` features."""
 
     num_classes: int
     width: int
@@ -44,7 +44,7 @@ def small_convnet(
     std: Sequence[float] | None = None,
     conv_general_dilated: ConvolutionFn = nn.conv_general_dilated,
 ) -> Model:
-    """The small network; starts as PyTorch's layers do.
+    """The small network, with PyTorch's default initialization.
 
     Args:
       width: channels of every convolution.
@@ -120,7 +120,7 @@ def _small(
     num_classes: int,
     **facts: Any,
 ) -> Model:
-    """What both kinds share."""
+    """Common part of both kinds."""
     if width < 1:
         raise ValueError(f"width must be at least 1, got {width}")
     conv = functools.partial(linen.Conv, conv_general_dilated=conv_general_dilated)

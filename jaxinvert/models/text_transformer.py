@@ -1,10 +1,11 @@
-"""Small transformers on text: tokens are integers, and the first layer looks each of them up.
+"""Small transformers on text: a causal decoder and a classifying encoder, with integer tokens as inputs.
 
     h_s = table[t_s] + e_s    for the token at position s,    then `depth` pre-norm blocks, a norm and a head:
     y = h + attention(norm(h)),   y + perceptron(norm(y)).
 
-A *decoder* sees what came before and predicts a token at every position (Radford et al. 2019, GPT-2); an *encoder*
-sees everything and classifies the mean of all tokens. They are no `models.Model`, whose inputs are images.
+A *decoder* attends to earlier positions and predicts a token at every position (Radford et al. 2019, GPT-2). An
+*encoder* attends to all positions and classifies the mean of all tokens. They are no `models.Model`, whose inputs are
+images.
 
 References:
   Radford, Wu, Child, Luan, Amodei, Sutskever: Language Models are Unsupervised Multitask Learners. 2019.
@@ -22,20 +23,20 @@ from jaxinvert.types import Array, Batch, Key, LossFn, Params
 
 
 class TextModel(NamedTuple):
-    """A transformer on text as pure functions, and what is static about it.
+    """A transformer on text as pure functions and static facts.
 
     Attributes:
       name: "decoder" or "encoder".
       vocabulary_size: `V`; tokens are integers in [0, V).
       length: `n`, tokens of every sequence.
       depth: blocks; the attention of block `i` is at `params/attention_i`.
-      causal: whether a position sees only those before it and itself.
+      causal: whether a position attends only to itself and earlier positions.
       head: path of the last dense layer in `params`.
       init: `key -> params`.
       apply: `(params, tokens [B, n]) -> logits`, `[B, n, V]` of a decoder, `[B, K]` of an encoder.
-      attention_inputs: `(params, tokens [B, n]) -> [depth, B, n, d]`, what `query`, `key` and `value` of each
-        attention read.
-      features: `(params, tokens [B, n]) -> [B, n, d]` or `[B, d]`, what the head reads.
+      attention_inputs: `(params, tokens [B, n]) -> [depth, B, n, d]`, the input of each attention's `query`, `key`
+        and `value`.
+      features: `(params, tokens [B, n]) -> [B, n, d]` or `[B, d]`, the input of the head.
       loss_fn: `(params, batch) -> []`, the mean cross-entropy of a batch of `inputs [B, n]` and integer `labels`,
         `[B, n]` the tokens to predict, or `[B]` classes.
     """
@@ -65,7 +66,7 @@ class TextTransformer(linen.Module):
 
     @linen.compact
     def __call__(self, tokens: Array) -> tuple[Array, Array, Array]:
-        """Tokens `[B, n]` to logits, what the head reads, and what the attentions read `[depth, B, n, d]`."""
+        """Tokens `[B, n]` to logits, the head's inputs, and the attentions' inputs `[depth, B, n, d]`."""
         table = self.param("tokens", linen.initializers.normal(0.02), (self.vocabulary_size, self.width))
         positions = self.param("positions", linen.initializers.normal(0.02), (tokens.shape[1], self.width))
         states, read = table[tokens] + positions[None], []
@@ -81,14 +82,14 @@ class TextTransformer(linen.Module):
 def decoder(
     *, vocabulary_size: int = 500, length: int = 8, width: int = 64, depth: int = 2, num_heads: int = 4
 ) -> TextModel:
-    """A causal transformer that predicts a token at every position; tables N(0, 0.02^2), kernels Glorot uniform.
+    """A causal transformer that predicts a token at every position; embeddings N(0, 0.02^2), kernels Glorot uniform.
 
     Args:
       vocabulary_size: `V`.
-      length: `n` of every sequence.
-      width: `d` of the tokens.
-      depth: blocks.
-      num_heads: of every attention; divides the width.
+      length: `n`, tokens per sequence.
+      width: `d`, width of the tokens.
+      depth: number of blocks.
+      num_heads: heads of every attention; divides the width.
 
     Raises:
       ValueError: for a size below 1, or heads that do not divide the width.
@@ -105,18 +106,18 @@ def encoder(
     depth: int = 2,
     num_heads: int = 4,
 ) -> TextModel:
-    """A transformer that classifies the mean of all tokens, each of which sees all others; starts as `decoder` does.
+    """A transformer with full attention that classifies the mean of all tokens; initialized like `decoder`.
 
     Args:
       vocabulary_size: `V`.
       num_classes: `K`.
-      length: `n` of every sequence.
-      width: `d` of the tokens.
-      depth: blocks.
-      num_heads: of every attention; divides the width.
+      length: `n`, tokens per sequence.
+      width: `d`, width of the tokens.
+      depth: number of blocks.
+      num_heads: heads of every attention; divides the width.
 
     Raises:
-      ValueError: as `decoder`.
+      ValueError: see `decoder`.
     """
     return _text_model("encoder", vocabulary_size, num_classes, length, width, depth, num_heads, causal=False)
 

@@ -2,17 +2,17 @@
 
     z_s = x_s W + b + e_s    for patch s of an image,    then `depth` blocks, a norm, the mean over s, and the head.
 
-Two kinds of blocks, since it is they that decide what attacks on attention can read:
+There are two kinds of blocks, which determine the attacks on attention that apply:
 
 | kind     | block                                           | tokens enter the first attention |
 |----------|-------------------------------------------------|----------------------------------|
-| plain    | `perceptron(norm(attention(z)))`                | as they are, and nowhere else    |
-| pre-norm | `y = z + attention(norm(z))`, `y + perceptron(norm(y))` | normalized, and past it in a sum |
+| plain    | `perceptron(norm(attention(z)))`                | unnormalized, without a skip     |
+| pre-norm | `y = z + attention(norm(z))`, `y + perceptron(norm(y))` | normalized, with a skip  |
 
-The closed form of APRIL needs the first: there the derivative by `z`, which is that by the position embeddings, is
-all of it due to the attention. The second is the usual one. Both average the tokens instead of reading a class token:
-behind a class token one block would give the position embeddings a gradient of rank 2 per head, too low to be
-inverted; the mean's passes through every token's own perceptron, and has a dimension for each token.
+The closed form of APRIL needs the plain kind: there the derivative with respect to `z`, which equals that of the
+position embeddings, comes from the attention alone. Pre-norm is the usual kind. Both average the tokens instead of
+using a class token. With a class token and one block, the gradient of the position embeddings would have rank 2 per
+head, too low to be inverted. The gradient of the mean passes through every token's perceptron and has full rank.
 
 References:
   Dosovitskiy et al.: An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale. ICLR 2021,
@@ -73,14 +73,14 @@ def vit(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Model:
-    """A Vision Transformer of one of two kinds; kernels start uniform (Glorot), position embeddings N(0, 0.02^2).
+    """A Vision Transformer of one of two kinds; kernels Glorot uniform, position embeddings N(0, 0.02^2).
 
     Args:
-      kind: "plain" or "pre-norm", see above.
+      kind: "plain" or "pre-norm", see the module docstring.
       patch: side of a patch in pixels; divides both sides of the images.
-      width: `d`, of the tokens.
-      depth: blocks.
-      num_heads: of every attention; divides the width.
+      width: `d`, width of the tokens.
+      depth: number of blocks.
+      num_heads: heads of every attention; divides the width.
       input_shape: `(H, W, C)` of one example.
       num_classes: `K`.
       mean: per-channel mean; `None` = no shift.
@@ -90,7 +90,7 @@ def vit(
       The model "vit-plain" or "vit-pre-norm", with `patch-width-depth` appended unless they are 4-128-1.
 
     Raises:
-      ValueError: for an unknown kind, a size below 1, or one that does not divide what it must.
+      ValueError: for an unknown kind, a size below 1, or a size that violates a divisibility condition above.
     """
     if kind not in _KINDS:
         raise unknown_value("kind", kind, _KINDS)
@@ -113,7 +113,7 @@ def vit(
 
 
 def to_patches(images: Array, patch: int) -> Array:
-    """`[B, H, W, C]` to `[B, n, patch * patch * C]`: patches in rows, each flattened like an image."""
+    """`[B, H, W, C]` to `[B, n, patch * patch * C]`: patches in row-major order, each flattened like an image."""
     batch_size, height, width, channels = images.shape
     grid = images.reshape(batch_size, height // patch, patch, width // patch, patch, channels)
     return jnp.swapaxes(grid, 2, 3).reshape(batch_size, -1, patch * patch * channels)

@@ -1,4 +1,4 @@
-"""A convnet with a wide hidden dense layer, as VGG has: what reads features of a batch in many mixtures."""
+"""A convnet with a wide hidden dense layer, as in VGG, whose gradient holds many mixtures of a batch's features."""
 
 import functools
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from jaxinvert.types import Array
 
 
 class WideConvNet(linen.Module):
-    """Two convolutions, the second of stride 2, a hidden layer `dense` on all their features, and the head."""
+    """Two convolutions, the second with stride 2, a hidden layer `dense` on all features, and the head."""
 
     num_classes: int
     units: int
@@ -42,11 +42,11 @@ def wide_convnet(
     std: Sequence[float] | None = None,
     conv_general_dilated: ConvolutionFn = nn.conv_general_dilated,
 ) -> Model:
-    """The convnet; starts as PyTorch's layers do.
+    """The convnet, with PyTorch's default initialization.
 
     Args:
-      units: of the hidden layer.
-      channels: of every convolution.
+      units: width of the hidden layer.
+      channels: channels of every convolution.
       input_shape: `(H, W, C)` of one example.
       num_classes: `K`.
       mean: per-channel mean; `None` = no shift.

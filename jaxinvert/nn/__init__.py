@@ -1,4 +1,4 @@
-"""Layers that stay fast under grad-of-grad and under vmap over restarts."""
+"""Convolution and max-pooling that are fast under second derivatives and under vmap over restarts."""
 
 from jaxinvert.nn.convolution import conv_general_dilated
 from jaxinvert.nn.pooling import max_pool

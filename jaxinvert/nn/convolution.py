@@ -1,12 +1,12 @@
-"""Convolution that stays fast when it is differentiated twice and mapped over restarts.
+"""A drop-in for `jax.lax.conv_general_dilated` that is fast under second derivatives and under vmap over restarts.
 
 A convolution is one trilinear form `T(x, w, y) = <conv(x, w), y>`. Its three partial maps
 
     convolve(x, w) -> y        input_transpose(y, w) -> x        kernel_gradient(x, y) -> w
 
-are closed under differentiation: each is linear in both arguments, and its transpose in either is one of the
-other two. They are three primitives here, so a gradient of a gradient (reverse, forward or mixed, of any order)
-never leaves the family, and each member is computed in the way that suits the backend (`lowerings`).
+are closed under differentiation: each is linear in both arguments, and its transpose in either is one of the other
+two. They are three primitives here, so derivatives of any order (reverse, forward or mixed) use only these three, and
+each has its own lowering per backend (`lowerings`).
 """
 
 import functools
@@ -24,7 +24,7 @@ from jaxinvert.nn import lowerings
 from jaxinvert.nn.geometry import Geometry
 from jaxinvert.types import Array
 
-# Where each operand keeps its lanes G, examples N, channels C and features O; the spatial axes lie between.
+# Axes of each operand's lanes G, examples N, channels C and features O; the spatial axes are in between.
 _AXES = {"x": {"G": 0, "N": 1, "C": -1}, "w": {"G": 0, "C": -2, "O": -1}, "y": {"G": 0, "N": 1, "O": -1}}
 
 
@@ -43,9 +43,8 @@ def _member(left: str, right: str, result: str, name: str) -> Primitive:
         return core.ShapedArray(shape, a.dtype)
 
     def batch(operands: Sequence[Array], dims: Sequence[int | None], *, geometry: Geometry) -> tuple[Array, int]:
-        # Two mapped operands make more lanes. One mapped operand beside a shared one has its lanes counted into
-        # the axis that only it and the result have (examples, channels or features): still one product, only
-        # larger.
+        # If both operands are mapped, the mapped axis merges into the lanes. If only one is, it merges into the axis
+        # that only this operand and the result have (examples, channels or features): one larger product.
         kinds = [kind for kind, dim in zip((left, right), dims) if dim is not None]
         others = [kind for kind, dim in zip((left, right), dims) if dim is None]
         axis = "G" if not others else next(iter(_AXES[kinds[0]].keys() - _AXES[others[0]].keys()))
@@ -71,7 +70,7 @@ def _evaluate(primitive: Primitive, a: Array, b: Array, *, geometry: Geometry) -
 
 
 def _merge(operand: Array, source: int, axis: int) -> Array:
-    """Moves axis `source` in front of `axis`, an index of the other axes, and fuses the two."""
+    """Moves axis `source` before `axis`, an index into the other axes, and merges the two."""
     axis %= operand.ndim - 1
     moved = jnp.moveaxis(operand, source, axis)
     return moved.reshape(*moved.shape[:axis], -1, *moved.shape[axis + 2 :])
@@ -81,7 +80,7 @@ _convolve_p = _member("x", "w", "y", "convolve")
 _input_transpose_p = _member("y", "w", "x", "convolve_input_transpose")
 _kernel_gradient_p = _member("x", "y", "w", "convolve_kernel_gradient")
 
-# Each rule gets the cotangent of the result, then both operands, of which the first or the second is not known.
+# Each rule gets the cotangent of the result and both operands, of which the first or the second is undefined.
 ad.defbilinear(
     _convolve_p,
     lambda y, x, w, **static: _input_transpose_p.bind(y, w, **static),
@@ -127,10 +126,10 @@ def conv_general_dilated(
 ) -> Array:
     """`jax.lax.conv_general_dilated`, fast under `grad` of `grad` and under `vmap` of either operand.
 
-    A drop-in for `flax.linen.Conv(conv_general_dilated=...)`: same arguments, shapes, results (to 1e-5 relative
-    in float32) and errors, all derivatives, every transformation; `shard_map` needs `check_vma=False`. What the
-    family does not express goes to `lax` unchanged: groups, operands that are not floats of one type, another
-    `preferred_element_type`, an `out_sharding`, empty operands and no spatial axis.
+    A drop-in for `flax.linen.Conv(conv_general_dilated=...)`: same arguments, shapes, results (to 1e-5 relative in
+    float32) and errors, all derivatives, every transformation; `shard_map` needs `check_vma=False`. Unsupported cases
+    are passed to `lax` unchanged: groups, operands that are not floats of one type, another `preferred_element_type`,
+    an `out_sharding`, empty operands and no spatial axis.
 
     Args:
       lhs: inputs of rank `D + 2`, in the layout `dimension_numbers` names.
@@ -142,7 +141,7 @@ def conv_general_dilated(
       dimension_numbers: as in `lax`; `None` is `NCHW`, `OIHW`, `NCHW`.
       feature_group_count: as in `lax`; only 1 is fast.
       batch_group_count: as in `lax`; only 1 is fast.
-      precision: as in `lax`; handed on to every matrix product and convolution.
+      precision: as in `lax`; passed to every matrix product and convolution.
       preferred_element_type: as in `lax`; only `None` or the operands' type is fast.
       out_sharding: as in `lax`; only `None` is fast.
 
@@ -150,8 +149,8 @@ def conv_general_dilated(
       The convolution, of rank `D + 2`.
 
     Raises:
-      ValueError: as `lax` does, for operands or arguments that don't fit each other.
-      TypeError: as `lax` does, for operands of unequal types.
+      ValueError: as in `lax`, for operands or arguments that do not fit each other.
+      TypeError: as in `lax`, for operands of different types.
     """
     plain = functools.partial(
         lax.conv_general_dilated,
@@ -166,7 +165,7 @@ def conv_general_dilated(
         preferred_element_type=preferred_element_type,
         out_sharding=out_sharding,
     )
-    # Tracing the plain form checks the arguments, with lax's own messages, and resolves every default.
+    # Tracing the lax convolution checks the arguments, with lax's own messages, and resolves all defaults.
     equations = jax.make_jaxpr(plain)(lhs, rhs).eqns
     if len(equations) > 1 or not is_supported(equations[0]):
         return plain(lhs, rhs)
@@ -174,7 +173,7 @@ def conv_general_dilated(
 
 
 def is_supported(equation: Any) -> bool:
-    """Whether the family can express the plain convolution in `equation` of a jaxpr."""
+    """Whether the three primitives can express the lax convolution in `equation` of a jaxpr."""
     params = equation.params
     lhs, rhs, out = (variable.aval for variable in (*equation.invars, *equation.outvars))
     return (
@@ -188,7 +187,7 @@ def is_supported(equation: Any) -> bool:
 
 
 def convolve(lhs: Array, rhs: Array, equation: Any) -> Array:
-    """The plain convolution in `equation` of a jaxpr, of `lhs` and `rhs`, by the family."""
+    """Computes the lax convolution in `equation` of a jaxpr, applied to `lhs` and `rhs`, by the primitives here."""
     params = equation.params
     lhs_axes, (out_features, in_features, *window), out_axes = params["dimension_numbers"]
     channels_last = operator.itemgetter(0, *range(2, lhs.ndim), 1)

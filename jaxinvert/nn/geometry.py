@@ -1,4 +1,4 @@
-"""What is static about a convolution: the sizes and steps of its spatial axes."""
+"""`Geometry`, the static description of a convolution: sizes, strides, padding and dilation of its spatial axes."""
 
 import math
 from collections.abc import Iterator
@@ -17,10 +17,10 @@ class _Axis(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """A convolution over `D` spatial axes, apart from its numbers of lanes, examples, channels and features.
+    """A convolution over `D` spatial axes, without its numbers of lanes, examples, channels and features.
 
-    The three operands are kept in one layout, with `G` independent lanes in front: inputs
-    `x [G, N, *input_shape, C]`, kernels `w [G, *kernel_shape, C, O]`, outputs `y [G, N, *output_shape, O]`.
+    The three operands have a fixed layout, with `G` independent lanes first: inputs `x [G, N, *input_shape, C]`,
+    kernels `w [G, *kernel_shape, C, O]`, outputs `y [G, N, *output_shape, O]`.
 
     Attributes:
       input_shape: `D` sizes, in pixels.
@@ -44,13 +44,13 @@ class Geometry(NamedTuple):
 
     @property
     def axes(self) -> Iterator[_Axis]:
-        """The spatial axes, one by one."""
+        """Iterates over the spatial axes."""
         for size, taps, out, stride, (low, high), spread, hole in zip(*self[:-1], strict=True):
             yield _Axis(size, taps, out, stride, low, high, spread, hole)
 
     @property
     def transposed(self) -> "Geometry":
-        """The convolution, over outputs and with a flipped kernel, that is this one's input transpose."""
+        """The geometry of the input transpose, a convolution of the outputs with the flipped kernel."""
         padding = []
         for axis in self.axes:
             reach = (axis.taps - 1) * axis.hole
@@ -67,5 +67,5 @@ class Geometry(NamedTuple):
 
     @property
     def num_tiles(self) -> int:
-        """How many tiles of two outputs along each axis cover the outputs."""
+        """Number of tiles, of two outputs along each axis, that cover the outputs."""
         return math.prod(-(-out // 2) for out in self.output_shape)

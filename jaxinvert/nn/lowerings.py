@@ -1,15 +1,15 @@
-"""How each member of the convolution family is computed, and which way on which backend.
+"""Lowerings of the three convolution primitives: XLA convolution, GEMM over patches, or Winograd.
 
-All take operands in the layout of `Geometry`. Three ways:
+All take operands in the layout of `Geometry`:
 
-* `xla_*`: one convolution, in the one order of axes (`N...C`, `...IO`) that XLA:CPU hands to its fast kernels
-  everywhere; other orders, such as `lax`'s own transposes, meet a naive loop when they stand inside a `while`
-  (25 to 100 times slower on jax 0.10). Lanes with kernels of their own become a grouped convolution.
-* `gemm_*`: one matrix product per lane over *patches*, the `K` shifted copies of the inputs below one another.
-* Winograd's F(2x2, 3x3): fewer multiplications, for wide 3 x 3 kernels at stride 1.
+* `xla_*`: one convolution, in the only order of axes (`N...C`, `...IO`) for which XLA:CPU always uses its fast
+  kernels; other orders, such as `lax`'s own transposes, run as a naive loop inside a `while` (25 to 100 times slower
+  on jax 0.10). Lanes with different kernels become a grouped convolution.
+* `gemm_*`: one matrix product per lane over *patches*, the `K` stacked shifted copies of the inputs.
+* Winograd's F(2x2, 3x3): fewer multiplications, for 3 x 3 kernels with many channels at stride 1.
 
-The rule on CPU: Winograd where it applies; else GEMM for kernel gradients, for kernels that differ per lane and
-for input transposes with fewer positions than features; else one convolution. Other backends get `xla_*`.
+On CPU, Winograd is used where it applies; else GEMM for kernel gradients, for kernels that differ per lane and for
+input transposes with fewer positions than features; else one convolution. Other backends use `xla_*`.
 """
 
 import functools
@@ -24,14 +24,14 @@ from jaxinvert.nn import winograd
 from jaxinvert.nn.geometry import Geometry
 from jaxinvert.types import Array
 
-# Winograd lifts every kernel to 16 / 9 of its size, and every image to 4 times its own, whatever the rest
-# costs: below these sizes the matrix products are too small to pay for that (measured on two Zen 5 cores).
+# Winograd expands every kernel to 16 / 9 of its size and every image to 4 times its size. Below these sizes the
+# matrix products are too small to make up for that (measured on two Zen 5 cores).
 _MIN_CHANNELS = 32
 _MIN_TILES = 32
 
 
 def cpu_convolve(x: Array, w: Array, *, geometry: Geometry) -> Array:
-    """Outputs of inputs `x` and kernels `w`."""
+    """Computes the outputs from inputs `x` and kernels `w`."""
     if _is_winograd(geometry, x, *w.shape[-2:]):
         products = _matmul(winograd.lift_inputs(x, geometry), winograd.lift_kernels(w), (2, 1), geometry)
         return winograd.unlift_outputs(products, geometry, x.shape[0])
@@ -39,11 +39,11 @@ def cpu_convolve(x: Array, w: Array, *, geometry: Geometry) -> Array:
 
 
 def cpu_input_transpose(y: Array, w: Array, *, geometry: Geometry) -> Array:
-    """Inputs from outputs `y`: the transpose of `cpu_convolve` in its inputs."""
+    """Computes inputs from outputs `y`: the transpose of `cpu_convolve` in its inputs."""
     if _is_winograd(geometry, y, *w.shape[-2:]):
         products = _matmul(winograd.lift_outputs(y, geometry), winograd.lift_kernels(w), (2, 2), geometry)
         return winograd.unlift_inputs(products, geometry, y.shape[0])
-    # A convolution needs the kernels flipped and transposed, which costs more than it gains on few positions.
+    # A convolution needs flipped and transposed kernels, which does not pay off for few positions.
     num_positions = y.shape[1] * math.prod(geometry.output_shape)
     if y.shape[0] > 1 or num_positions < y.shape[-1]:
         return gemm_input_transpose(y, w, geometry=geometry)
@@ -52,7 +52,7 @@ def cpu_input_transpose(y: Array, w: Array, *, geometry: Geometry) -> Array:
 
 
 def cpu_kernel_gradient(x: Array, y: Array, *, geometry: Geometry) -> Array:
-    """Kernels from inputs `x` and outputs `y`: the transpose of `cpu_convolve` in its kernels."""
+    """Computes kernels from inputs `x` and outputs `y`: the transpose of `cpu_convolve` in its kernels."""
     if _is_winograd(geometry, x, x.shape[-1], y.shape[-1]):
         lifted = winograd.lift_inputs(x, geometry), winograd.lift_outputs(y, geometry)
         return winograd.unlift_kernels(_matmul(*lifted, (1, 1), geometry), x.shape[0])
@@ -60,7 +60,7 @@ def cpu_kernel_gradient(x: Array, y: Array, *, geometry: Geometry) -> Array:
 
 
 def xla_convolve(x: Array, w: Array, *, geometry: Geometry) -> Array:
-    """As `cpu_convolve`, by one convolution, grouped where there are several lanes."""
+    """`cpu_convolve` as one convolution, grouped if there are several lanes."""
     spatial = "".join(chr(ord("a") + axis) for axis in range(len(geometry.input_shape)))
 
     def one_lane(x: Array, w: Array) -> Array:
@@ -79,30 +79,29 @@ def xla_convolve(x: Array, w: Array, *, geometry: Geometry) -> Array:
 
 
 def xla_input_transpose(y: Array, w: Array, *, geometry: Geometry) -> Array:
-    """As `cpu_input_transpose`, by one convolution."""
+    """`cpu_input_transpose` as one convolution."""
     x = jax.ShapeDtypeStruct((*y.shape[:2], *geometry.input_shape, w.shape[-2]), y.dtype)
     return jax.linear_transpose(lambda x: xla_convolve(x, w, geometry=geometry), x)(y)[0]
 
 
 def xla_kernel_gradient(x: Array, y: Array, *, geometry: Geometry) -> Array:
-    """As `cpu_kernel_gradient`, by one convolution."""
+    """`cpu_kernel_gradient` as one convolution."""
     w = jax.ShapeDtypeStruct((x.shape[0], *geometry.kernel_shape, x.shape[-1], y.shape[-1]), x.dtype)
     return jax.linear_transpose(lambda w: xla_convolve(x, w, geometry=geometry), w)(y)[0]
 
 
 def gemm_convolve(x: Array, w: Array, *, geometry: Geometry) -> Array:
-    """As `cpu_convolve`, by one matrix product per lane."""
+    """`cpu_convolve` as one matrix product per lane."""
     patches = _patches(x, geometry)
     lanes, depth, features = patches.shape[0], patches.shape[1], w.shape[-1]
     kernels = jnp.swapaxes(w.reshape(lanes, depth, features), 1, 2)
-    # Features are few where this form is used: with the many positions last, XLA:CPU multiplies four times
-    # faster.
+    # There are few features and many positions here: with positions last, XLA:CPU multiplies four times faster.
     y = _gemm(kernels, patches.reshape(lanes, depth, -1), (2, 1), geometry)
     return jnp.moveaxis(y.reshape(lanes, features, *patches.shape[2:]), 1, -1)
 
 
 def gemm_input_transpose(y: Array, w: Array, *, geometry: Geometry) -> Array:
-    """As `cpu_input_transpose`, by one matrix product per lane; overlapping patches add up."""
+    """`cpu_input_transpose` as one matrix product per lane; overlapping patches are summed."""
     lanes, features = y.shape[0], y.shape[-1]
     patches = _gemm(w.reshape(lanes, -1, features), y.reshape(lanes, -1, features), (2, 2), geometry)
     x = jax.ShapeDtypeStruct((*y.shape[:2], *geometry.input_shape, w.shape[-2]), y.dtype)
@@ -111,7 +110,7 @@ def gemm_input_transpose(y: Array, w: Array, *, geometry: Geometry) -> Array:
 
 
 def gemm_kernel_gradient(x: Array, y: Array, *, geometry: Geometry) -> Array:
-    """As `cpu_kernel_gradient`, by one matrix product per lane."""
+    """`cpu_kernel_gradient` as one matrix product per lane."""
     patches = _patches(x, geometry)
     lanes, depth, features = patches.shape[0], patches.shape[1], y.shape[-1]
     w = _gemm(patches.reshape(lanes, depth, -1), y.reshape(lanes, -1, features), (2, 1), geometry)
@@ -119,7 +118,7 @@ def gemm_kernel_gradient(x: Array, y: Array, *, geometry: Geometry) -> Array:
 
 
 def _patches(x: Array, geometry: Geometry) -> Array:
-    """`[G, K * C, N, *output_shape]`: what each output sees, kernel tap by kernel tap."""
+    """`[G, K * C, N, *output_shape]`: the inputs of each output, for each kernel tap."""
     pads = [(axis.low, axis.high, axis.spread - 1) for axis in geometry.axes]
     x = lax.pad(jnp.moveaxis(x, -1, 1), jnp.zeros((), x.dtype), [(0, 0, 0)] * 3 + pads)
     shifted = []
@@ -136,7 +135,7 @@ def _is_winograd(geometry: Geometry, operand: Array, channels: int, features: in
         and geometry.strides == geometry.input_dilation == geometry.kernel_dilation == (1, 1)
         and min(channels, features) >= _MIN_CHANNELS
         and operand.shape[1] * geometry.num_tiles >= _MIN_TILES
-        # Narrower floats would round what is lifted, not only what is summed.
+        # Narrower floats would also round the lifted operands, not only the sums.
         and operand.dtype in (jnp.float32, jnp.float64)
     )
 
@@ -148,7 +147,7 @@ def _matmul(
 
 
 def _gemm(a: Array, b: Array, contract: tuple[int, int], geometry: Geometry) -> Array:
-    """`[G, ., .]` times `[G, ., .]`, lane by lane, over one axis of each; a single lane needs no batch axis."""
+    """Multiplies `[G, ., .]` by `[G, ., .]` per lane, contracting one axis of each; no batch axis for one lane."""
     axis_a, axis_b = contract
     if a.shape[0] == 1:
         dimensions = ((axis_a - 1,), (axis_b - 1,)), ((), ())

@@ -1,4 +1,4 @@
-"""Max-pooling whose second derivative is right and fast."""
+"""Max-pooling with a correct and fast second derivative."""
 
 import functools
 from collections.abc import Sequence
@@ -15,24 +15,23 @@ def max_pool(
     strides: Sequence[int] | None = None,
     padding: str | Sequence[tuple[int, int]] = "VALID",
 ) -> Array:
-    """`flax.linen.max_pool`, as maxima of shifted slices, one spatial axis after the other.
+    """`flax.linen.max_pool`, as maxima of shifted slices along one spatial axis after the other.
 
-    The derivatives of all orders are selections among slices, which XLA fuses; `lax.reduce_window` gets its
-    second derivative from a window reduction over indices and a gather (four to ten times slower on CPU). Among
-    equal values the gradient goes to the first of the window in row-major order, and NaN wins over all, as in
-    `flax`.
+    Derivatives of all orders are selections among slices, which XLA fuses. The second derivative of
+    `lax.reduce_window` is a window reduction over indices and a gather (four to ten times slower on CPU). As in
+    `flax`, the gradient of equal values goes to the first of the window in row-major order, and NaN propagates.
 
     Args:
       inputs: `[..., *spatial, C]` floats, `D = len(window_shape)` spatial axes.
       window_shape: `D` window sizes, in pixels.
-      strides: `D` steps between windows, in pixels; 1 each if not given.
-      padding: `"SAME"`, `"VALID"` or `D` pairs (low, high) of pixels that never win.
+      strides: `D` steps between windows, in pixels; by default 1.
+      padding: `"SAME"`, `"VALID"` or `D` pairs (low, high), in pixels; padding is never the maximum.
 
     Returns:
       `[..., *pooled, C]` the largest value of each window.
 
     Raises:
-      ValueError: if `strides` or `padding` don't have one entry per window axis, or `inputs` has too few axes.
+      ValueError: if `strides` or `padding` do not have one entry per window axis, or `inputs` has too few axes.
     """
     window_shape = tuple(window_shape)
     strides = tuple(strides) if strides else (1,) * len(window_shape)
@@ -49,7 +48,7 @@ def max_pool(
     if any(low or high for low, high in padding):
         wide = [(0, 0, 0)] * first + [(low, high, 0) for low, high in padding] + [(0, 0, 0)]
         inputs = lax.pad(inputs, jnp.array(-jnp.inf, inputs.dtype), wide)
-    # The last axis first: ties then fall as in a row-major scan of the window.
+    # The last axis first: ties are then broken as in a row-major scan of the window.
     for axis, size, stride in reversed(list(zip(range(first, inputs.ndim), window_shape, strides))):
         span = (inputs.shape[axis] - size) // stride * stride + 1
         slices = [lax.slice_in_dim(inputs, i, i + span, stride, axis) for i in range(size)]

@@ -1,4 +1,4 @@
-"""Gives a user's own model the fast convolutions without an edit."""
+"""`fast_convolutions` replaces the convolutions in any JAX function by the fast ones, without editing it."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -15,23 +15,22 @@ Result = TypeVar("Result")
 
 
 def fast_convolutions(fun: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Returns `fun` with its plain convolutions replaced by `jaxinvert.nn.conv_general_dilated`.
+    """Returns `fun` with its lax convolutions replaced by `jaxinvert.nn.conv_general_dilated`.
 
-    The function is traced and every `conv_general_dilated` in it, however deep in `jit`, `cond`, `scan`,
-    `while_loop`, `jax.checkpoint`, custom derivatives or `shard_map`, exchanged for an equal one of the fast
-    family; everything else, the convolutions which the family can't express included, stays as it was. Rewrite
+    The function is traced, and every supported `conv_general_dilated` in it is replaced, also inside `jit`, `cond`,
+    `scan`, `while_loop`, `jax.checkpoint`, custom derivatives and `shard_map`; everything else is unchanged. Replace
     first and differentiate after: `jax.grad(fast_convolutions(loss))`.
 
         fast_apply = fast_convolutions(model.apply)
 
-    Only the backward function of a `jax.custom_vjp` is left alone: it is not part of the program until it runs.
+    The backward function of a `jax.custom_vjp` is not changed: it is not part of the program until it runs.
 
     Args:
-      fun: a pure function, as for `jax.jit`. Arguments that are not arrays (flags, names, Python numbers) reach
-        it as they are.
+      fun: a pure function, as for `jax.jit`. Arguments that are not arrays (flags, names, Python numbers) are passed
+        on unchanged.
 
     Returns:
-      A function with the same signature and results, traced anew at every call: call it inside a `jax.jit`.
+      A function with the same signature and results. It is retraced at every call: call it inside a `jax.jit`.
     """
 
     @functools.wraps(fun)
@@ -54,11 +53,11 @@ def fast_convolutions(fun: Callable[Arguments, Result]) -> Callable[Arguments, R
 
 
 def _rewrite(value: Any) -> Any:
-    """A jaxpr, or any parameter of an equation, with all convolutions inside replaced.
+    """Replaces all convolutions in a jaxpr, or in any parameter of an equation.
 
-    What holds none is returned as the very same object, for `jit` finds its compiled functions by identity.
+    A value without convolutions is returned as the same object: `jit` finds its compiled functions by identity.
     """
-    if isinstance(value, core.Jaxpr):  # in jax 0.12 the one class, closed or not
+    if isinstance(value, core.Jaxpr):  # in jax 0.12 the only class, closed or not
         equations = [_rewrite_equation(equation) for equation in value.eqns]
         return value if _all_same(equations, value.eqns) else value.replace(eqns=equations)
     if isinstance(value, core.ClosedJaxpr):
@@ -86,14 +85,14 @@ def _all_same(new: Iterable[Any], old: Iterable[Any]) -> bool:
 
 
 def _replace(equation: Any) -> Any:
-    """One equation, a call of the fast convolution, so that nothing around it has to change."""
+    """Replaces an equation by a single one, a call of the fast convolution, so that its context need not change."""
     operands = [jax.ShapeDtypeStruct(variable.aval.shape, variable.aval.dtype) for variable in equation.invars]
     call = jax.jit(lambda lhs, rhs: convolve(lhs, rhs, equation))
     [replacement] = jax.make_jaxpr(call)(*operands).eqns
     return equation.replace(primitive=replacement.primitive, params=replacement.params)
 
 
-# custom_jvp and custom_vjp keep their rules as functions that return a jaxpr, first in a tuple, when asked.
+# custom_jvp and custom_vjp store their rules as functions that return a tuple with a jaxpr first.
 _DERIVATIVE_RULES = {"jvp_jaxpr_fun", "fwd_jaxpr_thunk"}
 
 

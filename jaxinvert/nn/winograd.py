@@ -1,19 +1,17 @@
-"""Winograd's minimal filtering F(2x2, 3x3), as a lowering of all three members of the convolution family.
+"""Winograd's minimal filtering F(2x2, 3x3), as a lowering of all three convolution primitives.
 
 Two outputs of a 3-tap filter over 4 inputs are the trilinear form `sum_m (B x)_m (G w)_m (A y)_m` with 4
 products `m` instead of 6 (S. Winograd, "Arithmetic Complexity of Computations", 1980; A. Lavin and S. Gray,
-"Fast Algorithms for Convolutional Neural Networks", 2016, arXiv:1509.09308). Being trilinear it serves every
-member alike: *lift* the two given operands, multiply, and bring the products back through the transpose of the
-third map (*unlift*). In two dimensions that is 16 matrix products over channels for every 2 x 2 tile of
-outputs, 2.25 times fewer multiplications than the definition. One lifted operand serves several members, of all
-orders of differentiation: XLA shares it.
+"Fast Algorithms for Convolutional Neural Networks", 2016, arXiv:1509.09308). Because it is trilinear, it applies to
+all three primitives: *lift* the two given operands, multiply, and map the products back by the transpose of the third
+map (*unlift*). In two dimensions this is 16 matrix products over channels per 2 x 2 tile of outputs, 2.25 times fewer
+multiplications than the definition. XLA shares a lifted operand between primitives and orders of differentiation.
 
-Rounding grows little, as all constants are 0, 1 and 1/2: about 5e-7 relative in float32 with 256 channels. A
-non-finite input reaches every output of its tile.
+Rounding errors grow little, as all constants are 0, 1 and 1/2: about 5e-7 relative in float32 with 256 channels. A
+non-finite input affects every output of its tile.
 
 A lifted operand is a list of four arrays, one per row of the 4 x 4 products, each with the row's four products
-stacked along the lanes: few and large enough operations for XLA to compile quickly and to multiply on all
-cores.
+stacked along the lanes. These operations are few and large, so XLA compiles them quickly and uses all cores.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,8 +42,8 @@ def lift_inputs(x: Array, geometry: Geometry) -> Lifted:
 def lift_kernels(w: Array) -> Lifted:
     """`G w G^T` of kernels `[G, 3, 3, C, O]`: four arrays `[4 G, C, O]`.
 
-    As matrix products over the nine taps: kernels are as large as what they are computed from, so that memory, not
-    arithmetic, is what counts.
+    Computed as matrix products over the nine taps: inputs and results have similar sizes, so memory bandwidth, not
+    arithmetic, limits the speed.
     """
     taps = w.reshape(w.shape[0], 9, -1)
     rows = jnp.asarray(np.einsum("ai,bj->abij", _G, _G).reshape(4, 4, 9), w.dtype)
@@ -60,7 +58,7 @@ def lift_outputs(y: Array, geometry: Geometry) -> Lifted:
 
 
 def unlift_inputs(products: Lifted, geometry: Geometry, num_lanes: int) -> Array:
-    """The transpose of `lift_inputs`: overlapping windows add up."""
+    """The transpose of `lift_inputs`: overlapping windows are summed."""
     grid = _unstack_rows(products, geometry, num_lanes)
     x = _overlap_add(_b_transposed([_overlap_add(_b_transposed(row), 3) for row in grid]), 2)
     crops = [(-axis.low, axis.size + axis.low - size, 0) for axis, size in zip(geometry.axes, x.shape[2:])]
@@ -80,7 +78,7 @@ def unlift_outputs(products: Lifted, geometry: Geometry, num_lanes: int) -> Arra
     return y[:, :, : geometry.output_shape[0], : geometry.output_shape[1]]
 
 
-# The three maps of F(2, 3) and their transposes, along one axis.
+# The maps B, G and A of F(2, 3) and their transposes, along one axis.
 
 
 def _b(x: Line) -> list[Array]:
@@ -133,7 +131,7 @@ def _interleave(pair: Line, axis: int) -> Array:
 
 
 def _overlap_add(parts: Line, axis: int) -> Array:
-    """Windows of four, two apart, along `axis`: the last two of each fall on the first two of the next."""
+    """Adds windows of four at stride two along `axis`: the last two of each overlap the first two of the next."""
 
     def shifted(part: Array, step: int) -> Array:
         return lax.pad(
@@ -148,11 +146,11 @@ def _pad(array: Array, spatial: Sequence[tuple[int, int, int]]) -> Array:
 
 
 def _materialize(array: Array) -> Array:
-    """Returns `array`, made sure to be written to memory once before it is read.
+    """Returns `array` and forces XLA to write it to memory once before it is read.
 
-    A lift reads each element up to 16 times. Fused with what computes the element, as XLA:CPU would have it, that
-    is computed as often: it made a ResNet step four times slower. `lax.optimization_barrier` does not help, it is
-    gone before XLA fuses. Nothing is fused across a conditional, and XLA cannot tell that both branches of this one
-    return the same.
+    A lift reads each element up to 16 times. XLA:CPU would fuse it with the computation of the element and repeat
+    that computation as often, which made a ResNet step four times slower. `lax.optimization_barrier` does not help:
+    it is removed before XLA fuses. XLA does not fuse across a conditional, and cannot detect that both branches of
+    this one return the same.
     """
     return lax.cond(array.reshape(-1)[0] < jnp.inf, lambda a: a, lambda a: a + 0, array)

@@ -1,4 +1,4 @@
-"""What the server sees of a client: `observe`, the threat models that limit it, and updates captured in files."""
+"""What the server sees of a client: `observe`, threat models that restrict it, and updates captured in files."""
 
 from jaxinvert.observation import captures, threat_models
 from jaxinvert.observation.observe import (

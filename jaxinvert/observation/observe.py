@@ -1,4 +1,4 @@
-"""From a client's truth to what the server sees: the only function that reads truth, and the checks at the door."""
+"""`observe` runs a client on its private batch and returns the server's observation; checks of batch and update."""
 
 from collections.abc import Callable, Mapping
 
@@ -25,7 +25,7 @@ from jaxinvert.types import (
 )
 
 FEDSGD = LocalTraining(learning_rate=1.0, num_steps=1)
-"""The update is the gradient itself: one step with learning rate 1."""
+"""One step with learning rate 1: the update is the gradient itself."""
 
 
 def observe(
@@ -45,28 +45,28 @@ def observe(
     num_classes: int | None = None,
     client_key: Key | None = None,
 ) -> Observation:
-    """Runs the client on its private batch and returns what the server sees: the granted fields, and no other.
+    """Runs the client on its private batch and returns what the server sees: only the fields the threat model grants.
 
     Args:
       client_update: the client's `(params, batch) -> update`.
       params: the model's parameters, as sent to the client.
       batch: the private examples; `inputs [B, ...]` in [0, 1], integer `labels [B]`.
-      threat_model: which of the following the attacker is granted.
-      defense: what the client does to its update before it sends it; by default nothing.
-      defense_parameters: its strengths by name, none for one that has none, for attackers that know of it; without
-        this a defense stays unknown.
+      threat_model: the fields that the attacker is granted.
+      defense: applied to the update before it is sent; by default none.
+      defense_parameters: the defense's parameters by name, `{}` if it has none, for adaptive attackers; by default
+        the defense is unknown to the attacker.
       key: for a random defense.
-      local_training: how the client trains; by default one step of FedSGD.
-      batch_stats: the running statistics that the client sends beside its update, if it does.
+      local_training: the client's learning rate and number of steps; by default one step of FedSGD.
+      batch_stats: the running statistics, if the client sends them with its update.
       surrogate: `[N, H, W, C]` public images in [0, 1].
-      earlier_params: of earlier rounds in which the client trained on this batch, leaves `[N, ...]`.
-      earlier_updates: what it sent in these rounds, leaves `[N, ...]`.
-      num_classes: `K`; if given, labels outside [0, K) are refused (a loss would silently ignore them).
-      client_key: for a client that draws random numbers, or defends itself what it computes: handed to
+      earlier_params: parameters of earlier rounds in which the client trained on this batch, leaves `[N, ...]`.
+      earlier_updates: the client's updates of these rounds, leaves `[N, ...]`.
+      num_classes: `K`; if given, labels outside [0, K) are rejected (a loss would silently ignore them).
+      client_key: for a client that draws random numbers, or applies a defense inside its own computation; passed to
         `client_update` as a third argument.
 
     Raises:
-      ValueError: if the client's update is not a finite, non-zero tree like `params` (values are only looked at
+      ValueError: if the client's update is not a finite, non-zero tree like `params` (values are checked only
         outside of jit).
     """
     if num_classes is not None:
@@ -104,25 +104,25 @@ def observe_targets(
     earlier_updates: Update | None = None,
     client_key: Key | None = None,
 ) -> Observation:
-    """Observes `T` clients of the same model at once, as `search.over_targets` and `search.Stepwise` take them.
+    """Observes `T` clients of one model at once, in the form that `search.over_targets` and `search.Stepwise` take.
 
     Args:
       client_update: the clients' `(params, batch) -> update`.
       params: the model's parameters, the same for all.
       batches: private batches with a leading axis `T`.
-      threat_model: what the attacker is granted.
-      defense: what every client does to its update before it sends it.
-      defense_parameters: as in `observe`.
-      key: for a random defense, of which every target gets its own draw.
-      local_training: how the clients train.
-      running_statistics: what the clients send beside their updates, `(params, batch) -> statistics`, if they do.
+      threat_model: the fields that the attacker is granted.
+      defense: applied to every update before it is sent.
+      defense_parameters: see `observe`.
+      key: for a random defense; every target gets its own draw.
+      local_training: the clients' learning rate and number of steps.
+      running_statistics: `(params, batch) -> statistics`, if the clients send them with their updates.
       surrogate: `[N, H, W, C]` public images in [0, 1].
-      earlier_params: of earlier rounds in which all clients trained on these batches, leaves `[N, ...]`.
-      earlier_updates: what they sent in these rounds, leaves `[T, N, ...]`.
-      client_key: as in `observe`; every target gets its own.
+      earlier_params: parameters of earlier rounds in which all clients trained on these batches, leaves `[N, ...]`.
+      earlier_updates: the clients' updates of these rounds, leaves `[T, N, ...]`.
+      client_key: see `observe`; split into one key per target.
 
     Returns:
-      An observation whose fields have a leading axis `T`, but for `SHARED_FIELDS`. Not jitted.
+      An observation whose fields have a leading axis `T`, except `SHARED_FIELDS`. Not jitted.
     """
 
     def one(batch: Batch, earlier: Update | None, defense_key: Key | None, own_client_key: Key | None) -> Observation:
@@ -154,14 +154,14 @@ def observe_targets(
 
 
 def _known_of(defense: Defense | None, parameters: Mapping[str, Scalar] | None) -> dict[str, Scalar] | None:
-    """What there is to know of a defense: nothing of one whose parameters are not given."""
+    """The parameters of a defense that the attacker may know; `None` if they were not given."""
     if parameters is None:
         return {} if defense is None else None
     return dict(parameters)
 
 
 def require(observation: Observation, field: str, *, attack: str) -> ArrayTree:
-    """Reads a field that an attack cannot do without.
+    """Reads a field that an attack requires.
 
     Raises:
       ValueError: if the threat model withholds it; the message names the attack and the field.
@@ -173,7 +173,7 @@ def require(observation: Observation, field: str, *, attack: str) -> ArrayTree:
 
 
 def check_batch(batch: Batch, *, input_shape: tuple[int, ...], num_classes: int) -> None:
-    """Refuses a batch that the model cannot have trained on.
+    """Raises ValueError for a batch that the model cannot have trained on.
 
     Args:
       batch: `inputs [B, *input_shape]` in [0, 1], integer `labels [B]` in [0, num_classes).
@@ -181,7 +181,7 @@ def check_batch(batch: Batch, *, input_shape: tuple[int, ...], num_classes: int)
       num_classes: `K`.
 
     Raises:
-      ValueError: naming the offending shape or value.
+      ValueError: naming the wrong shape or value.
     """
     inputs, labels = batch.inputs, batch.labels
     if inputs.shape[1:] != tuple(input_shape):
@@ -201,12 +201,12 @@ def check_batch(batch: Batch, *, input_shape: tuple[int, ...], num_classes: int)
 
 
 def check_update(params: Params, update: Update) -> None:
-    """Refuses an update that no honest client can have sent for these parameters.
+    """Raises ValueError for an update that no honest client can have sent for these parameters.
 
-    Structure and shapes are always checked, values only where they are concrete (outside of jit).
+    Structure and shapes are always checked, values only if they are concrete (outside of jit).
 
     Raises:
-      ValueError: if a tensor is missing, unexpected, of another shape, not finite, or all tensors are zero.
+      ValueError: if a tensor is missing, unexpected, has another shape, is not finite, or all tensors are zero.
     """
     expected, received = leaves_by_path(params), leaves_by_path(update)
     if missing := sorted(expected.keys() - received.keys()):

@@ -1,16 +1,15 @@
-"""What the server is assumed to know. An attack result means nothing without it.
+"""Threat models: which fields of an `Observation` the attacker may read. No attack result is meaningful without one.
 
-A threat model says, field by field, what an `Observation` may hold beside the update. `observe` grants exactly that;
-an attack that reads more fails before it starts, with the list of what is missing. Five presets, each with all that
-the one before it grants:
+The update is always granted. `observe` fills exactly the granted fields; an attack that reads others fails before it
+starts and lists what is missing. Of the five presets, each grants all that the one before it grants:
 
-| preset | who                                               | also grants                              |
+| preset | attacker                                          | also grants                              |
 |--------|---------------------------------------------------|------------------------------------------|
 | A      | an eavesdropper                                   | the updates alone                        |
-| B      | one who knows the task                            | the model and its parameters             |
-| C      | a server that set the training, honest but curious| batch size, rate, local steps, defense   |
+| B      | an eavesdropper who knows the task                | the model and its parameters             |
+| C      | an honest-but-curious server that set the training| batch size, rate, local steps, defense   |
 | D      | a server with public data of the same kind        | surrogate images                         |
-| E      | a server that knows of the client's own data      | labels; running statistics if sent       |
+| E      | a server with knowledge about the client's data   | labels; running statistics if sent       |
 
 Most published attacks assume C plus known labels: `KNOWN_LABELS`, the default of `observe`.
 """
@@ -30,21 +29,21 @@ MEANINGS = {
     "earlier_params": "the parameters in earlier rounds on the same examples",
     "earlier_updates": "the client's updates of earlier rounds on the same examples",
 }
-"""What each field of an observation means, for people."""
+"""What each field of an observation means, for messages and reports."""
 
 
 class ThreatModel(NamedTuple):
-    """Which fields of an `Observation` the attacker is granted; the update always is.
+    """Which fields of an `Observation` the attacker is granted; the update is always granted.
 
     Attributes:
       params: the model and its parameters, as sent to the client.
       num_examples: the number of the client's examples.
       local_training: the client's learning rate and number of local steps.
       labels: the label of every example.
-      surrogate: public images of the kind the clients hold.
-      batch_stats: the client's running statistics, where it sends any.
-      defense: the parameters of the client's defense: what an adaptive attacker needs.
-      earlier_params: the parameters in earlier rounds, where the attacker was there.
+      surrogate: public images similar to the clients' data.
+      batch_stats: the client's running statistics, if it sends any.
+      defense: the parameters of the client's defense, which an adaptive attacker needs.
+      earlier_params: the parameters in earlier rounds on the same examples, if the attacker observed them.
       earlier_updates: the client's updates of these rounds.
     """
 
@@ -81,12 +80,12 @@ LADDER: dict[str, ThreatModel] = {
 
 
 def check_needs(threat_model: ThreatModel, needs: Iterable[str], *, attack: str) -> None:
-    """Refuses an attack that reads what the threat model withholds.
+    """Raises ValueError for an attack that reads fields the threat model withholds.
 
     Args:
-      threat_model: what the attacker is granted.
+      threat_model: the fields that the attacker is granted.
       needs: names of `Observation` fields.
-      attack: for the message.
+      attack: name of the attack, for the message.
 
     Raises:
       ValueError: naming the attack and every missing field.

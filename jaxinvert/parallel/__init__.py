@@ -1,4 +1,5 @@
-"""How many searches run side by side (`lanes`), and on which devices (`devices`)."""
+"""Parallel execution of a search: how many lanes run side by side (`lanes`), and on which devices (`devices`)."""
+
 
 from jaxinvert.parallel import devices, lanes
 

@@ -1,8 +1,8 @@
-"""Lanes, restarts times targets, spread over the devices of one or of several processes.
+"""Spreads lanes (restarts x targets) over the devices of one or several processes.
 
-Every device runs its share of the lanes; nothing is exchanged between them before results are asked for. With several
-processes (`jax.distributed.initialize`) each of them makes the same calls; inputs are those of the first process, and
-results are whole on every one.
+Every device runs its share of the lanes; devices communicate only when results are gathered. With several processes
+(`jax.distributed.initialize`), every process makes the same calls, the first process supplies the inputs, and every
+process gets the complete results.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,13 +18,13 @@ from jax.sharding import Mesh, NamedSharding
 from jaxinvert.types import ArrayTree
 
 Device = Any
-"""A `jax.Device`, which is no type to checkers."""
+"""A `jax.Device`, which type checkers do not accept as a type."""
 
 _LANES = "lanes"
 
 
 def first_devices(num_devices: int) -> list[Device]:
-    """The first `num_devices` devices of all processes.
+    """Returns the first `num_devices` devices of all processes.
 
     Raises:
       ValueError: if there are fewer.
@@ -39,10 +39,10 @@ def first_devices(num_devices: int) -> list[Device]:
 
 
 def lane_mesh(devices: Sequence[Device]) -> Mesh:
-    """The one-dimensional mesh over whose axis lanes are split.
+    """Builds the one-dimensional mesh that lanes are split over.
 
     Raises:
-      ValueError: if there is none, or if they belong to some processes, but neither to this one alone nor to all.
+      ValueError: unless the devices are those of this process alone or of all processes; also for no devices.
     """
     processes = {device.process_index for device in devices}
     if processes not in ({jax.process_index()}, set(range(jax.process_count()))):
@@ -54,16 +54,16 @@ def lane_mesh(devices: Sequence[Device]) -> Mesh:
 
 
 def on_lanes(function: Callable, mesh: Mesh | None) -> Callable:
-    """Lets every device of the mesh run `function(lanes, *shared) -> lanes` on its share; without a mesh as it is.
+    """Runs `function(lanes, *shared) -> lanes` on every device's share of the lanes; unchanged without a mesh.
 
-    All leaves of `lanes` have a leading axis that the number of devices divides, see `even_lanes`.
+    The leading axis of every leaf of `lanes` must be divisible by the number of devices; see `even_lanes`.
     """
     if mesh is None:
         return function
 
     def spread(lanes: ArrayTree, *shared: Any) -> ArrayTree:
         specs = (P(_LANES), *[P()] * len(shared))
-        # Without the check, since attacks may hold primitives and derivatives of their own.
+        # No check: attacks may use custom primitives and derivatives, which it rejects.
         on_mesh = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=P(_LANES), check_vma=False)
         return on_mesh(lanes, *shared)
 
@@ -71,7 +71,7 @@ def on_lanes(function: Callable, mesh: Mesh | None) -> Callable:
 
 
 def even_lanes(lanes: ArrayTree, mesh: Mesh | None) -> ArrayTree:
-    """Repeats lanes, from the first on, until every device of the mesh has as many; without a mesh as they are."""
+    """Pads lanes cyclically until every device of the mesh has equally many; unchanged without a mesh."""
     if mesh is None:
         return lanes
 
@@ -84,7 +84,7 @@ def even_lanes(lanes: ArrayTree, mesh: Mesh | None) -> ArrayTree:
 
 
 def to_every_device(tree: ArrayTree, mesh: Mesh | None) -> ArrayTree:
-    """Copies the first process's `tree` to every device of the mesh; without a mesh it stays as it is."""
+    """Copies the first process's `tree` to every device of the mesh; unchanged without a mesh."""
     if mesh is None:
         return tree
     everywhere = NamedSharding(mesh, P())
@@ -92,12 +92,12 @@ def to_every_device(tree: ArrayTree, mesh: Mesh | None) -> ArrayTree:
         return jax.device_put(tree, everywhere)
 
     def from_first_process(leaf: Any) -> Any:
-        if not isinstance(leaf, (jax.Array, np.ndarray)):  # a number of Python's stays one, weakly typed
+        if not isinstance(leaf, (jax.Array, np.ndarray)):  # Python scalars stay weakly typed
             return leaf
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             data = from_first_process(jax.random.key_data(leaf))
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-        # The broadcast is a sum, which widens small integers.
+        # The broadcast is a sum, which promotes small integers.
         values = multihost_utils.broadcast_one_to_all(np.asarray(leaf)).astype(leaf.dtype)
         return jax.make_array_from_callback(leaf.shape, everywhere, lambda index: values[index])
 
@@ -105,7 +105,7 @@ def to_every_device(tree: ArrayTree, mesh: Mesh | None) -> ArrayTree:
 
 
 def jit_whole(function: Callable, mesh: Mesh | None) -> Callable:
-    """Compiles `function`; what it returns is whole in every process, though its arguments are spread over a mesh."""
+    """Compiles `function` of arguments spread over a mesh; every process gets its complete result."""
     if mesh is None:
         return jax.jit(function)
     compiled = jax.jit(function, out_shardings=NamedSharding(mesh, P()))
@@ -117,10 +117,10 @@ def jit_whole(function: Callable, mesh: Mesh | None) -> Callable:
 
 
 def to_host(array: jax.Array) -> np.ndarray:
-    """The whole array in every process, however it is spread over devices."""
+    """Gathers an array that may be spread over devices, in every process."""
     return np.asarray(array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True))
 
 
 def agreed(number: int, mesh: Mesh | None) -> int:
-    """The first process's number, in every process of the mesh; what depends on clocks would differ."""
+    """Broadcasts the first process's number to all processes of the mesh: measured times differ between them."""
     return number if mesh is None or not mesh.is_multi_process else int(multihost_utils.broadcast_one_to_all(number))

@@ -1,6 +1,7 @@
-"""How many lanes, restarts times targets, run at once, and how.
+"""Chooses how many lanes (restarts x targets) run side by side.
 
-Accelerators want as many as their memory holds; a CPU those whose updates stay in its cache, and of larger ones two.
+An accelerator runs as many as fit in its memory. A CPU runs as many as keep their updates in its cache, and two lanes
+per step when one update exceeds it.
 """
 
 from collections.abc import Callable
@@ -18,18 +19,18 @@ _BYTES_PER_UPDATE_BYTE = 16
 def map_lanes(function: Callable, lanes: ArrayTree, chunk_size: int) -> ArrayTree:
     """Maps `function` over the leading axis of `lanes`, `chunk_size` at a time.
 
-    A chunk of one is not vmapped: even an axis of length 1 changes how operations are compiled.
+    A chunk of one is not vmapped: even an axis of length 1 changes how XLA compiles the operations.
     """
     return lax.map(function, lanes, batch_size=chunk_size if chunk_size > 1 else None)
 
 
 def lanes_at_once(update: Update, num_lanes: int) -> int:
-    """How many lanes to run side by side under vmap.
+    """Number of lanes to run side by side under vmap.
 
-    On CPU lanes pay while their updates stay in the cache; on accelerators they pay until the memory is full
-    (estimated from the update's size; pass an explicit chunk size where the estimate is off). Among the sizes that
-    fit, a divisor of `num_lanes` is preferred, so that no smaller remainder program is compiled, unless it would
-    leave half of the room unused.
+    On CPU, more lanes help while their updates stay in the cache; on accelerators, until the memory is full. Memory
+    is estimated from the update's size; pass an explicit chunk size where the estimate is wrong. Among the sizes that
+    fit, a divisor of `num_lanes` is preferred, so that no second program is compiled for a smaller remainder, unless
+    it is at most half of the largest size that fits.
 
     Args:
       update: of one target.
@@ -49,9 +50,9 @@ def lanes_at_once(update: Update, num_lanes: int) -> int:
 
 
 def lanes_in_step(chunk_size: int, num_lanes: int) -> int:
-    """How many lanes, too large to run side by side under vmap, take each step together, apart from one another.
+    """Number of lanes per loop step, without vmap, when one lane is too large to be vmapped with others.
 
-    On CPU two independent steps fill each other's gaps: the cores need not wait for the slower half of every small
-    operation. On ResNet20-4 that makes a lane's step a sixth faster (two Zen 5 cores), and compiling twice as slow.
+    On CPU, two independent steps in one loop body overlap: cores need not idle until the slower half of every small
+    operation ends. On ResNet20-4 a lane's step is a sixth faster (two Zen 5 cores), and compilation twice as slow.
     """
     return 2 if jax.local_devices()[0].platform == "cpu" and chunk_size == 1 and num_lanes % 2 == 0 else 1

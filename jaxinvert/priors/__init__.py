@@ -1,4 +1,5 @@
-"""What the attacker knows of images before it sees an update: regularizers, parametrizations, learned generators."""
+"""The attacker's prior knowledge about images: regularizers, parametrizations, learned generators."""
+
 
 from jaxinvert.priors import bases, dead_leaves, generators, parametrizations, regularizers
 

@@ -1,4 +1,4 @@
-"""Orthonormal bases in which photographs are sparse."""
+"""Orthonormal bases in which photographs are sparse: cosine transform and opponent colors."""
 
 import jax.numpy as jnp
 
@@ -13,7 +13,7 @@ def cosine_basis(size: int) -> Array:
 
 
 def opponent_colors(channels: int) -> Array:
-    """Brightness, red against blue, and green against both, `[3, 3]`; other numbers of channels stay apart."""
+    """Brightness, red against blue, and green against both, `[3, 3]`; the identity unless there are 3 channels."""
     if channels != 3:
         return jnp.eye(channels)
     opponents = jnp.array([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])

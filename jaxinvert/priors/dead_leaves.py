@@ -1,7 +1,7 @@
-"""Dead leaves: random opaque shapes that fall on each other, the simplest pictures with statistics of photographs.
+"""The dead leaves model: random opaque shapes drawn over each other, with the image statistics of photographs.
 
-Sizes follow the power law under which the picture looks alike at every scale: as many large shapes as fit, and many
-more small ones. So edges, flat areas and the fall of the spectrum are those of photographs, without any photograph.
+Sizes follow the power law that makes the image statistics scale-invariant: few large shapes, many small ones. Edges,
+flat areas and the decay of the spectrum then resemble those of photographs, without using any photograph.
 
 References:
   Lee, Mumford, Huang: Occlusion models for natural images: a statistical study of a scale-invariant dead leaves
@@ -14,20 +14,20 @@ import jax.numpy as jnp
 from jaxinvert.types import Array, Key, Shape
 
 _SMALLEST, _LARGEST = 0.08, 0.75
-"""Radii, in sides of the picture."""
+"""Radii, in units of the picture's longer side."""
 _ELONGATION = 0.6
 """The longest shapes are `exp(2 * 0.6)` times as long as wide."""
 _SHADING, _COLOR = 0.1, 0.1
-"""Standard deviations: of the slope of brightness per radius, and of a leaf's color around gray."""
+"""Standard deviations of the brightness gradient within a leaf, per radius, and of a leaf's color around gray."""
 
 
 def dead_leaves(key: Key, batch_shape: Shape, *, num_leaves: int = 40) -> Array:
     """Draws pictures `[B, H, W, C]` in [0, 1].
 
     Args:
-      key: of all leaves.
+      key: draws all leaves.
       batch_shape: `(B, H, W, C)`.
-      num_leaves: that fall on each picture, ellipses and rectangles.
+      num_leaves: ellipses and rectangles drawn on each picture.
     """
     batch_size, height, width, channels = batch_shape
     side = max(height, width)
@@ -36,7 +36,7 @@ def dead_leaves(key: Key, batch_shape: Shape, *, num_leaves: int = 40) -> Array:
     chances = jax.random.uniform(chance_key, (num_leaves, 7, batch_size, 1, 1))
     slopes = _SHADING * jax.random.normal(slope_key, (num_leaves, 2, batch_size, 1, 1))
     colors = _COLOR * jax.random.normal(color_key, (num_leaves, batch_size, 1, 1, channels))
-    colors -= jnp.mean(colors, axis=-1, keepdims=True)  # brightness has its own law
+    colors -= jnp.mean(colors, axis=-1, keepdims=True)  # brightness is drawn separately
 
     def fall(pictures: Array, leaf: tuple[Array, Array, Array]) -> tuple[Array, None]:
         (size, row, column, turn, elongation, shape, brightness), (down, across), color = leaf

@@ -1,4 +1,7 @@
-"""What the optimizer moves, and how it becomes images and labels: `init`, `decode`, `project`."""
+"""Parametrizations: the variables that an attack optimizes, and how they decode to images and labels.
+
+A `Parametrization` has `init`, `decode`, `project` and `penalty`.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,22 +17,22 @@ from jaxinvert.trees import tree_squared_norm
 from jaxinvert.types import Array, ArrayTree, Batch, Key, Parametrization, PerChannel, Scalar, Shape
 
 _FALL = 1.5
-"""Exponent of the spectrum in frequency: faster than photographs' 1, see `spectrum`."""
+"""Exponent of the amplitude spectrum; steeper than photographs' 1, see `spectrum`."""
 
 
 def pixels(
     batch_shape: Shape, *, mean: PerChannel = 0.0, std: PerChannel = 1.0, dtype: jnp.dtype = jnp.float32
 ) -> Parametrization:
-    """The images themselves, in the normalized space `z = (x - mean) / std` in which the model sees them.
+    """The images themselves, normalized as for the model: `z = (x - mean) / std`.
 
-    The start is `z ~ N(0, 1)`; `project` clips to the box where `x` is in [0, 1], as Geiping et al. (2020) do.
-    With `mean=0, std=1` the variables are the pixels.
+    The start is `z ~ N(0, 1)`; `project` clips `x` to [0, 1], as in Geiping et al. (2020). With `mean=0, std=1` the
+    variables are the pixels.
 
     Args:
       batch_shape: `(B, H, W, C)`.
       mean: scalar or `[C]`, the model's normalization.
       std: scalar or `[C]`, positive.
-      dtype: of the variables. Random numbers are drawn in float32, so that float64 starts at the same point.
+      dtype: dtype of the variables. The start is drawn in float32, so that it is the same for float64.
 
     Raises:
       ValueError: if `mean` or `std` fits neither a scalar nor the channels.
@@ -53,7 +56,7 @@ def pixels(
 
 
 def stay(variables: ArrayTree) -> ArrayTree:
-    """The projection onto everything."""
+    """The identity projection."""
     return variables
 
 
@@ -63,18 +66,18 @@ def unconstrained(images: Parametrization) -> Parametrization:
 
 
 def free_pixels(batch_shape: Shape) -> Parametrization:
-    """Images without a box that start from `N(1/2, 1/4)` pixels, in units of 1/4: most of `N(0, 1)` is no image."""
+    """Unprojected pixels in units of 1/4 that start from `N(1/2, 1/4)`: most of `N(0, 1)` is outside [0, 1]."""
     return unconstrained(pixels(batch_shape, mean=0.5, std=0.25))
 
 
 def start_at(
     images: Parametrization, picture: Array, *, batch_shape: Shape, mean: PerChannel = 0.0, std: PerChannel = 1.0
 ) -> Parametrization:
-    """`pixels` that start at a picture, with a little noise that tells restarts and examples apart.
+    """`pixels` that start at a given picture plus weak noise, so that restarts and examples differ.
 
     Args:
       images: from `pixels` with the same `batch_shape`, `mean` and `std`.
-      picture: `[H, W, C]` in [0, 1], for every example of the batch; or `[B, H, W, C]`, one for each.
+      picture: `[H, W, C]` in [0, 1], for all examples of the batch; or `[B, H, W, C]`, one per example.
       batch_shape: `(B, H, W, C)`.
       mean: scalar or `[C]`.
       std: scalar or `[C]`.
@@ -93,25 +96,25 @@ def start_at(
 
 
 START_NOISE = 0.1
-"""Standard deviation of the noise on a start at a picture, in units of `std` or of `spectrum`."""
+"""Standard deviation of the noise added to a given start, in units of `std` or of `spectrum`'s variables."""
 
 
 def spectrum(batch_shape: Shape, *, around: Array | float = 0.5, fall: Scalar = _FALL) -> Parametrization:
-    """Images as cosine transforms, every frequency in units of what photographs have there.
+    """Images as cosine transforms, each frequency scaled by its typical amplitude in photographs.
 
         x = around + sum_kl v_kl s_kl cos_k cos_l,   s_kl ~ 1 / (1 + |(k, l)|)^fall
 
-    in opponent colors, of which brightness has most of the contrast. Frequencies are in half periods per image; the
-    amplitudes `s` are such that standard normal variables make pixels with the standard deviation of photographs,
-    1/4. The start has half of that, at a given picture a tenth. `project` clips pixels to [0, 1].
+    in opponent colors, with most of the contrast in brightness. Frequencies are in half periods per image. The
+    amplitudes `s` are scaled so that standard normal variables give pixels with the standard deviation of
+    photographs, 1/4. The start has half of that, or a tenth around a given picture. `project` clips pixels to [0, 1].
 
-    Photographs' amplitudes fall like 1/f (Field: "Relations between the statistics of natural images and the
-    response properties of cortical cells", JOSA A 1987); falling faster pays in attacks, which have to find large
-    shapes first.
+    Photographs' amplitudes decay like 1/f (Field: "Relations between the statistics of natural images and the
+    response properties of cortical cells", JOSA A 1987). A steeper decay helps attacks, which must find large shapes
+    first.
 
     Args:
       batch_shape: `(B, H, W, C)`.
-      around: `[H, W, C]` or `[B, H, W, C]` in [0, 1], the picture that it starts at; by default gray.
+      around: `[H, W, C]` or `[B, H, W, C]` in [0, 1], the picture to start at; by default gray.
       fall: exponent of the spectrum; 0 gives all frequencies the same scale.
 
     Raises:
@@ -141,23 +144,23 @@ def spectrum(batch_shape: Shape, *, around: Array | float = 0.5, fall: Scalar = 
 
 
 def spectrum_of(inputs: Array, *, fall: Scalar = _FALL) -> Array:
-    """The variables that `spectrum` decodes to these `inputs` `[B, H, W, C]`."""
+    """The variables that `spectrum` decodes to `inputs` `[B, H, W, C]`."""
     return jnp.einsum("bhwd,kh,lw,cd->bklc", inputs - 0.5, *_waves(inputs.shape)) / _amplitude(inputs.shape, fall)
 
 
 def near(key: Key, inputs: Array, *, fall: Scalar = _FALL) -> Array:
-    """Variables of `spectrum` near these `inputs`: moved by `START_NOISE`, so that restarts differ."""
+    """Variables of `spectrum` for `inputs` plus noise of `START_NOISE`, so that restarts differ."""
     return spectrum_of(inputs, fall=fall) + START_NOISE * jax.random.normal(key, inputs.shape)
 
 
 def _waves(batch_shape: Shape) -> tuple[Array, Array, Array]:
-    """Orthonormal bases of rows, columns and colors."""
+    """Orthonormal bases for rows, columns and colors."""
     _, height, width, channels = batch_shape
     return cosine_basis(height), cosine_basis(width), opponent_colors(channels)
 
 
 def _amplitude(batch_shape: Shape, fall: Scalar = _FALL) -> Array:
-    """What photographs have at each frequency and color, `[1, H, W, C]`."""
+    """Amplitude of photographs at each frequency and color, `[1, H, W, C]`."""
     _, height, width, channels = batch_shape
     longest = max(height, width)
     frequency = jnp.hypot(
@@ -183,20 +186,20 @@ def with_soft_labels(
     num_classes: int,
     squash: Callable[[Array], Array] = jax.nn.softmax,
 ) -> Parametrization:
-    """Images and labels at once, as DLG does (Zhu et al. 2019): `decode` gives a `Batch` with labels `[B, K]`.
+    """Images and labels together, as in DLG (Zhu et al. 2019): `decode` gives a `Batch` with labels `[B, K]`.
 
-    The variables are those of `images` and the labels' logits, `N(0, 1)` at the start.
+    The variables are those of `images` and the labels' logits, which start from `N(0, 1)`.
 
     Args:
       images: decodes to `[B, H, W, C]`.
       batch_size: `B`.
       num_classes: `K`.
-      squash: logits to labels: softmax, or `jax.nn.sigmoid` where an example may have several labels.
+      squash: logits to labels: softmax, or `jax.nn.sigmoid` if an example may have several labels.
     """
 
     def init(key: Key) -> tuple[ArrayTree, Array]:
         logits = jax.random.normal(jax.random.fold_in(key, 1), (batch_size, num_classes), jnp.float32)
-        return images.init(key), logits  # the images start where they would without labels
+        return images.init(key), logits  # same start of the images as without labels
 
     def decode(variables: tuple[ArrayTree, Array]) -> Batch:
         image_variables, logits = variables
@@ -215,15 +218,15 @@ def with_soft_labels(
 def latents(
     prior: Prior, *, batch_size: int, prior_weight: Scalar = 0.0, start: Latents | None = None, spread: Scalar = 1.0
 ) -> Parametrization:
-    """Images as a generator makes them: the variables are its latents (GI-z of Jeon et al. 2021).
+    """Images of a generator with fixed parameters: the variables are its latents (GI-z of Jeon et al. 2021).
 
     Args:
-      prior: the generator and its parameters, which stay.
+      prior: the generator and its parameters.
       batch_size: `B`.
-      prior_weight: of `mean z^2`, minus the latents' log likelihood, per number of an image.
-      start: `B` images' latents to start from; by default `N(0, spread^2)` at the coarsest level and zero, which is
-        what the generator expects, at the finer ones.
-      spread: standard deviation of the start; the paper's is 1.
+      prior_weight: weight of `mean z^2`, proportional to the latents' negative log likelihood, per latent entry.
+      start: `B` images' latents to start from; by default `N(0, spread^2)` at the coarsest level and zero, the mean,
+        at the finer levels.
+      spread: standard deviation of the start; 1 in the paper.
     """
 
     def init(key: Key) -> Latents:
@@ -242,10 +245,10 @@ def latents(
 
 
 class LatentsAndWeights(NamedTuple):
-    """Variables of `generator_weights`, or their rates.
+    """Variables of `generator_weights`, or their learning rates.
 
     Attributes:
-      latents: of `B` images.
+      latents: latents of `B` images.
       weights: the generator's parameters, each with a leading axis `B`.
     """
 
@@ -256,10 +259,10 @@ class LatentsAndWeights(NamedTuple):
 def generator_weights(
     prior: Prior, *, batch_size: int, prior_weight: Scalar = 0.0, start: Latents | None = None, spread: Scalar = 1.0
 ) -> Parametrization:
-    """Images as a generator makes them that is the image's own: latents and weights are variables (Jeon et al. 2021).
+    """Images of a generator whose latents and weights are both variables (Jeon et al. 2021).
 
-    Every image gets its own copy of the weights. For GI-w the optimizer leaves the latents alone: give them a rate of
-    zero. The arguments are those of `latents`.
+    Every image gets its own copy of the weights. For GI-w give the latents a learning rate of zero. See `latents` for
+    the arguments.
     """
     inner = latents(prior, batch_size=batch_size, prior_weight=prior_weight, start=start, spread=spread)
 
@@ -278,19 +281,20 @@ def generator_weights(
 
 
 def mean_square(tree: ArrayTree) -> Array:
-    """Mean of all squares, over all leaves: `[]`."""
+    """Mean of squares over all entries of all leaves: `[]`."""
     return tree_squared_norm(tree) / sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def records(schema: Schema, *, batch_size: int, mean: PerChannel = 0.0, std: PerChannel = 1.0) -> Parametrization:
-    """Tabular records: continuous columns as `pixels`, each categorical one the softmax of free logits.
+    """Tabular records: continuous columns like `pixels`, each categorical column as the softmax of free logits.
 
-    The relaxation of Vero et al. (2023): a record is always a mixture of categories, and gradients reach all of them.
+    This is the relaxation of Vero et al. (2023): a record holds a mixture of categories, each of which gets
+    gradients.
 
     Args:
       schema: the columns.
       batch_size: `B`.
-      mean: scalar or `[F]`, the model's normalization; that of categories is not read.
+      mean: scalar or `[F]`, the model's normalization; ignored for categorical columns.
       std: scalar or `[F]`.
     """
     shape = (batch_size, 1, 1, encoded_width(schema))
@@ -316,10 +320,10 @@ def records(schema: Schema, *, batch_size: int, mean: PerChannel = 0.0, std: Per
 
 
 def per_channel(name: str, value: PerChannel, batch_shape: Shape) -> Array:
-    """Spreads a scalar or `[C]` over `[1, ..., C]`, so that no rank is promoted silently.
+    """Broadcasts a scalar or `[C]` to `[1, ..., C]`, to avoid implicit rank promotion.
 
     Raises:
-      ValueError: naming the constant, if it fits neither a scalar nor the channels of `batch_shape`.
+      ValueError: naming the constant, if it is neither a scalar nor has the channels of `batch_shape`.
     """
     batch_shape = tuple(batch_shape)
     array = jnp.asarray(value, jnp.float32)

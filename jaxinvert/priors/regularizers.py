@@ -1,4 +1,4 @@
-"""Image priors `inputs [B, H, W, C] -> []`: lower is more like a photograph. `weighted` sums them up."""
+"""Regularizers (image priors) `inputs [B, H, W, C] -> []`: lower is more like a photograph. `weighted` adds them."""
 
 import jax.numpy as jnp
 
@@ -7,14 +7,14 @@ from jaxinvert.types import Array, Regularizer, Scalar
 
 
 def zero(inputs: Array) -> Array:
-    """No prior."""
+    """Returns 0: no prior."""
     return jnp.zeros((), inputs.dtype)
 
 
 def total_variation(inputs: Array) -> Array:
     """Anisotropic total variation `mean |dx| + mean |dy|` (Geiping et al. 2020).
 
-    Both are means over all differences, so the value does not depend on the image's size: a horizontal ramp
+    Each term is a mean over all differences, so the value does not scale with the image's size: a horizontal ramp
     from 0 to 1 over `W` pixels has `1 / (W - 1)`. An axis of length 1 contributes 0.
 
     Raises:
@@ -28,12 +28,12 @@ def total_variation(inputs: Array) -> Array:
 
 
 def total_variation_l2(inputs: Array) -> Array:
-    """Squared total variation `mean dx^2 + mean dy^2`: smooths edges more than noise-like steps."""
+    """Squared total variation `mean dx^2 + mean dy^2`: smooths edges more than small noise."""
     return sum((jnp.mean(jnp.square(step)) for step in _neighbor_differences(inputs)), start=zero(inputs))
 
 
 def total_variation_norm(inputs: Array) -> Array:
-    """`|dx| + |dy|`, Euclidean norms over the whole batch (Hatamizadeh et al. 2022), with gradient 0 at zero."""
+    """`|dx| + |dy|` with Euclidean norms over the whole batch (Hatamizadeh et al. 2022), gradient 0 at zero."""
     return sum((tree_norm(step) for step in _neighbor_differences(inputs)), start=zero(inputs))
 
 
@@ -50,7 +50,7 @@ def mean_norm(inputs: Array) -> Array:
 
 
 def box(inputs: Array) -> Array:
-    """Clip term `|x - clip(x, 0, 1)|^2`: keeps pixels in [0, 1] softly (Geng et al. 2021)."""
+    """Clip term `|x - clip(x, 0, 1)|^2`: a soft constraint of pixels to [0, 1] (Geng et al. 2021)."""
     return jnp.sum(jnp.square(inputs - jnp.clip(inputs, 0.0, 1.0)))
 
 
@@ -68,7 +68,7 @@ def weighted(*terms: tuple[Scalar, Regularizer]) -> Regularizer:
 
 
 def _neighbor_differences(inputs: Array) -> list[Array]:
-    """Differences along height and width, without those of an axis that has none."""
+    """Differences along height and width; axes of length 1 are omitted."""
     if inputs.ndim != 4:
         raise ValueError(f"total variation needs images [B, H, W, C], got shape {inputs.shape}")
     return [jnp.diff(inputs, axis=axis) for axis in (1, 2) if inputs.shape[axis] > 1]

@@ -1,4 +1,4 @@
-"""What a person looks at after an attack or a sweep: pictures as PNG, self-contained pages as HTML, and a table."""
+"""Reports for people: self-contained HTML pages, PNG pictures and a terminal table of attacks, sweeps and audits."""
 
 from jaxinvert.report.audit_page import save_audit_html
 from jaxinvert.report.capture_page import save_capture_html

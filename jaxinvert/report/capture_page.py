@@ -1,4 +1,4 @@
-"""One self-contained HTML page about captured updates whose true images nobody has given."""
+"""Writes one self-contained HTML page about captured updates whose true images are not available."""
 
 from collections.abc import Mapping
 from os import PathLike
@@ -17,7 +17,7 @@ _MAX_PICTURES, _MAX_CONTROLS = 60, 12
 
 
 class Figure(NamedTuple):
-    """A reconstruction as an address that holds it, whose it is, its class, and the share of the update explained."""
+    """A reconstruction as a `data:` URI, its client, example and class, and the explained share of the update."""
 
     address: str
     client: int
@@ -33,13 +33,13 @@ def save_capture_html(
     title: str = "",
     command: str = "",
 ) -> None:
-    """Writes one HTML page that needs nothing else.
+    """Writes one self-contained HTML page.
 
     Args:
       path: the file to write.
-      found: by attacker, the job and what came of it.
-      title: what was captured.
-      command: how to run it again.
+      found: for each attacker, the job and its result.
+      title: name of the captured updates.
+      command: command that reproduces the result.
     """
     config, _ = next(iter(found.values()))
     attackers = [
@@ -63,7 +63,7 @@ def save_capture_html(
 
 
 def _figures(images: np.ndarray, labels: np.ndarray | None, share: np.ndarray) -> list[Figure]:
-    """All pictures of all clients, in their order."""
+    """All pictures of all clients, in order."""
     pixels, _ = as_byte_pairs(images.reshape(-1, *images.shape[2:]), images.reshape(-1, *images.shape[2:]))
     size = images.shape[1]
     return [

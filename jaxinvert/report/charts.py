@@ -1,4 +1,4 @@
-"""Charts as points in percent of a plot that stretches with the page; the template sets the text around them."""
+"""Charts as SVG paths in percent of a plot that scales with the page; the template sets the text around them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,13 +14,13 @@ HARDLY_DB = 15.0
 """Rule of thumb: below this PSNR, most pictures are hardly recognizable."""
 
 MAX_KINDS = 6
-"""Lines of a chart that can still be told apart."""
+"""Maximal number of distinguishable lines in a chart."""
 
 _MAX_LINES, _MAX_POINTS, _MAX_ROWS = 120, 120, 24
 
 
 def psnr_chart(psnr: np.ndarray, flat_db: float) -> dict[str, Any] | None:
-    """One dot per image along the decibels, stacked by the decibel; what is beyond stands at the edge."""
+    """One dot per image on a PSNR axis, with dots of similar PSNR stacked; outliers are drawn at the edge."""
     known = np.sort(psnr[~np.isnan(psnr)])
     if not len(known):
         return None
@@ -52,7 +52,7 @@ def psnr_chart(psnr: np.ndarray, flat_db: float) -> dict[str, Any] | None:
 
 
 def loss_chart(history: Mapping[str, ArrayLike] | None) -> dict[str, Any] | None:
-    """Lowest attack loss so far over steps: restarts thin, the best (median over targets) thick."""
+    """Lowest attack loss so far over steps: restarts thin, the best one thick (median over targets)."""
     if not history or not np.size(history["step"]):
         return None
     step, loss = (np.asarray(history[key], dtype=float) for key in ("step", "best_loss"))
@@ -85,7 +85,7 @@ def loss_chart(history: Mapping[str, ArrayLike] | None) -> dict[str, Any] | None
 
 
 def restart_chart(targets: Sequence[Mapping], losses: Sequence[np.ndarray]) -> dict[str, Any] | None:
-    """A row per target: the final attack loss of every restart, the winner marked."""
+    """One row per target with the final attack loss of every restart; the winner is marked."""
     finite = [row[np.isfinite(row)] for row in losses]
     if max(map(len, losses), default=0) < 2 or not any(map(len, finite)):
         return None
@@ -114,12 +114,12 @@ def restart_chart(targets: Sequence[Mapping], losses: Sequence[np.ndarray]) -> d
 def sweep_chart(
     name: str, lines: Mapping[str, tuple[np.ndarray, np.ndarray]], *, reach: Sequence[float]
 ) -> dict[str, Any]:
-    """Median PSNR against the value of a field, a line for each kind of job, a bar over the middle half of images.
+    """Median PSNR against the value of a field, with one line per kind of job and bars between the quartiles.
 
     Args:
-      name: of the field.
-      lines: by kind, at most `MAX_KINDS`: values `[P]`, ascending, and quartiles of the PSNR in dB `[P, 3]`.
-      reach: lowest and highest PSNR of the plot, so that several plots compare.
+      name: name of the field.
+      lines: for at most `MAX_KINDS` kinds: ascending values `[P]`, and quartiles of the PSNR in dB `[P, 3]`.
+      reach: lowest and highest PSNR of the plot, so that plots are comparable.
     """
     values = np.unique(np.concatenate([x for x, _ in lines.values()]))
     positive = values[values > 0]
@@ -142,17 +142,17 @@ def sweep_chart(
         "paths": [path for style in paths.values() for path in style],
         "x_title": f"{name}, {'log' if log else 'linear'} scale"
         + (" apart from 0, at the left edge" if log and values[0] == 0 else ""),
-        "y_title": "PSNR in dB: line at the median, bar over the middle half of the images",
+        "y_title": "PSNR in dB: line at the median, bar between the quartiles of the images",
         "alt": f"Median PSNR over {name}, {plural(len(lines), 'line')}; the table below has the numbers.",
         "legend": [(f"kind{kind}", label) for kind, (label, (x, _)) in enumerate(lines.items()) if label and len(x)],
     }  # fmt: skip
 
 
 def psnr_ranges(figures: Sequence[Mapping[str, float]]) -> tuple[str, list[list[tuple[str, str]]]]:
-    """Small pictures for the rows of a table, all to one scale.
+    """Box plots for the rows of a table, all on one scale.
 
     Args:
-      figures: `min`, `q25`, `median`, `q75` and `max` in dB of every row; NaN draws nothing.
+      figures: `min`, `q25`, `median`, `q75` and `max` in dB of every row; nothing is drawn for NaN.
 
     Returns:
       The scale in words, and the paths of every row, in percent across and 50 down.
@@ -176,7 +176,7 @@ def psnr_ranges(figures: Sequence[Mapping[str, float]]) -> tuple[str, list[list[
 
 
 def _ticks_at(places: np.ndarray, values: np.ndarray) -> list[tuple[float, str]]:
-    """A tick at every value, with as many labels as have room."""
+    """A tick at every value, with as many labels as fit."""
     ticks, last = [], -np.inf
     for place, value in zip(places, values):
         ticks.append((float(place), f"{value:g}" if place - last >= 14 else ""))
@@ -208,11 +208,11 @@ def axis(
 
 
 def line(x: np.ndarray, y: np.ndarray) -> str:
-    """SVG path through the finite points; it ends in a stroke without length, so that a lone point shows."""
+    """SVG path through the finite points; it ends in a zero-length stroke, so that a single point is visible."""
     points = [f"{across:.2f} {down:.2f}" for across, down in zip(x, y) if np.isfinite(down)]
     return "M" + "L".join(points) + "h0" if points else ""
 
 
 def dots(x: np.ndarray, y: np.ndarray) -> str:
-    """SVG path of strokes without length: round caps keep them round, however the plot is stretched."""
+    """SVG path of zero-length strokes: round caps keep them round when the plot is stretched."""
     return "".join(f"M{across:.2f} {down:.2f}h0" for across, down in zip(x, y))

@@ -1,7 +1,7 @@
-"""Charts of what protection costs: leakage against accuracy, and both along the training, setting by setting.
+"""Charts of the cost of a defense: leakage against accuracy, and both over training rounds, for every setting.
 
-Settings are told apart by their numbers, which stand beside every dot and at the end of every line, and only then by
-color and dashes.
+Settings are identified by their numbers, next to every dot and at the end of every line, and in addition by color and
+dashes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,14 @@ from jaxinvert.report.charts import MAX_KINDS, axis, dots, line
 from jaxinvert.report.wording import plural
 
 _LABEL_WIDTH, _LABEL_HEIGHT = 5.0, 7.0
-"""Of a number beside a dot, in percent of a plot."""
+"""Size of a number next to a dot, in percent of a plot."""
 
 
 def cost_charts(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Leakage against accuracy, and accuracy along the training unless `round_charts` show it; none of one setting.
+    """Charts leakage against accuracy, and accuracy over rounds unless `round_charts` does; empty for one setting.
 
     Args:
-      settings: of an audit's record, see `jaxinvert.audit.record`.
+      settings: settings of an audit's record, see `jaxinvert.audit.record`.
     """
     known = _with(settings, "utility")
     if len(known) < 2:
@@ -30,10 +30,10 @@ def cost_charts(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def round_charts(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Accuracy, clients identified and PSNR above the controls along the training, of settings attacked along it.
+    """Charts accuracy, identified clients and PSNR above the controls over rounds, for settings attacked in rounds.
 
     Args:
-      settings: of an audit's record, see `jaxinvert.audit.record`.
+      settings: settings of an audit's record, see `jaxinvert.audit.record`.
     """
     known = _with(settings, "leakage")
     if not known:
@@ -49,12 +49,12 @@ def round_charts(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _with(settings: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, Mapping[str, Any]]]:
-    """Settings that have it, with their numbers."""
+    """Settings with a non-empty `key`, and their numbers."""
     return [(number, one) for number, one in enumerate(settings, 1) if one[key]]
 
 
 def _leakage_against_accuracy(settings: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Any]:
-    """A dot for each setting; bars over the intervals of both."""
+    """A dot for each setting, with bars for the intervals of leakage and accuracy."""
     excess = np.array([_interval(one["attackers"][one["worst"]]["excess_psnr_db"]) for _, one in settings])
     accuracy = np.array([100 * one["utility"]["accuracy"][-1] for _, one in settings])
     errors = np.array([196 * _standard_error(one["utility"]) for _, one in settings])
@@ -70,7 +70,7 @@ def _leakage_against_accuracy(settings: Sequence[tuple[int, Mapping[str, Any]]])
     return {
         "height": 300, "x": x_ticks, "y": [(100 - at, label) for at, label in y_ticks], "paths": paths,
         "points": [(x, y, str(number)) for (number, _), (x, y) in zip(settings, places)],
-        "marks": [(float(place_x(0.0)), "no more than the controls")],
+        "marks": [(float(place_x(0.0)), "level of the controls")],
         "y_title": "accuracy in %; bars are 95 % intervals",
         "x_title": "leakage: PSNR above the controls in dB, worst attacker. Better is up and left.",
         "alt": f"Accuracy against leakage of {plural(len(settings), 'setting')}; the table above has the numbers.",
@@ -99,18 +99,18 @@ def _accuracy_by_round(settings: Sequence[tuple[int, Mapping[str, Any]]]) -> dic
 def _leakage_by_round(
     settings: Sequence[tuple[int, Mapping[str, Any]]], figures: Sequence[np.ndarray], nothing: float, title: str
 ) -> dict[str, Any]:
-    """A line for each setting, bars over the intervals, and a dashed line where nothing leaks.
+    """A line for each setting with bars for the intervals, and a dashed line at the value without leakage.
 
     Args:
-      settings: with their numbers.
-      figures: of each `[3, P]`, lower ends, values and upper ends.
+      settings: settings with their numbers.
+      figures: for each setting `[3, P]`: lower ends, values and upper ends.
       nothing: the value without leakage.
-      title: of the values.
+      title: title of the vertical axis.
     """
     place_x, x_ticks = axis(np.concatenate([one["utility"]["rounds"] for _, one in settings]), pad=0.03)
     place_y, y_ticks = axis([*np.concatenate([each.ravel() for each in figures]), nothing], pad=0.06)
     level = 100 - float(place_y(nothing))
-    width = 1.2 * (len(settings) - 1)  # of bars side by side
+    width = 1.2 * (len(settings) - 1)  # total width of the bars of one round
     bars, middles, ends = [], [], []
     for (number, one), each, shift in zip(settings, figures, np.linspace(-width / 2, width / 2, len(settings))):
         places = place_x([after["round"] for after in one["leakage"]])
@@ -130,12 +130,12 @@ def _leakage_by_round(
 def _numbers(
     settings: Sequence[tuple[int, Mapping[str, Any]]], ends: Sequence[tuple[float, float]]
 ) -> list[tuple[float, float, str]]:
-    """The settings' numbers at the ends of their lines; one line needs none."""
+    """The settings' numbers at the ends of their lines; none for a single line."""
     return [(x, y, str(number)) for (number, _), (x, y) in zip(settings, _apart(ends)) if len(settings) > 1]
 
 
 def _along(what: str, settings: Sequence[tuple[int, Mapping[str, Any]]], values: Sequence[np.ndarray]) -> str:
-    """A chart along the training in words."""
+    """Describes a chart over rounds in words."""
     lines = (f"setting {number} from {each[0]:.1f} to {each[-1]:.1f}" for (number, _), each in zip(settings, values))
     return f"{what} by round: {'; '.join(lines)}. The table has the numbers."
 
@@ -145,13 +145,13 @@ def _interval(excess: Mapping[str, float]) -> list[float]:
 
 
 def _percent_identified(after: Mapping[str, Any]) -> list[float]:
-    """Of clients, with the interval."""
+    """Percentage of identified clients, between the ends of its interval."""
     found = after["identified"]
     return [100 * share for share in (found["low"], found["count"] / found["total"], found["high"])]
 
 
 def _standard_error(utility: Mapping[str, Any]) -> float:
-    """Of the last accuracy, as a share."""
+    """Standard error of the last accuracy, as a fraction."""
     accuracy = utility["accuracy"][-1]
     return float(np.sqrt(accuracy * (1 - accuracy) / utility["num_test"]))
 
@@ -161,7 +161,7 @@ def _kind(number: int) -> str:
 
 
 def _apart(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The places of labels, in percent across and down, moved down where one would lie on another."""
+    """Moves labels, at positions in percent across and down, downward until none overlap."""
     placed: dict[int, tuple[float, float]] = {}
     for index in sorted(range(len(places)), key=lambda i: places[i][1]):
         x, y = places[index]

@@ -1,8 +1,8 @@
-"""One self-contained HTML page about an attack.
+"""Writes one self-contained HTML page about an attack.
 
-It shows numbers that were measured elsewhere and adds no verdict to them. The one figure computed here is a
-yardstick: the PSNR that a flat picture of an original's mean color would get. Strings may come from anywhere
-(class names are folder names), so everything that enters the page is escaped.
+The page shows numbers measured elsewhere and does not judge them. The only number computed here is a reference: the
+PSNR of a uniform picture with an original's mean color. Strings are untrusted (class names are folder names), so
+everything on the page is escaped.
 
 The summary is the JSON object that `jaxinvert invert` writes. Every key is optional::
 
@@ -41,16 +41,16 @@ def save_report_html(
     reconstruction: ArrayLike,
     history: Mapping[str, ArrayLike] | None = None,
 ) -> None:
-    """Writes one HTML page that needs nothing else: no script, no request, pictures and charts inside.
+    """Writes one self-contained HTML page: no scripts, no requests, embedded pictures and charts.
 
-    Where there are more pictures than a page can hold, it shows pairs evenly spread from worst to best PSNR.
+    If there are too many pictures for a page, it shows pairs evenly spaced from worst to best PSNR.
 
     Args:
       path: the file to write.
-      summary: the run's summary, see the module's docstring; numbers may be NaN, infinite or None.
+      summary: the run's summary, see the module docstring; numbers may be NaN, infinite or None.
       truth: `[N, H, W, C]` originals in [0, 1], `C` 1 or 3, in the order of `summary["images"]`.
       reconstruction: `[N, H, W, C]`, matched one-to-one with `truth`.
-      history: `step`, `[P]` optimizer steps done at each report, and `best_loss`, `[P, T, R]` lowest attack
+      history: `step`, `[P]` optimizer steps done at each progress report, and `best_loss`, `[P, T, R]` lowest attack
         loss of every restart so far; or `None`.
 
     Raises:
@@ -82,7 +82,7 @@ def save_report_html(
 
 
 def _chosen(psnr: np.ndarray, shape: Sequence[int]) -> list[int]:
-    """Chooses the pairs of a page: all of them, or evenly spread from the worst to the best."""
+    """Chooses the pairs of a page: all of them, or pairs evenly spaced from the worst to the best."""
     budget = min(max(_MAX_PIXELS // (2 * shape[0] * shape[1]), 12), 120)
     order = np.argsort(np.where(np.isnan(psnr), -np.inf, psnr), kind="stable")
     ranks = np.rint(np.linspace(0, len(psnr) - 1, min(budget, len(psnr)))).astype(int)

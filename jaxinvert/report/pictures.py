@@ -1,4 +1,4 @@
-"""Originals and reconstructions side by side: as one PNG, and as the small images of a page."""
+"""Draws originals and reconstructions side by side as one PNG, and encodes images for pages."""
 
 import base64
 import io
@@ -28,10 +28,10 @@ def save_reconstructions_png(
       path: the file to write.
       truth: `[N, H, W, C]` originals in [0, 1], `C` 1 or 3; clamped, and black where not finite.
       reconstruction: `[N, H, W, C]`, matched one-to-one with `truth`.
-      captions: one line under each pair (two at most are shown), such as `captions(summary)`; may be empty.
-      columns: pairs per row; by default what gives a landscape picture with few gaps.
-      max_pairs: pairs drawn; a line says how many were left out.
-      title: a line above the grid, or nothing.
+      captions: one text under each pair, at most two lines, such as `captions(summary)`; may be empty.
+      columns: pairs per row; by default chosen for a landscape picture with few gaps.
+      max_pairs: pairs drawn; a line states how many were omitted.
+      title: text above the grid; may be empty.
 
     Raises:
       ValueError: if the shapes are not two equal `[N, H, W, C]`, or the captions are not 0 or N.
@@ -78,7 +78,7 @@ def save_reconstructions_png(
 
 
 def as_byte_pairs(truth: ArrayLike, reconstruction: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Checks the shapes and returns both as bytes."""
+    """Checks the shapes and converts both to uint8."""
     pairs = np.asarray(truth, dtype=np.float32), np.asarray(reconstruction, dtype=np.float32)
     shape, other = (images.shape for images in pairs)
     if len(shape) != 4 or shape != other or 0 in shape or shape[3] not in (1, 3):
@@ -89,14 +89,14 @@ def as_byte_pairs(truth: ArrayLike, reconstruction: ArrayLike) -> tuple[np.ndarr
 
 
 def data_uri(pixels: np.ndarray) -> str:
-    """Packs bytes `[H, W, C]` into a PNG inside a `data:` address."""
+    """Encodes uint8 `[H, W, C]` as a PNG in a `data:` URI."""
     buffer = io.BytesIO()
     _as_image(pixels).save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def flat_psnr(pixels: np.ndarray) -> float:
-    """PSNR in dB of a picture that shows the mean color everywhere; infinite if the picture does, too."""
+    """PSNR in dB of a uniform picture with the mean color; infinite if the original is uniform."""
     scaled = pixels / 255.0
     mse = float(np.mean((scaled - scaled.mean(axis=(0, 1))) ** 2))
     return -10 * math.log10(mse) if mse else math.inf
@@ -107,7 +107,7 @@ def _as_image(pixels: np.ndarray) -> Image.Image:
 
 
 def _tile(pixels: np.ndarray, side: int) -> Image.Image:
-    """Enlarges by a whole factor to at least `side` pixels; larger pictures are reduced to at most 256."""
+    """Enlarges by an integer factor to at least `side` pixels; larger pictures are reduced to at most 256."""
     image = _as_image(pixels).convert("RGB")
     factor = -(-side // max(image.size))
     if factor > 1:
@@ -125,14 +125,14 @@ def _landscape_columns(count: int, width: int, height: int) -> int:
 
 
 def _font(size: int, name: str = "DejaVuSans") -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib: the same letters on every machine."""
+    """DejaVu Sans from matplotlib, so that pictures look the same on every machine."""
     import matplotlib
 
     return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")), size)
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int) -> list[str]:
-    """Breaks text into lines of at most `width` pixels; what does not fit ends in an ellipsis."""
+    """Breaks text into at most `max_lines` lines of at most `width` pixels; longer text ends in an ellipsis."""
     rest = " ".join(text.encode("utf-8", "replace").decode("utf-8").split())[:400]
     lines: list[str] = []
     while rest:

@@ -1,8 +1,8 @@
-"""What a sweep found, setting by setting: figures over seeds and images, and the table of them for a terminal.
+"""Statistics of a sweep for each setting, over seeds and images, and their terminal table.
 
-Rows are mappings, one per image, such as `sweeps.summarize` returns: `job`, the fields in which jobs differ,
-`psnr_db`, `ssim` and what else is known of the image. Rows of one job follow the order of its pictures. A setting is
-all jobs that differ only in their `seed`.
+Rows are mappings, one per image, as returned by `sweeps.summarize`: `job`, the fields in which jobs differ,
+`psnr_db`, `ssim` and other facts about the image. Rows of one job are in the order of its pictures. A setting
+comprises all jobs that differ only in their `seed`.
 """
 
 from collections import Counter
@@ -18,20 +18,20 @@ from jaxinvert.metrics import MAX_PSNR_DB
 from jaxinvert.report.wording import floats, number, plural
 
 FAIR_DB = 20.0
-"""Images of at least this PSNR are counted; at it, most pictures show what is on them, though not in detail."""
+"""Rule of thumb: from this PSNR on, the content of most pictures is recognizable, though not in detail."""
 
 
 class Setting(NamedTuple):
-    """Jobs that differ only in their seed, and what came out of them together.
+    """Jobs that differ only in their seed, with their joint statistics.
 
     Attributes:
-      values: of the fields in which jobs differ, without `seed`.
-      images: row of every image, and which picture of its job it is.
-      psnr_db: `[N]` of the images, NaN where none was measured.
-      figures: `median`, `mean`, `q25`, `q75`, `min`, `max` of the measured PSNR in dB; `ssim`, the median; `share`
-        of all images with at least `FAIR_DB`. NaN where there is nothing to count.
-      num_jobs: that have finished, one for each seed.
-      num_planned: jobs of this setting, finished or not.
+      values: values of the fields in which jobs differ, without `seed`.
+      images: the row of every image, and its index among the pictures of its job.
+      psnr_db: `[N]` PSNR of the images, NaN if not measured.
+      figures: `median`, `mean`, `q25`, `q75`, `min`, `max` of the measured PSNR in dB; `ssim`, the median; `share`,
+        the fraction of all images with at least `FAIR_DB`. NaN without any image to count.
+      num_jobs: number of finished jobs, one per seed.
+      num_planned: number of jobs of this setting, finished or not.
     """
 
     values: dict[str, Any]
@@ -55,13 +55,13 @@ def settings_of(
     """Groups images by setting.
 
     Args:
-      rows: one per image, see the module's docstring.
+      rows: one per image, see the module docstring.
       varied: the fields in which jobs differ.
-      jobs: values of these fields for every job of the sweep, finished or not; by default only finished ones count.
+      jobs: values of these fields for every job of the sweep, finished or not; by default only finished jobs count.
 
     Returns:
-      The settings of which at least one job has finished: highest median PSNR first, among equals highest mean;
-      settings without any PSNR last.
+      The settings with at least one finished job, sorted by median PSNR, then mean PSNR, highest first; settings
+      without any PSNR come last.
     """
     fields = without_seed(varied)
     planned = Counter(_values(values, fields) for values in (jobs or {}).values())
@@ -82,17 +82,17 @@ def settings_of(
 
 
 def num_settings(varied: Sequence[str], jobs: Mapping[str, Mapping[str, Any]]) -> int:
-    """How many settings the jobs of a sweep make up, finished or not."""
+    """Number of settings among the jobs of a sweep, finished or not."""
     return len({_values(values, without_seed(varied)) for values in jobs.values()})
 
 
 def sweep_table(rows: Iterable[Mapping[str, Any]], varied: Sequence[str], limit: int = 20) -> Table:
-    """The settings of a sweep for a terminal, best first: median PSNR with its middle half of images, median SSIM.
+    """Terminal table of a sweep's settings, best first: median and quartiles of the PSNR, median SSIM.
 
     Args:
-      rows: one per image, see the module's docstring.
+      rows: one per image, see the module docstring.
       varied: the fields in which jobs differ.
-      limit: settings shown; a line says how many are left out.
+      limit: settings shown; a line states how many are omitted.
     """
     settings, names = settings_of(rows, varied), field_names(varied)
     table = Table(
@@ -101,7 +101,7 @@ def sweep_table(rows: Iterable[Mapping[str, Any]], varied: Sequence[str], limit:
     for field in without_seed(varied):
         longest = max([len(setting_text(setting.values[field])) for setting in settings] or [0])
         table.add_column(Text(names[field]), overflow="fold", min_width=min(max(longest, len(names[field])), 20))
-    for heading in ("PSNR dB", "middle half", "SSIM"):
+    for heading in ("PSNR dB", "quartiles", "SSIM"):
         table.add_column(heading, justify="right", no_wrap=True)
     for rank, setting in enumerate(settings[:limit]):
         found = {name: number(setting.figures[name], "psnr_db") for name in ("median", "q25", "q75")}
@@ -118,19 +118,19 @@ def sweep_table(rows: Iterable[Mapping[str, Any]], varied: Sequence[str], limit:
 
 
 def without_seed(varied: Sequence[str]) -> list[str]:
-    """The fields that tell settings apart."""
+    """The fields that distinguish settings: all but `seed`."""
     return [field for field in varied if field != "seed"]
 
 
 def field_names(varied: Sequence[str]) -> dict[str, str]:
-    """Short names of fields: `settings.tv` is `tv`, unless there is another."""
+    """Short names of fields: `settings.tv` becomes `tv` if that is unique."""
     short = {field: field.removeprefix("settings.") for field in varied}
     counts = Counter(short.values())
     return {field: name if counts[name] == 1 else field for field, name in short.items()}
 
 
 def setting_text(value: Any) -> str:
-    """Writes the value of a field such that no two look the same."""
+    """Formats the value of a field so that different values have different texts."""
     if not isinstance(value, float):
         return "—" if value is None else str(value)
     return text if float(text := f"{value:g}") == value else repr(value)
@@ -141,7 +141,7 @@ def _values(row: Mapping[str, Any], fields: Sequence[str]) -> tuple:
 
 
 def _measured(values: Iterable[Any]) -> np.ndarray:
-    """PSNR in dB `[N]`, within what can be measured; NaN where there is none."""
+    """PSNR in dB `[N]`, clipped to the measurable range; NaN if missing."""
     return np.clip(floats(values), -MAX_PSNR_DB, MAX_PSNR_DB)
 
 

@@ -1,9 +1,9 @@
-"""One self-contained HTML page about a sweep: which settings gave back how much, on which pictures, and what failed.
+"""Writes one self-contained HTML page about a sweep: quality of every setting, pictures, and failures.
 
-It computes no measure of its own: PSNR and SSIM come with the rows, and what is added are medians and the like over
-seeds and images. Which pictures are shown follows from a rule, by PSNR alone. Strings may come from anywhere (values
-of a sweep file, class names, tracebacks), so everything that enters the page is escaped. However large the sweep, the
-page holds at most a given number of settings, twelve pictures, and a few dozen kinds of failure.
+PSNR and SSIM come with the rows; only their statistics over seeds and images are computed here. Pictures are selected
+by PSNR, by a fixed rule. Strings are untrusted (values of a sweep file, class names, tracebacks), so everything on
+the page is escaped. The size of the page is bounded: at most a given number of settings, twelve pictures, and a few
+dozen kinds of failure.
 """
 
 import json
@@ -36,37 +36,37 @@ _MAX_FAILURES, _MAX_FAILED_JOBS, _MAX_TRACEBACK = 30, 12, 20_000
 
 
 class FinishedJob(Protocol):
-    """A record of a job, such as `sweeps.records_of` yields."""
+    """A record of a job, as yielded by `sweeps.records_of`."""
 
     @property
     def name(self) -> str:
-        """As in the rows."""
+        """Name of the job, as in the rows."""
         ...
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """Its fields."""
+        """Fields of the job."""
         ...
 
     @property
     def summary(self) -> Mapping[str, Any]:
-        """Read are `device`, `versions` and `assumptions`, where there are any."""
+        """Summary of the job, with optional `device`, `versions` and `assumptions`."""
         ...
 
     @property
     def arrays(self) -> Mapping[str, np.ndarray]:
-        """`truth` and `reconstruction` `[N, H, W, C]` in [0, 1], `C` 1 or 3; read if a picture of them is shown."""
+        """`truth` and `reconstruction` `[N, H, W, C]` in [0, 1], `C` 1 or 3; read only if a picture is shown."""
         ...
 
 
 class Found(NamedTuple):
-    """What one pass over the records of a sweep collects.
+    """Data collected in one pass over the records of a sweep.
 
     Attributes:
-      pictures: of the wanted images, original and reconstruction as addresses, with height and width in pixels.
-      devices: how many jobs ran on which.
-      versions: by package, how many jobs ran with which.
-      assumptions: every kind of them, each once.
+      pictures: original and reconstruction of the wanted images as `data:` URIs, with height and width in pixels.
+      devices: number of jobs per device.
+      versions: for each package, number of jobs per version.
+      assumptions: the distinct assumptions.
       common: fields and values that all jobs share, as text.
     """
 
@@ -89,19 +89,18 @@ def save_sweep_html(
     command: str = "",
     limit: int = 200,
 ) -> None:
-    """Writes one HTML page that needs nothing else: no script, no request, pictures and charts inside.
+    """Writes one self-contained HTML page: no scripts, no requests, embedded pictures and charts.
 
     Args:
       path: the file to write.
-      rows: one per image, as `sweeps.summarize` returns them; PSNR and SSIM may be NaN or None.
-      varied: the fields in which jobs differ; those that differ only in `seed` are taken together.
-      records: of the finished jobs, gone through once, one in memory at a time.
+      rows: one per image, as returned by `sweeps.summarize`; PSNR and SSIM may be NaN or None.
+      varied: the fields in which jobs differ; jobs that differ only in `seed` form one setting.
+      records: records of the finished jobs, iterated once, with one record in memory at a time.
       failures: `name`, `config` and `traceback` of jobs that failed.
-      jobs: values of the fields `varied` by the name of the job, for all jobs of the sweep; by default none is
-        missing.
-      title: what the sweep is called, such as the name of its file.
-      command: how to run it again.
-      limit: settings in the table.
+      jobs: values of the fields `varied` by job name, for all jobs of the sweep; by default no job is missing.
+      title: name of the sweep, such as its file name.
+      command: command that reproduces the sweep.
+      limit: maximal number of settings in the table.
 
     Raises:
       ValueError: if the arrays of a record whose picture is to be shown are not two equal `[N, H, W, C]`.
@@ -133,13 +132,14 @@ def save_sweep_html(
 def chosen_pictures(
     settings: Sequence[Setting],
 ) -> list[tuple[str, Setting, list[tuple[str, Mapping[str, Any], int]]]]:
-    """Best, median and worst image by PSNR, of the best setting and of the one in the middle.
+    """Selects the best, median and worst image by PSNR, of the best and of the median setting.
 
     Args:
       settings: best first.
 
     Returns:
-      What the setting is, the setting, and for each image what it is, its row, and which picture of its job it is.
+      For each setting a heading, the setting, and its images, each with a heading, its row, and its index among the
+      pictures of its job.
     """
     known = [setting for setting in settings if not np.isnan(setting.figures["median"])]
     if not known:
@@ -152,11 +152,11 @@ def chosen_pictures(
 
 
 def gather(records: Iterable[FinishedJob], wanted: set[tuple[str, int]]) -> Found:
-    """Goes through records once, and keeps pictures of the wanted images only.
+    """Iterates over the records once, and keeps only the pictures of the wanted images.
 
     Args:
       records: see `FinishedJob`.
-      wanted: names of jobs, and which of their pictures.
+      wanted: pairs of a job name and the index of a picture.
 
     Raises:
       ValueError: if the arrays of a job with wanted pictures are not two equal `[N, H, W, C]`.
@@ -184,18 +184,18 @@ def gather(records: Iterable[FinishedJob], wanted: set[tuple[str, int]]) -> Foun
 
 
 def charts_of(settings: Sequence[Setting], varied: Sequence[str]) -> tuple[list[dict[str, Any]], list[str], str]:
-    """A chart of PSNR for every field with numbers, all to the same scale.
+    """Charts PSNR against every numeric field, all on the same scale.
 
-    Images are pooled over all other fields, apart from one that tells lines apart: the first with words for values,
-    if possible a few; one that is on or off only if there is no other.
+    One non-numeric field distinguishes lines: the first one with few values if possible, a boolean field only if
+    there is no other. Images are pooled over all remaining fields.
 
     Args:
-      settings: best first; the lines of at most six kinds are drawn, those of the best.
+      settings: best first; at most six lines are drawn, those of the best settings.
       varied: the fields in which jobs differ.
 
     Returns:
-      The charts; the fields with numbers that change only along with the kind of line; and the short name of the
-      field that tells lines apart, or nothing.
+      The charts; the numeric fields that vary only together with the line field; and the short name of the line
+      field, or "".
     """
     names = field_names(varied)
     known = [setting for setting in settings if not np.isnan(setting.figures["median"])]
@@ -226,10 +226,10 @@ def charts_of(settings: Sequence[Setting], varied: Sequence[str]) -> tuple[list[
 
 
 def failures_by_kind(failures: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> list[dict[str, Any]]:
-    """Failures with the same last line, most frequent first.
+    """Groups failures by their exception line, most frequent first.
 
     Returns:
-      `line`, `count`, `traceback` of the first, shortened if enormous, and `jobs`, a dozen at most with their values.
+      `line`, `count`, the first `traceback`, shortened if very long, and `jobs`, at most a dozen with their values.
     """
     kinds: dict[str, list[Mapping[str, Any]]] = {}
     for failure in failures:
@@ -238,7 +238,7 @@ def failures_by_kind(failures: Sequence[Mapping[str, Any]], varied: Sequence[str
     described = []
     for line, alike in kinds.items():
         trace = str(alike[0].get("traceback") or "")
-        cut = "… (the start is left out here)\n" + trace[-_MAX_TRACEBACK:] if len(trace) > _MAX_TRACEBACK else trace
+        cut = "… (the start is omitted)\n" + trace[-_MAX_TRACEBACK:] if len(trace) > _MAX_TRACEBACK else trace
         jobs = [
             (str(one["name"]), [(names[field], setting_text(_field(one, field))) for field in varied])
             for one in alike[:_MAX_FAILED_JOBS]
@@ -248,7 +248,7 @@ def failures_by_kind(failures: Sequence[Mapping[str, Any]], varied: Sequence[str
 
 
 def exception_line(traceback: str) -> str:
-    """The line of a traceback that says what went wrong: the first after the last frame, for notes may follow it."""
+    """The exception line of a traceback: the first line after the last frame, because notes may follow it."""
     lines = traceback.rstrip().splitlines()
     frames = [i for i, line in enumerate(lines) if re.match(r"  File \"", line)]
     after = (line for line in lines[frames[-1] :] if line.strip() and not line.startswith(" ")) if frames else ()
@@ -264,7 +264,7 @@ def _best_median_worst(setting: Setting) -> list[tuple[str, Mapping[str, Any], i
 
 
 def _is_numeric(values: Sequence[Any]) -> bool:
-    """Whether a field has several values and all are numbers, or absent."""
+    """Whether a field has several values, all of them numbers or absent."""
     present = [value for value in values if value is not None]
     return len(present) > 1 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in present)
 
@@ -276,9 +276,9 @@ def _is_switch(values: Sequence[Any]) -> bool:
 def _lines(
     settings: Sequence[Setting], field: str, split: str | None
 ) -> dict[str, tuple[np.ndarray, np.ndarray, list[int]]]:
-    """For each kind of job: values `[P]` of a field, quartiles of the PSNR there `[P, 3]`, and numbers of images.
+    """For each line: values `[P]` of a field, PSNR quartiles at each value `[P, 3]`, and numbers of images.
 
-    The kinds are those of the best settings, the same whatever the field; one that knows no such field has no points.
+    The lines are those of the best settings, the same for every field; a line without the field has no points.
     """
     kinds: dict[str, dict[float, list[np.ndarray]]] = {}
     values = sorted({s.values[field] for s in settings if s.values[field] is not None})

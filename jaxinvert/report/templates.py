@@ -1,4 +1,4 @@
-"""The pages' templates: `base.html.jinja` is the frame and the style of all, `parts.html.jinja` what they share."""
+"""Renders the pages' templates: `base.html.jinja` has frame and style, `parts.html.jinja` shared macros."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ from jaxinvert.report.wording import duration, number, plural
 
 
 def render(name: str, **values: Any) -> bytes:
-    """Fills the template `name`, escaping everything, and encodes it.
+    """Renders the template `name` with all values escaped, and encodes it as UTF-8.
 
-    What cannot be encoded is replaced, since class names that are folder names may hold lone surrogates.
+    Characters that cannot be encoded are replaced: class names are folder names and may hold lone surrogates.
 
     Args:
-      name: of a file beside this one, such as `page.html.jinja`.
-      **values: what it reads; a template that reads anything else fails.
+      name: a template in this package, such as `page.html.jinja`.
+      **values: the template's variables; undefined variables raise an error.
     """
     env = jinja2.Environment(
         loader=jinja2.PackageLoader("jaxinvert.report", ""),

@@ -1,4 +1,4 @@
-"""Numbers and names as people read them, in pages and captions."""
+"""Formats numbers, durations and names for pages and captions."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from jaxinvert.metrics import MAX_PSNR_DB
 
 
 def captions(summary: Mapping[str, Any]) -> list[str]:
-    """Names every image of a summary and its quality: "cat · 41.2 dB · SSIM 0.990"."""
+    """Captions with name and quality of every image in a summary, such as "cat · 41.2 dB · SSIM 0.990"."""
     lines = []
     for i, row in enumerate(summary.get("images") or ()):
         psnr = [number(row["psnr_db"], "psnr_db") + " dB"] if "psnr_db" in row else []
@@ -20,13 +20,13 @@ def captions(summary: Mapping[str, Any]) -> list[str]:
 
 
 def image_name(index: int, row: Mapping[str, Any]) -> str:
-    """The class name of an image, or what stands in for it."""
+    """The class name of an image, else its class number or index."""
     by_label = f"image {index}" if row.get("label") is None else f"class {row['label']}"
     return by_label if row.get("class_name") is None else str(row["class_name"])
 
 
 def number(value: Any, key: str = "") -> str:
-    """Writes a number for people; what is not finite as NaN or ∞, what is absent as a dash."""
+    """Formats a number; values that are not finite as NaN or ∞, `None` as a dash."""
     if value is None:
         return "—"
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
@@ -34,7 +34,7 @@ def number(value: Any, key: str = "") -> str:
     as_float = float(value)
     if not math.isfinite(as_float):
         return "NaN" if math.isnan(as_float) else "∞" if as_float > 0 else "-∞"
-    if key == "psnr_db":  # measured up to a cap: say so
+    if key == "psnr_db":  # PSNR is capped
         return f"{as_float:.1f}" if as_float < MAX_PSNR_DB else f"≥ {MAX_PSNR_DB:.0f}"
     if key == "ssim":
         return f"{as_float:.3f}"
@@ -44,7 +44,7 @@ def number(value: Any, key: str = "") -> str:
 
 
 def duration(seconds: Any) -> str:
-    """Writes seconds as "4.2 ms", "4.2 s", "3 min 12 s" or "2 h 05 min"."""
+    """Formats seconds as "4.2 ms", "4.2 s", "3 min 12 s" or "2 h 05 min"."""
     if not isinstance(seconds, int | float | np.number) or not math.isfinite(seconds):
         return number(seconds)
     if seconds < 59.95:
@@ -54,12 +54,12 @@ def duration(seconds: Any) -> str:
 
 
 def plural(count: Any, noun: str) -> str:
-    """Writes "1 image", "2 images"."""
+    """Formats a count with its noun: "1 image", "2 images"."""
     return f"{number(count)} {noun}" + ("" if count == 1 else "s")
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Turns nested settings into pairs such as `("settings.tv", "0.01")`."""
+    """Flattens nested settings to pairs such as `("settings.tv", "0.01")`."""
     pairs = []
     for key, value in values.items():
         nested = isinstance(value, Mapping)
@@ -68,6 +68,6 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, st
 
 
 def floats(values: Any) -> np.ndarray:
-    """Numbers of a JSON list, `[n]`; null and what is no number become NaN."""
+    """Numbers of a JSON list, `[n]`; null and other values become NaN."""
     numbers = (value if isinstance(value, int | float | np.number) else np.nan for value in values)
     return np.fromiter(numbers, dtype=float)

@@ -1,11 +1,11 @@
-"""From one attack to many: scanned steps, restarts, targets, and a host loop that shows progress.
+"""Runs an attack: scanned steps, restarts, many targets, and a host loop that reports progress.
 
     solve = over_targets(best_of(run(attack, num_steps=4800), num_restarts=8))
     reconstructions = jax.jit(solve)(key, observations)
 
 `run`, `best_of` and `over_targets` are pure and compose with jit, vmap and each other. `Stepwise` runs the same
-computation, from the same keys, as repeated calls of one compiled program, so that long work can be watched,
-interrupted, resumed and spread over devices.
+computation from the same keys as repeated calls of one compiled program, so that a long search can report progress,
+be interrupted and resumed, and be spread over devices.
 """
 
 from jaxinvert.search import halving

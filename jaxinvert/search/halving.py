@@ -1,4 +1,4 @@
-"""A search that wastes less: of many restarts only the promising go on, and those that stand still stop.
+"""Successive halving over restarts: restarts with a high attack loss, or without progress, are stopped early.
 
     rungs = default_rungs(num_steps=4800, num_restarts=16)
     solve = over_targets(successive_halving(attack, num_steps=4800, num_restarts=16, rungs=rungs))
@@ -6,7 +6,7 @@
 
 Successive halving (Karnin, Koren, Somekh: "Almost optimal exploration in multi-armed bandits", ICML 2013; Jamieson,
 Talwalkar: "Non-stochastic best arm identification and hyperparameter optimization", AISTATS 2016), with restarts as
-arms and the attacker-visible loss as their score. Whoever survives takes the very steps of `search.run`.
+arms and the attacker-visible loss as their score. The surviving restarts take exactly the steps of `search.run`.
 """
 
 from collections.abc import Sequence
@@ -22,17 +22,17 @@ from jaxinvert.types import Array, Attack, AttackState, Key, Observation, Recons
 
 
 class Rung(NamedTuple):
-    """After `step` optimizer steps only the best `keep` restarts go on."""
+    """After `step` optimizer steps only the best `keep` restarts continue."""
 
     step: int
     keep: int
 
 
 def default_rungs(*, num_steps: int, num_restarts: int) -> tuple[Rung, ...]:
-    """Three eighths go on after a fifth of the steps, one eighth after a half: 16 restarts take 38 % of all steps.
+    """Keeps 3/8 of the restarts after 20 % of the steps and 1/8 after 50 %: 16 restarts take 38 % of all steps.
 
-    The second rung lies behind the first decay of Inverting Gradients' learning rate, before which losses tell little
-    about who will win (see `experiments/successive_halving.py`).
+    The second rung comes after the first learning-rate decay of Inverting Gradients. Before it, losses predict the
+    winner poorly (see `experiments/successive_halving.py`).
 
     >>> default_rungs(num_steps=1000, num_restarts=16)
     (Rung(step=200, keep=6), Rung(step=500, keep=2))
@@ -46,7 +46,7 @@ def default_rungs(*, num_steps: int, num_restarts: int) -> tuple[Rung, ...]:
 
 
 class _Lane(NamedTuple):
-    """One restart: its attack, and what is known about its progress."""
+    """One restart: its attack state and a record of its progress."""
 
     state: AttackState
     step_key: Key
@@ -66,31 +66,32 @@ def successive_halving(
     tolerance: Scalar = 0.0,
     chunk_size: int | None = None,
 ) -> SolveFn:
-    """`best_of(run(attack))` from the same starts, with fewer and fewer restarts on the way to `num_steps`.
+    """`best_of(run(attack))` from the same starts, but drops restarts at every rung on the way to `num_steps`.
 
     Restarts are ranked by their best attack loss so far; those whose current loss is not finite come last. Schedules
-    of the attack should span `num_steps`, so that survivors do what they would have done without rungs. All restarts
-    compete for the result, each with its best iterate, also those that were dropped.
+    of the attack should span `num_steps`, so that survivors follow the same trajectory as without rungs. The result
+    is the best iterate of all restarts, including dropped ones.
 
-    The result's `info` is that of `best_of(run)`, with `inf` in `attack_loss [num_steps + 1]` where the winner was no
-    longer computed, and in addition
+    The result's `info` is that of `best_of(run)`, with `inf` in `attack_loss [num_steps + 1]` after the winner's last
+    step. It also holds
 
-      * `lane_steps []`: iterates that were evaluated in all lanes, `num_restarts * (num_steps + 1)` without rungs and
-        patience. A lane that has stopped and waits for others of its chunk is counted as long as it waits.
-      * `restart_steps [R]`: how many of them each restart used.
+      * `lane_steps []`: iterates evaluated in all lanes, `num_restarts * (num_steps + 1)` without rungs and patience.
+        A stopped lane that waits for others of its chunk counts as long as it waits.
+      * `restart_steps [R]`: iterates that each restart used.
 
     Args:
       attack: any iterative attack.
       num_steps: optimizer steps of the restarts that are never dropped.
       num_restarts: `R` at the start.
       rungs: pairs `(step, keep)` as in `Rung`, steps ascending, `keep` never ascending; `()` for none.
-      patience: a lane stops for good when its best loss has not improved in so many steps; by default none does.
-        A schedule's stretches of constant rate are plateaus, too: after a decay the loss may fall again.
-      tolerance: only improvements by more than this share of the loss count for `patience`.
+      patience: a lane stops permanently when its best loss has not improved for this many steps; by default no lane
+        stops. The loss may also stagnate while the learning rate is constant and fall again after a decay.
+      tolerance: relative decrease of the loss above which a step counts as an improvement.
       chunk_size: lanes that run side by side under vmap; by default `lanes_at_once`.
 
     Raises:
-      ValueError: for counts below 1, or rungs that are out of order, after `num_steps`, or keep more than there are.
+      ValueError: for counts below 1, for rungs that are out of order, lie after `num_steps`, or keep more restarts
+        than are left.
     """
     _check_counts(num_steps, num_restarts, rungs, patience, chunk_size)
 
@@ -117,7 +118,7 @@ def successive_halving(
         def advance(lane: _Lane, begin: int, end: int) -> _Lane:
             def goes_on(carry: tuple[Array, _Lane]) -> Array:
                 step, lane = carry
-                # Without patience all lanes of a chunk agree, which spares vmap a selection of everything.
+                # Without patience the condition is equal in all lanes, so vmap needs no select over the carry.
                 return (step < end) if patience is None else (step < end) & (step - lane.improved_at < patience)
 
             return lax.while_loop(
@@ -142,14 +143,14 @@ def successive_halving(
 
 
 def _ranking(lanes: _Lane) -> Array:
-    """Indices of lanes, the best first, those without a finite loss last."""
+    """Indices of lanes, best first; lanes without a finite loss come last."""
     last_loss = jnp.take_along_axis(lanes.history, jnp.maximum(lanes.num_done - 1, 0)[:, None], axis=1)[:, 0]
     finite = jnp.isfinite(last_loss) & jnp.isfinite(lanes.state.best_loss)
     return jnp.argsort(jnp.where(finite, lanes.state.best_loss, jnp.inf))
 
 
 def _computed(num_steps: Array, chunk_size: int) -> Array:
-    """Steps that lanes `[R]` cost: every chunk runs until its last lane has stopped."""
+    """Steps computed for lanes `[R]`: every chunk runs until its last lane has stopped."""
     chunks = [num_steps[first : first + chunk_size] for first in range(0, num_steps.size, chunk_size)]
     return sum((chunk.size * jnp.max(chunk) for chunk in chunks), start=jnp.zeros((), jnp.int32))
 

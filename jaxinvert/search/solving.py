@@ -1,4 +1,4 @@
-"""Higher-order functions over solvers: scanned steps, restarts, targets. Pure; they compose with jit and vmap."""
+"""Higher-order functions over attacks: `run` scans steps, `best_of` adds restarts, `over_targets` adds targets."""
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,8 @@ from jaxinvert.types import Array, Attack, AttackState, Key, Observation, Recons
 def run(attack: Attack, *, num_steps: int) -> SolveFn:
     """Runs one attack from one random start for `num_steps` optimizer steps, as one `lax.scan`.
 
-    All `num_steps + 1` iterates are evaluated, the start and the last one included. The result's
-    `info["attack_loss"]` is their history, `[num_steps + 1]`.
+    All `num_steps + 1` iterates are evaluated, including the start and the last one. Their losses are the result's
+    `info["attack_loss"]`, `[num_steps + 1]`.
 
     Raises:
       ValueError: if `num_steps` is negative.
@@ -38,7 +38,7 @@ def run(attack: Attack, *, num_steps: int) -> SolveFn:
 def best_of(solve: SolveFn, *, num_restarts: int, chunk_size: int | None = None) -> SolveFn:
     """Solves from `num_restarts` independent keys and keeps the lowest finite attack loss.
 
-    The winner is chosen by what the attacker sees, never by truth. If no restart ends with a finite loss, the
+    The winner is chosen by the attack loss, never by the true inputs. If no restart ends with a finite loss, the
     result's `attack_loss` is `inf`. `info["restart_losses"]` holds all losses, `[R]`, and `info["winner"]` the
     index of the winner.
 
@@ -63,12 +63,12 @@ def best_of(solve: SolveFn, *, num_restarts: int, chunk_size: int | None = None)
 def over_targets(solve: SolveFn, *, chunk_size: int = 1) -> SolveFn:
     """Solves for `T` observations at once: a `SolveFn` whose observation and result have a leading axis `T`.
 
-    The fields `SHARED_FIELDS` are shared and have no such axis.
+    The fields in `SHARED_FIELDS` have no such axis.
 
     Args:
       solve: any attack on one observation.
-      chunk_size: targets that run side by side under vmap. Restarts usually fill the machine already; raise it
-        where there are few of them.
+      chunk_size: targets that run side by side under vmap. Restarts usually occupy the device already; raise it
+        when there are few restarts.
     """
     check_chunk_size(chunk_size)
 
@@ -86,7 +86,7 @@ def over_targets(solve: SolveFn, *, chunk_size: int = 1) -> SolveFn:
 
 
 def select_best(restarts: Reconstruction) -> Reconstruction:
-    """Picks from reconstructions with a leading axis `R` the one with the lowest finite attack loss."""
+    """Returns the reconstruction with the lowest finite attack loss along the leading axis `R`."""
     losses = jnp.where(jnp.isfinite(restarts.attack_loss), restarts.attack_loss, jnp.inf)
     winner = jnp.argmin(losses)
     best = jax.tree.map(lambda leaf: leaf[winner], restarts)
@@ -100,6 +100,6 @@ def check_chunk_size(chunk_size: int | None) -> None:
 
 
 def start_lane(attack: Attack, key: Key, observation: Observation) -> tuple[AttackState, Key]:
-    """The state a lane starts from, and the key its steps draw from."""
+    """Returns the initial state of a lane and the key for its steps."""
     init_key, step_key = jax.random.split(key)
     return attack.init(init_key, observation), step_key

@@ -1,4 +1,4 @@
-"""The host loop: a search as repeated calls of one compiled program, to be watched, interrupted and spread."""
+"""`Stepwise`: a search as a host loop over one compiled program, with progress reports, resumption and devices."""
 
 import math
 import time
@@ -31,11 +31,11 @@ _SECONDS_PER_REPORT = 1.0
 
 
 class Resumable(NamedTuple):
-    """Where a search was left: all that `Stepwise` needs to go on.
+    """The state of an interrupted search, from which `Stepwise` continues.
 
     Attributes:
       step: optimizer steps done.
-      seconds: that they took.
+      seconds: wall time of these steps.
       lanes: states and keys, one for each restart of each target.
     """
 
@@ -49,12 +49,12 @@ class Progress(NamedTuple):
 
     Attributes:
       step: optimizer steps done so far, of `num_steps`.
-      num_steps: steps in all.
-      best_loss: `[T, R]`, of several jobs `[J, T, R]`, lowest attack loss of every restart so far.
+      num_steps: total number of steps.
+      best_loss: `[T, R]`, or `[J, T, R]` for several jobs: lowest attack loss of every restart so far.
       seconds: wall time of the steps so far, without compilation and start.
-      reconstruct: returns the best reconstruction so far, `[T, ...]`; call it at the end, or when interrupted; with
-        devices of several processes, in all of them.
-      resumable: for a later call to go on from here.
+      reconstruct: returns the best reconstruction so far, `[T, ...]`. Call it at the end or on an interrupt; with
+        devices of several processes, call it in every process.
+      resumable: pass it as `resume` of a later call to continue from here.
     """
 
     step: int
@@ -68,23 +68,23 @@ class Progress(NamedTuple):
 class Stepwise:
     """`over_targets(best_of(run(attack)))` as a host loop over one compiled program.
 
-    Construct it once and call it often: settings and the number of steps are traced, so that only a new shape
-    compiles anew. The host synchronizes once per report, never per step.
+    Construct it once and call it often: settings and the number of steps are traced, so only a new shape recompiles.
+    The host synchronizes once per report, never per step.
 
     Args:
       make_attack: `settings -> Attack`; called inside the traced function.
       num_restarts: `R`.
       chunk_size: lanes (restarts x targets) side by side under vmap, on each device; by default `lanes_at_once`.
-      devices: what lanes are spread over, such as `jax.devices()`; by default one. Random draws do not depend on it.
-        They may be those of all processes (`jax.distributed.initialize`): then every process makes the same calls,
-        the inputs are those of the first, and each has all results.
-      num_jobs: `J`; if given, keys, observations (`SHARED_FIELDS` included), settings and all that comes out have
-        a leading axis `J`. Jobs small enough run side by side.
+      devices: the devices that lanes are spread over, such as `jax.devices()`; by default one. Random draws do not
+        depend on them. With the devices of all processes (`jax.distributed.initialize`), every process makes the
+        same calls, the first process supplies the inputs, and every process gets all results.
+      num_jobs: `J`; if given, keys, observations (including `SHARED_FIELDS`), settings and all outputs have a leading
+        axis `J`. Small jobs run side by side.
 
     Attributes:
       num_traces: how often the program was traced so far.
       seconds_compile: wall time of the last call's compilation (near 0 when it was compiled already).
-      seconds_start: and of its start: what an attack does once, before its steps; near 0 for a call that resumes.
+      seconds_start: wall time of the last call's `Attack.init` in all lanes; near 0 for a call that resumes.
 
     ::
 
@@ -133,12 +133,12 @@ class Stepwise:
         """Yields a report after every `report_every` steps and after the last.
 
         Args:
-          key: determines the result together with the shapes.
+          key: determines the result, together with the shapes.
           observations: with a leading axis `T` on all fields but `SHARED_FIELDS`.
-          settings: handed to `make_attack` as float32 scalars.
+          settings: passed to `make_attack` as float32 scalars.
           num_steps: optimizer steps.
-          report_every: steps between reports; by default about a second's worth. Does not change the result.
-          resume: an earlier call's `Progress.resumable`, to go on from there to the same result.
+          report_every: steps between reports; by default about one second of steps. Does not change the result.
+          resume: `Progress.resumable` of an earlier call, to continue from there to the same result.
         """
         if num_steps < 0:
             raise ValueError(f"num_steps is {num_steps}, expected at least 0")
@@ -169,7 +169,7 @@ class Stepwise:
         seconds_before = 0.0 if resume is None else resume.seconds
         while True:
             upto = min(done + pace, num_steps)
-            if resume is None or done < num_steps:  # a search left at its end needs no more
+            if resume is None or done < num_steps:  # a search that is resumed at its end takes no more steps
                 # The iterate after the last step is evaluated once more, as in `run`.
                 lanes = self._advance(lanes, observations, settings, done, upto + (upto == num_steps))
             done = upto
@@ -190,11 +190,11 @@ class Stepwise:
                 pace = agreed(max(1, min(steps_in_a_second, 4 * pace)), self.mesh)
 
     def form(self, key: Key, observations: Observation, settings: Any) -> Any:
-        """Shapes and types of the lanes of a search, as `Resumable` holds them."""
+        """Shapes and dtypes of `Resumable.lanes`."""
         return jax.eval_shape(self._start, key, observations, _as_float32(settings))
 
     def peak_bytes(self, key: Key, observations: Observation, settings: Any) -> int:
-        """Peak memory of start and steps, with arguments and results, in bytes per device (compiles anew)."""
+        """Peak memory of start and steps, with arguments and results, in bytes per device (recompiles)."""
         settings = _as_float32(settings)
         lanes = jax.eval_shape(self._start, key, observations, settings)
         start = self._start.lower(key, observations, settings)
@@ -202,29 +202,29 @@ class Stepwise:
         return max(_peak_bytes(program.compile().memory_analysis()) for program in (start, steps))
 
     def lanes_side_by_side(self, observations: Observation) -> int:
-        """How many lanes run side by side on each device."""
+        """Number of lanes that run side by side on each device."""
         if self.num_jobs is None:
             return self._chunk_size(observations)
         return self._jobs_side_by_side(observations) * self._chunk_size(_of_job(observations))
 
     def _chunk_size(self, observations: Observation) -> int:
-        """Lanes of one job that run side by side on each device."""
+        """Number of lanes of one job that run side by side on each device."""
         num_devices = 1 if self.mesh is None else self.mesh.size
         num_lanes = -(-num_targets(observations) * self.num_restarts // num_devices)
         return min(self.chunk_size or lanes_at_once(_one_update(observations), num_lanes), num_lanes)
 
     def _jobs_side_by_side(self, observations: Observation) -> int:
-        """Jobs that run side by side: more than one if all lanes of several fit at once."""
+        """Number of jobs that run side by side: more than one if all their lanes fit at once."""
         job = _of_job(observations)
         lanes_of_job = num_targets(job) * self.num_restarts
         num_jobs = self.num_jobs or 1
         fitting = self.chunk_size or lanes_at_once(_one_update(job), num_jobs * lanes_of_job)
         most = max(1, min(num_jobs, fitting // lanes_of_job))
         divisor = max(number for number in range(1, most + 1) if num_jobs % number == 0)
-        return divisor if 2 * divisor > most else most  # a remainder would be compiled, too
+        return divisor if 2 * divisor > most else most  # a remainder chunk would need its own compilation
 
     def _over_jobs(self, function: Callable) -> Callable:
-        """Maps over the jobs: `(x, observations, settings, *rest)` with an axis `J` on the first three, if any."""
+        """Maps `function(x, observations, settings, *rest)` over the axis `J` of its first three arguments."""
         if self.num_jobs is None:
             return function
 
@@ -268,7 +268,7 @@ class Stepwise:
         begin: Array,
         end: Array,
     ) -> tuple[AttackState, Key]:
-        """Advances the lanes of one device, each beside the index of its target."""
+        """Advances the lanes of one device; `share` pairs each lane with the index of its target."""
         attack = self.make_attack(settings)
         chunk_size = self._chunk_size(observations)
         in_step = 1 if self.chunk_size else lanes_in_step(chunk_size, share[1].size)
@@ -313,7 +313,7 @@ class Stepwise:
 
     @staticmethod
     def _lane_function(function: Callable, observations: Observation) -> Callable:
-        """Turns `(..., observation) -> ...` into a function of `(..., index of the target)`."""
+        """Turns `(..., observation) -> ...` into a function of `(..., target index)`."""
         shared, per_target = split_shared(observations)
 
         def on_lane(*arguments: Any) -> Any:
@@ -325,7 +325,7 @@ class Stepwise:
 
 
 def _of_job(observations: Observation) -> Observation:
-    """Shapes of the observations of one job, of those of several."""
+    """Shapes of one job's observations: those of several jobs without the axis `J`."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), observations)
 
 
@@ -335,12 +335,12 @@ def _one_update(observations: Observation) -> Update:
 
 
 def _peak_bytes(memory: Any) -> int:
-    """Of a compiled program's memory analysis; 0 where the backend has none."""
+    """Peak memory from a compiled program's memory analysis, in bytes; 0 if the backend has none."""
     if memory is None:
         return 0
     return memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
 
 
 def _as_float32(settings: Any) -> Any:
-    """One dtype for all settings: 0, 0.1 and `np.float64(0.1)` would be three entries of the compilation cache."""
+    """Casts all settings to one dtype: 0, 0.1 and `np.float64(0.1)` would be three compilation-cache entries."""
     return jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), settings)

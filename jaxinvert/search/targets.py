@@ -1,4 +1,4 @@
-"""Observations of many targets: some fields are shared, the others have a leading axis `T`."""
+"""Splits and checks observations of many targets: `SHARED_FIELDS` are common, all others have a leading axis `T`."""
 
 from typing import Any
 
@@ -10,16 +10,16 @@ from jaxinvert.types import SHARED_FIELDS, Observation
 
 
 def split_shared(observations: Observation) -> tuple[dict[str, Any], Observation]:
-    """Separates the fields that all targets share from those with a leading axis `T`."""
+    """Separates the fields common to all targets from those with a leading axis `T`."""
     shared = {field: getattr(observations, field) for field in SHARED_FIELDS}
     return shared, observations._replace(**dict.fromkeys(SHARED_FIELDS))
 
 
 def check_targets(observations: Observation) -> None:
-    """Refuses observations of which any target's update is unusable; values are looked at outside of jit only.
+    """Raises ValueError if any target's update is unusable; values are checked only outside of jit.
 
     Raises:
-      ValueError: as `observe.check_update`, naming the target.
+      ValueError: see `observe.check_update`; the message names the target.
     """
     for target in range(num_targets(observations)):
         update = jax.tree.map(lambda leaf, target=target: leaf[target], observations.update)
@@ -30,15 +30,13 @@ def check_targets(observations: Observation) -> None:
 
 
 def num_targets(observations: Observation) -> int:
-    """The leading axis `T` of the per-target fields.
+    """Length of the leading axis `T` of the per-target fields.
 
     Raises:
-      ValueError: if they disagree.
+      ValueError: if the fields disagree.
     """
     per_target = split_shared(observations)[1]
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(per_target)}
     if len(sizes) != 1 or sizes == {()}:
-        raise ValueError(
-            f"the observations' fields have leading axes {sorted(sizes)}, expected one number of targets"
-        )
+        raise ValueError(f"the observations' fields have leading axes {sorted(sizes)}, expected the same for all")
     return sizes.pop()[0]

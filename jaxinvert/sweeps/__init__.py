@@ -1,9 +1,11 @@
-"""Sweeps: many jobs from one file, compiled together, recorded one by one, resumed after anything.
+"""Sweeps: many jobs from one file, with shared compiled programs, one record per job, and resumption after a crash.
 
-plan = read_plan("sweep.yaml")
-for finished in run(plan, "runs/sweep"):
-print(finished.done, "of", finished.total)
-rows = summarize("runs/sweep")
+    plan = read_plan("sweep.yaml")
+    for finished in run(plan, "runs/sweep"):
+        print(finished.done, "of", finished.total)
+    rows = summarize("runs/sweep")
+
+Calling `run` again computes only the jobs that are missing.
 """
 
 from jaxinvert.sweeps.engines import Engine, Finished, in_process, on_ray, run

@@ -1,4 +1,4 @@
-"""Who computes a sweep: this process, or a Ray cluster. Records and order of batches are the same."""
+"""`run` computes a sweep, in this process or on a Ray cluster; records and batches are the same on both."""
 
 import time
 import traceback
@@ -15,12 +15,12 @@ from jaxinvert.sweeps.records import Record
 
 
 class Computed(NamedTuple):
-    """What became of a batch.
+    """The result of a batch.
 
     Attributes:
-      records: of the jobs that succeeded.
-      failures: the others, with their tracebacks.
-      log: seconds, device and the like.
+      records: records of the jobs that succeeded.
+      failures: the other jobs, with their tracebacks.
+      log: seconds, device and similar information.
     """
 
     records: list[Record]
@@ -32,10 +32,10 @@ class Finished(NamedTuple):
     """A report of a running sweep.
 
     Attributes:
-      done: jobs that have a record by now, those of earlier runs included.
-      failed: jobs that failed in this run.
-      total: all jobs.
-      log: of the batch just finished; empty in the first report.
+      done: number of jobs with a record, including earlier runs.
+      failed: number of jobs that failed in this run.
+      total: number of all jobs.
+      log: log of the batch just finished; empty in the first report.
     """
 
     done: int
@@ -50,21 +50,21 @@ Engine = Callable[[Iterable[Batch]], Iterator[tuple[Batch, Computed]]]
 
 
 def run(plan: Plan, folder: Path | str, *, engine: Engine | None = None) -> Iterator[Finished]:
-    """Computes what is missing of a sweep, batch by batch, recording every job as soon as its batch is done.
+    """Computes the missing batches of a sweep and records every job as soon as its batch is done.
 
-    A batch is computed again, whole, if any of its jobs has no whole record: killed at any instant, a sweep loses at
-    most the batches in flight. Failed jobs are tried again by the next call.
+    A batch is recomputed as a whole if any of its jobs lacks a complete record. A sweep that is killed at any time
+    loses at most the batches in flight. The next call retries failed jobs.
 
     Args:
       plan: the sweep.
-      folder: for its records; an earlier run's are kept.
+      folder: folder for its records; records of earlier runs are kept.
       engine: by default `in_process()`.
 
     Yields:
       A report at the start and after every batch.
 
     Raises:
-      OSError: if a record cannot be written; what was recorded before stays.
+      OSError: if a record cannot be written; earlier records are kept.
       ValueError: if another process computes the same sweep.
     """
     folder = Path(folder)
@@ -94,7 +94,7 @@ def _run(plan: Plan, folder: Path, engine: Engine) -> Iterator[Finished]:
 
 
 def in_process(on_progress: OnProgress = lambda batch, progress: None) -> Engine:
-    """This process, one batch after the other.
+    """Returns an engine that computes batches one after the other in this process.
 
     Args:
       on_progress: called about twenty times per batch.
@@ -109,16 +109,16 @@ def in_process(on_progress: OnProgress = lambda batch, progress: None) -> Engine
 
 
 def on_ray(address: str | None = None, *, cpus: float | None = None, gpus: float = 0, retries: int = 3) -> Engine:
-    """A Ray cluster, every batch a task.
+    """Returns an engine that computes batches as tasks on a Ray cluster.
 
     Args:
-      address: of the cluster; by default the one in the environment, else one on this machine.
-      cpus: that a task occupies; by default all of the smallest machine's, one task at a time each.
-      gpus: that a task occupies.
-      retries: of a task whose worker died.
+      address: address of the cluster; by default from the environment, else a cluster on this machine.
+      cpus: CPUs per task; by default all CPUs of the smallest machine, so that a machine runs one task at a time.
+      gpus: GPUs per task.
+      retries: retries of a task whose worker died.
 
     Raises:
-      ValueError: if Ray is not installed, or later if no machine has so many CPUs and GPUs.
+      ValueError: if Ray is not installed, or later if no machine has enough CPUs and GPUs.
     """
     if (cpus is not None and cpus <= 0) or gpus < 0:
         raise ValueError(f"cpus is {cpus} and gpus is {gpus}, expected a positive number and at least 0")
@@ -163,14 +163,14 @@ def on_ray(address: str | None = None, *, cpus: float | None = None, gpus: float
 
 
 class Bench:
-    """Computes batches, keeping the last program and data for the next batch."""
+    """Computes batches and reuses the last program and data for the next batch."""
 
     def __init__(self) -> None:
         self._form: jobs.JobConfig | None = None
         self._setup: jobs.Setup | None = None
 
     def compute(self, batch: Batch, on_progress: OnProgress = lambda batch, progress: None) -> Computed:
-        """Computes a batch; whatever goes wrong with a job becomes a failure of this job or batch."""
+        """Computes a batch; exceptions become failures of the job or of the batch."""
         begin = time.time()
         tasks: dict[str, jobs.Task] = {}
         failures: list[tuple[Job, str]] = []
@@ -204,8 +204,8 @@ class Bench:
 def _attack(batch: Batch, tasks: dict[str, jobs.Task], on_progress: OnProgress) -> list[Record]:
     """Attacks and measures the jobs that have a task.
 
-    Every job has its own lane, whatever became of the others; another one's task fills lanes without, so that no
-    other shape is compiled.
+    Every job keeps its own lane even if others failed; lanes without a task are filled with another job's, so that no
+    new shape is compiled.
     """
     ready = [job for job in batch.jobs if job.name in tasks]
     lanes = [job if job.name in tasks else ready[-1] for job in batch.jobs]
@@ -226,9 +226,9 @@ _BENCH = Bench()
 
 
 def _compute_on_worker(batch: Batch) -> Computed:
-    """A Ray task; a worker keeps its bench from one task to the next."""
+    """A Ray task; a worker keeps its `Bench` between tasks."""
     digests: dict[Path, str] = {}
     for job in batch.jobs:
         if jobs.job_name(job.config, digests) != job.name:
-            raise ValueError("this worker has other files, or other versions of packages, than who planned the sweep")
+            raise ValueError("this worker has other files or package versions than the planner of the sweep")
     return _BENCH.compute(batch)

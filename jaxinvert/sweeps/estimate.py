@@ -1,4 +1,4 @@
-"""How long a sweep will take and how much memory, measured on a few steps of each of its programs."""
+"""Estimates time and memory of a sweep from a few measured steps of each of its programs."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,19 +10,19 @@ _SECONDS_TO_MEASURE = 1.0
 
 
 class Estimate(NamedTuple):
-    """What one program of a sweep will cost.
+    """Estimated cost of one program of a sweep.
 
     Attributes:
-      attack: its name.
-      model: its name.
-      num_jobs: that it computes.
-      num_batches: calls of it.
+      attack: name of the attack.
+      model: name of the model.
+      num_jobs: number of jobs.
+      num_batches: number of calls of the program.
       width: jobs per call.
-      peak_bytes: memory at its peak, arguments and results included; 0 if unknown.
-      num_traces: how often the attack was traced for several calls, which should be once.
-      seconds_compile: measured.
-      seconds_per_step: of a whole batch, measured; of a closed form, to solve it.
-      seconds: estimated, for compilation and all batches.
+      peak_bytes: peak memory, including arguments and results; 0 if unknown.
+      num_traces: how often the attack was traced over several calls; should be 1.
+      seconds_compile: measured compilation time.
+      seconds_per_step: measured time per step of a whole batch; for a closed form, the time of its solution.
+      seconds: estimated time for compilation and all batches.
     """
 
     attack: str

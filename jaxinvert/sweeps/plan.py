@@ -1,7 +1,7 @@
-"""What a sweep file asks for: its jobs, and in which batches they are computed.
+"""Reads sweep files and plans the batches in which their jobs are computed.
 
-A sweep file is YAML. Its fields are those of `JobConfig`; `grid` multiplies, `list` alternates, and both may stand in
-every entry of a list::
+A sweep file is YAML. Its fields are those of `JobConfig`. `grid` gives the product of its values, `list` gives
+alternatives, and every entry of a list may contain both::
 
     model: lenet
     steps: 300
@@ -13,9 +13,9 @@ every entry of a list::
         grid: {lr: [0.03, 0.1]}
       - attack: see-through-gradients
 
-Jobs that differ only in numbers (`jobs.compiled_form`) share one compiled program and are computed in batches. Which
-job is in which batch, and how wide a batch is, follows from the file alone: not from what an earlier run has left to
-do, nor from who computes it. Therefore a resumed sweep yields the same records.
+Jobs that differ only in numbers (`jobs.compiled_form`) share one compiled program and are computed in batches. The
+batches and their widths depend on the file alone, not on the progress of an earlier run or on the engine. Therefore a
+resumed sweep yields the same records.
 """
 
 import itertools
@@ -35,7 +35,7 @@ class Job(NamedTuple):
     """One job of a sweep.
 
     Attributes:
-      name: 24 hexadecimal digits, the hash of all that determines the result.
+      name: 24 hexadecimal digits, a hash of everything that determines the result.
       config: the job.
     """
 
@@ -47,8 +47,8 @@ class Batch(NamedTuple):
     """Jobs that are computed by one call of one compiled program.
 
     Attributes:
-      jobs: at least one; all with the same compiled form and number of steps.
-      width: how many jobs the program takes; where there are fewer, the last one fills the gap.
+      jobs: at least one; all have the same compiled form and number of steps.
+      width: number of jobs that the program takes; a smaller batch is padded with its last job.
     """
 
     jobs: tuple[Job, ...]
@@ -56,12 +56,12 @@ class Batch(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """All of a sweep.
+    """The jobs and batches of a sweep.
 
     Attributes:
-      jobs: without repetitions, in the order of the file.
-      batches: the same jobs; those of one program follow one another.
-      varied: the fields in which jobs differ; settings as `settings.NAME`, a defense's as `defense.NAME`.
+      jobs: without duplicates, in the order of the file.
+      batches: the same jobs in batches; batches of one program are consecutive.
+      varied: the fields in which jobs differ; hyper-parameters as `settings.NAME`, a defense's as `defense.NAME`.
     """
 
     jobs: tuple[Job, ...]
@@ -70,7 +70,7 @@ class Plan(NamedTuple):
 
     @property
     def batches_by_program(self) -> list[list[Batch]]:
-        """The batches of each attack program that has to be compiled: one for each compiled form and width."""
+        """The batches grouped by compiled program, one for each compiled form and width."""
         together: dict[tuple[str, int], list[Batch]] = {}
         for batch in self.batches:
             together.setdefault((_identity(compiled_form(batch.jobs[0].config)), batch.width), []).append(batch)
@@ -78,12 +78,12 @@ class Plan(NamedTuple):
 
 
 def read_plan(file: Path | str) -> Plan:
-    """Reads a sweep file, see the module's docstring.
+    """Reads a sweep file, see the module docstring.
 
     Paths in it are relative to the working directory.
 
     Raises:
-      ValueError: if it is no YAML of that kind, or names a field, a value or a job that cannot be.
+      ValueError: if the file is no YAML of this form, or has an invalid field, value or job.
     """
     content = read_yaml(file)
     batch = content.pop("batch", None)
@@ -98,10 +98,10 @@ def read_plan(file: Path | str) -> Plan:
 
 
 def expand(block: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yields the fields of every job of a block: its own, times its grid, times the blocks of its list.
+    """Yields the fields of every job of a block: its own fields, combined with its grid and the blocks of its list.
 
     Raises:
-      ValueError: if `grid` or `list` are not made as they should be.
+      ValueError: if `grid` or `list` is malformed.
     """
     grid, blocks = block.get("grid", {}), block.get("list", [{}])
     own = {name: value for name, value in block.items() if name not in ("grid", "list")}
@@ -119,14 +119,14 @@ def expand(block: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def make_plan(jobs: Iterator[Mapping[str, Any]] | Sequence[Mapping[str, Any]], *, batch: int | None = None) -> Plan:
-    """Checks the fields of jobs and arranges them.
+    """Checks the fields of jobs and arranges them in batches.
 
     Args:
-      jobs: fields of `JobConfig`, one mapping for each job; what is repeated is done once.
-      batch: most jobs to compute by one call; by default as many as make 64 restarts x targets.
+      jobs: fields of `JobConfig`, one mapping per job; duplicates are computed once.
+      batch: maximal number of jobs per call; by default as many as give 64 restarts x targets.
 
     Raises:
-      ValueError: naming the job, if one cannot be, or there are none, or more than `MAX_JOBS`.
+      ValueError: for an invalid job, which the message names, for no jobs, or for more than `MAX_JOBS`.
     """
     unique: dict[str, Job] = {}
     digests: dict[Path, str] = {}
@@ -151,7 +151,7 @@ def make_plan(jobs: Iterator[Mapping[str, Any]] | Sequence[Mapping[str, Any]], *
         config = next(iter(by_steps.values()))[0].config
         most = batch or max(1, _LANES_PER_BATCH // (config.data.targets * config.search.restarts))
         longest = max(map(len, by_steps.values()))
-        width = -(-longest // -(-longest // most))  # as even as can be
+        width = -(-longest // -(-longest // most))  # batches of equal size, as far as possible
         for group in by_steps.values():
             batches += [Batch(tuple(group[i : i + width]), width) for i in range(0, len(group), width)]
     return Plan(tuple(unique.values()), tuple(batches), _varied([job.config for job in unique.values()]))
@@ -170,9 +170,9 @@ def _varied(configs: Sequence[JobConfig]) -> tuple[str, ...]:
 
 
 def _flat(config: JobConfig) -> dict[str, Any]:
-    """All fields; hyper-parameters, whether given or default, as `settings.NAME`, a defense's as `defense.NAME`."""
+    """All fields; hyper-parameters, given or default, as `settings.NAME`, defense parameters as `defense.NAME`."""
     plain = config.flat
-    for name in ("settings", "tv", "lr", "defense_settings"):  # among the numbers
+    for name in ("settings", "tv", "lr", "defense_settings"):  # included below
         del plain[name]
     plain |= {f"settings.{name}": value for name, value in config.attacker.hyperparameters.items()}
     return plain | {f"defense.{name}": value for name, value in config.defense.parameters.items()}

@@ -1,14 +1,15 @@
-"""What a sweep leaves behind: one checksummed record per job, a log of how it went, and a table of everything.
+"""Files of a sweep: one checksummed record per job, failures, a log, and a summary table.
 
-    DIR/plan.json             the jobs, and which fields they differ in
-    DIR/records/NAME.json     fields, figures, and the checksums of this file and the next
+    DIR/plan.json             the jobs, and the fields in which they differ
+    DIR/records/NAME.json     fields, results, and the checksums of this file and the next
     DIR/records/NAME.npz      truth and reconstruction [N, H, W, C], and the history of the attack loss
-    DIR/failures/NAME.json    fields and traceback of a job that failed last time
-    DIR/log.jsonl             when, where and how fast batches were computed
+    DIR/failures/NAME.json    fields and traceback of a job that failed in the last run
+    DIR/log.jsonl             time, device and speed of the batches
     DIR/summary.parquet       one row per image of every record
 
-A record says nothing of time or place, so that a job computed twice by the same plan on the same kind of machine
-leaves the same bytes; the log does. The arrays are written first, and a record exists once its JSON does.
+Time and device are in the log, not in the records: a job computed twice with the same plan on the same kind of
+machine gives the same bytes. The arrays are written before the JSON file, whose presence means that the record is
+complete.
 """
 
 import contextlib
@@ -30,19 +31,19 @@ from jaxinvert.sweeps.plan import Job, Plan, varied_values
 
 try:
     import fcntl
-except ImportError:  # where there are no such locks, nothing keeps others out
+except ImportError:  # on platforms without these locks, concurrent runs are not prevented
     fcntl = None
 
 _VOLATILE = ("seconds_compile", "seconds_start", "seconds_run", "steps_per_second", "interrupted")
 
 
 class Record(NamedTuple):
-    """What is known of a finished job.
+    """The result of a finished job.
 
     Attributes:
-      name: of the job.
+      name: name of the job.
       config: its fields.
-      summary: as of `Outcome`, without what differs between runs.
+      summary: `Outcome.summary` without entries that differ between runs.
       arrays: `truth`, `reconstruction` `[N, H, W, C]`, `history_step [P]`, `history_best_loss [P, T, R]`.
     """
 
@@ -53,12 +54,12 @@ class Record(NamedTuple):
 
 
 def make_record(job: Job, outcome: Outcome, *, batch_size: int) -> Record:
-    """The record of a job that was computed along with others.
+    """Makes the record of a job that was computed in a batch.
 
     Args:
       job: the job.
-      outcome: what came out.
-      batch_size: how many jobs the compiled program computed at once.
+      outcome: its result.
+      batch_size: number of jobs that the compiled program computed at once.
     """
     summary = {name: value for name, value in outcome.summary.items() if name not in (*_VOLATILE, "config")}
     history = {f"history_{name}": values for name, values in outcome.history.items()}
@@ -67,10 +68,10 @@ def make_record(job: Job, outcome: Outcome, *, batch_size: int) -> Record:
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """Writes a record so that it is either whole or absent, whatever happens, and forgets an earlier failure.
+    """Writes a record atomically and removes the job's earlier failure.
 
     Raises:
-      OSError: if the disk is full, or not writable.
+      OSError: if the disk is full or not writable.
     """
     packed = io.BytesIO()
     np.savez_compressed(packed, allow_pickle=False, **record.arrays)
@@ -88,11 +89,11 @@ def write_record(folder: Path, record: Record) -> None:
 
 
 def read_record(folder: Path | str, name: str) -> Record:
-    """Reads a record and checks it.
+    """Reads a record and verifies its checksums.
 
     Raises:
       FileNotFoundError: if there is none.
-      ValueError: if any of it is not as it was written.
+      ValueError: if any part of it was changed or lost.
     """
     folder = Path(folder)
     content = _read_checked(folder, name)
@@ -100,7 +101,7 @@ def read_record(folder: Path | str, name: str) -> Record:
 
 
 def is_recorded(folder: Path, name: str) -> bool:
-    """Whether there is a whole record of a job."""
+    """Whether a job has a complete record."""
     try:
         _read_checked(folder, name)
     except (FileNotFoundError, ValueError):
@@ -109,7 +110,7 @@ def is_recorded(folder: Path, name: str) -> bool:
 
 
 def records_of(folder: Path | str) -> Iterator[Record]:
-    """All whole records of a sweep, in the order of its plan.
+    """Iterates over the complete records of a sweep, in the order of its plan.
 
     Raises:
       ValueError: if `folder` holds no sweep.
@@ -122,28 +123,28 @@ def records_of(folder: Path | str) -> Iterator[Record]:
 
 
 def write_failure(folder: Path, job: Job, traceback: str) -> None:
-    """Notes that a job failed, and how."""
+    """Writes the traceback of a failed job."""
     content = {"name": job.name, "config": _fields(job.config), "traceback": traceback}
     files.save_json(_failure_file(folder, job.name), content)
 
 
 def failures_of(folder: Path | str) -> list[dict[str, Any]]:
-    """`name`, `config` and `traceback` of the jobs that failed last time."""
+    """`name`, `config` and `traceback` of the jobs that failed in the last run."""
     found = []
     for file in sorted((Path(folder) / "failures").glob("*.json")):
-        with contextlib.suppress(ValueError):  # cut short, so that the job is tried again anyhow
+        with contextlib.suppress(ValueError):  # a truncated file; the job is retried anyway
             found.append(_load_json(file, {"name": str, "config": dict, "traceback": str}))
     return found
 
 
 def write_plan_file(folder: Path, plan: Plan) -> None:
-    """Notes which jobs make up the sweep."""
+    """Writes the list of jobs of the sweep."""
     jobs = {job.name: varied_values(job.config, plan.varied) for job in plan.jobs}
     files.save_json(folder / "plan.json", {"varied": plan.varied, "jobs": jobs})
 
 
 def read_plan_file(folder: Path) -> dict[str, Any]:
-    """`varied`, the names of the fields in which jobs differ, and `jobs`, their values by the name of the job.
+    """Reads `varied`, the fields in which jobs differ, and `jobs`, the values of these fields by job name.
 
     Raises:
       ValueError: if `folder` holds no sweep.
@@ -155,17 +156,17 @@ def read_plan_file(folder: Path) -> dict[str, Any]:
 
 
 def append_log(folder: Path, entry: Mapping[str, Any]) -> None:
-    """Adds a line to the log. A line cut short by a crash stays the only one that is."""
+    """Appends a line to the log, on a new line even after a line that a crash truncated."""
     with open(folder / "log.jsonl", "a", encoding="utf-8") as file:
         file.write("\n" * _is_cut_short(folder / "log.jsonl") + json.dumps(files.plain(entry)) + "\n")
 
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keeps others from computing the same sweep, and removes the temporary files of one that was killed.
+    """Locks a sweep against other processes, and removes temporary files of a killed run.
 
     Raises:
-      ValueError: if another process is at it.
+      ValueError: if another process holds the lock.
     """
     with open(folder / ".lock", "w", encoding="utf-8") as lock:
         try:
@@ -184,7 +185,7 @@ _LEAVING = re.compile(r"\.([0-9a-f]{24}\.(json|npz)|plan\.json|summary\.parquet|
 
 
 def summarize(folder: Path | str) -> list[dict[str, Any]]:
-    """One row per image of every record: name, fields in which jobs differ, and figures; also as Parquet.
+    """Summarizes a sweep with one row per image: job name, fields in which jobs differ, and results; also as Parquet.
 
     Returns:
       The rows of `summary.parquet`, which is written if there are any.
@@ -212,7 +213,7 @@ def _rows(record: Record, varied: Mapping[str, Any]) -> Iterable[dict[str, Any]]
 
 
 def _column(values: list[Any]) -> list[Any]:
-    """One type for a column: text, if jobs disagree about it."""
+    """Converts a column to one type: text if the types of the jobs differ."""
     kinds = {type(value) for value in values if value is not None}
     return values if len(kinds) <= 1 or kinds == {int, float} else [None if v is None else str(v) for v in values]
 
@@ -222,7 +223,7 @@ def _fields(config: JobConfig) -> dict[str, Any]:
 
 
 def _read_checked(folder: Path, name: str) -> dict[str, Any]:
-    """The JSON of a record, if it and its arrays are as they were written."""
+    """Reads the JSON of a record after verifying the checksums of it and its arrays."""
     form = {"name": str, "config": dict, "summary": dict, "arrays_sha256": str, "sha256": str}
     content = _load_json(_json_file(folder, name), form)
     checksum = content.pop("sha256")
@@ -239,11 +240,11 @@ def _read_checked(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _load_json(file: Path, form: Mapping[str, type]) -> dict[str, Any]:
-    """Reads an object with fields of these types.
+    """Reads a JSON object with fields of these types.
 
     Raises:
-      OSError: if there is no such file.
-      ValueError: if it holds something else.
+      OSError: if the file cannot be read.
+      ValueError: if the file holds something else.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

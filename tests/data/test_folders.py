@@ -72,7 +72,7 @@ def test_a_class_named_like_a_split(tmp_path):
 def test_image_beside_splits(tmp_path):
     save(tmp_path / "train" / "1.png")
     save(tmp_path / "stray.png")
-    with pytest.raises(ValueError, match="both beside and inside"):
+    with pytest.raises(ValueError, match="both next to and inside"):
         data.load(tmp_path, split="train")
 
 
@@ -95,7 +95,7 @@ def test_empty_and_mixed_folders(tmp_path):
         data.load(tmp_path)
     save(tmp_path / "a.png")
     save(tmp_path / "cat" / "b.png")
-    with pytest.raises(ValueError, match="both beside and inside its subfolders"):
+    with pytest.raises(ValueError, match="both next to and inside its subfolders"):
         data.load(tmp_path)
 
 

@@ -131,7 +131,7 @@ def test_the_code_has_the_spread_that_the_encoder_says(precode):
 
 def test_a_network_without_a_flax_head_gets_no_bottleneck(victim):
     extended = defenses.with_bottleneck(victim.model._replace(init=lambda key: victim.params))
-    with pytest.raises(ValueError, match="a bottleneck needs a Flax layer behind it, but tiny calls none at 'head'"):
+    with pytest.raises(ValueError, match="a bottleneck needs a Flax layer after it, but tiny calls none at 'head'"):
         extended.apply(extended.init(jax.random.key(0)), victim.batch.inputs)
 
 

@@ -47,7 +47,7 @@ def test_files_from_elsewhere_have_no_facts_and_may_be_in_half_precision(tmp_pat
     ("tensors", "message"),
     [
         ({"v": np.ones(3)}, "lacks w"),
-        ({"w": np.ones(3), "x": np.ones(1)}, "has x beside"),
+        ({"w": np.ones(3), "x": np.ones(1)}, "also has x"),
         ({"w": np.ones((3, 1))}, r"w has shape \(3, 1\), expected \(3,\)"),
         ({"w": np.ones(3, np.int32)}, "w is int32, expected float32"),
         ({"w": np.array([1, np.nan, 1])}, "w holds values that are not finite"),

@@ -155,7 +155,7 @@ def test_clients_minimize_the_loss_that_was_brought():
     [
         ("modul", {}, "unknown function of my_networks: 'modul'.*did you mean 'module'"),
         ("not_a_function", {}, "unknown function"),
-        ("module", {}, "needs input_shape: what it returned has none"),
+        ("module", {}, "needs input_shape: its result has none"),
         ("sized", {"input_shape": SHAPE}, "needs num_classes, which is not given"),
         ("module", {"depth": 3}, "unknown option of model 'my_networks:module': 'depth'"),
         ("module", {"input_shape": (2, 2)}, "input_shape must be three positive sizes"),

@@ -52,7 +52,7 @@ def test_pooled_maps_are_known_by_their_channels():
 
 
 def test_what_cannot_be_seen_is_refused(victim):
-    with pytest.raises(ValueError, match=r"'head' reads can only be seen in a Flax model"):
+    with pytest.raises(ValueError, match=r"'head' are only accessible in a Flax model"):
         feature_map(victim.model.apply, "head", victim.params, victim.batch.inputs)
     model, params = created("vit-plain-4-16-1")
     with pytest.raises(ValueError, match=r"reads \(2, 6, 48\), expected one vector of each example"):

@@ -195,7 +195,7 @@ def test_page_says_what_was_measured(tmp_path):
         row["psnr_db"] = psnr
     summary["quality"]["psnr_db"]["median"] = 29.995
     page = page_of(tmp_path / "x.html", summary=summary, history=history_of())
-    assert "2 of 4 private images came back at 30 dB or more; the median PSNR is 30.0 dB" in page.text
+    assert "2 of 4 private images were reconstructed with 30 dB or more; the median PSNR is 30.0 dB" in page.text
     assert "2 client updates, each computed from 2 images, 3 restarts, 4,800 optimizer steps." in page.text
     for words in (
         "41.2 dB · SSIM 0.900",
@@ -217,7 +217,7 @@ def test_page_says_when_a_run_was_interrupted_or_selected_by_truth(tmp_path):
     page = page_of(tmp_path / "x.html", summary=summary)
     assert "Interrupted." in page.text
     assert "Selected by psnr." in page.text
-    assert "originals are not consulted" not in page.text
+    assert "without using the originals" not in page.text
 
 
 def test_page_of_a_closed_form_attack(tmp_path):
@@ -307,7 +307,7 @@ def test_page_shows_what_is_not_finite(tmp_path):
     history["best_loss"][:2] = np.inf
     history["best_loss"][:, 0] = np.nan
     page = page_of(tmp_path / "x.html", summary=summary, history=history)
-    assert "1 of 4 private images came back at 30 dB or more; the median PSNR is ∞ dB" in page.text
+    assert "1 of 4 private images was reconstructed with 30 dB or more; the median PSNR is ∞ dB" in page.text
     assert "NaN dB" in page.text
     assert "— dB" in page.text
     assert "1 above 45 dB at the right edge; 2 without a PSNR not drawn" in page.text

@@ -72,7 +72,7 @@ def test_page_and_table_show_the_figures(tmp_path):
     words += f"{best['min']:.1f} {best['max']:.1f} {best['ssim']:.3f} {100 * best['share']:.0f} % 6 3"
     values = settings_of(rows, VARIED)[0].values
     assert words.format(f"{values['model']} {values['settings.tv']:g}") in page.text
-    assert f"The best of 6 settings gave images back at a median PSNR of {best['median']:.1f} dB" in page.text
+    assert f"The best of 6 settings reconstructed images with a median PSNR of {best['median']:.1f} dB" in page.text
     for words in (
         "18 of 18 jobs done, none failed, none missing",
         "some.yaml",
@@ -123,10 +123,10 @@ def test_a_sweep_without_any_psnr(tmp_path):
 def test_a_single_job(tmp_path):
     rows, records, jobs = a_sweep(models=["mlp"], weights=[1e-4], seeds=[0], num_images=1)
     page = page_of(tmp_path / "x.html", rows, records, varied=(), jobs=jobs)
-    assert f"The private image came back at a PSNR of {rows[0]['psnr_db']:.1f}" in page.text
+    assert f"The private image was reconstructed with a PSNR of {rows[0]['psnr_db']:.1f}" in page.text
     assert "1 of 1 job done" in page.text
     assert "The only image" in page.text
-    assert "The order reads" not in page.text
+    assert "The order depends" not in page.text
     assert len(page.all("img")) == 2
     assert f"{rows[0]['psnr_db']:.1f}" in table_text(sweep_table(rows, ()))
 
@@ -193,18 +193,18 @@ def test_many_failures_make_no_large_page(tmp_path):
     page = page_of(tmp_path / "x.html", [], [], failures=failures)
     assert len(page.source) < 1_000_000
     assert len(page.all("details")) == 30
-    assert "4,000 jobs failed, in 40 ways" in page.text
+    assert "4,000 jobs failed, with 40 different errors" in page.text
     assert "and 88 more" in page.text
-    assert "the start is left out here" in page.text
+    assert "the start is omitted" in page.text
 
 
 def test_a_huge_sweep_makes_no_large_page(tmp_path):
     rows, records, jobs = a_sweep(weights=np.geomspace(1e-6, 1, 400).tolist(), seeds=[0], num_images=1)
     page = page_of(tmp_path / "x.html", rows, records, jobs=jobs)
-    assert "200 of 800 settings, the best; 600 are left out. summary.parquet has every image" in page.text
+    assert "The best 200 of 800 settings; 600 are omitted. summary.parquet has every image" in page.text
     assert len([1 for cell in page.all("th") if cell["scope"] == "row"]) == 200
     assert len(page.all("img")) == 2 * 2
-    assert "Neighboring values are taken together" in page.text
+    assert "Neighboring values are pooled" in page.text
     assert len(page.source) < 400_000
 
 
@@ -253,11 +253,11 @@ def test_page_says_what_is_not_comparable(tmp_path):
     records[1].summary["assumptions"] = {"known": ["more"]}
     rows = [row | {"size": 8 + 8 * (row["model"] == "mlp")} for row in rows]
     page = page_of(tmp_path / "x.html", rows, records, varied=(*VARIED, "size"))
-    assert "Not the same originals everywhere. Settings differ in size" in page.text
-    assert "Not all on the same machine" in page.text
+    assert "Different originals. Settings differ in size" in page.text
+    assert "Different machines or versions" in page.text
     assert "one core (17 jobs), another (1 job)" in page.text
-    assert "there are 2 kinds" in page.text
-    assert "There is no chart for size, which changes only along with model." in page.text
+    assert "Jobs make 2 different assumptions" in page.text
+    assert "There is no chart for size, which varies only together with model." in page.text
 
 
 def test_page_escapes_every_string(tmp_path):

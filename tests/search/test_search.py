@@ -301,7 +301,7 @@ def test_a_remainder_of_lanes_is_not_lost(victim, make_attack):
 
 def test_disagreeing_targets_are_refused(victims):
     _, observations = victims
-    with pytest.raises(ValueError, match="one number of targets"):
+    with pytest.raises(ValueError, match="the same for all"):
         search.num_targets(observations._replace(labels=observations.labels[:2]))
 
 

@@ -1,4 +1,4 @@
-"""Closed-form and algebraic attacks: what linear algebra says about an update, without a search."""
+"""Closed-form and algebraic attacks: reconstruction from an update by linear algebra, without iterative search."""
 
 from jaxinvert.attacks.closed_form.april import april, patch_embedding
 from jaxinvert.attacks.closed_form.cocktail_party import cocktail_party

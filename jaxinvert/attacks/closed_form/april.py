@@ -1,17 +1,17 @@
-"""One image behind a Vision Transformer, in closed form: position embeddings give away what the tokens' weights read.
+"""APRIL: recovers one image from a Vision Transformer's update in closed form, using its position embeddings.
 
-Tokens are `z = x W + b + e` with a learnable position embedding `e` for each patch. For one image the gradient of
-the position embeddings is that of the tokens, `G = dL/dz [n, d]`. Where the tokens enter self-attention and nothing
+Tokens are `z = x W + b + e` with a learnable position embedding `e` for each patch. For one image, the gradient of
+the position embeddings equals that of the tokens, `G = dL/dz [n, d]`. If the tokens enter self-attention and nothing
 else, `G = dQ W_q^T + dK W_k^T + dV W_v^T`, and with `dL/dW_q = z^T dQ`, and so on,
 
     z^T G = dL/dW_q W_q^T + dL/dW_k W_k^T + dL/dW_v W_v^T,
 
-linear in `z` (APRIL, Theorem 1); then `x W = z - e - b` is linear in the patches. The layer that makes the tokens
-says the same with no attention at all, whatever norms and skips stand behind it:
+which is linear in `z` (APRIL, Theorem 1); then `x W = z - e - b` is linear in the patches. The patch embedding layer
+gives an equation that does not involve attention and holds for any norms and skips after it:
 
     x^T G = dL/dW.
 
-Both are solved if `G` has rank `n`, one for each patch, which takes a width of at least `n`.
+Both are solvable if `G` has rank `n`, the number of patches, which requires a width of at least `n`.
 
 References:
   Lu, Zhang, Zhao, He, Cheng: APRIL: Finding the Achilles' Heel on Privacy for Vision Transformers. CVPR 2022,
@@ -47,13 +47,13 @@ PROJECTIONS = ("query", "key", "value")
 
 
 class Layout(NamedTuple):
-    """Where a transformer keeps what is read.
+    """Paths of the layers that the attacks read in a transformer's parameters.
 
     Attributes:
-      patches: path of the dense layer that makes tokens of patches, `kernel [patch * patch * C, d]` and `bias [d]`.
+      patches: path of the dense patch embedding, `kernel [patch * patch * C, d]` and `bias [d]`.
       positions: path of the position embeddings `[n, d]`.
       attention: path of the first attention, with the dense layers `query`, `key` and `value`.
-      first_norm: path of a norm before that attention, which there may be or not.
+      first_norm: path of an optional norm before that attention.
       head: path of the last dense layer, with a bias.
     """
 
@@ -70,7 +70,7 @@ VIT = Layout()
 
 _Leaves = Mapping[str, Array]
 _Equation = Callable[[_Leaves, _Leaves, Layout, Array], Array]
-"""`(parameters, gradients, layout, inverse [d, n]) -> patches [n, patch * patch * C]`, the inverse that of `G`."""
+"""`(parameters, gradients, layout, pseudo-inverse of G [d, n]) -> patches [n, patch * patch * C]`."""
 
 
 @declare(reports=("certified", "status", "rank"))
@@ -143,7 +143,7 @@ def _from_positions(
             weights, gradients = leaves_by_path(params), leaves_by_path(readable)
             left, sizes, right = jnp.linalg.svd(gradients[layout.positions], full_matrices=False)
             rank = jnp.sum(sizes > 30 * resolution * sizes[0]).astype(jnp.int32)
-            # Directions of sizes near rounding still hold some of the image; those of size zero hold none.
+            # Directions with singular values near rounding still hold part of the image; null directions hold none.
             used = sizes > resolution * sizes[0]
             inverse = (right.T * jnp.where(used, 1 / jnp.where(used, sizes, 1.0), 0.0)[None]) @ left.T
             patches = equation(weights, gradients, layout, inverse)
@@ -179,16 +179,16 @@ def _from_positions(
 
 
 def check_positions(tree: object, image_shape: tuple[int, ...], *, attack: str, layout: Layout = VIT) -> None:
-    """Refuses a network that has no learnable position embeddings for patches, or too narrow ones.
+    """Raises ValueError for a network without learnable position embeddings for patches, or with too narrow ones.
 
     Args:
       tree: parameters or update.
       image_shape: `(H, W, C)`.
-      attack: for messages.
-      layout: of the tree.
+      attack: name of the attack, for messages.
+      layout: paths of the layers.
 
     Raises:
-      ValueError: naming what is missing, or does not fit.
+      ValueError: naming the missing or mismatched layer.
     """
     kernel = f"{layout.patches}/kernel"
     shapes = _shapes_of(tree, [kernel, f"{layout.patches}/bias", layout.positions, f"{layout.head}/bias"], attack)
@@ -197,37 +197,39 @@ def check_positions(tree: object, image_shape: tuple[int, ...], *, attack: str, 
     side = math.isqrt(num_numbers // channels)
     if num_numbers != side**2 * channels or (rows // side) * (columns // side) != num_patches:
         raise ValueError(
-            f"{attack}: {num_patches} patches of {num_numbers} numbers, as {layout.positions} and {kernel} say, do "
-            f"not make up an image of shape {image_shape}"
+            f"{attack}: {num_patches} patches of {num_numbers} values (from {layout.positions} and {kernel}) do not "
+            f"form an image of shape {image_shape}"
         )
     if width < num_patches:
-        raise ValueError(f"{attack} needs tokens at least as wide as there are patches, {num_patches}; got {width}")
+        raise ValueError(
+            f"{attack} needs tokens at least as wide as the number of patches, {num_patches}; got {width}"
+        )
 
 
 def check_attention(tree: object, image_shape: tuple[int, ...], *, attack: str, layout: Layout = VIT) -> None:
-    """Refuses what `check_positions` does, and tokens that do not enter attention as they are, or lose patches.
+    """`check_positions`, and raises ValueError for a norm before attention or tokens narrower than patches.
 
     Args:
-      tree: as in `check_positions`, and so are the others.
+      tree: parameters or update.
       image_shape: `(H, W, C)`.
-      attack: for messages.
-      layout: of the tree.
+      attack: name of the attack, for messages.
+      layout: paths of the layers.
 
     Raises:
-      ValueError: naming what is missing, or does not fit.
+      ValueError: naming the missing or mismatched layer.
     """
     check_positions(tree, image_shape, attack=attack, layout=layout)
     kernel = f"{layout.patches}/kernel"
     shapes = _shapes_of(tree, [f"{layout.attention}/{name}/kernel" for name in PROJECTIONS], attack)
     if any(path.startswith(f"{layout.first_norm}/") for path in shapes):
         raise ValueError(
-            f"{attack} needs tokens that enter self-attention as they are, as in vit-plain; this model has "
+            f"{attack} needs tokens that enter self-attention unnormalized, as in vit-plain; this model has "
             f"{layout.first_norm} before it"
         )
     num_numbers, width = shapes[kernel]
     if width < num_numbers:
         raise ValueError(
-            f"{attack} needs tokens at least as wide as patches have numbers, {num_numbers}; got {width}"
+            f"{attack} needs tokens at least as wide as the number of values in a patch, {num_numbers}; got {width}"
         )
 
 

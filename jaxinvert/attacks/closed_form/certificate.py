@@ -1,8 +1,8 @@
-"""Whether a reconstruction is proven: the update that it would have caused is the one that was observed.
+"""Certificates: a reconstruction is certified if the client, re-simulated on it, sends the observed update.
 
-A perceptron has far more parameters than a batch has pixels, so that another batch with the same update does not
-come about by chance. The check needs nothing but what the server knows; labels are found on the way, by the
-class whose gradient at the layer's outputs points along the observed one.
+A perceptron has far more parameters than a batch has pixels, so another batch does not cause the same update by
+chance. The check uses only what the server knows. Labels are found as the classes whose gradients at the layer's
+outputs have the direction of the observed gradients.
 """
 
 import enum
@@ -52,7 +52,7 @@ _REMOVABLE = (Status.INCOMPLETE, Status.AMBIGUOUS)
 
 
 class Certificate(NamedTuple):
-    """What a re-simulation says.
+    """Result of a re-simulation.
 
     Attributes:
       certified: `[]` bool.
@@ -69,11 +69,11 @@ class Certificate(NamedTuple):
 def labels_by_layer(
     loss_fn: LossFn, params: Params, inputs: Array, output_gradients: Array, *, layer: str, num_classes: int
 ) -> Array:
-    """The label of each example whose gradient at a layer's outputs is known up to a positive scale.
+    """Finds each example's label from its gradient at a layer's outputs, known up to a positive scale.
 
     Args:
-      loss_fn: of the client.
-      params: of the model.
+      loss_fn: the client's loss.
+      params: the model's parameters.
       inputs: `[B, H, W, C]`.
       output_gradients: `[B, units]`.
       layer: path of the layer.
@@ -85,7 +85,7 @@ def labels_by_layer(
 
     def similarity(example: Array, output_gradient: Array, label: Array) -> Array:
         gradient = jax.grad(loss_fn)(params, Batch(example[None], label[None]))
-        simulated = leaves_by_path(gradient)[f"{layer}/bias"]  # the sum over examples, of which there is one
+        simulated = leaves_by_path(gradient)[f"{layer}/bias"]  # a sum over one example
         length = jnp.linalg.norm(simulated) * jnp.linalg.norm(output_gradient)
         return jnp.dot(simulated, output_gradient) / jnp.maximum(length, jnp.finfo(length.dtype).tiny)
 
@@ -108,12 +108,12 @@ def first_doubt(doubts: Mapping[Status, Array]) -> Array:
 def certify(
     client_update: ClientUpdateFn, params: Params, update: Update, batch: Batch, *, tolerance: float, doubt: Array
 ) -> Certificate:
-    """Simulates the client on a reconstruction.
+    """Simulates the client on a reconstruction and compares the updates.
 
     Args:
       client_update: the attacker's simulation of the client.
-      params: that were sent to it.
-      update: what came back.
+      params: the parameters that the client received.
+      update: the observed update.
       batch: the reconstruction.
       tolerance: relative error up to which two updates are equal.
       doubt: `[]` int32, the `Status` that is known without a simulation. An equal update overrules `INCOMPLETE` and

@@ -1,13 +1,13 @@
-"""Cocktail party: a dense layer's gradient as a mixture of images, unmixed by independence alone.
+"""The Cocktail Party Attack: separates images mixed in a dense layer's gradient by independent component analysis.
 
 The rows of the gradient span the same space as the inputs, `dL/dW^T = D^T X`. Whitened and rotated to the most
-independent components, they are the inputs up to scale and order; the bias gradient, which mixes a constant 1 in the
-same way, gives the scale. Nothing is asked of the activation or of what stands behind the layer, and batches may have
-hundreds of images; the result is approximate.
+independent components, they are the inputs up to scale and order. The bias gradient mixes a constant 1 in the same
+way and gives the scale. The activation and later layers are arbitrary, and batches may have hundreds of images; the
+result is approximate.
 
-Where the paper descends on negentropy with total variation and decorrelation as penalties, this is the fixed point of
-FastICA on *spatial differences*, which are sparser and less dependent than pixels (`independent_components`): the
-penalties' purpose, without their weights.
+The paper maximizes negentropy by gradient descent, with total variation and decorrelation penalties. This is the
+fixed point of FastICA on *spatial differences*, which are sparser and less dependent than pixels
+(`independent_components`); it serves the penalties' purpose and has no weights to tune.
 
 References:
   Kariyappa, Guo, Maeng, Xiong, Suh, Qureshi, Lee: Cocktail Party Attack: Breaking Aggregation-Based Privacy in
@@ -82,18 +82,18 @@ def unmixed_inputs(
     batch_size: int,
     num_steps: int,
 ) -> tuple[Array, Array]:
-    """What a biased dense layer read, by independence alone.
+    """Recovers the inputs of a biased dense layer by independent component analysis.
 
     Args:
-      key: of the range finder and the start.
-      kernel_gradient: `[features, units]`, of at least `B` units.
+      key: for the range finder and the start.
+      kernel_gradient: `[features, units]`, with at least `B` units.
       bias_gradient: `[units]`.
       separable: linear map of rows `[B, features]` to centered samples `[B, N]` in which they are independent.
       batch_size: `B`.
-      num_steps: of the fixed point.
+      num_steps: fixed-point iterations.
 
     Returns:
-      The inputs `[B, features]` in any order, zeros where there is none, and which of them there are `[B]`.
+      The inputs `[B, features]` in any order, zeros for those not found, and whether each was found, `[B]`.
     """
     sketch_key, start_key = jax.random.split(key)
     dtype = jnp.promote_types(kernel_gradient.dtype, jnp.float32)

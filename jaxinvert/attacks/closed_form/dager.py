@@ -1,24 +1,23 @@
-"""DAGER: which tokens a transformer was trained on, at which positions, in which sequences: text without a search.
+"""DAGER: recovers a transformer's training sequences, token by token, from the span of its attention gradients.
 
-What enters the first attention at a position depends on the token there alone, so that every token of the vocabulary
-at every position is a candidate of the span check (`span`). A decoder's second attention reads what depends on all
-tokens up to a position: sequences grow token by token, and a continuation stays if what the second attention reads
-there lies in the second span. An encoder's depends on all tokens: each of `B^n` combinations is a candidate.
+The input of the first attention at a position depends only on the token there, so every token of the vocabulary at
+every position is a candidate for the span check (`span`). The input of a decoder's second attention depends on all
+tokens up to a position: sequences grow token by token, and a continuation is kept if its input of the second
+attention lies in the second span. In an encoder it depends on all tokens: each of `B^n` combinations is a candidate.
 
-From whole sequences `F`, what the head reads, is known, and with it the labels, since for the mean cross-entropy of
-`N` predictions
+Complete sequences determine `F`, the input of the head, and the predictions `P`. For the mean cross-entropy of `N`
+predictions
 
     dL/dW_head = 1/N F^T (P - Y),    hence    Y = P - N (F^T)^+ dL/dW_head
 
-holds the labels, one-hot, since the predictions `P` are known, too. The update that the sequences and labels would
-have caused is compared with the observed one.
+gives the one-hot labels `Y`. The update re-simulated from the sequences and labels is compared with the observed one.
 
-Each span check needs fewer distinct inputs, of all positions and sequences together, than the width. The first
-attention reads sums of a token's row and a position's: where two tokens both stand at the same two positions, every
-token of the one lies in the span at the other position, too: the status is `AMBIGUOUS`, and the second span decides.
+Each span check needs fewer distinct inputs, of all positions and sequences together, than the width. The input of
+the first attention is the sum of a token and a position embedding: if two tokens both occur at two positions, every
+token of the one lies in the span at the other position, too: the check is `AMBIGUOUS`, and the second span decides.
 
-The paper reads the query's gradient where this reads all three of the attention with their biases, and prunes an
-encoder's combinations by heuristics, without which there are few enough only for short sequences.
+The paper uses the gradient of the query only; this uses query, key and value with their biases. The paper prunes an
+encoder's combinations by heuristics; this does not, which limits encoders to short sequences.
 
 References:
   Petrov, Dimitrov, Baader, Mueller, Vechev: DAGER: Exact Gradient Inversion for Large Language Models. NeurIPS 2024,
@@ -58,11 +57,11 @@ _MOST_COMBINATIONS = 4096
 
 
 class Found(NamedTuple):
-    """What the first span check says.
+    """Result of the first span check.
 
     Attributes:
-      tokens: `[n, M]` int32, for each position those nearest to the span.
-      inside: `[n, M]` bool, whether they are in it.
+      tokens: `[n, M]` int32, the tokens nearest to the span at each position.
+      inside: `[n, M]` bool, whether they lie in the span.
     """
 
     tokens: Array
@@ -70,11 +69,11 @@ class Found(NamedTuple):
 
 
 class Sequences(NamedTuple):
-    """What was put together.
+    """The assembled sequences.
 
     Attributes:
-      tokens: `[B, n]` int32, rows beyond those found copies of the first.
-      num_found: `[]` int32, different sequences in the second span; 0 if there are more than `B`.
+      tokens: `[B, n]` int32; rows beyond those found are copies of the first.
+      num_found: `[]` int32, number of distinct sequences in the second span; 0 if there are more than `B`.
     """
 
     tokens: Array
@@ -191,7 +190,7 @@ def _grown(
     num_sequences: int,
     tolerance: Scalar,
 ) -> Sequences:
-    """Sequences whose inputs of the second block lie in its span, one position after the other."""
+    """Grows sequences position by position, keeping those whose inputs of the second block lie in its span."""
     num_tokens = found.tokens.shape[1]
 
     def step(state: tuple[Array, Array, Array], position: Array) -> tuple[tuple[Array, Array, Array], None]:
@@ -199,7 +198,7 @@ def _grown(
         grown = jnp.repeat(sequences, num_tokens, axis=0)
         grown = grown.at[:, position].set(jnp.tile(found.tokens[position], num_sequences))
         possible = jnp.repeat(alive, num_tokens) & jnp.tile(found.inside[position], num_sequences)
-        # Later positions hold what they will: a decoder's earlier ones do not see them.
+        # Tokens at later positions are arbitrary: a decoder's earlier positions do not depend on them.
         inputs = model.attention_inputs(params, grown)[1, :, position]
         distances = jnp.where(possible, spans.distances(span, inputs), jnp.inf)
         best = _smallest(distances, num_sequences)
@@ -220,7 +219,7 @@ def _combined(
     num_sequences: int,
     tolerance: Scalar,
 ) -> Sequences:
-    """Those of all combinations of the nearest tokens whose inputs of the second block lie in its span."""
+    """Selects, among all combinations of the nearest tokens, those whose second-block inputs lie in its span."""
     num_combinations = num_sequences**model.length
     choices = np.unravel_index(np.arange(num_combinations), (num_sequences,) * model.length)
     choices = np.stack(choices).astype(np.int32)
@@ -243,7 +242,7 @@ def _in_order(
     num_sequences: int,
     tolerance: Scalar,
 ) -> Sequences:
-    """Tokens of each position in the order of their distance: a sequence if there is one of each."""
+    """Tokens of each position by distance; a sequence only if there is exactly one token per position."""
     del model, params, span, tolerance
     tokens = found.tokens[:, jnp.arange(num_sequences) % found.tokens.shape[1]].T
     only = jnp.all(jnp.sum(found.inside, axis=1) == 1) & (num_sequences == 1)
@@ -251,16 +250,16 @@ def _in_order(
 
 
 def _with_copies(tokens: Array, alive: Array, num_fitting: Array) -> Sequences:
-    """The first sequence in place of those that are not there, which come last; none counts if too many fit."""
+    """Replaces missing sequences, which come last, by copies of the first; counts none if too many fit."""
     num_found = jnp.where(num_fitting > len(tokens), 0, jnp.sum(alive)).astype(jnp.int32)
     copied = jnp.any(alive) & ~alive
     return Sequences(jnp.where(copied[:, None], tokens[:1], tokens), num_found)
 
 
 def _labels(model: TextModel, params: Params, gradients: Mapping[str, Array], tokens: Array) -> Array:
-    """The label of every prediction, `[B, n]` or `[B]` int32, if these are the sequences.
+    """The label of every prediction, `[B, n]` or `[B]` int32, assuming that the sequences are right.
 
-    Predictions from equal features, such as those behind a common beginning, share out their labels in any order.
+    Labels of predictions with equal features, such as after a common prefix, are assigned in arbitrary order.
     """
     features, logits = model.features(params, tokens), model.apply(params, tokens)
     rows = features.reshape(-1, features.shape[-1])
@@ -276,6 +275,6 @@ def _labels(model: TextModel, params: Params, gradients: Mapping[str, Array], to
 
 
 def _smallest(values: Array, number: int) -> Array:
-    """Indices of the smallest values of the last axis, in their order: `[..., number]` int32."""
+    """Indices of the smallest values along the last axis, ascending: `[..., number]` int32."""
     # Sorting is lowered outside of the 64-bit context, see `in_float64`.
     return lax.top_k(-values.astype(jnp.float32), number)[1].astype(jnp.int32)

@@ -1,12 +1,12 @@
-"""The closed form behind dense layers: a biased dense layer's gradient contains its input.
+"""The closed form for dense layers: the gradient of a dense layer with a bias contains the layer's input.
 
 For `y = W h + b` and one example, `dL/dW_i = (dL/dy_i) h` and `dL/db_i = dL/dy_i` for every unit `i`, hence
 
     h = (dL/dW_i) / (dL/db_i)     wherever dL/db_i != 0,
 
-whatever stands behind the layer (Geiping et al. 2020, Proposition 3.1; Phong et al. 2017). In a batch the same
-quotient is the mean of the inputs weighted by `dL/dy_i`: a unit that only one example activated still yields
-exactly that example, and two such units of the same example agree, while mixtures hardly ever do.
+for any network after the layer (Geiping et al. 2020, Proposition 3.1; Phong et al. 2017). In a batch, the quotient is
+the mean of the inputs weighted by `dL/dy_i`. A unit that only one example activates yields exactly that example. Two
+such units of one example agree, while mixtures almost never do.
 """
 
 from typing import NamedTuple
@@ -24,12 +24,12 @@ _SKETCH_DIMENSIONS = 16
 
 
 class UnitInputs(NamedTuple):
-    """What every unit of a dense layer says about the layer's input.
+    """The estimates of a dense layer's input, one per unit.
 
     Attributes:
-      inputs: `[units, features]`, the quotient of each unit; 0 where it does not exist.
+      inputs: `[units, features]`, the quotient of each unit; 0 for invalid units.
       valid: `[units]` bool, whether the unit's bias gradient is large enough to divide by.
-      weight: `[units]` `|dL/db_i|`, the reliability of the quotient under rounding.
+      weight: `[units]` `|dL/db_i|`, a measure of the quotient's accuracy under rounding.
     """
 
     inputs: Array
@@ -43,9 +43,9 @@ class Candidates(NamedTuple):
     Attributes:
       inputs: `[num_candidates, features]`.
       valid: `[num_candidates]` bool; false where the units hold fewer distinct inputs.
-      num_units: `[num_candidates]` how many units agree on the input. A single unit may well hold a mixture;
-        several agree on one only if their gradients are proportional over the batch (as in softmax regression from
-        a zero start), which is rare behind trained or random hidden layers.
+      num_units: `[num_candidates]` number of units that agree on the input. A single unit may hold a mixture; several
+        agree on a mixture only if their gradients are proportional over the batch (as in softmax regression from a
+        zero start), which is rare in networks with trained or random hidden layers.
     """
 
     inputs: Array
@@ -54,7 +54,7 @@ class Candidates(NamedTuple):
 
 
 def unit_inputs(kernel_gradient: Array, bias_gradient: Array, *, tolerance: float | None = None) -> UnitInputs:
-    """Divides the gradients of all units of one dense layer at once.
+    """Computes the quotient `dL/dW_i / dL/db_i` of every unit of a dense layer.
 
     Args:
       kernel_gradient: `[features, units]`, Flax's layout.
@@ -68,7 +68,7 @@ def unit_inputs(kernel_gradient: Array, bias_gradient: Array, *, tolerance: floa
     | all 0               | no unit                    |
     | NaN or inf          | no, other units unaffected |
     """
-    # Half precision is what was sent, not what to divide in.
+    # Updates in half precision are divided in float32.
     dtype = jnp.promote_types(bias_gradient.dtype, jnp.float32)
     weight = reliability(bias_gradient, tolerance=tolerance).astype(dtype)
     kernel_gradient, bias_gradient = kernel_gradient.astype(dtype), bias_gradient.astype(dtype)
@@ -78,11 +78,11 @@ def unit_inputs(kernel_gradient: Array, bias_gradient: Array, *, tolerance: floa
 
 
 def reliability(bias_gradient: Array, *, tolerance: float | None = None) -> Array:
-    """`|dL/db_i|` of the units that can be divided by, 0 for the others: `[units]`.
+    """`|dL/db_i|` of the valid units, 0 for the others: `[units]`.
 
     Args:
       bias_gradient: `[units]`.
-      tolerance: as `unit_inputs`.
+      tolerance: see `unit_inputs`.
     """
     if tolerance is None:
         tolerance = min(1e3 * float(jnp.finfo(bias_gradient.dtype).eps), 0.1)
@@ -91,15 +91,15 @@ def reliability(bias_gradient: Array, *, tolerance: float | None = None) -> Arra
 
 
 def single_input(kernel_gradient: Array, bias_gradient: Array) -> tuple[Array, Array]:
-    """The input behind an update of one example, from the unit that rounding hurt least; nothing else is read.
+    """The layer's input for an update of one example, from the unit with the largest bias gradient alone.
 
     Args:
       kernel_gradient: `[features, units]`.
       bias_gradient: `[units]`.
 
     Returns:
-      The input `[features]`, zeros if there is none, and whether there is one: a unit with a bias gradient, and a
-      kernel gradient that is finite.
+      The input `[features]`, zeros if invalid, and whether it is valid: the unit has a non-zero bias gradient and a
+      finite kernel gradient.
     """
     dtype = jnp.promote_types(bias_gradient.dtype, jnp.float32)
     unit = jnp.argmax(jnp.abs(jnp.where(jnp.isfinite(bias_gradient), bias_gradient, 0)))
@@ -117,19 +117,19 @@ def distinct_inputs(
     plausible: Array | None = None,
     tolerance: float | None = None,
 ) -> Candidates:
-    """Merges units that agree on their input, and ranks what remains.
+    """Merges units that agree on their input, and ranks the distinct inputs.
 
-    Units agree if their quotients are equal up to `tolerance`, compared through a random projection to
-    sixteen numbers (Johnson-Lindenstrauss), so that no `[units, units, features]` array arises. Candidates are
-    ranked by plausibility, then by the number of units that agree, then by `|dL/db_i|`.
+    Units agree if their quotients are equal up to `tolerance`. They are compared after a random projection to 16
+    dimensions (Johnson-Lindenstrauss), which avoids a `[units, units, features]` array. Candidates are ranked by
+    plausibility, then by the number of units that agree, then by `|dL/db_i|`.
 
     Args:
       key: for the projection.
       units: from `unit_inputs`.
-      num_candidates: how many to return.
-      plausible: `[units]` bool, such as "all pixels are in range"; by default all are.
-      tolerance: relative distance up to which two inputs are the same; by default ten thousand times the
-        dtype's resolution (1e-3 in float32, 2e-12 in float64).
+      num_candidates: number of candidates to return.
+      plausible: `[units]` bool, such as "all pixels are in range"; by default all units are plausible.
+      tolerance: relative distance up to which two inputs are equal; by default ten thousand times the dtype's
+        resolution (1e-3 in float32, 2e-12 in float64).
     """
     num_units, num_features = units.inputs.shape
     dtype = units.inputs.dtype
@@ -156,17 +156,17 @@ def distinct_inputs(
 
 
 def unexplained_share(kernel_gradient: Array, bias_gradient: Array | None, inputs: Array, valid: Array) -> Array:
-    """Share of a dense layer's gradient that no mixture of `inputs` explains: `[]` in [0, 1].
+    """Relative norm of the part of a dense layer's gradient outside the span of `inputs`: `[]` in [0, 1].
 
-    The rows `(dL/dW_i, dL/db_i)` of a true batch lie in the span of the rows `(h_b, 1)`, so a complete and correct
-    reconstruction has 0, and the attacker can compute it. Zero is necessary, not sufficient: mixtures of the true
-    inputs span the same rows.
+    The rows `(dL/dW_i, dL/db_i)` of a true batch lie in the span of the rows `(h_b, 1)`, so the value is 0 for a
+    complete and correct reconstruction, and the attacker can compute it. Zero is necessary, not sufficient: mixtures
+    of the true inputs span the same rows.
 
     Args:
       kernel_gradient: `[features, units]`.
       bias_gradient: `[units]`, or `None` for a layer without bias, whose rows lie in the span of the `h_b`.
       inputs: `[B, features]`.
-      valid: `[B]` bool; the others explain nothing. 1 is returned where none is valid or the gradient is zero.
+      valid: `[B]` bool; invalid inputs are ignored. The result is 1 if none is valid or the gradient is zero.
     """
     dtype = jnp.promote_types(kernel_gradient.dtype, jnp.float32)
     parts, spanning = [kernel_gradient.astype(dtype)], inputs.astype(dtype)
@@ -175,11 +175,11 @@ def unexplained_share(kernel_gradient: Array, bias_gradient: Array | None, input
         spanning = jnp.concatenate([spanning, jnp.ones_like(spanning[:, :1])], axis=1)
     directions = _orthonormal_rows(spanning * valid[:, None])
     axes = [directions[:, : inputs.shape[1]], directions[:, inputs.shape[1] :]]
-    # The kernel's gradient is by far the largest array here: it is read, but neither copied nor transposed.
+    # The kernel's gradient is by far the largest array here; it must be neither copied nor transposed.
     coordinates = sum(jnp.matmul(*pair, precision="highest") for pair in zip(axes, parts))
 
     def residual(part: Array, along: Array) -> Array:
-        if len(along) == 1:  # as a product of numbers it is never stored
+        if len(along) == 1:  # an elementwise product is fused, so the outer product is never stored
             return part - along.T * coordinates
         return part - jnp.matmul(along.T, coordinates, precision="highest")
 
@@ -190,12 +190,12 @@ def unexplained_share(kernel_gradient: Array, bias_gradient: Array | None, input
 
 
 def _orthonormal_rows(rows: Array) -> Array:
-    """Directions `[B, N]` that span the same as rows `[B, N]`; zeros where these span fewer dimensions than `B`."""
+    """Orthonormal rows with the span of `rows [B, N]`, padded with zero rows to `[B, N]`."""
     if len(rows) == 1:
         length = jnp.linalg.norm(rows)
         return rows / jnp.where(length > 0, length, 1.0)
     _, sizes, directions = jnp.linalg.svd(rows, full_matrices=False)
-    # Repeated rows leave singular values that are zero up to rounding, with arbitrary directions.
+    # Repeated rows give singular values that are zero up to rounding, with arbitrary directions.
     independent = sizes > 1e3 * jnp.finfo(rows.dtype).eps * sizes[0]
     return jnp.where(independent[:, None], directions, 0.0)
 

@@ -1,23 +1,24 @@
-"""The closed form through several dense layers, some without bias, and a check that every layer takes part in.
+"""The closed form through several dense layers, of which some have no bias, and a consistency check of all layers.
 
 For `h_l = act(W_l h_(l-1) + b_l)`, `l = 1 ... L`, every gradient is `dL/dW_l = sum_b d_(l,b) h_(l-1,b)^T`. A layer
-with a bias gives its input as in `dense`. A layer without gives only the span of its inputs, orthonormal rows `Q`;
-but the layer above it has given its output by then, and
+with a bias gives its input, see `dense`. A layer without bias gives only the span of its inputs, orthonormal rows
+`Q`. Its output is already known from the layer above, and
 
     h_(l-1) = Q^T c,    (W_l Q^T c)_i = act^-1(h_l)_i    on the units i where act can be inverted,
 
-is linear in as many unknowns as there are examples. For one example that is the scale of a known direction. So the
-recursion reads the first layer that has a bias and goes down from there. ReLU can be inverted on active units.
+is linear in as many unknowns as there are examples. For one example, the unknown is the scale of a known direction.
+The recursion starts at the first layer with a bias and proceeds toward the input. ReLU can be inverted on active
+units.
 
-The check goes up: with the right inputs, the rows of every layer's gradient lie in the span of the forward pass's
-`(h_(l-1,b), 1)`. It needs no labels, and unlike that of the first layer alone it is not fooled by mixtures of the
-inputs, which no activation maps to mixtures of its outputs.
+The check proceeds from the input: for the right inputs, the rows of every layer's gradient lie in the span of the
+forward pass's `(h_(l-1,b), 1)`. It needs no labels. Unlike a check of the first layer alone, it detects mixtures of
+the inputs, because the activation does not map them to mixtures of its outputs.
 
 References:
-  Geiping, Bauermeister, Droege, Moeller: Inverting Gradients. NeurIPS 2020, arXiv:2003.14053: Proposition 3.1, and
-  that it holds for the input of every dense layer.
+  Geiping, Bauermeister, Droege, Moeller: Inverting Gradients. NeurIPS 2020, arXiv:2003.14053: Proposition 3.1, for
+  the input of every dense layer.
   Zhu, Blaschko: R-GAP: Recursive Gradient Attack on Privacy. ICLR 2021, arXiv:2010.07733: the recursion through
-  layers, and that an activation that can be inverted carries it on.
+  layers with invertible activations.
 """
 
 import math
@@ -37,11 +38,11 @@ from jaxinvert.types import Array, Key, Observation, Reconstruction, SolveFn
 
 
 class Activation(NamedTuple):
-    """A layer's activation and what can be undone of it.
+    """A layer's activation and its partial inverse.
 
     Attributes:
-      apply: elementwise.
-      invert: `outputs -> (inputs, known)`, of the same shape; what is not known is ignored.
+      apply: the elementwise activation.
+      invert: `outputs -> (inputs, known)`, both of the same shape; inputs that are not known are ignored.
     """
 
     apply: Callable[[Array], Array]
@@ -49,11 +50,11 @@ class Activation(NamedTuple):
 
 
 RELU = Activation(jax.nn.relu, lambda outputs: (outputs, outputs > 1e-4 * jnp.max(jnp.abs(outputs))))
-"""Known where it is active; what is smaller may be the rounding of a zero."""
+"""Invertible on active units; smaller outputs may be rounding errors of zero."""
 
 
 class Layer(NamedTuple):
-    """One dense layer as the server knows it; bias and its gradient are `None` if it has none."""
+    """Parameters and gradients of one dense layer; bias and its gradient are `None` for a layer without bias."""
 
     kernel: Array
     bias: Array | None
@@ -107,20 +108,20 @@ def dense_chain(problem: Problem, *, layers: Sequence[str] | None = None, activa
 
 
 def layers_in_order(tree: object, *, head: str) -> tuple[str, ...]:
-    """The paths of a perceptron's dense layers, from the input on: by name, numbers as numbers, the head last.
+    """The paths of a perceptron's dense layers from input to head, sorted by name in natural order, head last.
 
     Args:
-      tree: parameters or update of a network of nothing but dense layers.
-      head: path of the last one.
+      tree: parameters or update of a network that consists of dense layers only.
+      head: path of the last layer.
 
     Raises:
-      ValueError: naming what belongs to no dense layer, or the head if it is not there.
+      ValueError: naming tensors that belong to no dense layer, or the head if it is missing.
     """
     leaves = leaves_by_path(tree)
     layers = {path.removesuffix("/kernel") for path, leaf in leaves.items() if path.endswith("/kernel")}
     dense = {layer for layer in layers if leaves[f"{layer}/kernel"].ndim == 2}
     if others := [path for path in leaves if path.removesuffix("/kernel").removesuffix("/bias") not in dense]:
-        raise ValueError(f"dense_chain needs a network of nothing but dense layers; this one has {others}")
+        raise ValueError(f"dense_chain needs a network with only dense layers; this one also has {others}")
     if head not in dense:
         raise ValueError(f"the head {head!r} is no dense layer of this network, which has {sorted(dense)}")
 
@@ -131,7 +132,7 @@ def layers_in_order(tree: object, *, head: str) -> tuple[str, ...]:
 
 
 def biased_layer_inputs(key: Key, layer: Layer, batch_size: int) -> tuple[Array, Array]:
-    """The inputs `[B, features]` of a layer with a bias, in any order, and which of them are there `[B]`."""
+    """The inputs `[B, features]` of a layer with a bias, in any order, and whether each was found, `[B]`."""
     assert layer.bias_gradient is not None
     if batch_size == 1:
         only, valid = single_input(layer.kernel_gradient, layer.bias_gradient)
@@ -142,13 +143,13 @@ def biased_layer_inputs(key: Key, layer: Layer, batch_size: int) -> tuple[Array,
 
 
 def inputs_of_outputs(key: Key, layer: Layer, outputs: Array, activation: Activation) -> Array:
-    """The inputs `[B, features]` of a layer without bias whose outputs after the activation are known.
+    """The inputs `[B, features]` of a layer without bias, from its outputs after the activation.
 
     Args:
-      key: of the range finder.
-      layer: with a gradient of rank `B` or less.
+      key: for the range finder.
+      layer: a layer whose gradient has rank `B` or less.
       outputs: `[B, units]`.
-      activation: behind the layer.
+      activation: the activation after the layer.
     """
     gradient = layer.kernel_gradient.T.astype(outputs.dtype)
     rank = min(len(outputs), *gradient.shape)
@@ -168,13 +169,13 @@ def inputs_of_outputs(key: Key, layer: Layer, outputs: Array, activation: Activa
 
 
 def unexplained_by_layer(chain: Sequence[Layer], inputs: Array, valid: Array, activation: Activation) -> Array:
-    """`dense.unexplained_share` of each layer for the inputs that a forward pass brings there: `[L]` in [0, 1].
+    """`dense.unexplained_share` of each layer, with its inputs from a forward pass: `[L]` in [0, 1].
 
     Args:
       chain: all layers, from the input on.
-      inputs: `[B, features]` of the first.
-      valid: `[B]` bool; the others explain nothing.
-      activation: between the layers.
+      inputs: `[B, features]` of the first layer.
+      valid: `[B]` bool; invalid inputs are ignored.
+      activation: the activation between the layers.
     """
     shares = []
     for layer in chain:
@@ -185,10 +186,10 @@ def unexplained_by_layer(chain: Sequence[Layer], inputs: Array, valid: Array, ac
 
 
 def read_chain(observation: Observation, layers: Sequence[str], *, num_features: int) -> list[Layer]:
-    """Parameters and gradients of the layers, checked to fit each other.
+    """Reads parameters and gradients of the layers and checks that their shapes match.
 
     Raises:
-      ValueError: naming the layer that is missing or does not fit, or if none has a bias.
+      ValueError: naming a missing layer or one whose shape does not match, or if no layer has a bias.
     """
     params, update = leaves_by_path(observation.params), leaves_by_path(observation.update)
     chain, width = [], num_features
@@ -197,14 +198,12 @@ def read_chain(observation: Observation, layers: Sequence[str], *, num_features:
         if kernel is None or kernel.ndim != 2:
             raise ValueError(f"the update has no dense layer {name!r}; its tensors are {sorted(params)}")
         if kernel.shape[0] != width:
-            raise ValueError(
-                f"layer {name!r} reads {kernel.shape[0]} features, but what stands before it has {width}"
-            )
+            raise ValueError(f"layer {name!r} reads {kernel.shape[0]} features, but the layer before it has {width}")
         width = kernel.shape[1]
         bias = f"{name}/bias"
         chain.append(Layer(kernel, params.get(bias), update[f"{name}/kernel"], update.get(bias)))
     if all(layer.bias is None for layer in chain):
         raise ValueError(
-            f"dense_chain needs a layer with a bias among {tuple(layers)}: without one nothing has a scale"
+            f"dense_chain needs a layer with a bias among {tuple(layers)}: without one the inputs' scale is unknown"
         )
     return chain

@@ -1,4 +1,4 @@
-"""The biased dense layer that reads the images: where every closed form of a perceptron starts."""
+"""Finds the dense layer with a bias whose inputs are the images; perceptron attacks start from its gradient."""
 
 import math
 from typing import NamedTuple
@@ -8,12 +8,12 @@ from jaxinvert.types import Array, Observation
 
 
 class FirstLayer(NamedTuple):
-    """What the server knows of the first layer.
+    """Parameters and gradients of the first layer.
 
     Attributes:
-      kernel: `[features, units]` its parameters.
+      kernel: `[features, units]`.
       bias: `[units]`.
-      kernel_gradient: `[features, units]` what came back for them.
+      kernel_gradient: `[features, units]`.
       bias_gradient: `[units]`.
     """
 
@@ -26,17 +26,16 @@ class FirstLayer(NamedTuple):
 def find_first_layer(
     tree: object, image_shape: tuple[int, ...], *, attack: str, layer: str | None = None
 ) -> tuple[str, int]:
-    """The path of the layer, and its number of units.
+    """Returns the path of the first layer and its number of units.
 
     Args:
       tree: parameters or update.
       image_shape: `(H, W, C)`.
-      attack: for messages.
-      layer: path of the layer, such as `"params/dense_0"`; by default the only one that reads as many features as an
-        image has numbers.
+      attack: name of the attack, for messages.
+      layer: path of the layer, such as `"params/dense_0"`; by default the only one with `H * W * C` input features.
 
     Raises:
-      ValueError: if there is no such layer, or it does not read images of this shape.
+      ValueError: if there is no such layer, or its inputs are not images of this shape.
     """
     num_features = math.prod(image_shape)
     dense = biased_dense_layers(tree)
@@ -60,10 +59,10 @@ def find_first_layer(
 def read_first_layer(
     observation: Observation, image_shape: tuple[int, ...], *, attack: str, layer: str | None = None
 ) -> FirstLayer:
-    """Parameters and gradients of the layer that `find_first_layer` finds.
+    """Reads parameters and gradients of the layer that `find_first_layer` finds.
 
     Raises:
-      ValueError: as `find_first_layer`.
+      ValueError: see `find_first_layer`.
     """
     name, _ = find_first_layer(observation.update, image_shape, attack=attack, layer=layer)
     params, update = leaves_by_path(observation.params), leaves_by_path(observation.update)
@@ -72,7 +71,7 @@ def read_first_layer(
 
 
 def biased_dense_layers(tree: object) -> dict[str, tuple[int, int]]:
-    """Path and `(features, units)` of every dense layer that has a bias."""
+    """Maps the path of every dense layer with a bias to `(features, units)`."""
     leaves = leaves_by_path(tree)
     return {
         path.removesuffix("/kernel"): (leaf.shape[0], leaf.shape[1])

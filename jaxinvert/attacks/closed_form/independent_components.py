@@ -1,16 +1,16 @@
-"""Unmixing by independence: images that a dense layer's gradient holds only as linear mixtures.
+"""Independent component analysis (FastICA) of images that a dense layer's gradient holds as linear mixtures.
 
-Of `R = Q X` only the mixtures `R [B, features]` are known. Photographs are nearly independent of each other, and
-their *spatial differences* are sparse, hence far from normal: after whitening, `Z Z^T / N = 1`, the rotation `W` with
-the most sparse components `W Z` is the one that separates them. FastICA finds it as the fixed point of
+Only the mixtures `R = Q X [B, features]` are known. Photographs are nearly independent of each other, and their
+*spatial differences* are sparse, hence far from normal. After whitening, `Z Z^T / N = 1`, the rotation `W` with the
+sparsest components `W Z` separates them. FastICA finds it as the fixed point of
 
     W <- E[g(W Z) Z^T] - diag(E[g'(W Z)]) W,    W <- (W W^T)^(-1/2) W,    g(u) = u exp(-u^2 / 2).
 
 References:
   Hyvarinen: Fast and robust fixed-point algorithms for independent component analysis. IEEE Transactions on Neural
   Networks 10(3), 1999: the fixed point, and `g` for sparse components.
-  Kariyappa, Guo, Maeng, Xiong, Suh, Qureshi, Lee: Cocktail Party Attack. ICML 2023, arXiv:2209.05578: that a dense
-  layer's gradient is such a mixture.
+  Kariyappa, Guo, Maeng, Xiong, Suh, Qureshi, Lee: Cocktail Party Attack. ICML 2023, arXiv:2209.05578: a dense layer's
+  gradient as such a mixture.
 """
 
 import math
@@ -24,7 +24,7 @@ _WEAK = 1e-2
 
 
 def spatial_differences(rows: Array, image_shape: Shape) -> Array:
-    """Differences of vertical and of horizontal neighbors, centered; where there are none, the rows themselves.
+    """Centered differences of vertical and horizontal neighbors; for single pixels, the centered rows themselves.
 
     Args:
       rows: `[B, features]`.
@@ -40,7 +40,7 @@ def spatial_differences(rows: Array, image_shape: Shape) -> Array:
 
 
 def balanced_channels(samples: Array, num_channels: int) -> Array:
-    """The samples with every channel as strong as any other, so that no few of them decide; weak ones stay weak.
+    """Scales channels to equal strength, so that a few strong ones do not dominate; very weak ones stay weak.
 
     Args:
       samples: `[B, N]`, channels last in `N`.
@@ -48,23 +48,23 @@ def balanced_channels(samples: Array, num_channels: int) -> Array:
     """
     by_channel = samples.reshape(len(samples), -1, num_channels)
     strength = jnp.sqrt(jnp.mean(jnp.square(by_channel), axis=(0, 1)))
-    # Of a channel that is all but dead there is nothing but rounding to amplify.
+    # An almost dead channel holds only rounding errors, which must not be amplified.
     scale = strength + _WEAK * jnp.max(strength)
     return (by_channel / jnp.where(scale > 0, scale, 1.0)[None, None]).reshape(samples.shape)
 
 
 def independent_components(start: Array, samples: Array, *, num_components: Array | int, num_steps: int) -> Array:
-    """Unmixes what may span fewer dimensions than it has rows.
+    """FastICA of mixtures that may span fewer dimensions than there are rows.
 
     Args:
-      start: `[B, B]` normal noise, where the rotation starts.
+      start: `[B, B]` normal noise, the start of the rotation.
       samples: `[B, N]` centered mixtures of `num_components` sources.
       num_components: `[]`, at most `B`; may be traced.
-      num_steps: of the fixed point.
+      num_steps: fixed-point iterations.
 
     Returns:
-      `[B, B]` matrix whose last `num_components` rows times the mixtures are the sources, in any order and scale; its
-      other rows are 0.
+      `[B, B]` unmixing matrix: its last `num_components` rows times the mixtures are the sources, in any order and
+      scale; its other rows are 0.
     """
     size, num_samples = samples.shape
     variances, axes = jnp.linalg.eigh(samples @ samples.T / num_samples)  # ascending

@@ -1,9 +1,9 @@
-"""Which patches of known images a Vision Transformer was trained on: `span`'s check on its layer of patches.
+"""Tests whether patches of known images are in a Vision Transformer's training batch, by the span check (`span`).
 
-The layer that makes tokens reads every patch of the batch, so its gradient's columns combine the batch's patches. An
-image whose every patch lies in their span is in the batch; one that shares its sky shows as much. It asks for neither
-labels nor positions nor a batch of one, but for fewer patches in the batch than the layer has units, and than a patch
-has numbers: large patches, few images.
+The inputs of the patch embedding layer are all patches of the batch, so the columns of its gradient are combinations
+of them. An image with all patches in their span is in the batch; an image with some patches in common, such as sky,
+matches in part. Labels, positions and batch size are arbitrary, but the batch must have fewer patches than the layer
+has units and than a patch has pixels times channels: large patches, few images.
 """
 
 import jax.numpy as jnp
@@ -48,7 +48,7 @@ def known_patches(
     num_numbers, channels = len(gradient) - 1, images.shape[-1]
     side = round((num_numbers // channels) ** 0.5)
     if side**2 * channels != num_numbers or any(size % side for size in images.shape[1:3]):
-        raise ValueError(f"{layout.patches} reads {num_numbers} numbers: no patch of images {images.shape}")
+        raise ValueError(f"{layout.patches} has {num_numbers} inputs, which is no patch of images {images.shape}")
     limits = spans.tolerances(float(jnp.finfo(gradient.dtype).eps))
 
     def exact(gradient: Array, patches: Array) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""Float64 inside, whatever is outside: rank tests and exact solutions need it (`methods`: float32 breaks them)."""
+"""Runs a solver in float64 inside float32 programs: rank tests and exact solutions fail in float32 (`methods`)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,11 +10,11 @@ from jaxinvert.types import ArrayTree
 
 
 def in_float64(solve: Callable[..., ArrayTree]) -> Callable[..., Any]:
-    """`solve` on float64 copies of its arguments, compiled as a function of its own; floats come back as float32.
+    """Runs `solve` on float64 copies of its arguments, compiled separately; floats are returned as float32.
 
-    It may be called under `jit` and `vmap` in a program of float32, under these limits of jax (0.10): random numbers
-    are drawn outside, and `argmax` takes float32 operands, since both are lowered outside of the 64-bit context. The
-    results keep float64 where the caller has it enabled.
+    It may be called under `jit` and `vmap` in a float32 program. Limits of jax (0.10): random numbers must be drawn
+    outside, and `argmax` needs float32 operands, since both are lowered outside of the 64-bit context. The results
+    stay float64 if the caller has enabled it.
     """
 
     def wide(leaf: Any) -> Any:

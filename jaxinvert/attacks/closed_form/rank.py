@@ -1,9 +1,9 @@
-"""What an update can give away by its ranks alone: in seconds, before any attack.
+"""Rank analysis of an update: which closed-form attacks apply and how large the batch is at least, within seconds.
 
-A dense layer's gradient is a sum of one outer product for each example: its rank is at most `B`, so the batch has
-at least as many examples as the rank says; a transformer's layers, all but the head, read several tokens of each. And
-no attack determines more unknowns than there are equations: the numbers of the update against the pixels of the
-batch. The closed forms need more than that; each says what.
+A dense layer's gradient is a sum of one outer product per example, so its rank is at most `B` and a lower bound on
+the batch size. This does not hold for a transformer's layers except the head, whose inputs are several tokens per
+example. No attack determines more unknowns (pixels of the batch) than there are equations (entries of the update).
+Each closed form has further conditions, which the report lists.
 
 References:
   Zhu, Blaschko: R-GAP: Recursive Gradient Attack on Privacy. ICLR 2021, arXiv:2010.07733: counting equations as a
@@ -28,9 +28,9 @@ class TensorRank(NamedTuple):
 
     Attributes:
       name: path in the update.
-      shape: of the matrix; a convolution's taps and channels are its inputs.
+      shape: shape of the matrix; a convolution's taps and channels are its inputs.
       rank: numerical rank; `None` if a value is not finite.
-      is_dense: whether each example adds at most 1 to the rank; not so where a layer reads every token of an example.
+      is_dense: whether each example adds at most 1 to the rank; false for layers applied to every token.
     """
 
     name: str
@@ -40,7 +40,7 @@ class TensorRank(NamedTuple):
 
 
 class ClosedForm(NamedTuple):
-    """Whether a closed form is possible: its name among the attacks, and the reason in words."""
+    """Whether a closed-form attack applies: its registered name, and the reason in words."""
 
     attack: str
     applies: bool
@@ -48,14 +48,14 @@ class ClosedForm(NamedTuple):
 
 
 class RankReport(NamedTuple):
-    """What ranks say.
+    """Result of the rank analysis.
 
     Attributes:
       tensors: all matrices of the update.
-      least_examples: the largest rank of a dense layer: the batch has no fewer examples.
-      num_equations: finite numbers in the update that are not zero.
-      num_unknowns: pixels of the batch.
-      closed_forms: one for each.
+      least_examples: the largest rank of a dense layer, a lower bound on the batch size.
+      num_equations: number of finite, non-zero entries of the update.
+      num_unknowns: pixels of the batch, times channels.
+      closed_forms: one entry per closed-form attack.
     """
 
     tensors: tuple[TensorRank, ...]
@@ -66,10 +66,10 @@ class RankReport(NamedTuple):
 
 
 def rank_report(update: Update, *, batch_shape: Shape) -> RankReport:
-    """Reads one client's update; eager, in float64.
+    """Analyzes one client's update; eager, in float64.
 
     Args:
-      update: of one client, not traced.
+      update: update of one client, not traced.
       batch_shape: `(B, H, W, C)` of its batch.
     """
     leaves = {name: np.asarray(leaf) for name, leaf in leaves_by_path(update).items()}
@@ -89,15 +89,15 @@ def rank_report(update: Update, *, batch_shape: Shape) -> RankReport:
 
 
 def _reads_one_vector(name: str, leaves: Mapping[str, np.ndarray]) -> bool:
-    """Whether a layer reads one vector of each example; of a transformer's only the head does."""
+    """Whether a layer's input is one vector per example; in a transformer only the head's is."""
     return VIT.positions not in leaves or name == f"{VIT.head}/kernel"
 
 
 def matrix_rank(matrix: np.ndarray) -> int | None:
-    """How many singular values exceed 30 resolutions of the largest; `None` if a value is not finite.
+    """Number of singular values above 30 times the resolution of the largest; `None` if a value is not finite.
 
-    Rounding of a float32 gradient leaves values near 1e-8 where there should be none; a decomposition in float32
-    would leave larger ones, so it is one in float64.
+    Rounding of a float32 gradient turns zero singular values into values near 1e-8. A decomposition in float32 would
+    make them larger, so it is computed in float64.
     """
     if not np.all(np.isfinite(matrix)):
         return None
@@ -125,7 +125,7 @@ def _closed_forms(
         num_convolutions > 0 and batch_size == 1,
         "convolutions and one example: exact if their activations are invertible and the equations suffice"
         if num_convolutions and batch_size == 1
-        else f"needs convolutions, of which there are {num_convolutions}, and one example, not {batch_size}",
+        else f"needs convolutions (this model has {num_convolutions}) and one example (this batch has {batch_size})",
     )
     through_layers = (
         _through_dense_layers(update, tensors, batch_size, math.prod(image_shape)),
@@ -150,9 +150,9 @@ def _closed_forms(
             True,
             "exact: one example" if batch_size == 1 else "exact for examples that activate some unit alone",
         ),
-        ClosedForm("spear", full and batch_size <= 14, f"{ranks}; exact behind ReLU, for at most about 14 examples"),
-        ClosedForm("exact-batch", full, f"{ranks}; exact behind ReLU where there are several units for each example"),
-        ClosedForm("cocktail-party", full, f"{ranks}; approximate behind any activation"),
+        ClosedForm("spear", full and batch_size <= 14, f"{ranks}; exact with ReLU, for at most about 14 examples"),
+        ClosedForm("exact-batch", full, f"{ranks}; exact with ReLU if there are several units per example"),
+        ClosedForm("cocktail-party", full, f"{ranks}; approximate with any activation"),
         *through_layers,
     )
 
@@ -160,7 +160,7 @@ def _closed_forms(
 def _through_dense_layers(
     update: Update, tensors: tuple[TensorRank, ...], batch_size: int, num_features: int
 ) -> ClosedForm:
-    """That of a perceptron, which need not have a bias in the layer that reads the images."""
+    """The closed form for perceptrons, whose first layer need not have a bias."""
     try:
         read_chain(Observation(update, update), layers_in_order(update, head=VIT.head), num_features=num_features)
     except ValueError as refusal:
@@ -168,13 +168,13 @@ def _through_dense_layers(
     if unreadable := [tensor.name for tensor in tensors if not tensor.rank]:
         return ClosedForm("dense-chain", False, f"{unreadable} are zero, or hold values that are not finite")
     condition = "one example" if batch_size == 1 else "examples that activate some unit of a biased layer alone"
-    return ClosedForm("dense-chain", True, f"exact behind ReLU: {condition}")
+    return ClosedForm("dense-chain", True, f"exact with ReLU: {condition}")
 
 
 def _from_positions(
     update: Update, tensors: tuple[TensorRank, ...], batch_size: int, image_shape: tuple[int, ...]
 ) -> tuple[ClosedForm, ClosedForm]:
-    """Those of a Vision Transformer, which stand or fall with the rank of its position embeddings' gradient."""
+    """The closed forms for a Vision Transformer, which require full rank of the position embeddings' gradient."""
 
     def closed_form(attack: str, check: Callable[..., None], condition: str) -> ClosedForm:
         try:
@@ -190,6 +190,6 @@ def _from_positions(
         )
 
     return (
-        closed_form("april", check_attention, "exact for one, if no skip goes around the first attention"),
-        closed_form("patch-embedding", check_positions, "exact for one"),
+        closed_form("april", check_attention, "exact for one example without a skip around the first attention"),
+        closed_form("patch-embedding", check_positions, "exact for one example"),
     )

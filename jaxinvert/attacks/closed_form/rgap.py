@@ -1,15 +1,16 @@
-"""R-GAP: one image through convolutions with invertible activations, layer by layer from the head, without a search.
+"""R-GAP: recovers one image layer by layer, from the head through convolutions with invertible activations.
 
 The head's gradient gives its input `h = dW db / (db . db)` and the gradient `da = W_head db` at it. Below, for a
 convolution `z = W * x + b`, `a = f(z)` with `a` and `da = dL/da` known,
 
     z = f^(-1)(a),    dz = f'(z) da,    W * x = z - b    and    dL/dW = x (*) dz
 
-are both *linear* in the layer's input `x`. It is the least-squares solution of both together, the first weighted by
-`f'(z)`, which rounding of `a` is divided by, and the second by `1 / |dz|`. The next layer has `da = W^T * dz`.
+are both *linear* in the layer's input `x`, which is their joint least-squares solution. The first equation is
+weighted by `f'(z)`, because inverting `f` divides rounding errors of `a` by it, and the second by `1 / |dz|`. The
+next layer has `da = W^T * dz`.
 
-The system is solved in float64 by normal equations and one refinement. It determines the input if its rank is the
-number of unknowns, for which equations are counted (`num_equations`) and the smallest pivot is reported.
+The system is solved in float64 by normal equations with one refinement step. It determines the input if its rank is
+the number of unknowns; as evidence, equations are counted (`num_equations`) and the smallest pivot is reported.
 
 References:
   Zhu, Blaschko: R-GAP: Recursive Gradient Attack on Privacy. ICLR 2021, arXiv:2010.07733.
@@ -35,9 +36,9 @@ class Convolution(NamedTuple):
     """A convolution with a bias.
 
     Attributes:
-      path: of the layer in the parameters, which holds `kernel [h, w, in, out]` and `bias [out]`.
-      stride: of both axes.
-      padding: zeros on every side.
+      path: path of the layer in the parameters, which holds `kernel [h, w, in, out]` and `bias [out]`.
+      stride: stride of both axes.
+      padding: number of zeros on every side.
     """
 
     path: str
@@ -71,7 +72,7 @@ LENET = (
 )
 """The convolutions of `models.lenet`, from the image upward."""
 _NOT_OF_ONE_EXAMPLE = 0.01
-"""Share of the head's gradient left unexplained from which on the recursion, which amplifies it, is hopeless."""
+"""Relative residual of the head's gradient above which the recursion, which amplifies it, is not attempted."""
 
 
 @declare(simulates=False, reports=("residuals",))
@@ -185,12 +186,12 @@ def _layer_input(
     kernel_gradient: Array,
     output_gradient: Array,
 ) -> tuple[Array, tuple[Array, Array, Array]]:
-    """The input `[H, W, C]` that explains outputs and gradient best; its residual, pivot and whether it is unique."""
+    """The least-squares input `[H, W, C]` for outputs and gradient; its residual, pivot and whether it is unique."""
     equations, unknowns = num_equations(layer, kernel.shape, shape)
     size = jnp.linalg.norm(output_gradient)
     scale = 1 / jnp.where(size > 0, size, 1.0)
 
-    # Row j is what input j does to all equations; the last row is that of the padding, which is no unknown.
+    # Row j holds the coefficients of input j in all equations; the last row is the padding's, which is no unknown.
     places = _patches(layer, kernel.shape, shape)
     flat_kernel, positions = kernel.reshape(-1, kernel.shape[3]), jnp.arange(len(places))[:, None]
     taps, channels = jnp.arange(places.shape[1])[None], kernel.shape[3]
@@ -213,7 +214,7 @@ def _layer_input(
 
 
 def _patches(layer: Convolution, kernel_shape: Shape, input_shape: Shape) -> np.ndarray:
-    """Which input each output position sees through each tap, `[positions, taps]`; for padding, one past the last."""
+    """Index of the input at each output position and tap, `[positions, taps]`; padding has index `H * W * C`."""
     height, width, channels = input_shape
     inputs = np.arange(height * width * channels).reshape(height, width, channels)
     padding = (layer.padding, layer.padding)

@@ -1,22 +1,22 @@
-"""Which candidates a layer has read: those in the column span of its gradient.
+"""The span check: a candidate was among a layer's inputs if it lies in the column span of the layer's gradient.
 
-For `Y = H W + b` and rows `h_i` of `H`, whatever stands behind,
+For `Y = H W + b` with rows `h_i` of `H`, and any network after it,
 
     [dL/dW; dL/db] = sum_i (h_i, 1) (dL/dy_i)^T,
 
-whose columns are combinations of the vectors `(h_i, 1)`. Where these are fewer than the width, and the `dL/dy_i`
-linearly independent, they span the columns, and another vector lies there only by chance (Petrov et al. 2024, the
-span check of DAGER; the bias's row is an addition). Layers that read the same `H` put their gradients side by side:
-self-attention's three say more than the query's alone, whose gradient is zero at the first position of a decoder,
-which sees nothing but itself.
+whose columns are combinations of the vectors `(h_i, 1)`. If these are fewer than the width and the `dL/dy_i` are
+linearly independent, they span the columns, and any other vector lies in the span only by chance (Petrov et al. 2024,
+the span check of DAGER; the bias's row is an addition). Gradients of layers with the same `H` are concatenated:
+query, key and value of self-attention give more than the query alone, whose gradient is zero at the first position of
+a decoder, which attends only to itself.
 
-| candidates in the span        | what that says                                                                   |
+| candidates in the span        | conclusion                                                                       |
 |-------------------------------|----------------------------------------------------------------------------------|
-| as many as the rank, or fewer | these and no others, but for vectors with dependent gradients, which are missed |
+| as many as the rank, or fewer | these are the inputs; inputs with linearly dependent gradients are missed        |
 | more than the rank            | some are combinations of others: `AMBIGUOUS`                                     |
-| all                           | the span is full, of at least as many vectors as dimensions: `SPAN_FULL`         |
+| all                           | at least as many inputs as dimensions, the span is full: `SPAN_FULL`             |
 
-This is for float64 (`precision.in_float64`), whatever the gradient's own resolution, which sets the tolerances.
+All functions need float64 (`precision.in_float64`); the gradient's own resolution only sets the tolerances.
 
 References:
   Petrov, Dimitrov, Baader, Mueller, Vechev: DAGER: Exact Gradient Inversion for Large Language Models. NeurIPS 2024,
@@ -33,11 +33,11 @@ from jaxinvert.types import Array, Scalar
 
 
 class Tolerances(NamedTuple):
-    """What counts as zero.
+    """Thresholds below which a value counts as zero.
 
     Attributes:
-      rank: a singular value of the gradient, over the largest.
-      distance: a candidate's distance from the span, over its length.
+      rank: for a singular value of the gradient, relative to the largest.
+      distance: for a candidate's distance from the span, relative to the candidate's norm.
     """
 
     rank: Scalar
@@ -48,9 +48,9 @@ class Span(NamedTuple):
     """The column span of a gradient.
 
     Attributes:
-      basis: `[D, min(D, units)]` orthonormal columns, those beyond the rank zero.
+      basis: `[D, min(D, units)]` orthonormal columns; columns beyond the rank are zero.
       rank: `[]` int32.
-      finite: `[]` bool, whether the gradient is; the span of one that is not is empty.
+      finite: `[]` bool, whether the gradient is finite; if not, the span is empty.
     """
 
     basis: Array
@@ -59,16 +59,16 @@ class Span(NamedTuple):
 
 
 def tolerances(resolution: float) -> Tolerances:
-    """Those for a gradient of this resolution (`jnp.finfo(dtype).eps`), that of the client, not of the decomposition.
+    """Tolerances for a gradient computed by the client with this resolution (`jnp.finfo(dtype).eps`).
 
-    Rounding leaves singular values of about a resolution where there should be none, and turns the directions of
-    those that are 1e-3 of the largest by a thousand resolutions.
+    Rounding turns zero singular values into values of about one resolution, and rotates the directions of singular
+    values that are 1e-3 of the largest by a thousand resolutions.
     """
     return Tolerances(rank=30 * resolution, distance=max(100 * resolution, 1e-10))
 
 
 def read_gradient(gradients: Mapping[str, Array], layers: Sequence[str]) -> Array:
-    """Gradients of biased dense layers that read the same, side by side, `[features + 1, units of all]`.
+    """Concatenates gradients of biased dense layers with the same inputs: `[features + 1, units of all]`.
 
     Args:
       gradients: leaves by path.
@@ -87,7 +87,7 @@ def read_gradient(gradients: Mapping[str, Array], layers: Sequence[str]) -> Arra
 
 
 def column_span(gradient: Array, *, tolerance: Scalar) -> Span:
-    """The span of a gradient `[D, units]`, of the singular vectors above the tolerance; float64."""
+    """The span of a gradient `[D, units]`, from the singular vectors above the tolerance; float64."""
     finite = jnp.all(jnp.isfinite(gradient))
     basis, sizes, _ = jnp.linalg.svd(jnp.where(finite, gradient, 0.0), full_matrices=False)
     inside = sizes > tolerance * sizes[0]
@@ -95,7 +95,7 @@ def column_span(gradient: Array, *, tolerance: Scalar) -> Span:
 
 
 def distances(span: Span, candidates: Array) -> Array:
-    """How far candidates `[..., D - 1]`, and a 1 for the bias, lie from a span, over their length: `[...]`."""
+    """Relative distance of candidates `[..., D - 1]`, extended by 1 for the bias, from a span: `[...]`."""
     rows = jnp.concatenate([candidates, jnp.ones_like(candidates[..., :1])], axis=-1)
     rows = rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
     return jnp.linalg.norm(rows - (rows @ span.basis) @ span.basis.T, axis=-1)

@@ -1,14 +1,14 @@
-"""The sparse vectors of a subspace: which mixtures of a gradient's factors belong to one example.
+"""Finds the sparse vectors of a subspace, which separate a gradient's factors into contributions of single examples.
 
-A dense layer's gradient is `dL/dW^T = D^T X`, with `D [B, units]` the gradients of its outputs. The column space of
-`D^T` is that of the left factor `L [units, B]`, known from a factorization; so there is `Q` with `D^T = L Q`. A ReLU
-behind the layer makes `D` zero wherever it is off: each column `q` of `Q` is a direction in which `L q` vanishes on
-about half of all units, while a generic one vanishes on none. Two ways to such directions:
+A dense layer's gradient is `dL/dW^T = D^T X`, where `D [B, units]` are the gradients of its outputs. A factorization
+gives a left factor `L [units, B]` with the column space of `D^T`; so there is `Q` with `D^T = L Q`. A ReLU after the
+layer makes `D` zero wherever it is off: for each column `q` of `Q`, `L q` vanishes on about half of all units, while
+for a generic direction it vanishes on none. There are two ways to find such directions:
 
-* sampling: if `B - 1` random rows of `L` are all zero for one example, their null vector is its `q` (SPEAR);
-* from a guess, minimizing `sum_i |L_i q|^p` on the sphere, p < 1, by reweighted least squares: with weights
-  `w_i = (|L_i q|^2 + e^2)^(p/2 - 1)`, one step of inverse iteration `q <- (L^T diag(w) L)^(-1) q`, `e` shrinking.
-  In coordinates where `L^T L = 1` no direction is preferred but for its sparsity.
+* sampling: if `B - 1` random rows of `L` all vanish for one example, their null vector is its `q` (SPEAR);
+* from a guess, minimize `sum_i |L_i q|^p` on the sphere, p < 1, by reweighted least squares: with weights
+  `w_i = (|L_i q|^2 + e^2)^(p/2 - 1)`, iterate `q <- (L^T diag(w) L)^(-1) q` while `e` shrinks. In coordinates with
+  `L^T L = 1`, only its sparsity distinguishes a direction.
 
 References:
   Dimitrov, Baader, Mueller, Vechev: SPEAR: Exact Gradient Inversion of Batches in Federated Learning. NeurIPS 2024,
@@ -30,12 +30,12 @@ _SMALLEST = 1e-30  # squares of zeros stay invertible
 
 
 class Factors(NamedTuple):
-    """A matrix of low rank as `left @ right`, by singular values.
+    """A low-rank matrix as `left @ right`, from a singular value decomposition.
 
     Attributes:
       left: `[units, B]` with orthonormal columns.
       right: `[B, features]`.
-      sizes: `[B + 1]` singular values, descending; the last one is what rank `B` leaves over.
+      sizes: `[B + 1]` singular values, descending; the last one is the error of the rank-`B` approximation.
     """
 
     left: Array
@@ -44,7 +44,7 @@ class Factors(NamedTuple):
 
 
 def factorize(matrix: Array, sketch: Array, *, rank: int) -> Factors:
-    """The leading singular vectors by a randomized range finder: exact where the rank is below the sketch's width.
+    """The leading singular vectors by a randomized range finder: exact if the rank is below the sketch's width.
 
     Args:
       matrix: `[units, features]`.
@@ -59,14 +59,14 @@ def factorize(matrix: Array, sketch: Array, *, rank: int) -> Factors:
 
 
 class Mixture(NamedTuple):
-    """A factorized gradient, and what counts as zero in it.
+    """A factorized gradient with the thresholds for zeros.
 
     Attributes:
       left: `[units, B]`, orthonormal columns.
       right: `[B, features]`.
-      alive: `[units]` bool, whether a unit has a gradient at all.
-      tolerance: `[]`, an entry of `left @ q`, `|q| = 1`, below it is zero: ten times what noise makes of one.
-      least_zeros: `[]`, a direction with fewer zeros among living units is that of no example.
+      alive: `[units]` bool, whether a unit has a non-zero gradient.
+      tolerance: `[]`, entries of `left @ q`, `|q| = 1`, below it count as zero: ten times the noise of an entry.
+      least_zeros: `[]`, a direction with fewer zeros among living units belongs to no example.
     """
 
     left: Array
@@ -77,11 +77,11 @@ class Mixture(NamedTuple):
 
 
 def mixture(factors: Factors, *, inactive: Array) -> Mixture:
-    """Reads the noise off the first singular value that should be zero.
+    """Estimates the noise from the first singular value that should be zero.
 
     Args:
-      factors: of the gradient.
-      inactive: `[]`, the least share of all units in [0, 1] that are off for an example.
+      factors: factors of the gradient.
+      inactive: `[]` in [0, 1], a lower bound on the fraction of units that are off for an example.
     """
     num_units, batch_size = factors.left.shape
     noise = factors.sizes[-1] / jnp.maximum(factors.sizes[batch_size - 1], _SMALLEST)
@@ -95,14 +95,14 @@ def mixture(factors: Factors, *, inactive: Array) -> Mixture:
 def sparsest_near(
     mixed: Mixture, guesses: Array, *, wanted: Array, num_steps: int, start: Array | float | None = None
 ) -> Array:
-    """Walks from each guess to a direction with as many zeros as there are nearby.
+    """Moves each guess to a nearby direction with many zeros, by reweighted least squares.
 
     Args:
       mixed: from `mixture`.
       guesses: `[n, B]`.
-      wanted: `[n]` bool, whether to walk at all.
-      num_steps: of the reweighting, during which the smoothing shrinks to the tolerance.
-      start: of the smoothing; by default half of the mean entry, which is far: for guesses that are only similar.
+      wanted: `[n]` bool, which guesses to process.
+      num_steps: reweighting steps, during which the smoothing shrinks to the tolerance.
+      start: initial smoothing; by default half of the mean entry, which suits rough guesses.
 
     Returns:
       `[n, B]` of length one; zeros where not wanted.
@@ -127,11 +127,11 @@ def sparsest_near(
         guess, is_wanted = pair
         return lax.cond(is_wanted, one, jnp.zeros_like, guess)
 
-    return lax.map(if_wanted, (guesses, wanted))  # one by one, what is weighted stays in a CPU's cache
+    return lax.map(if_wanted, (guesses, wanted))  # sequentially, the weighted matrix stays in a CPU's cache
 
 
 def vanishing_where(mixed: Mixture, off: Array) -> Array:
-    """The direction that comes closest to vanishing on some units: `[n, units]` bool to `[n, B]`."""
+    """The directions `[n, B]` with the smallest norm of `left @ q` on the units `off [n, units]` bool."""
 
     def one(off: Array) -> Array:
         gram = (mixed.left * off[:, None]).T @ mixed.left
@@ -141,7 +141,7 @@ def vanishing_where(mixed: Mixture, off: Array) -> Array:
 
 
 def pattern_agreement(mixed: Mixture, directions: Array, preactivations: Array) -> Array:
-    """Share of living units where `left @ q` is zero exactly where a ReLU of these preactivations is off.
+    """Fraction of living units for which `left @ q` is zero if and only if the ReLU of the preactivations is off.
 
     Args:
       mixed: from `mixture`.
@@ -157,15 +157,15 @@ def pattern_agreement(mixed: Mixture, directions: Array, preactivations: Array) 
 
 
 def null_vectors(left: Array, rows: Array, last: Array) -> Array:
-    """The directions in which the chosen rows vanish.
+    """The directions for which the chosen rows vanish.
 
     Args:
       left: `[units, B]`.
-      rows: `[n, B - 1]` indices of units; a repeated one spoils its sample only.
-      last: `[n, B]` noise that fixes the length.
+      rows: `[n, B - 1]` indices of units; a repeated index invalidates only its own sample.
+      last: `[n, B]` noise, the equation that fixes the length.
 
     Returns:
-      `[n, B]` of length one; zeros where the rows are dependent.
+      `[n, B]` of length one; zeros if the rows are dependent.
     """
     systems = jnp.concatenate([left[rows], last[:, None, :]], axis=1)
     right_side = jnp.zeros((*last.shape, 1), left.dtype).at[:, -1].set(1.0)
@@ -173,7 +173,7 @@ def null_vectors(left: Array, rows: Array, last: Array) -> Array:
 
 
 def num_zeros(mixed: Mixture, directions: Array, tolerance: Array) -> Array:
-    """How many living units each direction `[n, B]` leaves at zero, `[n]`; none for one that is no unit vector."""
+    """Number of zeros of each direction `[n, B]` among living units: `[n]`; 0 unless the direction has length one."""
     is_unit = jnp.abs(jnp.linalg.norm(directions, axis=1) - 1) < 1e-6
     zeros = (jnp.abs(directions @ mixed.left.T) < tolerance) & mixed.alive[None, :]
     return jnp.where(is_unit, jnp.sum(zeros, axis=1), 0)
@@ -194,27 +194,27 @@ class Basis(NamedTuple):
 
 
 def empty_basis(mixed: Mixture) -> Basis:
-    """No direction found yet."""
+    """A basis without any direction."""
     batch_size = mixed.left.shape[1]
     zeros = jnp.zeros((batch_size, batch_size), mixed.left.dtype)
     return Basis(zeros, jnp.zeros(batch_size, bool), zeros)
 
 
 def outside(basis: Basis) -> Array:
-    """The projection `[B, B]` onto the complement of what was found."""
+    """The projection `[B, B]` onto the orthogonal complement of the directions found."""
     return jnp.eye(len(basis.span), dtype=basis.span.dtype) - basis.span.T @ basis.span
 
 
 def completed(basis: Basis) -> Array:
-    """The directions `[B, B]`, and in place of those not found any orthonormal ones of the complement."""
-    complement = jnp.linalg.eigh(outside(basis))[1].T  # ascending: first the zeros of what was found
+    """The directions `[B, B]`, with arbitrary orthonormal directions of the complement for those not found."""
+    complement = jnp.linalg.eigh(outside(basis))[1].T  # ascending: zero eigenvalues of the found span come first
     return jnp.where(basis.found[:, None], basis.directions, complement)
 
 
 def sparsest_basis(mixed: Mixture, candidates: Array) -> Basis:
-    """Greedily the sparsest independent candidates, which is the sparsest basis they have (a matroid).
+    """Selects the sparsest independent candidates greedily, which gives their sparsest basis (a matroid).
 
-    A mixture of two examples has fewer zeros than either: it is taken only while one of them is not among the
+    A mixture of two examples has fewer zeros than either; it is selected only if one of them is not among the
     candidates.
 
     Args:
@@ -240,7 +240,7 @@ def sparsest_basis(mixed: Mixture, candidates: Array) -> Basis:
 
 
 def _unit(vector: Array) -> Array:
-    """The vector at length one; zeros where it has no finite length."""
+    """The vector scaled to length one; zeros if its length is zero or not finite."""
     length = jnp.linalg.norm(vector)
     usable = jnp.isfinite(length) & (length > 0)
     return jnp.where(usable, vector / jnp.where(usable, length, 1.0), 0.0)

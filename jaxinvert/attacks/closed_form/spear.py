@@ -1,14 +1,15 @@
-"""Exact batches behind a dense ReLU layer that reads the images, with a certificate.
+"""SPEAR and `exact_batch`: exact, certified recovery of batches from a first dense layer with ReLU.
 
-The gradient of the layer and of its bias is `[dL/dW; dL/db]^T = D^T [X, 1]` of rank `B`: `D [B, units]` gradients of
-its outputs, `X [B, features]` its inputs. From a factorization `L R` of it, `D^T = L Q` and `[X, 1] = Q^(-1) R`. ReLU
-makes every column of `D^T` sparse, which determines `Q` up to order and scale of its columns (`sparse_directions`);
-the scale follows from the last column, which is known to be 1. It is proven by simulating the client on the result.
+The gradient of the layer and its bias is `[dL/dW; dL/db]^T = D^T [X, 1]` of rank `B`, with `D [B, units]` the
+gradients of its outputs and `X [B, features]` its inputs. A factorization `L R` of it has `D^T = L Q` and
+`[X, 1] = Q^(-1) R`. ReLU makes every column of `D^T` sparse, which determines `Q` up to order and scale of its
+columns (`sparse_directions`); the scale follows from the last column of `[X, 1]`. Re-simulating the client certifies
+the result.
 
-`spear` samples its candidates, as published: effort grows like `2^B`. `exact_batch` starts at the independent
-components of the images' spatial differences and walks from each to the nearest sparse direction; examples still
-missing are unmixed again in the complement of those found, where fewer are left to tell apart. Its effort is a low
-power of `B`, and it is this package's own.
+`spear` samples its candidates, as published; its cost grows like `2^B`. `exact_batch` starts from the independent
+components of the images' spatial differences and moves each to the nearest sparse direction. Examples still missing
+are separated again in the complement of those found, where fewer sources remain. Its cost is a low power of `B`; it
+is this package's own method.
 
 References:
   Dimitrov, Baader, Mueller, Vechev: SPEAR: Exact Gradient Inversion of Batches in Federated Learning. NeurIPS 2024,
@@ -52,13 +53,13 @@ _FEW = 6
 
 
 class Separator(NamedTuple):
-    """Where directions come from.
+    """A method that proposes sparse directions.
 
     Attributes:
       draw: `key -> noise`, all random numbers of `max_rounds` rounds.
       propose: `(mixture, basis, directions, noise, round) -> candidates [n, B]`.
-      complete: `(mixture, basis, noise, round) -> directions [B, B]`: those of the basis, which come first, and
-        guesses in place of those missing.
+      complete: `(mixture, basis, noise, round) -> directions [B, B]`: first those of the basis, then guesses for the
+        missing ones.
     """
 
     draw: Callable[[Key], Any]
@@ -123,7 +124,7 @@ def exact_batch(
 
 
 def _by_sampling(batch_size: int, *, num_samples: int, max_rounds: int) -> Separator:
-    """Null vectors of random rows."""
+    """Proposes null vectors of random rows."""
 
     def draw(key: Key) -> dict[str, Array]:
         rows, shifts, last = jax.random.split(key, 3)
@@ -137,7 +138,7 @@ def _by_sampling(batch_size: int, *, num_samples: int, max_rounds: int) -> Separ
         mixed: sparse.Mixture, basis: sparse.Basis, directions: Array, noise: dict[str, Array], i: Array
     ) -> Array:
         del directions
-        # One random table of units, whose columns every round shifts by other random amounts.
+        # One random table of units; every round shifts its columns by different random amounts.
         living_first, num_alive = jnp.argsort(~mixed.alive), jnp.maximum(jnp.sum(mixed.alive), 1)
         rows = living_first[(noise["rows"] + noise["shifts"][i][None, :]) % num_alive]
         drawn = sparse.null_vectors(mixed.left, rows, noise["last"])
@@ -155,7 +156,7 @@ def _by_sampling(batch_size: int, *, num_samples: int, max_rounds: int) -> Separ
 
 
 def _by_independence(batch_size: int, image_shape: Shape, *, max_rounds: int) -> Separator:
-    """Sparse directions near independent components, round by round in the complement of those found."""
+    """Proposes sparse directions near independent components, in the complement of those found before."""
 
     def draw(key: Key) -> Array:
         return jax.random.normal(key, (max_rounds + 1, batch_size, batch_size))
@@ -165,18 +166,18 @@ def _by_independence(batch_size: int, image_shape: Shape, *, max_rounds: int) ->
         return sparse.sparsest_near(mixed, directions, wanted=~basis.found, num_steps=_WALK_STEPS)
 
     def guess(mixed: sparse.Mixture, basis: sparse.Basis, noise: Array, i: Array) -> Array:
-        """Guesses may be off by any mixture of the directions that were found."""
+        """Guesses are determined only up to mixtures of the directions already found."""
         complement = sparse.outside(basis)
         samples = spatial_differences(complement @ mixed.right[:, :-1], image_shape)
         samples = samples / jnp.maximum(jnp.max(jnp.abs(samples)), jnp.finfo(samples.dtype).tiny)
-        # A guess needs no float64, in which the many steps would take twice the time.
+        # Float32 suffices for a guess and halves the time of the many steps.
         unmixing = independent_components(
             noise[i].astype(jnp.float32),
             samples.astype(jnp.float32),
             num_components=batch_size - jnp.sum(basis.found),
             num_steps=_ICA_STEPS,
         ).astype(samples.dtype)
-        # Its first rows, for what was found, are zero: there the span makes it invertible.
+        # Its first rows are zero, one per direction found; adding the span makes it invertible.
         guesses = jnp.linalg.inv(_unit_rows(unmixing) @ complement + basis.span).T
         guesses = _unit_rows(jnp.where(jnp.isfinite(guesses), guesses, 0.0))
         return jnp.where(basis.found[:, None], basis.directions, guesses)
@@ -194,13 +195,13 @@ def _separated(
     noise: Any,
     max_rounds: Array,
 ) -> tuple[sparse.Basis, Array]:
-    """Collects directions until each vanishes where the ReLU of its example is off, or for `max_rounds`.
+    """Collects directions until each vanishes where the ReLU of its example is off, for at most `max_rounds`.
 
-    A direction that is only near one, or that mixes two examples, may still stand for inputs that are nearly right.
-    Where the ReLU is off for them, the right direction vanishes: each round walks from there, too.
+    A direction that is inexact, or mixes two examples, may still give nearly correct inputs. The correct direction
+    vanishes where the ReLU is off for these inputs, so each round also starts from the direction that does.
 
     Returns:
-      The directions found, and all `B`.
+      The directions found, and all `B` directions including guesses.
     """
 
     def is_open(state: tuple[sparse.Basis, Array, Array]) -> Array:
@@ -222,7 +223,7 @@ def _separated(
         return basis, separator.complete(mixed, basis, noise, i + 1), i + 1
 
     basis = sparse.empty_basis(mixed)
-    if mixed.left.shape[1] == 1:  # nothing is mixed
+    if mixed.left.shape[1] == 1:  # one example: nothing to separate
         return basis, sparse.completed(basis)
     start = (basis, separator.complete(mixed, basis, noise, jnp.int32(0)), jnp.int32(0))
     basis, directions, _ = lax.while_loop(is_open, step, start)
@@ -241,7 +242,7 @@ def _certified(
         path, num_units = find_first_layer(observation.update, image_shape, attack=name, layer=layer)
         if num_units < batch_size:
             raise ValueError(
-                f"{name} tells at most as many examples apart as the layer has units: {path!r} has {num_units}, the "
+                f"{name} separates at most as many examples as the layer has units: {path!r} has {num_units}, the "
                 f"batch {batch_size}"
             )
         sketch_key, separator_key = jax.random.split(key)
@@ -257,7 +258,7 @@ def _certified(
             mixed = sparse.mixture(factors, inactive=inactive)
 
             def layer_inputs(directions: Array) -> tuple[Array, Array]:
-                """Inputs `[B, features]`, and the scales that make the layer's constant input 1."""
+                """Inputs `[B, features]`, and the scales for which the layer's constant input is 1."""
                 augmented = jnp.linalg.solve(directions.T, mixed.right)
                 scales = augmented[:, -1]
                 flat = augmented[:, :-1] / jnp.where(scales == 0, 1.0, scales)[:, None]
@@ -266,7 +267,7 @@ def _certified(
             def preactivations(directions: Array) -> Array:
                 return layer_inputs(directions)[0] @ first.kernel + first.bias[None]
 
-            rounds = jnp.where(rank < batch_size, 0, max_rounds)  # too few dimensions for as many directions
+            rounds = jnp.where(rank < batch_size, 0, max_rounds)  # `B` independent directions need rank `B`
             basis, directions = _separated(separator, mixed, preactivations, noise, rounds)
             flat, scales = layer_inputs(directions)
             inputs = jnp.clip(flat.reshape(problem.batch_shape) * problem.std_image + problem.mean_image, 0.0, 1.0)
@@ -315,6 +316,6 @@ def _certified(
 
 
 def _unit_rows(rows: Array) -> Array:
-    """Rows of length one; those that are zero stay so."""
+    """Scales rows to length one; zero rows stay zero."""
     lengths = jnp.linalg.norm(rows, axis=1, keepdims=True)
     return rows / jnp.where(lengths > 0, lengths, 1.0)

@@ -1,9 +1,9 @@
-"""The door for files from outside: captured updates, the parameters they belong to, and images to compare with.
+"""Readers for untrusted files: captured updates, their parameters, and images to compare reconstructions with.
 
-Whoever captured them may not be trusted: nothing is unpickled and no code runs, every size is taken from a header and
-checked before memory is asked for, and whatever is wrong is one `ValueError` that names the file, the tensor, what it
-is and what it should be. `load_tree` and `as_update` make an update of a file; `load_batch` and `load_images` read
-what an owner compares reconstructions with. The rest of jaxinvert then sees only finite arrays of known shape.
+Nothing is unpickled and no code runs. Every size is taken from a header and checked before memory is allocated. Any
+fault is one `ValueError` that names the file, the tensor, its actual and its expected form. `load_tree` and
+`as_update` turn a file into an update; `load_batch` and `load_images` read the images that reconstructions are
+compared with. All results are finite arrays of known shape.
 """
 
 from jaxinvert.observation.captures.images import load_batch, load_images

@@ -1,4 +1,4 @@
-"""One door for the three formats of captured tensors, told apart by their first bytes, never by the file's name."""
+"""Opens safetensors, npz and Flax msgpack files; the format is detected from the first bytes, not the file name."""
 
 import contextlib
 import zipfile
@@ -18,21 +18,21 @@ _DAMAGE = (
     *(ValueError, EOFError, MemoryError, NotImplementedError, OSError),
     *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, safetensors.SafetensorError),
 )
-"""What the readers raise on damaged input."""
+"""Exceptions that the readers raise on damaged input."""
 
 
 @contextlib.contextmanager
 def open_tensors(path: Path, *, what: str) -> Iterator[dict[str, Stored]]:
-    """Opens a safetensors, npz or Flax msgpack file and lists its tensors by name; reads none.
+    """Opens a safetensors, npz or Flax msgpack file and lists its tensors by name, without reading them.
 
     Args:
       path: the file.
-      what: it should hold, for messages.
+      what: the expected content, for messages.
 
     Raises:
-      FileNotFoundError: if there is none.
-      ValueError: if it is of no such format, damaged, or its contents cannot be listed in bounded memory; also for
-        what the body of the `with` statement refuses. All messages begin with `what` and the file's name.
+      FileNotFoundError: if the file does not exist.
+      ValueError: if the file has another format, is damaged, or cannot be listed in bounded memory; also if the body
+        of the `with` statement raises one. All messages name `what` and the file.
     """
     path = Path(path)
     if not path.exists():
@@ -50,7 +50,7 @@ _MAX_MESSAGE = 1500
 
 
 def _printable(message: str) -> str:
-    """A message without what names in a hostile file could do to a terminal, or how long they could make it."""
+    """Escapes control characters in a message and limits its length: names in a hostile file may hold anything."""
     cut = message if len(message) <= _MAX_MESSAGE else f"{message[:_MAX_MESSAGE]}..."
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
 

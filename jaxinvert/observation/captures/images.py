@@ -1,4 +1,4 @@
-"""Images from a file: the truth, of an owner who wants scores, and candidates, to look for among them."""
+"""Reads images from a file: the client's true batch, or candidate images to search for matches."""
 
 import math
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ from jaxinvert.observation.observe import check_batch
 from jaxinvert.types import Array, Batch, Shape
 
 MAX_BYTES = 1 << 30
-"""Arrays larger than this in float32 are refused before they are read."""
+"""Arrays that need more bytes than this in float32 are rejected before they are read."""
 
 
 def load_batch(path: Path, input_shape: Shape, num_classes: int) -> Batch:
     """Reads a client's true examples from the arrays `inputs` and `labels` of an npz file.
 
-    Other arrays are not read; the other formats of `load_tree` will do as well.
+    Other arrays are ignored. The other formats of `load_tree` also work.
 
     Args:
       path: the file.
@@ -27,12 +27,13 @@ def load_batch(path: Path, input_shape: Shape, num_classes: int) -> Batch:
       num_classes: `K`.
 
     Returns:
-      `inputs [B, H, W, C]` float32 in [0, 1], of floats in [0, 1] or of uint8, which is divided by 255; `labels [B]`
-      int32 in [0, K).
+      `inputs [B, H, W, C]` float32 in [0, 1], from floats in [0, 1] or from uint8 divided by 255; `labels [B]` int32
+      in [0, K).
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if it is damaged, lacks an array, or one has another type, shape or range; names the file.
+      FileNotFoundError: if the file does not exist.
+      ValueError: if the file is damaged, lacks an array, or an array has the wrong type, shape or range; the message
+        names the file.
     """
     with open_tensors(path, what="true images") as tensors:
         stored = _find(tensors, "labels")
@@ -51,18 +52,18 @@ def load_batch(path: Path, input_shape: Shape, num_classes: int) -> Batch:
 
 
 def load_images(path: Path, input_shape: Shape) -> Array:
-    """Reads candidates from the array `inputs` of an npz file: images that may or may not have been the client's.
+    """Reads candidate images, which may or may not be in the client's batch, from the array `inputs` of an npz file.
 
     Args:
-      path: the file; other arrays in it are not read.
+      path: the file; other arrays are ignored.
       input_shape: the model's `(H, W, C)`.
 
     Returns:
-      `[N, H, W, C]` float32 in [0, 1], of floats in [0, 1] or of uint8, which is divided by 255.
+      `[N, H, W, C]` float32 in [0, 1], from floats in [0, 1] or from uint8 divided by 255.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: as `load_batch`.
+      FileNotFoundError: if the file does not exist.
+      ValueError: see `load_batch`.
     """
     with open_tensors(path, what="candidate images") as tensors:
         return jnp.asarray(_inputs(tensors, input_shape))

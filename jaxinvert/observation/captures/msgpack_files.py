@@ -1,7 +1,7 @@
-"""Tensors of a Flax msgpack file (`flax.serialization.to_bytes`): its maps and arrays are walked, and nothing else.
+"""Lists the tensors of a Flax msgpack file (`flax.serialization.to_bytes`) with a parser for maps and arrays only.
 
-A general msgpack reader makes an object of every byte that says so, and a list as long as four bytes claim; both
-multiply the size of a hostile file. Parameters are nested maps of arrays, so that is all this reader knows:
+A general msgpack reader allocates an object for every encoded byte and lists of any claimed length, so a small
+hostile file can exhaust memory. Parameters are nested maps of arrays; this reader accepts nothing else:
 
     tree  = map { string: tree | array }
     array = ext(1 or 3) [ [size, ...], dtype name, bytes ]
@@ -28,14 +28,14 @@ _SIZED = {
     **{0xD9: ("string", 1), 0xDA: ("string", 2), 0xDB: ("string", 4)},
     **{0xDC: ("list", 2), 0xDD: ("list", 4), 0xDE: ("map", 2), 0xDF: ("map", 4)},
 }
-"""First byte -> kind, and how many bytes hold its length (or, of an integer, its value)."""
+"""First byte -> kind, and the number of bytes that hold its length (for an integer, its value)."""
 
 
 def list_msgpack(file: BinaryIO) -> dict[str, Stored]:
-    """Lists the arrays of an open Flax msgpack file, their names joined by "/".
+    """Lists the arrays of an open Flax msgpack file under their paths, joined by "/".
 
     Raises:
-      ValueError: if it holds anything but nested maps of arrays.
+      ValueError: if the file holds anything but nested maps of arrays.
     """
     size = file.seek(0, 2)
     file.seek(0)
@@ -43,7 +43,7 @@ def list_msgpack(file: BinaryIO) -> dict[str, Stored]:
     if kind != "map":
         raise ValueError(f"it holds one {kind}, expected a map of names to arrays")
     tensors: dict[str, Stored] = {}
-    # Maps that are open, each with the prefix of its names and the number of its entries yet to come.
+    # Open maps: the prefix of their names and the number of entries still to read.
     pending = [("", length)]
     for _ in range(MAX_TENSORS):
         while pending and pending[-1][1] == 0:
@@ -53,7 +53,7 @@ def list_msgpack(file: BinaryIO) -> dict[str, Stored]:
         prefix, left = pending.pop()
         pending.append((prefix, left - 1))
         name = prefix + _text(file, "a name")
-        if len(name) > _MAX_NAME_BYTES:  # a long path costs a file little that many tensors share
+        if len(name) > _MAX_NAME_BYTES:  # many tensors can share one long prefix, which the file stores once
             raise ValueError(f"{name!r} is longer than {_MAX_NAME_BYTES} characters")
         kind, length = _head(file)
         if kind == "map":
@@ -72,12 +72,12 @@ def list_msgpack(file: BinaryIO) -> dict[str, Stored]:
     else:
         raise ValueError(f"it holds more than {MAX_TENSORS:,} maps and arrays")
     if file.tell() != size:
-        raise ValueError(f"it goes on for {size - file.tell():,} bytes behind its end")
+        raise ValueError(f"it has {size - file.tell():,} bytes after its end")
     return tensors
 
 
 def _head(file: BinaryIO) -> tuple[str, int]:
-    """The kind of what comes next, and its length; of an integer, its value."""
+    """Reads the kind and the length of the next value; for an integer, its kind and value."""
     first = _take(file, 1)[0]
     if first <= 0x7F:
         return "integer", first
@@ -107,7 +107,7 @@ def _text(file: BinaryIO, what: str) -> str:
 
 
 def _stored(file: BinaryIO, name: str, length: int, file_size: int) -> Stored:
-    """What an array's header claims; leaves the file behind the array."""
+    """Reads an array's header, checks its sizes, and moves the file position to the end of the array."""
     kind = _take(file, 1)[0]
     start, end = file.tell(), file.tell() + length
     if kind not in (1, 3):
@@ -122,7 +122,7 @@ def _stored(file: BinaryIO, name: str, length: int, file_size: int) -> Stored:
     content, num_bytes = _head(file)
     offset = file.tell()
     if content != "bytes" or offset + num_bytes != end:
-        raise ValueError(f"{name!r} is no array of flax.serialization: its data do not end where it does")
+        raise ValueError(f"{name!r} is no array of flax.serialization: its data and its header disagree on its end")
     if dtype in DTYPES and DTYPES[dtype].itemsize * math.prod(shape) != num_bytes:
         raise ValueError(f"{name!r} claims {dtype} {shape}, but has {num_bytes:,} bytes of data")
     file.seek(end)
@@ -146,7 +146,7 @@ def _shape(file: BinaryIO, name: str) -> Iterator[int]:
 
 
 def _take(file: BinaryIO, count: int) -> bytes:
-    """The next bytes; `count` is bounded or checked against the file's size."""
+    """Reads the next `count` bytes; callers bound `count` or check it against the file's size."""
     if len(data := file.read(count)) < count:
         raise ValueError("it ends in the middle of a value")
     return data

@@ -1,7 +1,7 @@
-"""Tensors of an npz file: a zip archive of npy files, whose headers are matched, never evaluated, nor unpickled.
+"""Lists the tensors of an npz file, a zip archive of npy files, without evaluating headers or unpickling.
 
-Two things make NumPy's own reader unfit for hostile files: it expands an npy header before it looks at its length,
-and `zipfile` expands bzip2 and LZMA members without bound.
+NumPy's own reader is unsafe for hostile files: it decompresses an npy header before it checks its length, and
+`zipfile` decompresses bzip2 and LZMA members without bound.
 
 The format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html.
 """
@@ -29,10 +29,10 @@ def list_npz(file: BinaryIO) -> dict[str, Stored]:
     """Lists the arrays of an open npz file by name.
 
     Raises:
-      ValueError: if it is no zip archive of plain arrays, or one whose contents cannot be listed in bounded memory;
-        and `zipfile`'s own exceptions.
+      ValueError: if the file is no zip archive of plain arrays, or cannot be listed in bounded memory; `zipfile`'s
+        own exceptions pass through.
     """
-    # zipfile asks for little more than reading and seeking.
+    # zipfile needs little more than `read` and `seek`.
     archive = zipfile.ZipFile(_ReadsOfBoundedSize(file))  # type: ignore[reportArgumentType]
     entries = archive.infolist()
     if len(entries) > MAX_TENSORS:
@@ -49,7 +49,7 @@ def list_npz(file: BinaryIO) -> dict[str, Stored]:
 
 
 class _ReadsOfBoundedSize:
-    """A file that refuses to read much at once, as only a forged table of contents asks for."""
+    """A file whose single reads are limited: only a forged table of contents asks for more."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -63,7 +63,7 @@ class _ReadsOfBoundedSize:
 
 
 def _stored(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Stored:
-    """What an entry's header claims, checked against the entry's own size."""
+    """Reads an entry's header and checks it against the entry's size."""
     name = entry.filename
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or entry.flag_bits & _ENCRYPTED:
         raise ValueError(f"{name} is encrypted or compressed in a way that numpy.savez does not use")
@@ -83,7 +83,7 @@ def _stored(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Stored:
         dtype = np.dtype(found["dtype"].decode())
     except TypeError as error:
         raise ValueError(f"{name} has the unknown type {found['dtype'].decode()!r}") from error
-    # NumPy has no word for bfloat16 and writes its two bytes as void.
+    # NumPy has no bfloat16 and writes its two bytes as void.
     dtype = DTYPES["bfloat16"] if dtype == np.dtype("V2") else dtype
     shape = tuple(int(size) for size in found["shape"].split(b",") if size)
     if not dtype.hasobject and header_end + dtype.itemsize * math.prod(shape) != entry.file_size:

@@ -1,4 +1,4 @@
-"""A tensor in a file that is not trusted: what its header claims, and how to read it once that was checked."""
+"""`Stored`, a tensor in an untrusted file: dtype and shape from its header, and a function that reads its values."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,25 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 
 MAX_TENSORS = 20_000
-"""A file with more tensors is refused while they are listed."""
+"""A file with more tensors is rejected while they are listed."""
 MAX_HEADER_BYTES = 4 << 20
-"""A table of contents longer than this is refused before it is read."""
+"""A longer table of contents is rejected before it is read."""
 
 _INTEGERS = tuple(f"{sign}int{bits}" for bits in (8, 16, 32, 64) for sign in ("", "u"))
 DTYPES: dict[str, np.dtype] = {
     **{name: np.dtype(name) for name in ("float16", "float32", "float64", *_INTEGERS)},
     "bfloat16": np.dtype(jnp.bfloat16),
 }
-"""The types that can be read, by name; all others are only known by name."""
+"""The dtypes that can be read, by name."""
 
 
 class Stored(NamedTuple):
     """One tensor of an open file.
 
     Attributes:
-      dtype: its name; one outside of `DTYPES` cannot be read.
-      shape: as its header says, `()` to any length.
-      read: reads it, as NumPy array of this type and shape; raises ValueError if the file does not hold as much.
+      dtype: name of the dtype; a tensor whose dtype is not in `DTYPES` cannot be read.
+      shape: shape in the header, with any number of axes.
+      read: returns a NumPy array of this dtype and shape; raises ValueError if the file holds fewer bytes.
     """
 
     dtype: str
@@ -34,10 +34,10 @@ class Stored(NamedTuple):
 
 
 def convert(values: np.ndarray, dtype: Any) -> np.ndarray:
-    """Casts finite floats to a float type that holds them, rounding, or integers to an integer type, exactly.
+    """Casts finite floats to a float dtype, with rounding, or integers to an integer dtype, exactly.
 
     Raises:
-      ValueError: for values that are not finite, or that `dtype` does not hold; the message begins with "holds".
+      ValueError: for values that are not finite, or outside the range of `dtype`; the message begins with "holds".
     """
     if not jnp.issubdtype(dtype, jnp.floating):
         exact = values.astype(dtype)

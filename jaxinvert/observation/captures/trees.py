@@ -1,4 +1,4 @@
-"""A tree of tensors from a file, in the structure, shapes and types of a known one: parameters, or an update."""
+"""Reads a tree of tensors (parameters or an update) from a file, with the structure and dtypes of a template."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,35 +17,35 @@ _MANY, _MAX_SHOWN = 4, 240
 
 
 def load_tree(path: Path, like: ArrayTree, *, what: str = "update", may_lack: Sequence[str] = ()) -> ArrayTree:
-    """Reads the tensors of a safetensors, npz or Flax msgpack file into the tree, shapes and types of `like`.
+    """Reads a safetensors, npz or Flax msgpack file into a tree with the structure, shapes and dtypes of `like`.
 
-    The format is told by the content. A tensor is named by its path, `params/conv1/kernel`; "." may stand for "/",
-    and `params/` in front may be missing. Shapes and types are those of the headers until all of them fit `like`, so
-    that a file costs no more memory than two trees like `like`, one of them in float64, beside its table of contents,
+    The format is detected from the content. A tensor is named by its path, `params/conv1/kernel`; "." may replace
+    "/", and the prefix `params/` may be missing. All headers are checked against `like` before any tensor is read, so
+    that a file needs no more memory than two trees like `like`, one of them in float64, plus its table of contents,
     whose length is limited.
 
     | in the file | becomes |
     | --- | --- |
-    | float16, bfloat16, float32, float64 | the float type of `like`, rounded; refused if too large for it |
-    | bfloat16 in npz | the same: NumPy writes it as void of two bytes, and these are taken for it |
-    | integers, for an integer leaf of `like` | that integer type; refused if it cannot hold them |
-    | NaN, inf; booleans, complex numbers, text, objects; integers for floats | refused |
+    | float16, bfloat16, float32, float64 | the float dtype of `like`, rounded; rejected if out of range |
+    | bfloat16 in npz | the same: NumPy writes it as two-byte void, which is read as bfloat16 |
+    | integers, for an integer leaf of `like` | that integer dtype; rejected if out of range |
+    | NaN, inf; booleans, complex numbers, text, objects; integers for floats | rejected |
 
-    A square matrix in the wrong orientation cannot be told from one in the right one.
+    A transposed square matrix cannot be detected.
 
     Args:
       path: the file.
       like: arrays or `jax.ShapeDtypeStruct`, such as `jax.eval_shape(model.init, key)`.
-      what: the file should hold, for messages.
-      may_lack: top-level keys of `like`, such as "batch_stats", that the file may leave out as a whole: zeros then.
+      what: the expected content, for messages.
+      may_lack: top-level keys of `like`, such as "batch_stats", that the file may omit entirely; they become zeros.
 
     Returns:
-      A tree like `like` of finite arrays.
+      A tree of finite arrays with the structure of `like`.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if it is damaged, of another format, or does not hold this tree; the message names the file, the
-        first tensors concerned, what they are and what was expected.
+      FileNotFoundError: if the file does not exist.
+      ValueError: if the file is damaged, has another format, or does not hold this tree; the message names the file,
+        the first faulty tensors, their form and the expected one.
     """
     expected = {
         path_name(key_path): jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
@@ -76,10 +76,10 @@ def load_tree(path: Path, like: ArrayTree, *, what: str = "update", may_lack: Se
 
 
 def _by_leaf(tensors: Mapping[str, Stored], leaves: Iterable[str]) -> dict[str, Stored]:
-    """The tensors under the names of the leaves that they are meant for.
+    """Renames the tensors to the leaves they belong to.
 
     Raises:
-      ValueError: if there are none such for some of them, or two for one leaf.
+      ValueError: if a tensor matches no leaf, or two tensors match one leaf.
     """
     spelled = {spelling: leaf for leaf in leaves for spelling in _other_spellings(leaf)}
     spelled |= {leaf: leaf for leaf in leaves}
@@ -95,7 +95,7 @@ def _by_leaf(tensors: Mapping[str, Stored], leaves: Iterable[str]) -> dict[str, 
 
 
 def _other_spellings(leaf: str) -> set[str]:
-    """Names that a leaf may have in a file beside its own."""
+    """Alternative names of a leaf in a file."""
     shorter = leaf.removeprefix(_COLLECTION)
     return {shorter, leaf.replace("/", "."), shorter.replace("/", ".")}
 
@@ -109,7 +109,7 @@ def _wrong_shape(found: tuple[int, ...], expected: tuple[int, ...]) -> str | Non
 
 
 def _shape(shape: tuple[int, ...]) -> str:
-    """A shape as text; a forged one may have any number of axes."""
+    """Formats a shape briefly: a forged one may have any number of axes."""
     return str(shape) if len(shape) <= 8 else f"of {len(shape)} axes"
 
 
@@ -123,12 +123,12 @@ def _wrong_type(found: str, expected: np.dtype) -> str | None:
 
 
 def _refuse(faults: Mapping[str, str | None]) -> None:
-    """Raises ValueError with the first tensors that have a fault, and how many more do."""
+    """Raises ValueError if any tensor has a fault: names the first ones and the number of others."""
     if found := [f"{name} {fault}" for name, fault in sorted(faults.items()) if fault]:
         raise ValueError(_some(found, separator="; "))
 
 
 def _some(items: Sequence[str], *, separator: str = ", ") -> str:
-    """The first few, cut to a readable length, and how many more."""
+    """Joins the first few items, cut to a readable length, and appends the number of others."""
     shown = [item if len(item) <= _MAX_SHOWN else f"{item[:_MAX_SHOWN]}..." for item in items[:_MANY]]
     return separator.join(shown) + (f" and {len(items) - _MANY} more" if len(items) > _MANY else "")

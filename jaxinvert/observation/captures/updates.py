@@ -1,4 +1,4 @@
-"""From what a federated server captures of a client to an update: the pseudo-gradient `params - local_params`."""
+"""Converts a captured tree (gradient, weight delta or weights) to an update, the pseudo-gradient."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -18,33 +18,33 @@ KINDS: Mapping[str, Callable[[Array, Array], Array]] = MappingProxyType(
         "weights": jnp.subtract,
     }
 )
-"""What is captured -> `(parameter before local training, captured) -> pseudo-gradient`."""
+"""Kind of captured tensor -> `(parameter before local training, captured) -> pseudo-gradient`."""
 
 
 def as_update(tree: ArrayTree, params: Params, *, kind: Kind) -> Update:
-    """Makes an update of what was captured.
+    """Converts a captured tree to an update, the pseudo-gradient `params - local_params`.
 
     | kind | captured | update |
     | --- | --- | --- |
-    | "pseudo-gradient" | `before - after`, or the gradient itself of a FedSGD client | as it is |
+    | "pseudo-gradient" | `before - after`, or the gradient itself of a FedSGD client | unchanged |
     | "delta" | `after - before`, what a FedAvg server adds | its negative |
     | "weights" | `after` | `before - after` |
 
-    Of weights in half precision, or of a short training, few digits of the difference are left: each weight was
-    rounded to one part in 2^24 (float32), 2^11 (float16) or 2^8 (bfloat16) before the update is taken of it, which is
-    noise of that size times the weight. The subtraction itself adds next to nothing. Capture deltas where you can.
+    With "weights" in half precision, or after a short training, the difference has few significant digits. Each
+    weight was rounded to one part in 2^24 (float32), 2^11 (float16) or 2^8 (bfloat16) before the subtraction, which
+    is noise of that size times the weight. The subtraction itself adds next to none. Capture deltas where you can.
 
     Args:
-      tree: what was captured, a tree like `params`.
-      params: what the server had sent to the client.
+      tree: the captured tensors, a tree like `params`.
+      params: the parameters that the server sent to the client.
       kind: see the table.
 
     Returns:
-      The pseudo-gradient. Running statistics are not part of an update: what is below "batch_stats" becomes zero.
+      The pseudo-gradient. Running statistics are not part of an update: everything under "batch_stats" becomes zero.
 
     Raises:
       ValueError: for an unknown kind, a tree unlike `params`, values that are not finite, or an update of zeros
-        (values are only looked at outside of jit).
+        (values are checked only outside of jit).
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")

@@ -1,8 +1,8 @@
-"""Generators: what images look like, learned before the attack, or from the updates themselves.
+"""Image generators, trained before the attack or on the updates themselves.
 
-`pyramid` is trained by likelihood and the better prior at small sizes; `convolutional` is DCGAN's network, `style` a
-small StyleGAN2, both trained against a discriminator. A `Prior` is one with parameters, read from a file by
-`load_prior`.
+`pyramid` is trained by maximum likelihood and is the better prior for small images; `convolutional` is DCGAN's
+network and `style` a small StyleGAN2, both trained against a discriminator. A `Prior` is a generator with parameters,
+read from a file by `load_prior`.
 """
 
 from jaxinvert.priors.generators.convolutional import convolutional

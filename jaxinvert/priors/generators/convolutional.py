@@ -1,11 +1,11 @@
-"""DCGAN's generator: one dense layer, then convolutions that double the image until it is whole.
+"""DCGAN's generator: one dense layer, then upsampling and convolutions that double the size at each level.
 
-Untrained it is the deep image prior, whose weights alone are searched; trained on gradients it is GIML's.
+Untrained, it is the deep image prior, in which only the weights are optimized; trained on gradients, it is GIML's.
 
 Alec Radford, Luke Metz, Soumith Chintala: "Unsupervised Representation Learning with Deep Convolutional Generative
 Adversarial Networks", ICLR 2016, arXiv:1511.06434. Dmitry Ulyanov, Andrea Vedaldi, Victor Lempitsky: "Deep Image
-Prior", CVPR 2018, arXiv:1711.10925. In place of transposed convolutions, whose uneven overlap leaves checkers:
-nearest-neighbor upsampling and plain ones. No BatchNorm: an image must not depend on its batch.
+Prior", CVPR 2018, arXiv:1711.10925. Nearest-neighbor upsampling and plain convolutions replace transposed ones, whose
+uneven overlap causes checkerboard artifacts. There is no BatchNorm: an image must not depend on its batch.
 """
 
 import functools
@@ -51,16 +51,16 @@ def convolutional(
     width: int = 64,
     conv_general_dilated: ConvolutionFn = nn.conv_general_dilated,
 ) -> Generator:
-    """The generator for images whose sides halve evenly down to 4 ... 7 pixels.
+    """Builds the generator for images whose sides halve evenly down to 4 ... 7 pixels.
 
     Args:
       output_shape: `(H, W, C)`.
       num_latents: `D`.
-      width: channels at the coarsest level; half as many at each next, but at least 8.
+      width: channels at the coarsest level, halved at each finer level, but at least 8.
       conv_general_dilated: the convolution.
 
     Raises:
-      ValueError: for other sides.
+      ValueError: for other image sizes.
     """
     height, width_px, channels = (int(size) for size in output_shape)
     num_doublings, base = halved(output_shape)

@@ -1,4 +1,4 @@
-"""What the rest of jaxinvert knows of a generator: latents in, images out."""
+"""`Generator`, a map from latents to images, and `Prior`, a generator with parameters."""
 
 import math
 from collections.abc import Callable
@@ -9,18 +9,18 @@ import jax
 from jaxinvert.types import Array, Key, Params, Shape
 
 Latents = tuple[Array, ...]
-"""Standard normal under the prior, from the coarsest to the finest; each `[B, ...]`."""
+"""Standard normal under the prior, from the coarsest to the finest level; each `[B, ...]`."""
 
 
 class Generator(NamedTuple):
     """A map from standard normal latents to images, as two pure functions.
 
     Attributes:
-      name: as in the registry.
-      output_shape: `(H, W, C)` of the images it makes.
-      latent_shapes: of one image's latents, from the coarsest to the finest; each is moved with a rate of its own.
+      name: name in the registry.
+      output_shape: `(H, W, C)` of its images.
+      latent_shapes: shapes of one image's latents, from the coarsest to the finest; each has its own learning rate.
       init: `key -> params`, untrained.
-      apply: `(params, latents) -> images [B, H, W, C]`; pixels, close to [0, 1] but not clipped.
+      apply: `(params, latents) -> images [B, H, W, C]`; pixels close to [0, 1], not clipped.
     """
 
     name: str
@@ -31,32 +31,32 @@ class Generator(NamedTuple):
 
     @property
     def num_latents(self) -> int:
-        """Numbers in the latents of one image."""
+        """Total size of one image's latents."""
         return sum(math.prod(shape) for shape in self.latent_shapes)
 
 
 class Prior(NamedTuple):
-    """A generator with parameters: all that an attacker brings along."""
+    """A generator with its parameters."""
 
     generator: Generator
     params: Params
 
 
 def draw_latents(key: Key, generator: Generator, batch_size: int) -> Latents:
-    """Latents of `B` images from the prior, `N(0, 1)`."""
+    """Draws latents of `B` images from the prior, `N(0, 1)`."""
     keys = jax.random.split(key, len(generator.latent_shapes))
     return tuple(jax.random.normal(k, (batch_size, *shape)) for k, shape in zip(keys, generator.latent_shapes))
 
 
 def halved(output_shape: Shape, *, at_least: int = 0) -> tuple[int, tuple[int, int]]:
-    """How often the sides of an image can be halved, and what remains: 4 ... 7 pixels, the longer side more.
+    """Number of times an image's sides can be halved until the shorter has 4 ... 7 pixels, and the remaining sides.
 
     Args:
       output_shape: `(H, W, C)`.
-      at_least: so often.
+      at_least: minimal number of halvings.
 
     Raises:
-      ValueError: for sides that do not halve evenly so far.
+      ValueError: for sides that do not halve evenly.
     """
     height, width, _ = (int(size) for size in output_shape)
     times = int(math.log2(max(min(height, width), 4) / 4))
@@ -66,10 +66,10 @@ def halved(output_shape: Shape, *, at_least: int = 0) -> tuple[int, tuple[int, i
 
 
 def check_fits(generator: Generator, input_shape: Shape) -> None:
-    """Refuses a generator whose images a model cannot read.
+    """Raises ValueError if a generator's images do not fit the model's input shape.
 
     Args:
-      generator: of the attacker.
+      generator: the attacker's generator.
       input_shape: `(H, W, C)` of the model.
 
     Raises:

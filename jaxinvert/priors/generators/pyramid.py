@@ -1,20 +1,20 @@
-r"""A pyramid of images, each twice as large as the last, whose details are drawn given what is coarser.
+r"""A normalizing flow over an image pyramid: the details of each level are normal, given the coarser image.
 
-From the coarsest image, normal with a full covariance, level `l` goes to the next by an inverse Haar transform,
+The coarsest image is normal with a full covariance. An inverse Haar transform leads from level `l` to the next,
 
     x_(l+1) = Haar^-1(x_l, d_l),    d_l = mu_l(x_l) + sigma_l(x_l) z_l,    z_l ~ N(0, I),
 
-where small convolutional networks see the coarse image and say which details to expect (an edge goes on) and how
-unsure that is (much at edges, little in the sky). The map from latents to images is one-to-one, so that
+where small convolutional networks predict the mean of the details from the coarse image (an edge continues) and their
+standard deviation (large at edges, small in the sky). The map from latents to images is one-to-one, so that
 
     -log p(x) = sum_l  |z_l|^2 / 2 + sum log sigma_l(x_l) + constant
 
-is exact: training is maximum likelihood, without adversary or encoder, and minutes on two cores do. As a prior for
-gradient inversion it can make every image there is; latents at zero are the expected details, which makes it a
-coarse-to-fine search by itself. Colors are three orthonormal opponent channels inside. Its samples are textures with
-the statistics of photographs, not objects: it is a prior of what is likely nearby, and no competitor in realism.
+is exact: training is maximum likelihood, without discriminator or encoder, and takes minutes on two cores. As a prior
+for gradient inversion it can represent every image. Latents at zero give the expected details, so optimizing coarse
+latents first is a coarse-to-fine search. Internally, colors are three orthonormal opponent channels. Its samples are
+textures with the statistics of photographs, not objects: it models local statistics and is not a realistic generator.
 
-After Jason J. Yu, Konstantinos G. Derpanis, Marcus A. Brubaker: "Wavelet Flow: Fast Training of High Resolution
+Based on Jason J. Yu, Konstantinos G. Derpanis, Marcus A. Brubaker: "Wavelet Flow: Fast Training of High Resolution
 Normalizing Flows", NeurIPS 2020, arXiv:2010.13821; here each level is one conditional normal step.
 """
 
@@ -35,18 +35,18 @@ from jaxinvert.priors.generators.generator import Generator, Latents, halved
 from jaxinvert.types import Array, Key, Params, Shape
 
 _SMALLEST_SPREAD = 0.003
-"""Just below the rounding of 8-bit pixels: a flat patch would have infinite likelihood."""
+"""Just below the rounding of 8-bit pixels; without this bound a flat patch has infinite likelihood."""
 _USUAL_SPREAD = 0.05
 _PIXEL_SPREAD = 0.25
 
 
 class Pyramid(NamedTuple):
-    """A pyramid as a generator, and what only training needs.
+    """A pyramid generator with its training functions.
 
     Attributes:
-      generator: latents to images.
-      loss: `(params, images [N, H, W, C]) -> []`, `-log p` in nats per number, without its constant.
-      fit_base: `(params, images [N, H, W, C]) -> params`, with the coarsest image's mean and covariance, in closed
+      generator: the map from latents to images.
+      loss: `(params, images [N, H, W, C]) -> []`, `-log p` in nats per pixel and channel, without its constant.
+      fit_base: `(params, images [N, H, W, C]) -> params`, fits the coarsest image's mean and covariance in closed
         form.
     """
 
@@ -78,12 +78,12 @@ def pyramid(
     width: int = 32,
     conv_general_dilated: ConvolutionFn = nn.conv_general_dilated,
 ) -> Pyramid:
-    """A pyramid for images whose sides are the same power of two, or that times 3, 5 or 7.
+    """Builds a pyramid for images whose sides are one power of two times 1, 3, 5 or 7.
 
     Args:
       output_shape: `(H, W, C)`.
       width: channels of the networks' hidden layers.
-      conv_general_dilated: the convolution; with `jax.lax.conv_general_dilated` training is faster.
+      conv_general_dilated: the convolution; training is faster with `jax.lax.conv_general_dilated`.
 
     Raises:
       ValueError: for sides that cannot be halved down to 4 ... 7 pixels.
@@ -100,7 +100,7 @@ def pyramid(
     def init(key: Key) -> Params:
         keys = jax.random.split(key, num_levels)
         details = {}
-        for level in range(num_levels):  # lazily: no convolution runs, only initial values are drawn
+        for level in range(num_levels):  # lazy: draws the initial values without running a convolution
             coarse = jax.ShapeDtypeStruct((1, *shapes[level + 1][:2], channels), jnp.float32)
             details[f"level_{level}"] = levels[level].lazy_init(keys[level], coarse)["params"]
         return {"base": {"mean": jnp.zeros(size), "root": _PIXEL_SPREAD * jnp.eye(size)}, **details}
@@ -139,7 +139,7 @@ def pyramid(
 
 
 def _coarser(images: Array) -> tuple[Array, Array]:
-    """Means of 2 x 2 pixels `[N, h, w, C]`, and their horizontal, vertical and diagonal details `[N, h, w, 3 C]`."""
+    """Means of 2 x 2 pixels `[N, h, w, C]` and their horizontal, vertical and diagonal details `[N, h, w, 3 C]`."""
     a, b, c, d = (images[:, row::2, column::2] for row in range(2) for column in range(2))
     details = [a - b + c - d, a + b - c - d, a - b - c + d]
     return (a + b + c + d) / 4, jnp.concatenate(details, axis=-1) / 4

@@ -1,7 +1,7 @@
-"""Generators by name, and their files: safetensors whose facts say which network it is.
+"""Registry of generators by name; saves and loads them as safetensors files whose metadata names the network.
 
-A file from outside is checked before a tensor is read, as `models.load_checkpoint` does, and its images must fit the
-model that is attacked.
+An untrusted file is checked before a tensor is read, see `models.load_checkpoint`. The generator's images must fit
+the attacked model.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,20 +24,20 @@ REGISTRY: dict[str, Callable[..., Generator]] = {
     "convolutional": convolutional,
     "style": style,
 }
-"""Name -> factory with keyword arguments `output_shape` and sizes of its own."""
+"""Name -> factory with keyword argument `output_shape` and further sizes."""
 
 DEFAULT = Path(__file__).parent / "photos-32.safetensors"
-"""The generator that comes with the package; beside it stands what it was trained on."""
+"""The generator shipped with the package; the file LICENSES beside it lists its training data."""
 
 
 def save_prior(path: Path, prior: Prior, *, options: Mapping[str, int], facts: Mapping[str, Any]) -> None:
-    """Writes a trained generator, in float16: a prior needs no more.
+    """Writes a trained generator in float16, which is precise enough for a prior.
 
     Args:
       path: such as `photos-32.safetensors`.
       prior: generator and parameters.
-      options: the sizes that its factory was given beside `output_shape`.
-      facts: what else to keep, such as the data's name.
+      options: arguments of its factory other than `output_shape`.
+      facts: further metadata, such as the name of the training data.
 
     Raises:
       ValueError: for parameters beyond float16's range.
@@ -54,13 +54,13 @@ def load_prior(path: Path | None = None, *, input_shape: Shape | None = None) ->
     """Reads a trained generator.
 
     Args:
-      path: from `save_prior`; by default the one that comes with the package.
-      input_shape: `(H, W, C)` that its images must have.
+      path: a file written by `save_prior`; by default the generator shipped with the package.
+      input_shape: required shape `(H, W, C)` of its images.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if it is no whole safetensors file, is no generator's, lacks a weight or has one of a wrong shape;
-        or if its images do not have `input_shape`.
+      FileNotFoundError: if the file does not exist.
+      ValueError: if the file is no complete safetensors file, holds no generator, lacks a weight or has one of the
+        wrong shape; or if the images do not have `input_shape`.
     """
     path = DEFAULT if path is None else Path(path)
     facts = read_facts(path)
@@ -86,4 +86,4 @@ def _are_sizes(numbers: list[Any]) -> bool:
 
 
 _LARGEST = 4096
-"""No size in a file makes a network that would not fit in memory before its weights are looked at."""
+"""Limit on the sizes in a file, so that building the network cannot exhaust memory before the weights are checked."""

@@ -1,23 +1,24 @@
-r"""A small StyleGAN2: a style, made of the latent, scales the channels of convolutions over a learned constant.
+r"""A small StyleGAN2: a style computed from the latent scales the channels of convolutions on a learned constant.
 
     s_l = A_l f(z / |z|),    y = conv(x, k'),    k'_cf = s_c k_cf / sqrt(sum_c s_c^2 |k_cf|^2 + epsilon)
 
 for the input channels `c` and the features `f` of every 3 x 3 convolution: modulation by the style, demodulation to
-features of unit size. Kernels of one's own for every image would make a grouped convolution, which no backend likes
-and which GI-w, with weights of their own already, could not map. The scales move out of the kernel instead,
+features of unit size. A separate kernel for every image would be a grouped convolution, which is slow on all backends
+and which could not be vmapped for GI-w, where every image already has its own weights. Instead the scales move out of
+the kernel,
 
     y_f = conv(s x, k)_f / sqrt(sum_c s_c^2 |k_cf|^2 + epsilon),
 
-one shared kernel with inputs and outputs scaled: the same numbers (`modulated_convolution`). Noise of one map for
-each convolution gives what is random in the details; every level adds its own image to the enlarged one of the level
-before (the paper's skips), so that small images are learned first without stages.
+which gives the same result with one shared kernel (`modulated_convolution`). A noise map for each convolution models
+random details. Every level adds its own image to the upsampled image of the previous level (the paper's skip
+connections), so that coarse images are learned first without training stages.
 
-Latents are `z [D]`, of which only the direction counts, and for each level the maps of its convolutions; maps at zero
-are what the generator expects. Kernels are stored with unit variance and scaled when they are used, which gives all
-layers the same speed (equalized learning rate, Karras et al. 2018).
+Latents are `z [D]`, of which only the direction matters, and the noise maps of each level's convolutions, whose mean
+is zero. Kernels are stored with unit variance and scaled at use, so that all layers learn at the same rate (equalized
+learning rate, Karras et al. 2018).
 
-Left out: blurred up- and downsampling inside the convolution (bilinear enlargement does it), path length
-regularization, mixing of styles.
+Omitted: blur filters around up- and downsampling (bilinear upsampling replaces them), path length regularization,
+style mixing.
 
 Tero Karras, Samuli Laine, Miika Aittala, Janne Hellsten, Jaakko Lehtinen, Timo Aila: "Analyzing and Improving the
 Image Quality of StyleGAN", CVPR 2020, arXiv:1912.04958.
@@ -36,7 +37,7 @@ from jaxinvert.types import Array, Key, Params, Shape
 
 _SMALL = 1e-8
 _WIDEST = 4
-"""Channels of the coarsest levels, in units of the finest one's."""
+"""Channels of the coarsest levels, in units of the finest level's."""
 _NUM_MAPPING_LAYERS = 3
 _PIXEL_SPREAD = 0.25
 
@@ -44,12 +45,12 @@ _PIXEL_SPREAD = 0.25
 def modulated_convolution(
     inputs: Array, kernel: Array, style: Array, *, conv_general_dilated: ConvolutionFn = nn.conv_general_dilated
 ) -> Array:
-    """Convolves every image with its own kernel, `style` times `kernel` at unit norm, without making these.
+    """Convolves every image with its own kernel, `style` times `kernel` at unit norm, without forming these kernels.
 
     Args:
       inputs: `[N, h, w, C]`.
       kernel: `[k, k, C, F]`, shared.
-      style: `[N, C]`, how much each image uses each input channel.
+      style: `[N, C]`, scale of each input channel for each image.
       conv_general_dilated: the convolution.
 
     Returns:
@@ -76,7 +77,7 @@ class _Dense(linen.Module):
 
 
 class _StyledConvolution(linen.Module):
-    """Features `[N, h, w, C]` to `[N, h, w, F]`, by the style of `latent [N, D]`, with noise `[N, h, w, 1]`."""
+    """Features `[N, h, w, C]` to `[N, h, w, F]`, with the style of `latent [N, D]` and noise `[N, h, w, 1]`."""
 
     features: int
     conv: ConvolutionFn
@@ -137,16 +138,16 @@ def style(
     width: int = 16,
     conv_general_dilated: ConvolutionFn = nn.conv_general_dilated,
 ) -> Generator:
-    """The generator for images whose sides halve evenly down to 4 ... 7 pixels; pixels near [0, 1].
+    """Builds the generator for images whose sides halve evenly down to 4 ... 7 pixels; pixels near [0, 1].
 
     Args:
       output_shape: `(H, W, C)`.
-      num_latents: `D`, and the width of the mapping.
-      width: channels at the finest level; twice as many at each coarser one, up to four times.
-      conv_general_dilated: the convolution; with `jax.lax.conv_general_dilated` training is faster.
+      num_latents: `D`, also the width of the mapping network.
+      width: channels at the finest level, doubled at each coarser level up to four times.
+      conv_general_dilated: the convolution; training is faster with `jax.lax.conv_general_dilated`.
 
     Raises:
-      ValueError: for other sides.
+      ValueError: for other image sizes.
     """
     height, width_px, channels = (int(size) for size in output_shape)
     num_doublings, base = halved(output_shape)
@@ -166,11 +167,11 @@ def style(
 
 
 def _activation(x: Array) -> Array:
-    """Leaky ReLU that keeps the variance."""
+    """Leaky ReLU, scaled to preserve the variance."""
     return math.sqrt(2) * linen.leaky_relu(x, 0.2)
 
 
 def _enlarged(x: Array) -> Array:
-    """Twice the sides, bilinear."""
+    """Bilinear upsampling by 2."""
     count, height, width, channels = x.shape
     return jax.image.resize(x, (count, 2 * height, 2 * width, channels), "bilinear")

@@ -102,10 +102,10 @@ def test_what_does_not_fit_is_refused(params):
 
     with pytest.raises(ValueError, match=r"april inverts updates of one example; here an update holds 2"):
         april(Problem(PLAIN_CLIENT, PLAIN, 2))
-    refused(PRE_NORM, "enter self-attention as they are.*params/attention_norm_0")
+    refused(PRE_NORM, "enter self-attention unnormalized.*params/attention_norm_0")
     refused(models.create("mlp", features=(4,)), r"Vision Transformer.*lacks.*params/positions")
     narrow = models.create("vit-plain-2-8-1", input_shape=SHAPE[1:])
-    refused(narrow, "at least as wide as there are patches, 16; got 8", attack=patch_embedding)
+    refused(narrow, "at least as wide as the number of patches, 16; got 8", attack=patch_embedding)
     wide_patches = models.create("vit-plain-4-32-1", input_shape=SHAPE[1:])
-    refused(wide_patches, "as wide as patches have numbers, 48; got 32")
-    refused(PLAIN, r"16 patches of 12 numbers.*do not make up an image of shape \(4, 8, 3\)", shape=(4, 8, 3))
+    refused(wide_patches, "as wide as the number of values in a patch, 48; got 32")
+    refused(PLAIN, r"16 patches of 12 values.*do not form an image of shape \(4, 8, 3\)", shape=(4, 8, 3))

@@ -130,7 +130,7 @@ def test_what_is_no_chain_is_refused_by_name():
     for layers, message in [
         (LAYERS, "needs a layer with a bias"),
         (("first", "third"), "no dense layer 'third'"),
-        (("second",), "'second' reads 40 features, but what stands before it has 24"),
+        (("second",), "'second' reads 40 features, but the layer before it has 24"),
     ]:
         with pytest.raises(ValueError, match=message):
             dense_chain(problem_of(1), layers=layers)(jax.random.key(0), observation)
@@ -146,7 +146,7 @@ def test_layers_come_in_the_order_of_their_numbers_and_the_head_last():
 @pytest.mark.parametrize(
     ("model", "head", "message"),
     [
-        ("lenet", "params/head", r"nothing but dense layers; this one has \['params/conv_0/bias'"),
+        ("lenet", "params/head", r"only dense layers; this one also has \['params/conv_0/bias'"),
         ("mlp", "params/out", r"the head 'params/out' is no dense layer .* has \['params/dense_0', 'params/head'\]"),
     ],
 )

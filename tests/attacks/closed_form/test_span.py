@@ -93,5 +93,5 @@ def test_known_images_are_told_from_unknown_ones():
     inside, status = read(jax.tree.map(jnp.add, *updates))  # 24 patches, as many as units
     assert int(status) == Status.SPAN_FULL
     assert not inside.any()
-    with pytest.raises(ValueError, match=r"reads 64 numbers: no patch of images \(2, 12, 12, 1\)"):
+    with pytest.raises(ValueError, match=r"has 64 inputs, which is no patch of images \(2, 12, 12, 1\)"):
         known_patches(params, jnp.zeros((2, 12, 12, 1)))

@@ -137,7 +137,7 @@ def test_a_zip_table_of_contents_of_megabytes(tmp_path):
         (b"\x81\x01\x80", "a name is a integer"),
         (b"\x81\xa2\xff\xfe\x80", "not UTF-8"),
         (b"\x81\xda\x01\xff" + b"w" * 511 + b"\x81\xa1v\x80", "is longer than 512 characters"),
-        (b"\x80extra", "goes on for 5 bytes"),
+        (b"\x80extra", "has 5 bytes after its end"),
         (b"\x82\xa1w\x80", "ends in the middle"),
     ],
 )
