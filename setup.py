@@ -1,10 +1,17 @@
 """Packaging of jaxinvert; the dependency list is requirements.txt."""
 
 import pathlib
+import re
 
 from setuptools import find_packages, setup
 
 ROOT = pathlib.Path(__file__).parent
+
+
+def version() -> str:
+    """Reads the version that the package says it has."""
+    text = (ROOT / "jaxinvert" / "__init__.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__ = "(.+)"$', text, flags=re.MULTILINE)[1]
 
 
 def requirements() -> list[str]:
@@ -15,7 +22,7 @@ def requirements() -> list[str]:
 
 setup(
     name="jaxinvert",
-    version="0.1.0",
+    version=version(),
     description="Measures what a federated-learning update leaks: gradient inversion in JAX.",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -1,10 +1,10 @@
-"""jaxinvert measures what a federated-learning update leaks: gradient inversion in JAX.
+"""jaxinvert: gradient inversion in JAX, to measure what federated-learning updates leak about their training data.
 
-A server sees a client's gradient; an attack turns it back into images. The main job is four names: a client
-(`clients.fedsgd`), what the server sees of it (`observe`), what an attack is built for (`Problem`), and `invert`.
-Reading order for a newcomer: `types`, `clients`, `attacks.optimization.inverting_gradients`, `search`.
+A server sees a client's update, and an attack reconstructs the training images from it. A complete attack needs four
+parts: a client (`clients.fedsgd`), its observation by the server (`observe`), the `Problem` that an attack is built
+for, and `invert`. Reading order: `types`, `clients`, `attacks.optimization.inverting_gradients`, `search`.
 
-Names are imported when they are first used, so that `import jaxinvert` takes no time.
+Submodules are imported at their first use, which keeps `import jaxinvert` fast.
 """
 
 import importlib
@@ -82,11 +82,11 @@ _HOME = {
     "observation": ("ThreatModel", "observe", "observe_targets"),
     "types": ("Attack", "Batch", "LocalTraining", "Observation", "Reconstruction"),
 }
-"""Names that the package hands on, by the module that has them; all others of `__all__` are modules."""
+"""Re-exported names, by the module that defines them; all other names of `__all__` are modules."""
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a name of `__all__` when it is first used."""
+    """Imports a name of `__all__` at its first use."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     homes = [home for home, names in _HOME.items() if name in names]

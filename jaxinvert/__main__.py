@@ -1,4 +1,4 @@
-"""`python -m jaxinvert` is the `jaxinvert` command."""
+"""Runs the `jaxinvert` command as `python -m jaxinvert`."""
 
 from jaxinvert.cli import run
 

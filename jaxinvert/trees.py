@@ -1,4 +1,4 @@
-"""Trees of arrays: paths of their leaves, norms, sums and inner products."""
+"""Functions on pytrees of arrays: leaf paths, sums, inner products and norms."""
 
 import jax
 import jax.numpy as jnp
@@ -7,17 +7,17 @@ from jaxinvert.types import Array, ArrayTree, Scalar
 
 
 def path_name(path: tuple) -> str:
-    """The name of a leaf as users write it: `"params/head/kernel"`."""
+    """The path of a leaf as a string, such as `"params/head/kernel"`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def leaves_by_path(tree: object) -> dict[str, Array]:
-    """Leaves under names such as `"params/head/kernel"`."""
+    """The leaves by path, such as `"params/head/kernel"`."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def tree_sum(tree: ArrayTree) -> Array:
-    """Sums all elements of all leaves: `[]`."""
+    """Sum of all elements of all leaves: `[]`."""
     return sum((jnp.sum(leaf) for leaf in jax.tree.leaves(tree)), start=jnp.zeros(()))
 
 
@@ -27,14 +27,14 @@ def tree_inner(left: ArrayTree, right: ArrayTree) -> Array:
 
 
 def scaled(tree: ArrayTree, factor: Scalar) -> ArrayTree:
-    """Every leaf times `factor`."""
+    """Multiplies every leaf by `factor`."""
     return jax.tree.map(lambda leaf: leaf * factor, tree)
 
 
 def tree_squared_norm(tree: ArrayTree) -> Array:
     """Squared Euclidean norm over all leaves: `[]`.
 
-    As inner products, which a CPU computes several times faster than sums of squares of large tensors.
+    Computed as inner products, several times faster on a CPU than sums of squares of large tensors.
     """
     return sum((jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(tree)), start=jnp.zeros(()))
 

@@ -1,7 +1,7 @@
-"""The words every room of jaxinvert shares: data as NamedTuples, seams as callables.
+"""Types shared by all modules: data as NamedTuples, interfaces between modules as callables.
 
-Axis letters used in all docstrings: `T` targets, `R` restarts, `S` local steps, `B` examples, then `H W C`;
-`K` classes. Everything is written for one target and one restart; only `search` adds axes.
+Axis letters in all docstrings: `T` targets, `R` restarts, `S` local steps, `B` examples, then `H W C`; `K` classes.
+Everything is written for one target and one restart; only `search` and `sweeps` add axes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +15,13 @@ Key = jax.Array
 ArrayTree = Any
 """Any pytree of arrays."""
 Params = ArrayTree
-"""What the server sends to its clients: every variable of the model, trained or not."""
+"""The model's variables that the server sends to its clients, trained or not."""
 Update = ArrayTree
-"""What a client sends back: the pseudo-gradient `params - local_params`, same tree as `Params`."""
+"""The pseudo-gradient `params - local_params` that a client sends to the server, same tree as `Params`."""
 
 
 Scalar = float | Array
-"""A hyper-parameter: a Python float or a traced scalar."""
+"""A hyperparameter: a Python float or a traced scalar."""
 
 
 class Batch(NamedTuple):
@@ -37,11 +37,11 @@ class Batch(NamedTuple):
 
 
 class LocalTraining(NamedTuple):
-    """How a client trains, as far as a server that set the task knows it.
+    """A client's local training, as known to the server.
 
     Attributes:
       learning_rate: of the client's optimizer; 1 for FedSGD, whose update is the gradient itself.
-      num_steps: local optimizer steps `S` behind the update.
+      num_steps: number of local optimizer steps `S` per update.
     """
 
     learning_rate: Scalar
@@ -49,23 +49,23 @@ class LocalTraining(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """Everything the server sees of one client, and all that an attack may read.
+    """Everything the server sees of one client; the only data that an attack may read.
 
-    A field that the threat model withholds is `None`; `require` turns reading it into an error.
+    A field that the threat model withholds is `None`; `require` raises an error if it is read.
 
     Attributes:
       params: the model's parameters, as sent to the client.
-      update: the pseudo-gradient that came back, same tree as `params`; running statistics are not in it (zeros).
-      labels: `[B]` integer labels if the attacker knows them.
+      update: the observed pseudo-gradient, same tree as `params`; its entries for running statistics are zero.
+      labels: `[B]` integer labels, if the attacker knows them.
       num_examples: the number of private examples `B`, if the attacker knows it.
-      local_training: the client's hyper-parameters, if the attacker knows them.
-      batch_stats: the running statistics that came back with the update, same tree as `params["batch_stats"]`, if
-        the client sends them.
-      surrogate: `[N, H, W, C]` public images of the kind the clients hold, if the attacker has any.
-      defense: the parameters of what the client does to its update before it sends it, by name; empty if nothing.
+      local_training: learning rate and number of steps of the client, if the attacker knows them.
+      batch_stats: the running statistics sent with the update, same tree as `params["batch_stats"]`, if the client
+        sends them.
+      surrogate: `[N, H, W, C]` public images of the same kind as the private ones, if the attacker has any.
+      defense: the parameters of the client's defense, by name; empty without a defense.
       earlier_params: the model's parameters in `N` earlier rounds in which the client trained on the same examples,
         a tree like `params` with leaves `[N, ...]`.
-      earlier_updates: what the client sent in these rounds, a tree like `update` with leaves `[N, ...]`.
+      earlier_updates: the client's updates in these rounds, a tree like `update` with leaves `[N, ...]`.
     """
 
     params: Params | None
@@ -81,18 +81,18 @@ class Observation(NamedTuple):
 
 
 SHARED_FIELDS = ("params", "num_examples", "local_training", "surrogate", "defense", "earlier_params")
-"""Fields of an observation that all targets have in common; with many targets every other has a leading axis `T`."""
+"""Fields of an observation that all targets share; with many targets, all other fields have a leading axis `T`."""
 
 
 class Reconstruction(NamedTuple):
-    """What an attack believes the private batch was.
+    """An attack's estimate of the private batch.
 
     Attributes:
-      inputs: `[B, H, W, C]` in [0, 1]; the best iterate by attack loss, never by truth.
-      labels: labels the attack used or found, `[B]` or soft `[B, K]`, or `None`.
-      attack_loss: `[]` the attacker-visible loss of `inputs` (before clipping, if the attack may leave [0, 1]); lower
-        is better.
-      info: further attacker-visible quantities, such as the loss history `[num_steps + 1]`.
+      inputs: `[B, H, W, C]` in [0, 1]; the best iterate by attack loss, never chosen by the truth.
+      labels: labels that the attack used or recovered, `[B]` or soft `[B, K]`, or `None`.
+      attack_loss: `[]` the loss of `inputs` as the attacker computes it (before clipping, if the attack may leave
+        [0, 1]); lower is better.
+      info: further quantities that the attacker can compute, such as the loss history `[num_steps + 1]`.
     """
 
     inputs: Array
@@ -102,42 +102,42 @@ class Reconstruction(NamedTuple):
 
 
 LossFn = Callable[[Params, Batch], Array]
-"""The client's training loss, a scalar: the contract with anybody's model."""
+"""The client's training loss `(params, batch) -> []`, for any model."""
 ApplyFn = Callable[[Params, Array], Array]
-"""`(params, inputs [B, H, W, C] in [0, 1]) -> logits [B, K]`; normalizes its inputs itself."""
+"""`(params, inputs [B, H, W, C] in [0, 1]) -> logits [B, K]`; includes the normalization of its inputs."""
 ClientUpdateFn = Callable[[Params, Batch], Update]
-"""What a client computes; differentiable in the batch's inputs."""
+"""The update that a client computes; differentiable in the batch's inputs."""
 Objective = Callable[[Update, Update], Array]
 """`(simulated, observed) -> []`: distance between two updates."""
 Regularizer = Callable[[Array], Array]
 """`inputs [B, H, W, C] -> []`: image prior, lower is more plausible."""
 Defense = Callable[[Any, Update], Update]
-"""`(key, update) -> update`, what a client does before it sends; the key may be `None` if nothing is random."""
+"""`(key, update) -> update`, applied by a client before sending; the key may be `None` if nothing is random."""
 RecoverLabels = Callable[[Observation], Array]
-"""`observation -> counts [K]`: how many private examples of each class."""
+"""`observation -> counts [K]`: the number of private examples of each class."""
 SolveFn = Callable[[Key, Observation], Reconstruction]
-"""Every attack, iterative or closed form."""
+"""A complete attack: a closed form, or an iterative attack with its loop."""
 Shape = Sequence[int]
 PerChannel = float | Sequence[float]
-"""A normalization constant: one for all channels, or `[C]`."""
+"""A normalization constant: one value for all channels, or `[C]` values."""
 
 
 def no_penalty(variables: ArrayTree) -> Array:
-    """All variables are as likely."""
+    """Returns zero: all variables are equally likely."""
     del variables
     return jnp.zeros(())
 
 
 class Parametrization(NamedTuple):
-    """What the optimizer moves, and how it becomes images.
+    """The variables of an attack and their decoding to images.
 
     Attributes:
       init: `key -> variables`, a random start.
-      decode: `variables -> inputs [B, H, W, C]` in [0, 1] on the feasible set; or a `Batch` of inputs and soft labels
-        `[B, K]`, or another NamedTuple that begins like it, where more than the images is variable.
-      project: `variables -> variables`, onto the feasible set.
-      penalty: `variables -> []`, added to the attack loss: how unlikely the variables are, whatever they become.
-      free: whether every value of the variables is feasible, so that `project` changes nothing.
+      decode: `variables -> inputs [B, H, W, C]` in [0, 1] on the feasible set. If more than the images is variable:
+        `variables -> Batch` with inputs and soft labels `[B, K]`, or another NamedTuple that begins like it.
+      project: `variables -> variables`, projection onto the feasible set.
+      penalty: `variables -> []`, a prior on the variables that is added to the attack loss.
+      free: whether every value of the variables is feasible and `project` is the identity.
     """
 
     init: Callable[[Key], ArrayTree]
@@ -148,14 +148,14 @@ class Parametrization(NamedTuple):
 
 
 class AttackState(NamedTuple):
-    """One restart in flight.
+    """The state of one restart between two steps.
 
     Attributes:
       variables: the current iterate.
       opt_state: the optimizer's state.
       best_variables: the iterate with the lowest attack loss among those evaluated.
-      best_loss: `[]` its attack loss; `inf` until a finite one was seen.
-      carried: what the attack computed at its start, or counts, beside the optimizer's state.
+      best_loss: `[]` attack loss of `best_variables`; `inf` until a loss is finite.
+      carried: further state of the attack, such as values computed at its start, or counters.
     """
 
     variables: ArrayTree
@@ -166,7 +166,7 @@ class AttackState(NamedTuple):
 
 
 class AttackInfo(NamedTuple):
-    """What one step saw: `[]` attack loss, objective and gradient norm at the iterate it evaluated."""
+    """Diagnostics of one step: `[]` attack loss, objective and gradient norm at the iterate it evaluated."""
 
     attack_loss: Array
     objective: Array

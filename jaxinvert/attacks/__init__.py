@@ -1,9 +1,9 @@
-"""The attacker: what an attack is built for (`Problem`), its parts, and one file per published attack.
+"""The attacks: one file per published attack, the `Problem` that an attack is built for, and shared components.
 
-`optimization` has attacks that search step by step, `closed_form` those that solve equations; `registry` knows both
-by name. Parts: `objectives` (distances of updates), `likelihoods` and `adaptive` (for an attacker who knows the
-defense), `matching` (the loop body), `initial_guess`, `group_consistency`, `schedules` and `transformations` (of
-steps).
+`optimization` contains iterative attacks, `closed_form` attacks that solve equations; `registry` maps names to both.
+Components: `objectives` (distances between updates), `likelihoods` and `adaptive` (for an attacker who knows the
+defense), `matching` (the loop body), `initial_guess`, `group_consistency`, `schedules` (learning rates) and
+`transformations` (optimizer steps).
 """
 
 from jaxinvert.attacks import (

@@ -1,7 +1,7 @@
-"""What an attacker who knows of a defense and its numbers does otherwise than a naive one.
+"""Adaptive attackers: how an attack changes for an attacker who knows the client's defense and its parameters.
 
-A `Counter` says which client it simulates, and by which distance it compares updates; `COUNTERS` has one for every
-defense of `registry` to which somebody has written down how to adapt.
+A `Counter` defines which client the attacker simulates and by which distance it compares updates. `COUNTERS` holds
+the counters by name of the defense; a defense of `registry` may have none.
 """
 
 from collections.abc import Callable
@@ -33,13 +33,13 @@ def _same_objective(facts: ClientFacts, parameters: Parameters, params: Params, 
 
 
 class Counter(NamedTuple):
-    """How an attacker adapts.
+    """How an attacker adapts to one defense.
 
     Attributes:
-      summary: for people.
-      simulate: `(facts, parameters, client_update) -> client_update`, the client that it simulates.
-      distance: `(facts, parameters, params) -> objective`, instead of the attack's own; if `None`, that one serves.
-      restrict: `(facts, parameters, params, objective) -> objective`, to what the defense has left.
+      summary: one phrase for reports.
+      simulate: `(facts, parameters, client_update) -> client_update`, the simulated client.
+      distance: `(facts, parameters, params) -> objective`, which replaces the attack's objective; `None` keeps it.
+      restrict: `(facts, parameters, params, objective) -> objective`, restricted to what the defense did not remove.
     """
 
     summary: str
@@ -51,7 +51,7 @@ class Counter(NamedTuple):
 def _likelihood(
     make: Callable[..., Objective], spread: Callable[..., Scalar]
 ) -> Callable[[ClientFacts, Parameters, Params], Objective]:
-    """For noise of known law: `spread(observed tensor, **parameters)`."""
+    """The likelihood `make` for noise of scale `spread(observed tensor, **parameters)`."""
     return lambda facts, parameters, params: likelihoods.relative(make(partial(spread, **parameters)))
 
 
@@ -61,13 +61,13 @@ def _constant(observed: object, scale: Scalar) -> Scalar:
 
 
 def _noise_on_weights(facts: ClientFacts, parameters: Parameters, params: Params) -> Objective:
-    """The largest rows are those of the weights before training, which differ by the update alone."""
+    """Takes the largest rows from the weights before training, which differ from the trained ones by the update."""
     del facts
     return likelihoods.relative(likelihoods.whitened_l2(row_noise_scales(params, **parameters)))
 
 
 def _noise_where_it_tells(facts: ClientFacts, parameters: Parameters, params: Params) -> Objective:
-    """Which entries have noise is not known: all count as if they had."""
+    """Treats every entry as noisy, because the attacker does not know which entries are."""
     del facts
     return likelihoods.relative(likelihoods.whitened_l2(noise_scales(params, parameters["noise"])))
 
@@ -92,7 +92,7 @@ def _sent_and_censored(facts: ClientFacts, parameters: Parameters, params: Param
 def _weights_not_zeroed(
     facts: ClientFacts, parameters: Parameters, params: Params, objective: Objective
 ) -> Objective:
-    """Weights sent as zero are those whose update is the parameter itself."""
+    """Ignores weights that were zeroed: their update equals the parameter itself."""
     del facts, parameters
 
     def restricted(simulated: Update, observed: Update) -> Array:
@@ -128,7 +128,7 @@ def _clipped_client(facts: ClientFacts, parameters: Parameters, client_update: C
 
 
 def _clipped_examples(facts: ClientFacts, parameters: Parameters, client_update: ClientUpdateFn) -> ClientUpdateFn:
-    del client_update  # the gradient of the mean, which cannot be clipped any more
+    del client_update  # it returns the mean gradient, which cannot be clipped per example
     return per_example_clipping(facts, parameters)
 
 
@@ -138,50 +138,50 @@ def _dp_likelihood(facts: ClientFacts, parameters: Parameters, params: Params) -
     return likelihoods.relative(likelihoods.gaussian_likelihood(lambda observed: scale))
 
 
-_LARGEST = "matches the entries that were sent, and takes the others for no larger"
+_LARGEST = "matches the sent entries and bounds the others by the smallest sent entry"
 COUNTERS: dict[str, Counter] = {
-    "clip": Counter("clips what it simulates, too", simulate=_clipped_client),
+    "clip": Counter("clips the simulated update", simulate=_clipped_client),
     "dp-sgd": Counter(
-        "clips every example it simulates, likelihood of the noise",
+        "clips the gradient of every simulated example, likelihood of the noise",
         simulate=_clipped_examples,
         distance=_dp_likelihood,
     ),
     "gaussian": Counter("likelihood of the noise", distance=_likelihood(likelihoods.gaussian_likelihood, _constant)),
     "laplace": Counter("likelihood of the noise", distance=_likelihood(likelihoods.laplace_likelihood, _constant)),
     "outpost": Counter(
-        "matches only the entries that were sent, by the likelihood of the noise where there may be some",
+        "matches only the sent entries, likelihood of the noise where a tensor may have noise",
         distance=_noise_where_it_tells,
         restrict=_sent_only,
     ),
     "percentile-noise": Counter(
-        "likelihood of the noise, its scale in each tensor estimated",
+        "likelihood of the noise, with its scale estimated per tensor",
         distance=_likelihood(likelihoods.gaussian_likelihood, percentile_noise_spread),
     ),
     "percentile-privacy": Counter(
-        "matches only the entries that were sent, clipped ones as lower bounds", restrict=_sent_and_censored
+        "matches only the sent entries, clipped entries as lower bounds", restrict=_sent_and_censored
     ),
-    "precode": Counter("leaves the bottleneck and the head out", restrict=_without_bottleneck_and_head),
+    "precode": Counter("ignores the bottleneck and the head", restrict=_without_bottleneck_and_head),
     "qsgd": Counter(
-        "likelihood of the rounding, its levels read off each tensor",
+        "likelihood of the rounding, with levels estimated per tensor",
         distance=_likelihood(likelihoods.rounding_likelihood, lambda observed, levels: qsgd_step(observed)),
     ),
-    "random-k": Counter("matches only the entries that were sent", restrict=_sent_only),
+    "random-k": Counter("matches only the sent entries", restrict=_sent_only),
     "row-noise": Counter(
-        "likelihood of the noise, the largest rows taken from the weights before training", distance=_noise_on_weights
+        "likelihood of the noise, with the largest rows of the weights before training", distance=_noise_on_weights
     ),
     "sign": Counter(
-        "hinge on the signs, every tensor in units of its mean",
+        "hinge loss on the signs, every tensor in units of its mean absolute value",
         distance=lambda facts, parameters, params: objectives.sign_margin,
     ),
     "smallest-weights-zeroed": Counter("matches only the weights that were not zeroed", restrict=_weights_not_zeroed),
-    "soteria": Counter("leaves the head's kernel out", restrict=_without_head_kernel),
+    "soteria": Counter("ignores the head's kernel", restrict=_without_head_kernel),
     "top-k": Counter(_LARGEST, restrict=partial(_largest_sent, of_tensors=False)),
     "top-k-per-tensor": Counter(_LARGEST, restrict=partial(_largest_sent, of_tensors=True)),
 }
 
 
 class Simulated(NamedTuple):
-    """A simulated update, and the parameters that it is of, which the distance to an observed one may depend on."""
+    """A simulated update and the parameters it was computed at, on which the distance may depend."""
 
     update: Update
     params: Params
@@ -190,13 +190,13 @@ class Simulated(NamedTuple):
 def adapt(
     chain: Chain, facts: ClientFacts, parameters: Parameters, client_update: ClientUpdateFn, objective: Objective
 ) -> tuple[Callable[[Params, Batch], Simulated], Callable[[Simulated, Update], Array]]:
-    """What an attacker who knows the defenses simulates and compares by, instead of `client_update` and `objective`.
+    """The simulation and distance of an attacker who knows the defenses; replaces `client_update` and `objective`.
 
-    The last defense that suggests a distance has its way: noise on noise, or a sign after noise, hides what was
-    before. All restrictions hold.
+    If several defenses define a distance, the last one is used, because its noise or rounding hides the earlier ones.
+    All restrictions are applied.
 
     Raises:
-      ValueError: for a defense without counter.
+      ValueError: for a defense without a counter.
     """
     counters = [(_counter(name), own) for name, (_, own) in zip(chain.names, chain.with_own(parameters))]
     for counter, own in counters:
@@ -217,15 +217,15 @@ def adapt(
 
 
 def counter_summary(chain: Chain) -> str:
-    """How an attacker adapts to a chain, in words.
+    """A phrase for reports: how the attacker adapts to a chain of defenses.
 
     Raises:
-      ValueError: for a defense without counter.
+      ValueError: for a defense without a counter.
     """
     return "; ".join(_counter(name).summary for name in chain.names)
 
 
 def _counter(name: str) -> Counter:
     if name not in COUNTERS:
-        raise ValueError(f"no attacker here adapts to defense {name!r}; there are some for {', '.join(COUNTERS)}")
+        raise ValueError(f"no adaptive attacker is known for defense {name!r}, only for {', '.join(COUNTERS)}")
     return COUNTERS[name]

@@ -1,7 +1,7 @@
-"""Seeds that search together: each is drawn to the mean of all, after shifting them onto each other.
+"""Group consistency: several seeds are optimized jointly, each with a penalty on its distance from their mean.
 
-Gradients hardly tell where in the picture an object was, so that seeds find it at different places; what they agree
-on after registration is likely to be real (Yin et al. 2021).
+Gradients determine the position of an object only weakly, so seeds place it differently. Content that the seeds share
+after registration (shifting them onto each other) is likely to be real (Yin et al. 2021).
 """
 
 from collections.abc import Callable
@@ -27,12 +27,12 @@ from jaxinvert.types import (
 
 
 class _Group(NamedTuple):
-    """What the group carries beside its seeds' variables and optimizers.
+    """State of the group in addition to the seeds' variables and optimizer states.
 
     Attributes:
-      best_losses: `[G]` of the seeds.
+      best_losses: `[G]`, the lowest attack loss of each seed.
       count: `[]` steps so far.
-      carried: what each seed carries, leaves `[G, ...]`.
+      carried: the seeds' `AttackState.carried`, leaves `[G, ...]`.
     """
 
     best_losses: Array
@@ -48,17 +48,17 @@ def consistent_group(
     unit: Array | float = 1.0,
     registration: Scalar = 1.0,
 ) -> Attack:
-    """One attack that is a group of `num_seeds`: from step `start` on, `one_seed` gets the distance to the group.
+    """One attack that runs `num_seeds` seeds; from step `start` on, each is penalized by its distance to the group.
 
-    The result is that of the seed with the lowest attack loss. Losses before `start` have no group term and do not
-    compete with those after it: a seed's best iterate is forgotten when the group comes together.
+    The result is that of the seed with the lowest attack loss. Losses before `start` lack the group term and are not
+    comparable with later ones, so each seed's best iterate is reset at `start`.
 
     Args:
       one_seed: `group_term -> Attack`; the group term is `inputs [B, H, W, C] -> []`.
-      num_seeds: static.
-      start: may be traced.
-      unit: what one unit of distance is, in pixels: a scalar, or `[1, 1, 1, C]` such as a model's `std`.
-      registration: 0 for the plain mean of the seeds; anything else shifts them onto each other first.
+      num_seeds: number of seeds `G`; static.
+      start: first step with the group term; may be traced.
+      unit: the unit of distance in pixel values: a scalar, or `[1, 1, 1, C]` such as a model's `std`.
+      registration: 0 for the plain mean of the seeds; any other value registers them first.
     """
 
     def agreed(images: Array) -> Array:
@@ -76,7 +76,7 @@ def consistent_group(
         )
         consensus = jax.lax.stop_gradient(agreed(images))
         together = count >= start
-        # Where the group comes together, every seed starts to compete anew.
+        # Losses with the group term are not comparable with earlier ones: reset the best.
         forget = count == jnp.ceil(start).astype(count.dtype)
         seeds = seeds._replace(best_loss=jnp.where(forget, jnp.inf, seeds.best_loss))
 
@@ -97,7 +97,7 @@ def consistent_group(
 def registered_mean(images: Array) -> Array:
     """Mean over seeds after shifting every image onto the plain mean of all seeds: `[G, B, H, W, C] -> [B, H, W, C]`.
 
-    The shift is the peak of the circular cross-correlation of the two images' gray values, by FFT.
+    The shift is the peak of the circular cross-correlation of the two grayscale images, computed by FFT.
     """
     mean = jnp.mean(images, axis=0)
     anchor = jnp.fft.rfft2(_centered_gray(mean))

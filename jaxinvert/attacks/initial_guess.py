@@ -1,28 +1,29 @@
-"""A first guess of the images: what the last dense layer read of them, regressed on what it reads of known pictures.
+"""An initial guess of the images by ridge regression on the inputs of the network's last dense layer.
 
-The gradient of this layer is made of what it read of every example, `h_b`, and of how wrong it was, `e_b`:
+The gradient of this layer consists of its input for every example, `h_b`, and the error of its prediction, `e_b`:
 
     dL/dW = 1/B sum_b h_b e_b^T,    e_b = softmax_b - onehot(y_b)
 
-For one example it is `h` but for a factor, exactly. For batches, `h_b` follow from the labels if the same prediction
-is assumed for all, the mean over known pictures; examples of one label get the mean of what was read of them. The
-attacker draws `N` pictures that have the statistics of photographs and nothing private, lets the network read them,
-and regresses their frequencies `v_n` on directions `f = h / |h|`, less their mean. At the client's `f*`,
+For one example it determines `h` exactly, up to a factor. For batches, the `h_b` follow from the labels if every
+example is assumed to have the same prediction, the mean over synthetic pictures; examples with the same label share
+the mean of their features. The attacker draws `N` synthetic pictures with the statistics of photographs and no
+private content, computes their features with the network, and regresses the pictures' frequencies `v_n` on the
+directions `f = h / |h|`, less their mean. At the client's `f*`,
 
     guess = mean v + k (K + ridge + N sigma^2)^-1 (v - mean v),    K_nm = <f_n, f_m>,   k_n = <f*, f_n>
 
-Every frequency has its own ridge, by generalized cross-validation among known pictures: small for large shapes, which
-features tell, and so large for details that these stay at their mean. `sigma^2`, by feature, is the variance of `f*`
-beyond that of the `f_n`: noise, or what a defense did to the update.
+Every frequency has its own ridge, chosen by generalized cross-validation on the synthetic pictures: small for low
+frequencies, which the features determine, and so large for details that they stay at their mean. `sigma^2`, per
+feature, is the variance of `f*` beyond that of the `f_n`: noise, or the effect of a defense.
 
-This is the best linear estimate over all pictures that the attacker thinks possible. The gradient of an attack loss
-tells about small steps only, and behind many ReLUs hardly that; the regression is not local, and has large shapes
-there that a descent may not find. Known pictures pass the network once, forwards, whatever the labels and however
-many clients have this model.
+This is the best linear estimate under the distribution of the synthetic pictures. The gradient of an attack loss is
+informative only for small steps, and through many ReLUs hardly for those; the regression is not local and finds large
+shapes that a descent may miss. It needs one forward pass over the synthetic pictures, for any labels and any number
+of clients with this model.
 
 References:
   Wu, Chen, Guo, Weinberger: Learning to invert: simple adaptive attacks for gradient inversion in federated learning.
-  UAI 2023, arXiv:2210.10880, whose regression is a network trained on photographs.
+  UAI 2023, arXiv:2210.10880. Their regression is a network trained on photographs.
   Golub, Heath, Wahba: Generalized cross-validation as a method for choosing a good ridge parameter. Technometrics
   21, 1979.
 """
@@ -48,19 +49,18 @@ NUM_PICTURES = 1024
 
 _PICTURES_AT_ONCE = 32
 _SIDE = 32
-"""Frequencies along each axis: as many as large shapes have, however large the images."""
+"""Frequencies along each axis that are regressed, for any image size; higher frequencies are zero."""
 _FEATURES = 2**14
-"""Of those that a layer reads, at random: enough for inner products."""
+"""Size of the random subset of features; enough for accurate inner products."""
 _RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
 """In units of the mean of the diagonal of `K`."""
 
 
 def where_readable(problem: Problem) -> Guess | None:
-    """`regressed` where the problem admits a guess, else `None`: gray noise.
+    """`regressed` if the problem admits a guess, else `None`, which means gray noise.
 
-    A guess reads the head's gradient and the labels. There is none for a network whose head is no dense layer, for
-    labels that are optimized, and for an attacker who adapts to a defense, who simulates more than an update and
-    compares by an objective of its own.
+    A guess reads the head's gradient and the labels. There is none if the head is not a dense layer, if labels are
+    optimized, or if the attacker adapts to a defense: it then simulates more than an update, with its own objective.
     """
     params = jax.eval_shape(problem.model.init, jax.random.key(0))
     readable = has_head(params, problem.model.head) and problem.objective is None and not problem.joint_labels
@@ -68,20 +68,20 @@ def where_readable(problem: Problem) -> Guess | None:
 
 
 def gray_noise(problem: Problem) -> None:
-    """No guess: the search starts at gray noise."""
+    """Returns no guess: the search starts at gray noise."""
     del problem
 
 
 def regressed(problem: Problem, *, num_pictures: int = NUM_PICTURES) -> Guess:
-    """Returns the guess; it reads `observation.params`, `.update` and `.labels`, and is the same at every call.
+    """Returns a guess by ridge regression. It reads `observation.params`, `.update`, `.labels` and is deterministic.
 
     Args:
-      problem: gives the client's network, the path of its last dense layer and the shape of the images.
-      num_pictures: `N`, at least 2; each takes one forward pass.
+      problem: provides the client's network, the path of its last dense layer and the shape of the images.
+      num_pictures: number `N` of synthetic pictures, at least 2; each takes one forward pass.
 
     Raises:
-      ValueError: for fewer than two pictures; at trace time, if the observation lacks a field or the network the
-        layer.
+      ValueError: for fewer than two pictures; at trace time, if the observation lacks a field or the network lacks
+        the layer.
     """
     if num_pictures < 2:
         raise ValueError(f"num_pictures is {num_pictures}, a regression needs at least 2")
@@ -105,12 +105,12 @@ def regressed(problem: Problem, *, num_pictures: int = NUM_PICTURES) -> Guess:
 
 
 class KnownPictures(NamedTuple):
-    """What a network makes of pictures that the attacker drew.
+    """Frequencies, features and mean prediction of the attacker's synthetic pictures.
 
     Attributes:
-      frequencies: `[N, M]` of the pictures.
-      features: `[N, F]`, what the last dense layer reads of them.
-      prediction: `[K]`, their mean softmax.
+      frequencies: `[N, M]`, the pictures' frequencies.
+      features: `[N, F]`, the inputs of the last dense layer.
+      prediction: `[K]`, the mean softmax.
     """
 
     frequencies: Array
@@ -119,9 +119,9 @@ class KnownPictures(NamedTuple):
 
 
 def _read_pictures(apply: ApplyFn, head: str, params: Params, batch_shape: Shape, num_pictures: int) -> KnownPictures:
-    """`N` pictures, rounded up to whole batches. Their key is fixed: lanes that share parameters share the result."""
+    """Draws `N` pictures, rounded up to whole batches, from a fixed key: lanes with equal parameters share them."""
     batch_size = batch_shape[0]
-    seed = jax.lax.optimization_barrier(0)  # else a compiler may try to draw the pictures itself
+    seed = jax.lax.optimization_barrier(0)  # keeps the compiler from constant-folding the pictures
     keys = jax.random.split(jax.random.key(seed), -(-num_pictures // batch_size))
 
     def read(key: Key) -> tuple[Array, Array]:
@@ -137,20 +137,20 @@ def _read_pictures(apply: ApplyFn, head: str, params: Params, batch_shape: Shape
 
 
 def inputs_behind(gradient: Array, labels: Array, known: KnownPictures) -> Array:
-    """What a dense layer read of every example of a batch, but for a common factor: `[B, F]`.
+    """The inputs of a dense layer for every example of a batch, up to a common factor: `[B, F]`.
 
-    Exact where every example has the mean prediction of known pictures, and for one example whatever it has. If all
-    classes are in the batch, errors cancel, and a mean over examples cannot be told: it is that of known pictures.
+    Exact if every example has the mean prediction of the synthetic pictures, and always for one example. If all
+    classes are in the batch, errors cancel and the mean over examples is undetermined: the synthetic mean is used.
 
     Args:
-      gradient: of the layer's kernel, `[F, K]`.
-      labels: `[B]`, or `[B, K]` soft or several of an example.
-      known: what the layer reads of known pictures.
+      gradient: `[F, K]`, gradient of the layer's kernel.
+      labels: `[B]`, or `[B, K]` soft labels or several labels per example.
+      known: the synthetic pictures.
     """
     targets = jax.nn.one_hot(labels, len(known.prediction)) if labels.ndim == 1 else labels
     wrong = known.prediction[None] - targets
     inverse = jnp.linalg.pinv(wrong)
-    told = wrong @ inverse  # projects on what the gradient tells; adds nothing within a class
+    told = wrong @ inverse  # projection onto what the gradient determines; examples of one class stay equal
     read = (gradient @ inverse).T
 
     mean = jnp.mean(known.features, axis=0)
@@ -169,19 +169,19 @@ def directions(vectors: Array) -> Array:
 
 
 def _places(num_features: int) -> Array:
-    """Which features count: all, or as many as is enough."""
+    """Indices of the features that are used: all, or a random subset."""
     if num_features <= _FEATURES:
         return jnp.arange(num_features)
     return jax.random.choice(jax.random.key(0), num_features, (_FEATURES,), replace=False)
 
 
 def ridge_regression(points: Array, values: Array, observed: Array) -> Array:
-    """Predicts values at new points `[B, M]`, each value with its ridge of least generalized cross-validation error.
+    """Predicts values `[B, M]` at new points, each with the ridge of the lowest generalized cross-validation error.
 
     Args:
-      points: `[N, F]`, known.
-      values: `[N, M]` there.
-      observed: `[B, F]`; what varies more than `points` is taken for noise.
+      points: `[N, F]`, the known points.
+      values: `[N, M]` at the known points.
+      observed: `[B, F]`, the new points; variance beyond that of `points` is treated as noise.
     """
     num_points, num_features = points.shape
     center, mean = jnp.mean(points, axis=0, keepdims=True), jnp.mean(values, axis=0, keepdims=True)
@@ -194,7 +194,7 @@ def ridge_regression(points: Array, values: Array, observed: Array) -> Array:
 
     def error(ridge: Array) -> Array:
         missed = ridge / (eigenvalues + ridge)
-        return jnp.square(missed) @ jnp.square(rotated) / jnp.square(jnp.sum(missed) - 1)  # the mean is one, too
+        return jnp.square(missed) @ jnp.square(rotated) / jnp.square(jnp.sum(missed) - 1)  # -1 for the mean
 
     best = jnp.argmin(jax.lax.map(error, ridges), axis=0)
 

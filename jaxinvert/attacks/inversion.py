@@ -1,4 +1,4 @@
-"""`invert`: the main job in one call. From an observation to a reconstruction, by any attack."""
+"""`invert`: runs any attack on an observation and returns the reconstruction."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -25,31 +25,32 @@ def invert(
     hyperparameters: Mapping[str, Scalar] | None = None,
     chunk_size: int | None = None,
 ) -> Reconstruction:
-    """Attacks one observation, or many that are stacked; reads nothing but the observation.
+    """Attacks one observation or a stack of observations; reads only the observation, never the private batch.
 
-    Compiles once for each attack, problem, number of steps and restarts, and shape; other keys, observations and
-    hyper-parameters use the same program. For long searches that shall show progress, be interrupted and resumed, or
-    use several devices, see `search.Stepwise`.
+    Compiles once per attack, problem, number of steps, number of restarts, and shape; other keys, observations and
+    hyperparameters reuse the compiled program. For long searches with progress, interruption and resumption, or
+    several devices, see `search.Stepwise`.
 
     Args:
-      attack: such as `attacks.spectral`: `(problem, *, hyper-parameters) -> Attack | SolveFn`.
-      problem: what the attack is built for. Keep it: a new one compiles anew.
-      observation: of one client, as `observe` makes it; or of `T` clients, as `observe_targets` makes it, with a
-        leading axis `T` on all fields but `SHARED_FIELDS`.
-      key: determines the result.
-      num_steps: optimizer steps of an iterative attack, and the horizon of its learning-rate decay; closed forms take
-        none.
-      num_restarts: `R` random starts, of which the lowest attack loss wins.
-      hyperparameters: of the attack by name, traced as float32; the others have their defaults.
-      chunk_size: restarts side by side under vmap; by default chosen by device and size.
+      attack: such as `attacks.spectral`: `(problem, *, hyperparameters) -> Attack | SolveFn`.
+      problem: what the attack is built for. Reuse the object: a new one is compiled again.
+      observation: of one client, from `observe`; or of `T` clients, from `observe_targets`, with a leading axis `T`
+        on all fields but `SHARED_FIELDS`.
+      key: PRNG key; determines the result.
+      num_steps: optimizer steps of an iterative attack, and the horizon of its learning-rate decay; `None` for a
+        closed form.
+      num_restarts: number `R` of random starts; the one with the lowest attack loss is returned.
+      hyperparameters: of the attack, by name, traced as float32; omitted ones have their defaults.
+      chunk_size: restarts evaluated at once under vmap; by default chosen from device and size.
 
     Returns:
-      The reconstruction, every field with a leading axis `T` for `T` clients. `info["restart_losses"]` `[R]` and
-      `info["attack_loss"]` `[num_steps + 1]`, the winner's history, are those of an iterative attack.
+      The reconstruction; for `T` clients, every field has a leading axis `T`. An iterative attack adds
+      `info["restart_losses"]` `[R]` and `info["attack_loss"]` `[num_steps + 1]`, the history of the best restart.
 
     Raises:
-      ValueError: if the observation lacks what the attack reads, does not fit the problem, or has an update that no
-        client can have sent; for an unknown hyper-parameter, or steps that are missing or not taken.
+      ValueError: if the observation lacks a field that the attack reads, does not fit the problem, or has an update
+        that no client can have sent; for an unknown hyperparameter; if `num_steps` is missing for an iterative attack
+        or given for a closed form.
     """
     entry = entry_of(attack)
     if unknown := sorted(set(hyperparameters or {}) - set(entry.hyperparameters)):
@@ -61,7 +62,7 @@ def invert(
             require(observation, field, attack=entry.name)
     if observation.num_examples is not None and int(observation.num_examples) != problem.num_examples:
         raise ValueError(
-            f"the problem is of {problem.num_examples} examples, but the update is of {observation.num_examples}"
+            f"the problem has {problem.num_examples} examples, but the update is of {observation.num_examples}"
         )
     stacked = _is_stacked(observation)
     if stacked:
@@ -106,7 +107,7 @@ def _solve(
     built = entry.build(problem, hyperparameters, num_steps)
     if isinstance(built, Attack):
         if num_steps is None:
-            raise ValueError(f"attack {entry.name!r} takes steps: it needs num_steps")
+            raise ValueError(f"attack {entry.name!r} is iterative: it needs num_steps")
         solve = best_of(run(built, num_steps=num_steps), num_restarts=num_restarts, chunk_size=chunk_size)
     else:
         if num_steps is not None:
@@ -119,13 +120,13 @@ def _solve(
 
 
 def _is_stacked(observation: Observation) -> bool:
-    """Whether the observation is of several clients: their updates have one axis more than the parameters.
+    """Whether the observation is of several clients, whose updates have one axis more than the parameters.
 
     Raises:
-      ValueError: if updates have neither as many axes as the parameters, nor one more.
+      ValueError: unless all updates have as many axes as the parameters, or all have one more.
     """
     pairs = zip(jax.tree.leaves(observation.update), jax.tree.leaves(observation.params))
     more = {jnp.ndim(update) - jnp.ndim(params) for update, params in pairs}
     if more not in ({0}, {1}):
-        raise ValueError(f"the update's tensors have {sorted(more)} axes more than the parameters, expected 0, or 1")
+        raise ValueError(f"the update's tensors have {sorted(more)} more axes than the parameters, expected 0 or 1")
     return more == {1}

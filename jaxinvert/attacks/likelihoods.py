@@ -1,4 +1,4 @@
-"""Objectives of an attacker who knows what a defense did to the observed update: likelihoods and restrictions."""
+"""Objectives for an attacker who knows the client's defense: likelihoods of its noise, and restricted objectives."""
 
 from collections.abc import Callable
 
@@ -11,13 +11,13 @@ from jaxinvert.types import Array, ArrayTree, Objective, Scalar, Update
 
 
 def gaussian_likelihood(spread: Callable[[Array], Scalar]) -> Objective:
-    """`sum_l |g_l - g*_l|^2 / (2 sigma_l^2)`: minus the logarithm of the likelihood under known normal noise.
+    """`sum_l |g_l - g*_l|^2 / (2 sigma_l^2)`: the negative log-likelihood under known normal noise.
 
-    At the truth twice its value is chi-squared, with as many degrees of freedom as the update has entries.
+    At the truth, twice its value is chi-squared with as many degrees of freedom as the update has entries.
 
     Args:
-      spread: `sigma_l` of an observed tensor, `[...] -> []` in units of the update; where it is 0, the tensor is left
-        out (a tensor that is not trained has neither gradient nor noise in units of it).
+      spread: `sigma_l` of an observed tensor, `[...] -> []` in units of the update; a tensor with 0 is ignored (a
+        tensor that is not trained has no gradient, and no noise relative to it).
     """
 
     def unlikely(g: Array, g_star: Array) -> Array:
@@ -27,10 +27,10 @@ def gaussian_likelihood(spread: Callable[[Array], Scalar]) -> Objective:
 
 
 def whitened_l2(scales: ArrayTree) -> Objective:
-    """`sum_l |g_l - g*_l|^2 / (2 sigma_l^2)` as `gaussian_likelihood`, for deviations that are known beforehand.
+    """`sum_l |g_l - g*_l|^2 / (2 sigma_l^2)`: `gaussian_likelihood` with standard deviations given in advance.
 
     Args:
-      scales: `sigma_l`, a scalar for every tensor of the update; where it is 0, the tensor is left out.
+      scales: `sigma_l`, a scalar for every tensor of the update; a tensor with 0 is ignored.
     """
 
     def unlikely(g: Array, g_star: Array, scale: Array) -> Array:
@@ -40,10 +40,10 @@ def whitened_l2(scales: ArrayTree) -> Objective:
 
 
 def laplace_likelihood(spread: Callable[[Array], Scalar]) -> Objective:
-    """`sum_l |g_l - g*_l|_1 / b_l`: minus the logarithm of the likelihood under known Laplace noise.
+    """`sum_l |g_l - g*_l|_1 / b_l`: the negative log-likelihood under known Laplace noise.
 
     Args:
-      spread: `b_l` of an observed tensor, the noise's mean absolute value; else as in `gaussian_likelihood`.
+      spread: `b_l` of an observed tensor, the noise's mean absolute value; otherwise see `gaussian_likelihood`.
     """
 
     def unlikely(g: Array, g_star: Array) -> Array:
@@ -59,9 +59,9 @@ def _inverse(spread: Scalar, dtype: jnp.dtype) -> Array:
 
 
 def relative(objective: Objective) -> Objective:
-    """`objective(g, g*) / objective(0, g*)`: 1 for an update of nothing, whatever the units of the objective.
+    """`objective(g, g*) / objective(0, g*)`: 1 for a zero update, in any units of the objective.
 
-    The order of reconstructions stays; the weight of a regularizer means the same for every strength of the noise.
+    The ranking of reconstructions does not change. A regularizer's weight has the same effect at every noise level.
     """
 
     def share(simulated: Update, observed: Update) -> Array:
@@ -72,14 +72,14 @@ def relative(objective: Objective) -> Objective:
 
 
 def of_unknown_scale(distance: Callable[..., Array]) -> Callable[..., Array]:
-    """`log distance`, for residuals whose size is not known: a prior then has the same say at every distance.
+    """`log distance`, for residuals of unknown size: a prior then has the same influence at every distance.
 
-    If an objective sums squares of `n` normal residuals whose variance is set to its most likely value, minus the
-    logarithm of their likelihood is `n/2` times this, plus a constant. Its gradient does not shrink as the distance
-    does; at 1e-12 and below there is none.
+    If an objective sums squares of `n` normal residuals, whose variance is set to its maximum-likelihood value, the
+    negative log-likelihood is `n/2` times this, plus a constant. Its gradient does not shrink with the distance; at
+    1e-12 and below it is zero.
 
     Args:
-      distance: an objective, or another function whose value is not negative.
+      distance: an objective, or another non-negative function.
     """
 
     def logarithm(*compared: ArrayTree) -> Array:
@@ -89,7 +89,7 @@ def of_unknown_scale(distance: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def transmitted(objective: Objective) -> Objective:
-    """Restricts an objective to the entries that were sent, which are those observed as other than zero."""
+    """Restricts an objective to the sent entries: those observed as nonzero."""
 
     def restricted(simulated: Update, observed: Update) -> Array:
         sent = jax.tree.map(lambda g_star: (g_star != 0).astype(g_star.dtype), observed)
@@ -99,13 +99,14 @@ def transmitted(objective: Objective) -> Objective:
 
 
 def largest_sent(objective: Objective, *, of_tensors: bool = False) -> Objective:
-    """Takes entries observed as zero for "no larger than the smallest that was sent".
+    """Treats entries observed as zero as "no larger in size than the smallest sent entry".
 
-    Says more than `transmitted` where the largest entries were sent as they are, and is as exact at the truth.
+    Uses more information than `transmitted` if the largest entries were sent unchanged, and is as exact at the truth.
 
     Args:
-      objective: compares the simulated update, less what entries that were not sent may be, with the observed one.
-      of_tensors: whether each tensor's largest were sent, or those of the whole update.
+      objective: compares the observed update with the simulated one, where an entry that was not sent counts only by
+        its excess over the smallest sent entry.
+      of_tensors: whether the largest entries of each tensor were sent, or those of the whole update.
     """
 
     def smallest_sent(g_star: Array) -> Array:
@@ -126,10 +127,10 @@ def largest_sent(objective: Objective, *, of_tensors: bool = False) -> Objective
 
 
 def censored(objective: Objective, bound: Scalar) -> Objective:
-    """Takes observed entries of size `bound` for "at least as large": a simulated one beyond them agrees.
+    """Treats observed entries of size `bound` as "at least as large": a larger simulated entry agrees.
 
-    Other entries are compared as they are, so that a simulated one that is wrongly beyond has a gradient, which it
-    would not if the simulation clipped, too.
+    Other entries are compared unchanged, so a simulated entry that wrongly exceeds the bound has a gradient. It would
+    have none if the simulation clipped, too.
     """
 
     def restricted(simulated: Update, observed: Update) -> Array:
@@ -145,13 +146,13 @@ def censored(objective: Objective, bound: Scalar) -> Objective:
 
 
 def rounding_likelihood(step: Callable[[Array], Scalar]) -> Objective:
-    """`-sum log (1 - |g - g*| / step_l)`: minus the logarithm of the likelihood under unbiased random rounding.
+    """`-sum log (1 - |g - g*| / step_l)`: the negative log-likelihood under unbiased stochastic rounding.
 
-    What lies between two levels is rounded to each with the probability by which it is nearer to it. Where that is
-    below 1/10, the logarithm goes on as its tangent: a start far from the truth has a finite loss.
+    A value between two levels is rounded to either with a probability of one minus its distance in steps. Where the
+    probability is below 1/10, the logarithm continues as its tangent, which keeps the loss far from the truth finite.
 
     Args:
-      step: the distance of two levels in an observed tensor, `[...] -> []`; where it is 0, the tensor is left out.
+      step: distance between two levels in an observed tensor, `[...] -> []`; a tensor with 0 is ignored.
     """
 
     def unlikely(g: Array, g_star: Array) -> Array:

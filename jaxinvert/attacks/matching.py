@@ -1,10 +1,10 @@
-"""Gradient matching: the one loop body that all iterative attacks share.
+"""Gradient matching: the loop body that all iterative attacks share.
 
     minimize over v:   objective(client_update(params, decode(v)), observed update) + regularizer(decode(v))
 
-One step evaluates this attack loss and its gradient at the current iterate, remembers the iterate if it is the
-best so far, takes an optimizer step and projects back to the feasible set. The start is projected, too, so that
-with a projection to [0, 1] every loss belongs to an image that may be returned; free images are clipped at the end.
+One step evaluates this attack loss and its gradient at the current iterate, stores the iterate if it is the best so
+far, takes an optimizer step and projects onto the feasible set. The start is projected, too: with a projection to
+[0, 1], every loss belongs to a valid image. Unconstrained images are clipped at the end.
 """
 
 from collections.abc import Callable
@@ -54,13 +54,13 @@ def gradient_matching(
     Args:
       client_update: the attacker's simulation of the client.
       objective: distance between simulated and observed update.
-      optimizer: as in `search_inputs`, and so are the other arguments.
-      parametrization: what is optimized, and how it becomes `inputs`, or inputs and labels.
+      optimizer: see `search_inputs`, also for the other arguments.
+      parametrization: the variables and how they decode to `inputs`, or to inputs and labels.
       regularizer: image prior on the decoded inputs.
-      name: of the attack, for error messages.
+      name: name of the attack, for error messages.
 
-    Reads `observation.params`, `.update`, and `.labels` unless the parametrization has its own. Where the attacker
-    has seen earlier rounds of the same client, the objective is its mean over all rounds.
+    Reads `observation.params`, `.update`, and `.labels` unless the parametrization has its own. If the attacker has
+    seen earlier rounds of the same client, the objective is averaged over all rounds.
     """
     return search_inputs(
         update_distance(client_update, objective),
@@ -72,7 +72,7 @@ def gradient_matching(
 
 
 def update_distance(client_update: ClientUpdateFn, objective: Objective) -> Callable[[Observation, Batch], Array]:
-    """`(observation, batch) -> objective(simulated update, observed update)`, its mean over all observed rounds."""
+    """`(observation, batch) -> objective(simulated update, observed update)`, averaged over all observed rounds."""
 
     def distance(observation: Observation, batch: Batch) -> Array:
         def in_round(params: Params, update: Update) -> Array:
@@ -97,13 +97,13 @@ def statistics_distance(
     momentum: Scalar,
     name: str,
 ) -> Callable[[Observation, Batch], Array]:
-    """`(observation, batch) -> gap(simulated batch statistics, observed ones)`, both recovered from running ones.
+    """`(observation, batch) -> gap(simulated batch statistics, observed ones)`, both from running statistics.
 
     Args:
       sent_statistics: the running statistics that the simulated client sends, `(params, batch) -> statistics`.
       gap: distance between two trees of batch statistics.
       momentum: of the running statistics, the share of the old value (Flax's convention).
-      name: of the attack, for error messages.
+      name: name of the attack, for error messages.
 
     Reads `observation.params`, `.batch_stats` and `.local_training`.
     """
@@ -124,16 +124,16 @@ def statistics_distance(
 def observation_distance(
     problem: Problem, objective: Objective, *, batch_norm: Scalar = 1.0, name: str
 ) -> Callable[[Observation, Batch], Array]:
-    """`(observation, batch) -> update_distance + batch_norm statistics_distance`, the second where there is one.
+    """`(observation, batch) -> update_distance + batch_norm statistics_distance`, the second term if possible.
 
-    Statistics are compared by `running_statistics.relative_distance`. Both terms are relative to what was observed,
-    so that noise of one unknown size may stand behind both.
+    Statistics are compared by `running_statistics.relative_distance`. Both terms are relative to the observed values,
+    so noise of a single unknown size can explain both.
 
     Args:
-      problem: its `sent_statistics` are matched where `observation.batch_stats` has those that came back.
-      objective: distance of the updates, not negative.
+      problem: its `sent_statistics` are compared with `observation.batch_stats`, if both are given.
+      objective: distance between updates, non-negative.
       batch_norm: weight of the statistics.
-      name: of the attack, for error messages.
+      name: name of the attack, for error messages.
     """
     update_gap = update_distance(problem.client_update, objective)
     statistics_gap = problem.sent_statistics and statistics_distance(
@@ -161,17 +161,17 @@ def search_inputs(
     """Returns the attack that minimizes `distance(observation, batch) + regularizer(inputs) + penalty(variables)`.
 
     Args:
-      distance: how badly a batch explains what was observed, `[]`.
-      optimizer: any optax transformation; it is also handed `value`, `grad`, `value_fn` and `key`. After a line
-        search on free variables its loss and gradient serve the next step.
-      parametrization: what is optimized, and how it becomes `inputs`; or a `Batch` with labels of its own, or a
-        NamedTuple that begins like one and whose further fields end in the reconstruction's `info`.
+      distance: mismatch between a batch and the observation, `[]`.
+      optimizer: any optax transformation; it also receives `value`, `grad`, `value_fn` and `key`. After a line search
+        on free variables, its final loss and gradient are reused in the next step.
+      parametrization: the variables and how they decode to `inputs`, to a `Batch` with its own labels, or to a
+        NamedTuple that begins like a `Batch`; further fields are returned in the reconstruction's `info`.
       regularizer: image prior on the decoded inputs.
-      start: the variables to start at, where they follow from the observation; by default the parametrization's own.
-      name: of the attack, for error messages.
+      start: initial variables computed from the observation; by default the parametrization's random start.
+      name: name of the attack, for error messages.
 
     Reads `observation.params` and `.update` for checks, `.labels` unless the parametrization has its own, and what
-    `distance` reads. Hyper-parameters inside the parts may be traced arrays. The result is clipped to [0, 1].
+    `distance` reads. Hyperparameters inside the arguments may be traced arrays. The result is clipped to [0, 1].
 
     Raises:
       ValueError: at trace time, if the observation lacks a field or its update does not fit its parameters.
@@ -203,8 +203,8 @@ def search_inputs(
         inputs = jax.eval_shape(candidate, variables, observation).inputs
         dtype = jnp.promote_types(inputs.dtype, jnp.float32)
         opt_state = optimizer.init(variables)
-        # A line search ends where it has evaluated loss and gradient; free variables stay there, and so the next step
-        # need not evaluate them again.
+        # A line search has evaluated loss and gradient at its end point. Free variables are not projected and stay
+        # there, so the next step need not evaluate them again.
         if parametrization.free and _line_search_result(opt_state) is not None:
             loss, _, grad = evaluate(variables, observation)
             opt_state = _with_line_search_result(opt_state, loss, grad)
@@ -218,7 +218,7 @@ def search_inputs(
         else:
             loss, unexplained, grad = evaluate(variables, observation)
 
-        # The loss belongs to the iterate it was evaluated at, not to the one after the optimizer's step.
+        # The loss belongs to the iterate before the optimizer's step.
         finite_loss = jnp.where(jnp.isfinite(loss), loss, jnp.inf).astype(state.best_loss.dtype)
         better = finite_loss < state.best_loss
         best_variables = jax.tree.map(lambda new, old: jnp.where(better, new, old), variables, state.best_variables)
@@ -229,7 +229,7 @@ def search_inputs(
             variables,
             value=loss,
             grad=grad,
-            value_fn=lambda v, key=None: attack_loss(v, observation)[0],  # optax hands a line search's key on to it
+            value_fn=lambda v, key=None: attack_loss(v, observation)[0],  # optax passes `key` to a line search
             key=key,
         )
         moved = parametrization.project(optax.apply_updates(variables, updates))
@@ -248,10 +248,10 @@ def search_inputs(
 
 
 def with_restored_labels(attack: Attack, rule: RecoverLabels, *, batch_size: int) -> Attack:
-    """The attack with labels that a rule reads off the update at the start; those of the observation are not read.
+    """The attack with labels that a rule restores from the update at the start; `observation.labels` is not read.
 
     Args:
-      attack: reads `observation.labels`.
+      attack: an attack that reads `observation.labels`.
       rule: `observation -> counts [K]`, from `jaxinvert.labels`.
       batch_size: `B`; the restored labels are ascending.
     """
@@ -274,7 +274,7 @@ def with_restored_labels(attack: Attack, rule: RecoverLabels, *, batch_size: int
 
 
 def _line_search_result(opt_state: ArrayTree) -> tuple[Array, ArrayTree] | None:
-    """Loss and gradient where a line search ended, if the optimizer has one."""
+    """Loss and gradient at the end point of the optimizer's line search, or `None` without a line search."""
     for part in jax.tree.leaves(opt_state, is_leaf=_is_line_search):
         if _is_line_search(part):
             return part.value, part.grad
@@ -282,7 +282,7 @@ def _line_search_result(opt_state: ArrayTree) -> tuple[Array, ArrayTree] | None:
 
 
 def _with_line_search_result(opt_state: ArrayTree, value: Array, grad: ArrayTree) -> ArrayTree:
-    """The state of an optimizer whose line search seems to have ended with this loss and gradient."""
+    """The optimizer's state with this loss and gradient as the line search's result."""
 
     def replace(part: Any) -> Any:
         return part._replace(value=value.astype(part.value.dtype), grad=grad) if _is_line_search(part) else part

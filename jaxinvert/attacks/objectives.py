@@ -1,8 +1,8 @@
-r"""Distances between a simulated update `g` and the observed one `g*`: what gradient matching minimizes.
+r"""Objectives: distances between a simulated update `g` and the observed one `g*`, minimized by gradient matching.
 
-Every objective is `(simulated, observed) -> []`, zero where the updates agree (but for `sign_margin`, which sees
-signs only). Sums run over all tensors of the update together unless the name says otherwise. At the end are those of
-an attacker who knows what a defense did to the observed update.
+Every objective is `(simulated, observed) -> []` and zero if the updates agree (except `sign_margin`, which compares
+signs only). Sums run over all tensors of the update together unless the name says otherwise. The last functions are
+for an attacker who knows the client's defense.
 
 | update              | cosine, angular | squared_l2, l1 |
 |---------------------|-----------------|----------------|
@@ -28,7 +28,7 @@ def squared_l2(simulated: Update, observed: Update) -> Array:
 
 
 def l1(simulated: Update, observed: Update) -> Array:
-    """`sum |g - g*|`, less swayed by a few large differences than `squared_l2`."""
+    """`sum |g - g*|`, less sensitive to a few large differences than `squared_l2`."""
     return tree_sum(jax.tree.map(lambda g, g_star: jnp.abs(g - g_star), simulated, observed))
 
 
@@ -40,8 +40,8 @@ _NEAR = 1e-2
 def cosine(simulated: Update, observed: Update) -> Array:
     """`1 - <g, g*> / (|g| |g*|)`, one cosine over all tensors (Geiping et al. 2020, equation 4).
 
-    Near zero, where `1 - <., .>` would round to multiples of 6e-8, computed as half the squared distance of the two
-    unit vectors: the same number, but accurate to float32's relative precision.
+    Near zero, where `1 - <., .>` would round to multiples of 6e-8, it is computed as half the squared distance of the
+    two unit vectors: equal in exact arithmetic, and accurate to float32's relative precision.
     """
     scale, scale_star = _unit_scale(simulated), _unit_scale(observed)
     distance = 1 - tree_inner(simulated, observed) * scale * scale_star
@@ -57,7 +57,7 @@ def cosine(simulated: Update, observed: Update) -> Array:
 
 @cosine.defjvp
 def _cosine_jvp(primals: tuple[Update, Update], tangents: tuple[Update, Update]) -> tuple[Array, Array]:
-    """The derivative is one weighted sum of the two updates; through `gap` it would be read and written thrice."""
+    """The derivative as one weighted sum of the updates; differentiating `gap` would read and write them thrice."""
     simulated, observed = primals
     distance = cosine(simulated, observed)
     scale, scale_star = _unit_scale(simulated), _unit_scale(observed)
@@ -74,10 +74,10 @@ def _cosine_jvp(primals: tuple[Update, Update], tangents: tuple[Update, Update])
 
 
 def kernel_cosine(simulated: Update, observed: Update) -> Array:
-    """`cosine` over kernels, tensors of two or more axes; over all tensors if no kernel was sent.
+    """`cosine` over kernels, which are tensors with two or more axes; over all tensors if no kernel was sent.
 
-    Gradients of biases and of norms' parameters say how wrong the network was and little of where, and may be most of
-    the update, as behind an untrained ConvNet.
+    Gradients of biases and normalization parameters carry the size of the error but little spatial information, and
+    may dominate the update, for example in an untrained ConvNet.
     """
     kernels = [leaf for leaf in jax.tree.leaves(observed) if leaf.ndim > 1]
     others = jnp.where(tree_squared_norm(kernels) == 0, 1.0, 0.0)
@@ -86,7 +86,7 @@ def kernel_cosine(simulated: Update, observed: Update) -> Array:
 
 
 def _unit_scale(update: Update) -> Array:
-    """`1 / |update|`; 0 for a zero update, and NaN where the norm overflows, which would else match everything."""
+    """`1 / |update|`; 0 for a zero update, NaN if the norm overflows, which would otherwise match everything."""
     norm = tree_norm(update)
     return jnp.where(norm == 0, 0.0, 1 / jnp.where(norm == 0, 1.0, jnp.where(jnp.isinf(norm), jnp.nan, norm)))
 
@@ -94,8 +94,8 @@ def _unit_scale(update: Update) -> Array:
 def angular(simulated: Update, observed: Update) -> Array:
     """Angle between `g` and `g*` as a share of pi: `[]` in [0, 1].
 
-    With `c` the cosine distance the angle is `2 arcsin(sqrt(c / 2))`, which keeps its precision at small angles;
-    at exactly zero or pi, where the angle has no derivative, the gradient is 0.
+    With cosine distance `c`, the angle is `2 arcsin(sqrt(c / 2))`, which is accurate at small angles; at exactly zero
+    or pi, where the angle has no derivative, the gradient is 0.
     """
     half_chord_squared = cosine(simulated, observed) / 2
     inside = (half_chord_squared > 0) & (half_chord_squared < 1)
@@ -105,9 +105,9 @@ def angular(simulated: Update, observed: Update) -> Array:
 
 
 def layerwise_cosine(simulated: Update, observed: Update) -> Array:
-    """Mean of the cosine distances of the single tensors, so that small tensors count as much as large ones.
+    """Mean of the tensors' cosine distances, so small tensors count as much as large ones.
 
-    Tensors whose observed update is exactly zero (not trained, or not sent) are left out.
+    Tensors whose observed update is exactly zero (not trained, or not sent) are ignored.
     """
     observed_leaves = jax.tree.leaves(observed)
     distances = [cosine(g, g_star) for g, g_star in zip(jax.tree.leaves(simulated), observed_leaves, strict=True)]
@@ -116,7 +116,7 @@ def layerwise_cosine(simulated: Update, observed: Update) -> Array:
 
 
 def mean_scaled_l2(simulated: Update, observed: Update) -> Array:
-    """`sum_l |g_l / mean|g_l| - g*_l / mean|g*_l||^2`: blind to the scale of every tensor (Zhao et al. 2022, DLM+).
+    """`sum_l |g_l / mean|g_l| - g*_l / mean|g*_l||^2`: invariant to each tensor's scale (Zhao et al. 2022, DLM+).
 
     A tensor that is zero stays zero; one whose norm overflows gives NaN.
     """
@@ -129,7 +129,7 @@ def mean_scaled_l2(simulated: Update, observed: Update) -> Array:
 
 
 def tensor_norms(simulated: Update, observed: Update) -> Array:
-    """`sum_l |g_l - g*_l|`, Euclidean norms of the single tensors, not squared (Yin et al. 2021)."""
+    """`sum_l |g_l - g*_l|`, the sum of the tensors' Euclidean norms, not squared (Yin et al. 2021)."""
     gaps = jax.tree.map(jnp.subtract, simulated, observed)
     return sum((tree_norm(gap) for gap in jax.tree.leaves(gaps)), start=jnp.zeros(()))
 
@@ -154,9 +154,9 @@ def layer_subset(objective: Objective, keep: Callable[[str], bool]) -> Objective
 
 
 def layer_weighted(objective: Objective, weight: Callable[[str], Scalar]) -> Objective:
-    """Multiplies every tensor of both updates by `weight(path)` first; 0 leaves a tensor out.
+    """The objective with every tensor of both updates multiplied by `weight(path)`; 0 ignores a tensor.
 
-    The authors of Inverting Gradients offer weights that grow from the first layer to the last.
+    The authors of Inverting Gradients provide weights that grow from the first layer to the last.
     """
 
     def weighed(update: Update) -> Update:
@@ -171,7 +171,7 @@ def layer_weighted(objective: Objective, weight: Callable[[str], Scalar]) -> Obj
 def largest_tensors(objective: Objective, num_tensors: int) -> Objective:
     """Restricts an objective to the `num_tensors` tensors with the largest *observed* norm.
 
-    Which these are is decided by the observed update alone, and may differ between targets under vmap.
+    The observed update alone determines them; they may differ between targets under vmap.
 
     Raises:
       ValueError: for fewer than one tensor.
@@ -202,15 +202,15 @@ def masked(objective: Objective, mask: ArrayTree) -> Objective:
 
 
 def sign_margin(simulated: Update, observed: Update, *, margin: float = 0.3) -> Array:
-    """`mean max(0, margin - u sign g*)`, `u = g / mean |g_l|`: a hinge for signs that are wrong, or hardly right.
+    """`mean max(0, margin - u sign g*)`, `u = g / mean |g_l|`: a hinge loss on wrong or weakly correct signs.
 
-    Signs tell nothing of sizes, so every tensor is in units of its mean size. An entry observed as zero, as behind a
-    dead unit, costs `|u|`.
+    Signs carry no sizes, so every tensor is in units of its mean absolute value. An entry observed as zero, for
+    example of a dead unit, costs `|u|`.
 
     Args:
       simulated: `g`.
-      observed: `g*`, of which only the signs are read.
-      margin: in units of a tensor's mean size; 0 would be content with an update near zero.
+      observed: `g*`; only its signs are read.
+      margin: in units of a tensor's mean absolute value; with 0, an update near zero would be a minimum.
     """
 
     def wrong(g: Array, g_star: Array) -> Array:

@@ -1,8 +1,8 @@
-"""`Problem`: what an attack is built for. `declare`: what an attack says of itself, beside its function.
+"""`Problem`: the client, model and batch size that an attack is built for. `declare`: an attack's requirements.
 
-Every attack is a function `attack(problem, *, its hyper-parameters)`. It returns an `Attack`, which takes steps, or a
-`SolveFn`, which solves in closed form. Hyper-parameters are the keyword arguments annotated as `Scalar`; they may be
-traced. `horizon`, if there is one, is the number of steps that the learning rate's decay is laid out for.
+Every attack is a function `attack(problem, *, its hyperparameters)`. It returns an iterative `Attack`, or a `SolveFn`
+that solves in closed form. Hyperparameters are the keyword arguments annotated as `Scalar`; they may be traced.
+`horizon`, if present, is the number of steps over which the learning rate decays.
 """
 
 from collections.abc import Callable
@@ -30,20 +30,20 @@ from jaxinvert.types import (
 
 
 class Problem(NamedTuple):
-    """What an attack is built for: all that the attacker knows before it sees an update.
+    """Everything the attacker knows before it sees an update; an attack is built from it.
 
     Attributes:
       client_update: the attacker's simulation of the client.
       model: the client's network.
-      num_examples: `B`, examples behind one update.
-      joint_labels: whether an attack that reads labels optimizes them along with the images instead.
-      sent_statistics: `(params, batch) -> running statistics`, the attacker's simulation of those that a client with
-        BatchNorm in train mode sends beside its update; `None` if it sends none.
+      num_examples: `B`, the number of examples in the client's batch.
+      joint_labels: whether an attack that reads labels optimizes them jointly with the images instead.
+      sent_statistics: `(params, batch) -> running statistics`, the attacker's simulation of the statistics that a
+        client with BatchNorm in train mode sends with its update; `None` if it sends none.
       momentum: of these running statistics, the share of the old value (Flax's convention).
-      gradient_chunk: examples whose gradient is computed at once, for attacks that simulate a gradient of their own.
-      objective: how an attacker who adapts to a defense compares updates; `None` for the attack's own objective.
-      prior: the attacker's generator of images, for attacks that search with one.
-      schema: the columns of a record, for attacks on tables.
+      gradient_chunk: examples per gradient computation, for attacks that simulate a gradient instead of the client.
+      objective: distance between updates for an attacker who adapts to a defense; `None` for the attack's own.
+      prior: the attacker's image generator, for attacks that use one.
+      schema: the columns of a record, for attacks on tabular data.
     """
 
     client_update: ClientUpdateFn
@@ -78,10 +78,10 @@ class Problem(NamedTuple):
         return parametrizations.per_channel("std", self.model.std, self.batch_shape)
 
     def pixels(self, start_images: Array | None = None) -> Parametrization:
-        """Pixels in units of the model's standard deviation, in the box that [0, 1] becomes there.
+        """Pixels in units of the model's standard deviation, with bounds that correspond to [0, 1].
 
         Args:
-          start_images: `[H, W, C]` or `[B, H, W, C]` in [0, 1] to start at; by default normal noise.
+          start_images: initial images, `[H, W, C]` or `[B, H, W, C]` in [0, 1]; by default normal noise.
         """
         mean, std = self.model.mean, self.model.std
         images = parametrizations.pixels(self.batch_shape, mean=mean, std=std)
@@ -92,19 +92,19 @@ class Problem(NamedTuple):
     def with_soft_labels(
         self, images: Parametrization, *, squash: Callable[[Array], Array] = jax.nn.softmax
     ) -> Parametrization:
-        """Images with soft labels `[B, K]` beside them as variables, `squash` of `N(0, 1)` at the start."""
+        """The parametrization of images with soft labels `[B, K]` added; they start at `squash` of `N(0, 1)`."""
         return parametrizations.with_soft_labels(
             images, batch_size=self.num_examples, num_classes=self.model.num_classes, squash=squash
         )
 
 
 class TextProblem(NamedTuple):
-    """What an attack on text is built for.
+    """Everything an attacker on text knows before it sees an update; an attack is built from it.
 
     Attributes:
       client_update: the attacker's simulation of the client.
       model: the client's transformer.
-      num_sequences: `B`, sequences behind one update.
+      num_sequences: `B`, the number of sequences in the client's batch.
     """
 
     client_update: ClientUpdateFn
@@ -113,21 +113,22 @@ class TextProblem(NamedTuple):
 
     @property
     def num_examples(self) -> int:
-        """`B`, as attacks on images call it."""
+        """`B`, under the name used by attacks on images."""
         return self.num_sequences
 
 
 class Traits(NamedTuple):
-    """What an attack says of itself.
+    """Declared requirements and abilities of an attack.
 
     Attributes:
-      reads: the fields of an observation that it needs beside `params`, `update` and `num_examples`.
+      reads: the fields of an observation that it needs in addition to `params`, `update` and `num_examples`.
       joint_labels: whether it can optimize labels instead of reading them, see `Problem.joint_labels`.
-      simulates: whether it simulates the client's whole training, and must know it where there are several steps.
-      every_round: whether it uses earlier rounds where the attacker saw them.
-      adapts: whether it compares by `Problem.objective`, as an attacker who knows of a defense must.
+      simulates: whether it simulates the client's whole training, which it must know if there are several steps.
+      every_round: whether it uses earlier rounds if the attacker observed them.
+      adapts: whether it uses `Problem.objective`, which is required for adapting to a defense.
       generates: whether it needs `Problem.prior`.
-      restores_labels: whether it restores labels by a rule that takes updates for sums of gradients of equal weight.
+      restores_labels: whether it restores labels by a rule that assumes updates to be sums of equally weighted
+        gradients.
       reports: keys of `Reconstruction.info` that are kept in the record of every target.
     """
 
@@ -142,7 +143,7 @@ class Traits(NamedTuple):
 
 
 AttackFn = Callable[..., Attack | SolveFn]
-"""`(problem, *, hyper-parameters) -> Attack`, or a `SolveFn` of a closed form."""
+"""`(problem, *, hyperparameters) -> Attack`, or `-> SolveFn` for a closed form."""
 
 _AnyAttackFn = TypeVar("_AnyAttackFn", bound=AttackFn)
 
@@ -151,7 +152,7 @@ def declare(*reads: str, **traits: Any) -> Callable[[_AnyAttackFn], _AnyAttackFn
     """A decorator that attaches `Traits` to an attack; `traits_of` reads them.
 
     Args:
-      *reads: as in `Traits`.
+      *reads: see `Traits`.
       **traits: the other fields of `Traits`.
 
     >>> @declare("labels", joint_labels=True)
@@ -169,15 +170,15 @@ def declare(*reads: str, **traits: Any) -> Callable[[_AnyAttackFn], _AnyAttackFn
 
 
 def traits_of(attack: AttackFn) -> Traits:
-    """What `declare` attached to an attack, or to the function behind a `functools.partial`; else `Traits()`."""
+    """The traits that `declare` attached to an attack or to the function of a `functools.partial`, or `Traits()`."""
     return getattr(getattr(attack, "func", attack), "traits", Traits())
 
 
 def require_single_example(problem: Problem, *, attack: str) -> None:
-    """Refuses batches of more than one example.
+    """Checks that a batch has one example.
 
     Raises:
-      ValueError: naming the attack and the number of examples.
+      ValueError: naming the attack and the number of examples, if there are more.
     """
     if problem.num_examples != 1:
-        raise ValueError(f"{attack} inverts updates of one example; here an update holds {problem.num_examples}")
+        raise ValueError(f"{attack} inverts updates of one example; this problem has {problem.num_examples}")

@@ -1,7 +1,7 @@
-"""Attacks by name, for command lines, sweeps and experiments; library code calls their functions.
+"""The registry of attacks by name, for command lines, sweeps and experiments; library code calls their functions.
 
-A new attack is registered by one line, `register(my_attack)`. Its name, hyper-parameters, defaults and summary are
-read from the function: its signature, its docstring, and what `declare` says beside it.
+`register(my_attack)` registers a new attack. Its name, hyperparameters, defaults and summary are read from the
+function's signature, its docstring and its `declare` decorator.
 """
 
 import inspect
@@ -43,15 +43,15 @@ _HORIZON = "horizon"
 
 
 class Entry(NamedTuple):
-    """An attack under its name.
+    """A registered attack.
 
     Attributes:
-      name: on command lines, such as "inverting-gradients".
+      name: name on command lines, such as "inverting-gradients".
       attack: the function.
-      summary: one line for people: the first sentence of the docstring.
-      hyperparameters: names and defaults of the keyword arguments that are `Scalar`; all may be traced.
+      summary: one line for users, the first sentence of the docstring.
+      hyperparameters: names and defaults of the keyword arguments annotated as `Scalar`; all may be traced.
       takes_horizon: whether it has the keyword argument `horizon`.
-      traits: what the attack says of itself.
+      traits: its declared requirements and abilities.
     """
 
     name: str
@@ -72,12 +72,12 @@ class Entry(NamedTuple):
         hyperparameters: Mapping[str, Scalar] | None = None,
         horizon: Scalar | None = None,
     ) -> Attack | SolveFn:
-        """Calls the attack.
+        """Builds the attack for a problem.
 
         Args:
-          problem: what it is built for.
-          hyperparameters: by name; the others have their defaults.
-          horizon: the number of steps that a decay is laid out for; ignored by an attack that has none.
+          problem: what the attack is built for.
+          hyperparameters: by name; omitted ones have their defaults.
+          horizon: number of steps over which the learning rate decays; ignored if the attack has no horizon.
         """
         options: dict[str, Any] = dict(hyperparameters or {})
         if self.takes_horizon and horizon is not None:
@@ -86,15 +86,15 @@ class Entry(NamedTuple):
 
 
 def entry_of(attack: AttackFn, *, name: str | None = None, summary: str | None = None) -> Entry:
-    """Reads name, summary and hyper-parameters off an attack's function.
+    """Reads name, summary and hyperparameters from an attack's function.
 
     Args:
-      attack: `(problem, *, hyper-parameters) -> Attack | SolveFn`.
-      name: by default the function's, with hyphens.
+      attack: `(problem, *, hyperparameters) -> Attack | SolveFn`.
+      name: by default the function's name, with hyphens.
       summary: by default the first sentence of the docstring.
 
     Raises:
-      ValueError: for a function without a parameter for the problem, or a hyper-parameter without a default.
+      ValueError: for a function without a parameter for the problem, or a hyperparameter without a default.
 
     >>> entry = entry_of(inverting_gradients)
     >>> entry.name, dict(entry.hyperparameters)
@@ -103,11 +103,11 @@ def entry_of(attack: AttackFn, *, name: str | None = None, summary: str | None =
     function = getattr(attack, "func", attack)
     parameters = inspect.signature(attack).parameters
     if not parameters:
-        raise ValueError(f"{function.__name__} takes no arguments, expected attack(problem, *, hyper-parameters)")
+        raise ValueError(f"{function.__name__} takes no arguments, expected attack(problem, *, hyperparameters)")
     hints = typing.get_type_hints(function)
     scalars = {key: p for key, p in parameters.items() if hints.get(key) == Scalar and key != _HORIZON}
     if missing := [key for key, p in scalars.items() if p.default is inspect.Parameter.empty]:
-        raise ValueError(f"{function.__name__}: hyper-parameter {missing[0]} needs a default")
+        raise ValueError(f"{function.__name__}: hyperparameter {missing[0]} needs a default")
     return Entry(
         name=name or function.__name__.replace("_", "-"),
         attack=attack,
@@ -119,7 +119,7 @@ def entry_of(attack: AttackFn, *, name: str | None = None, summary: str | None =
 
 
 def first_sentence(documented: object) -> str:
-    """The first sentence of a docstring without its final period; empty if there is none."""
+    """The first sentence of a docstring without its final period; empty without a docstring."""
     text = " ".join((inspect.getdoc(documented) or "").split("\n\n")[0].split())
     return re.split(r"(?<!et al)\. ", text)[0].removesuffix(".").replace("`", "")
 
@@ -129,14 +129,14 @@ REGISTRY: dict[str, Entry] = {}
 
 
 def register(attack: AttackFn, *, name: str | None = None, summary: str | None = None) -> AttackFn:
-    """Makes an attack known by name to jobs, command lines, sweeps and audits; returns the attack.
+    """Registers an attack by name for jobs, command lines, sweeps and audits; returns the attack.
 
     Raises:
-      ValueError: as `entry_of`, or if another attack has the name.
+      ValueError: see `entry_of`; also if another attack has the name.
     """
     entry = entry_of(attack, name=name, summary=summary)
     if entry.name in REGISTRY and REGISTRY[entry.name].attack is not attack:
-        raise ValueError(f"there is an attack {entry.name!r} already")
+        raise ValueError(f"another attack is already registered as {entry.name!r}")
     REGISTRY[entry.name] = entry
     return attack
 

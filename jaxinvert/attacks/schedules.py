@@ -1,4 +1,4 @@
-"""Learning rates over the `horizon` of an attack; every argument may be traced."""
+"""Learning-rate schedules over the `horizon` of an attack; every argument may be traced."""
 
 import jax.numpy as jnp
 import optax
@@ -8,7 +8,7 @@ from jaxinvert.types import Array, Scalar
 
 
 def step_decay(learning_rate: Scalar, horizon: Scalar) -> optax.Schedule:
-    """Divides the rate by ten at 3/8, 5/8 and 7/8 of the horizon (Geiping et al. 2020).
+    """Divides the learning rate by ten at 3/8, 5/8 and 7/8 of the horizon (Geiping et al. 2020).
 
     >>> schedule = step_decay(1.0, 8)
     >>> [round(float(schedule(step)), 6) for step in (0, 2, 3, 5, 7)]
@@ -23,7 +23,7 @@ def step_decay(learning_rate: Scalar, horizon: Scalar) -> optax.Schedule:
 
 
 def warmup_cosine(learning_rate: Scalar, horizon: Scalar, *, warmup: Scalar) -> optax.Schedule:
-    """Rises linearly over `warmup` steps, then falls to zero along half a cosine (Yin et al. 2021).
+    """Increases linearly over `warmup` steps, then decays to zero along half a cosine (Yin et al. 2021).
 
     >>> schedule = warmup_cosine(1.0, 12, warmup=4)
     >>> [round(float(schedule(step)), 6) for step in (0, 1, 3, 4, 8, 12)]
@@ -38,7 +38,7 @@ def warmup_cosine(learning_rate: Scalar, horizon: Scalar, *, warmup: Scalar) -> 
 
 
 def cosine_decay(learning_rate: Scalar, horizon: Scalar, *, begin: Scalar = 0.0) -> optax.Schedule:
-    """Zero before `begin`, then from the rate to zero along half a cosine.
+    """Zero before step `begin`, then decays from the learning rate to zero along half a cosine.
 
     >>> schedule = cosine_decay(1.0, 12, begin=4)
     >>> [round(float(schedule(step)), 6) for step in (0, 3, 4, 8, 12, 13)]
@@ -52,6 +52,6 @@ def cosine_decay(learning_rate: Scalar, horizon: Scalar, *, begin: Scalar = 0.0)
 
 
 def _half_cosine(count: ArrayLike, begin: Scalar, end: Scalar) -> Array:
-    """From 1 until `begin` to 0 from `end` on."""
+    """1 until `begin`, 0 from `end` on, half a cosine between."""
     share = jnp.clip((jnp.asarray(count) - begin) / jnp.maximum(end - begin, 1), 0.0, 1.0)
     return 0.5 * (1 + jnp.cos(jnp.pi * share))

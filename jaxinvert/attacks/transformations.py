@@ -1,4 +1,4 @@
-"""What attacks do to their steps beside optax's own transformations: noise, a median filter, rates by part."""
+"""Optimizer transformations that optax lacks: Langevin noise, a median filter, learning rates per part."""
 
 from typing import Any, NamedTuple, cast
 
@@ -10,7 +10,7 @@ from jaxinvert.types import Array, ArrayTree, Key, Scalar
 
 
 def langevin_noise(scale: Scalar) -> optax.GradientTransformationExtraArgs:
-    """Adds `scale * N(0, 1)` to the steps, from the key that the search hands to the optimizer (Yin et al. 2021)."""
+    """Adds `scale * N(0, 1)` to the steps, from the key that the search passes to the optimizer (Yin et al. 2021)."""
 
     def update(
         updates: Any, state: Any, params: ArrayTree | None = None, *, key: Key, **extra: object
@@ -31,10 +31,10 @@ class StepCount(NamedTuple):
 
 
 def scale_by_rates(rates: ArrayTree) -> optax.GradientTransformation:
-    """Takes each part of the variables against its direction at a rate of its own; a rate of zero leaves it alone.
+    """Multiplies the step of each part of the variables by its own negative learning rate; a rate of 0 freezes it.
 
     Args:
-      rates: schedules, `count -> []`, in a tree that the variables' tree begins like.
+      rates: schedules, `count -> []`, in a tree that is a prefix of the variables' tree.
     """
 
     def init(params: ArrayTree) -> StepCount:
@@ -56,7 +56,7 @@ def scale_by_rates(rates: ArrayTree) -> optax.GradientTransformation:
 def median_filter(*, every: int) -> optax.GradientTransformation:
     """Replaces the images by their 3 x 3 medians after every `every`-th step (Geiping et al. 2020, optional there).
 
-    The last transformation of a chain. The variables are images `[B, H, W, C]`; pixels beyond the border repeat it.
+    It must be last in a chain. The variables are images `[B, H, W, C]`; the border is padded with its edge values.
     """
     if every < 1:
         raise ValueError(f"median_filter expects every to be at least 1, got {every}")
@@ -80,7 +80,7 @@ def median_filter(*, every: int) -> optax.GradientTransformation:
 
 
 def median_of_neighbors(images: Array) -> Array:
-    """The median of each pixel and its eight neighbors, channel by channel: `[B, H, W, C] -> [B, H, W, C]`."""
+    """The median of each pixel and its eight neighbors, per channel: `[B, H, W, C] -> [B, H, W, C]`."""
     height, width = images.shape[1:3]
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     shifted = [padded[:, y : y + height, x : x + width] for y in range(3) for x in range(3)]

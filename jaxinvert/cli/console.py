@@ -1,4 +1,4 @@
-"""What the commands share: exit statuses, how bad input is reported, and a progress bar."""
+"""Helpers shared by all commands: exit statuses, an error for bad input, and a progress bar."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ EXIT_INTERRUPTED = 130
 
 
 class BadInputError(Exception):
-    """What the user asked for is not possible; the message says why."""
+    """Raised for a command that is not possible; the message gives the reason."""
 
 
 @contextlib.contextmanager
@@ -24,9 +24,9 @@ def bad_input() -> Iterator[None]:
 
 
 def progress_bar(console: Console) -> Progress:
-    """A bar with fields `loss` and `speed`, drawn when it is told to: `update(..., refresh=True)`.
+    """A progress bar with fields `loss` and `speed`, drawn only by `update(..., refresh=True)`.
 
-    No thread of its own draws it: one would meet the import machinery while data sets and compilers are loaded.
+    It has no thread that refreshes it, which could interfere with imports while data sets and compilers are loaded.
     """
     return Progress(
         TextColumn("{task.description}"),

@@ -1,4 +1,4 @@
-"""`jaxinvert invert`: one job, its table, and its files."""
+"""The command `jaxinvert invert`: runs one job, prints its table and writes its files."""
 
 import shlex
 from collections import Counter
@@ -19,12 +19,12 @@ from jaxinvert.report import wording
 
 @dataclass(frozen=True)
 class Invert(jobs.JobConfig):
-    """Simulate clients, observe their updates, and try to get their images back.
+    """Simulate clients, observe their updates, and try to reconstruct their images.
 
     Attributes:
       out: folder for `summary.json`, `reconstructions.npz`, `reconstructions.png` and `report.html`.
-      plan: measure first how many restarts x targets to run side by side, and take the fastest that fits the memory.
-      dry_run: only measure that, and say how long the job would take.
+      plan: measure speed and memory for several values of `--chunk` first, then run with the fastest that fits.
+      dry_run: only measure speed and memory for several values of `--chunk`, and print how long the job would take.
     """
 
     out: Path = Path("runs/invert")
@@ -32,7 +32,7 @@ class Invert(jobs.JobConfig):
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        """Checks the fields; what is not possible is said as any other error of a command."""
+        """Checks the fields; raises BadInputError."""
         with bad_input():
             super().__post_init__()
 
@@ -51,7 +51,7 @@ def invert(command: Invert, command_line: str) -> int:
 
 
 def planned(config: jobs.JobConfig, task: jobs.Task, console: Console) -> tuple[jobs.JobConfig, jobs.Task]:
-    """Shows what chunk sizes cost and returns the job with the fastest that fits, already compiled.
+    """Prints speed and memory of several chunk sizes; returns the job with the fastest that fits, already compiled.
 
     Raises:
       BadInputError: if none fits, or the attack has no lanes.
@@ -64,7 +64,7 @@ def planned(config: jobs.JobConfig, task: jobs.Task, console: Console) -> tuple[
     with bad_input():
         costs = jobs.chunk_costs(config, program_for, task.observations)
         chunk = jobs.fastest(costs)
-    table = Table("side by side", "peak MiB", "compile s", "steps/s", "run s")
+    table = Table("chunk", "peak MiB", "compile s", "steps/s", "run s")
     lane_steps = (config.search.steps + 1) * config.data.targets * config.search.restarts
     for cost in costs:
         figures = (f"{cost.seconds_compile:,.1f}", f"{cost.steps_per_second:,.0f}")
@@ -83,12 +83,12 @@ def invert_and_write(
 
     Args:
       config: the job.
-      folder: where `summary.json`, `reconstructions.npz`, `reconstructions.png` and `report.html` go.
-      command_line: how to run it again, for the report.
-      task: the job's, if it was prepared before.
+      folder: folder for `summary.json`, `reconstructions.npz`, `reconstructions.png` and `report.html`.
+      command_line: the command, for the report.
+      task: the prepared job; by default it is prepared here.
 
     Returns:
-      The outcome, and whether the run was interrupted (then the outcome is the best so far).
+      The outcome, and whether the run was interrupted; the outcome is then the best so far.
 
     Raises:
       BadInputError: if the job is not possible.
@@ -118,7 +118,7 @@ def invert_and_write(
                 refresh=True,
             )
 
-        with bad_input():  # an attack that does not fit the model says so when it is traced
+        with bad_input():  # an attack that does not fit the model raises when traced
             execution = jobs.execute(
                 config, task.program, task.observations, on_progress=show, state_folder=folder / "state"
             )
@@ -145,7 +145,7 @@ def invert_and_write(
                 console.print(f"{counts[status]} targets {WORDS[status]}", highlight=False)
         if failed := [t for t, target in enumerate(outcome.summary["targets"]) if target["failed"]]:
             console.print(
-                f"targets {failed}: no restart had a finite attack loss; their pictures show only a start",
+                f"targets {failed}: no restart had a finite attack loss; their pictures show only the start",
                 style="bold red",
                 markup=False,
             )
@@ -153,7 +153,7 @@ def invert_and_write(
         if not execution.interrupted:
             jobs.forget_state(folder / "state", config)
     if execution.interrupted:
-        console.print("the same command goes on where this one was interrupted", highlight=False)
+        console.print("run the same command again to resume", highlight=False)
     console.print(f"pictures and page: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
     return outcome, execution.interrupted
 
@@ -167,7 +167,7 @@ def command_line(config: jobs.JobConfig, folder: Path) -> str:
 
 
 def _words(flag: str, value: Any) -> list[str]:
-    """A flag and its value as the command line takes them."""
+    """The words of a flag and its value on the command line."""
     if isinstance(value, bool):
         return [f"--{flag}" if value else f"--no-{flag}"]
     if isinstance(value, dict):
@@ -197,7 +197,7 @@ def write_outcome(folder: Path, outcome: jobs.Outcome) -> None:
 
 
 def _table(summary: dict) -> Table:
-    """The figures per image, and their median."""
+    """A table of the quality of each image, and the medians."""
     table = Table("target", "example", "class", "PSNR dB", "SSIM", "MSE", "attack loss")
     measures = ("psnr_db", "ssim", "mse")
     for image in summary["images"]:

@@ -1,4 +1,4 @@
-"""The command line: which commands there are, and those of a few lines."""
+"""The entry point of the command line: parses arguments and runs a command; includes `list` and `data prepare`."""
 
 import os
 import shlex
@@ -41,8 +41,8 @@ class Prepare:
     """Download a data set, or read its official files from a folder, and store it for `--data NAME`.
 
     Attributes:
-      name: of the data set, see `jaxinvert list`.
-      source: folder with the official files; nothing is downloaded then.
+      name: name of the data set, see `jaxinvert list`.
+      source: folder with the data set's official files, to read instead of downloading.
     """
 
     name: tyro.conf.Positional[str]
@@ -65,13 +65,15 @@ Command = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status.
 
-    It is 0, 1 if jobs of a sweep failed, 2 for bad input or a file that cannot be written, 130 when interrupted.
+    The status is 0 for success, 1 if jobs of a sweep failed, 2 for bad input or a file that cannot be written, and
+    130 for an interrupt.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command_line = shlex.join(["jaxinvert", *arguments])
     if arguments[:2] == ["data", "prepare"]:  # two words, one command
         arguments[:2] = ["data prepare"]
     try:
+        _refuse_renamed_flags(arguments)
         command = tyro.cli(
             Command,
             prog="jaxinvert",
@@ -89,10 +91,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
+_RENAMED_FLAGS = {"--law": "--distribution"}
+"""Old names of flags and their new names."""
+
+
+def _refuse_renamed_flags(arguments: Sequence[str]) -> None:
+    """Raises BadInputError for a renamed flag, naming the new one."""
+    for argument in arguments:
+        if (new := _RENAMED_FLAGS.get(argument.partition("=")[0])) is not None:
+            raise BadInputError(f"{argument.partition('=')[0]} is now {new}")
+
+
 def _interrupt_again(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Sends an interrupt that came within a callback, where Python would print and forget it, once more."""
+    """Repeats an interrupt that was raised inside a callback, where Python prints and ignores it."""
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
-        # From another thread and a little later: here it would be forgotten again.
+        # From another thread and slightly later: raised here, it would be ignored again.
         threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
     else:
         sys.__unraisablehook__(unraisable)
@@ -101,8 +114,8 @@ def _interrupt_again(unraisable: "sys.UnraisableHookArgs") -> None:
 def run() -> NoReturn:
     """Runs the command line as a process.
 
-    An interrupt can leave a compiler thread behind, which the interpreter would not survive shutting down: then the
-    process ends without it.
+    An interrupt can leave a compiler thread running, with which the interpreter cannot shut down cleanly. The process
+    then exits without a shutdown.
     """
     sys.unraisablehook = _interrupt_again
     try:
@@ -125,7 +138,7 @@ def _list(command: List, command_line: str) -> int:
         "threat models": {name: "grants " + ", ".join(model.granted) for name, model in threat_models.LADDER.items()},
         "label rules": {name: rule.summary for name, rule in labels.REGISTRY.items()},
         "models": {name: _first_line(factory) for name, factory in models.REGISTRY.items()}
-        | {"MODULE:FUNCTION": "what a function of your own returns; the module is imported, which runs it"},
+        | {"MODULE:FUNCTION": "your own function that returns a model; importing the module runs its code"},
         "data sets": dict.fromkeys(data.names(), "") | {"FOLDER": "any folder of images", "FILE.npz": "arrays"},
         "tables": {name: "classes: " + ", ".join(preparation.classes) for name, preparation in TABLES.items()},
         "objectives": {name: _first_line(objective) for name, objective in objectives.REGISTRY.items()},
@@ -176,5 +189,5 @@ _COMMANDS: dict[type, Callable[..., int]] = {
 
 
 def _first_line(documented: object) -> str:
-    """The first sentence of a docstring, looking through `functools.partial`."""
+    """The first sentence of a docstring, also of the function of a `functools.partial`."""
     return registry.first_sentence(getattr(documented, "func", documented))

@@ -1,4 +1,4 @@
-"""`jaxinvert rank`: what the ranks of a job's updates say, before an expensive attack."""
+"""The command `jaxinvert rank`: shows the ranks of a job's updates and which closed forms apply."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from jaxinvert.cli.console import bad_input
 
 @dataclass(frozen=True)
 class Rank(jobs.JobConfig):
-    """Show in seconds what clients' updates give away by their ranks, and which closed forms apply to how many.
+    """Show the ranks of clients' updates, and to how many updates each closed-form attack applies.
 
-    It takes the arguments of `invert`, and attacks nothing. One update in which a closed form applies is a leak:
-    where updates differ, the reason is that of such a one.
+    Takes the arguments of `invert` and a few seconds; runs no attack. A single update to which a closed form applies
+    is a leak. If updates differ, the reason shown is that of such an update.
     """
 
     def __post_init__(self) -> None:
-        """Checks the fields; what is not possible is said as any other error of a command."""
+        """Checks the fields; raises BadInputError."""
         with bad_input():
             super().__post_init__()
 
@@ -42,7 +42,7 @@ def rank(command: Rank, command_line: str) -> int:
 
 
 def show(console: Console, reports: list[RankReport]) -> None:
-    """Prints the reports of all clients of one model as one."""
+    """Prints one combined report for all clients of one model."""
     first = reports[0]
     tensors = Table("tensor", "inputs", "outputs", "rank")
     for number, tensor in enumerate(first.tensors):
@@ -52,8 +52,8 @@ def show(console: Console, reports: list[RankReport]) -> None:
     enough = sum(report.num_equations >= report.num_unknowns for report in reports)
     console.print(
         f"clients: {len(reports)}; each has at least {_span(report.least_examples for report in reports)} examples; "
-        f"{_span(report.num_equations for report in reports)} numbers for {first.num_unknowns:,} unknown pixels, "
-        f"enough for a unique answer: {_of_all(enough, reports)}",
+        f"{_span(report.num_equations for report in reports)} equations for {first.num_unknowns:,} unknown pixels, "
+        f"enough for a unique solution: {_of_all(enough, reports)}",
         highlight=False,
         soft_wrap=True,
     )
@@ -66,7 +66,7 @@ def show(console: Console, reports: list[RankReport]) -> None:
 
 
 def _span(numbers: Iterable[int | None], *, unknown: str = "") -> str:
-    """The smallest and the largest number, and whether one is unknown."""
+    """The smallest and largest number as text, followed by `unknown` if a number is `None`."""
     numbers = list(numbers)
     known = sorted({number for number in numbers if number is not None})
     ends = " to ".join(f"{number:,}" for number in dict.fromkeys([known[0], known[-1]])) if known else ""

@@ -1,4 +1,4 @@
-"""`jaxinvert records`: tables instead of images, by TabLeak."""
+"""The command `jaxinvert records`: attacks clients with tabular data by TabLeak."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +14,16 @@ from jaxinvert.jobs import records
 
 @dataclass(frozen=True)
 class Records(records.RecordsConfig):
-    """Simulate clients with tables, and try to get their records back by an ensemble of searches (TabLeak).
+    """Simulate clients with tabular data, and try to reconstruct their records by an ensemble of searches (TabLeak).
 
     Attributes:
-      json: file for all figures, and for the records that were found beside the true ones.
+      json: JSON file for all results, with reconstructed and true records; by default none is written.
     """
 
     json: Path | None = None
 
     def __post_init__(self) -> None:
-        """Checks the fields; what is not possible is said as any other error of a command."""
+        """Checks the fields; raises BadInputError."""
         with bad_input():
             super().__post_init__()
 
@@ -50,6 +50,6 @@ def invert_records(command: Records, command_line: str) -> int:
         summary = records.measure_records(command, task, found)
         if failed := np.flatnonzero([target["failed"] for target in summary["targets"]]).tolist():
             console.print(
-                f"clients {failed}: no finite attack loss; their records are only a start", style="bold red"
+                f"clients {failed}: no finite attack loss; their records are only the start", style="bold red"
             )
         return finish(console, summary, json_file=command.json, command_line=command_line)

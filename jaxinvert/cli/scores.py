@@ -1,4 +1,4 @@
-"""What `records` and `tokens` share: a bar over clients, a table of shares that are right, and what was assumed."""
+"""Output shared by `records` and `tokens`: a progress bar over clients, a table of correct shares, assumptions."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from jaxinvert.cli.console import EXIT_INTERRUPTED, progress_bar
 
 @contextmanager
 def client_bar(console: Console, num_clients: int) -> Iterator[Callable[[int], None]]:
-    """Yields what is told how many clients are done."""
+    """Shows a progress bar; yields a function that takes the number of finished clients."""
     with progress_bar(console) as bar:
         row = bar.add_task("compiling", total=num_clients, loss="", speed="")
         bar.refresh()
@@ -23,10 +23,10 @@ def client_bar(console: Console, num_clients: int) -> Iterator[Callable[[int], N
 
 
 def finish(console: Console, summary: dict[str, Any], *, json_file: Path | None, command_line: str) -> int:
-    """Prints the table and what was assumed, writes the file, and returns the exit status."""
+    """Prints the table and the assumptions, writes the file, and returns the exit status."""
     rates = summary["rates"]
     names = list(next(iter(rates.values())))
-    table = Table("share right", *names)
+    table = Table("share correct", *names)
     for label, row in rates.items():
         shares = ("-" if row[name] is None else f"{row[name]:.1%}" for name in names)
         table.add_row(Text(label), *shares, style="dim" if label.startswith("guess") else None)
@@ -38,5 +38,5 @@ def finish(console: Console, summary: dict[str, Any], *, json_file: Path | None,
         console.print(f"interrupted after {len(summary['targets'])} clients", style="bold red", highlight=False)
     if json_file is not None:
         files.save_json(json_file, {**summary, "command": command_line})
-        console.print(f"figures: {json_file}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"results: {json_file}", highlight=False, markup=False, soft_wrap=True)
     return EXIT_INTERRUPTED if summary["interrupted"] else 0

@@ -1,4 +1,4 @@
-"""`jaxinvert sweep` and `jaxinvert report`: many jobs from one file, and what came of them."""
+"""The commands `jaxinvert sweep`, which runs the jobs of a file, and `jaxinvert report`, which shows the results."""
 
 import time
 from dataclasses import dataclass
@@ -18,15 +18,16 @@ _EXIT_FAILURES = 1
 
 @dataclass(frozen=True)
 class Sweep:
-    """Run all jobs of a YAML file, compiled together, recorded one by one; run it again to go on or to repair.
+    """Run all jobs of a YAML file in batches and record each; run it again to resume, or to repeat failed jobs.
 
     Attributes:
-      file: fields of `jaxinvert invert` (with `_` for `-`), `grid`, `list` and `batch`, see `jaxinvert.sweeps.plan`.
+      file: YAML file with fields of `jaxinvert invert` (with `_` for `-`), `grid`, `list` and `batch`, see
+        `jaxinvert.sweeps.plan`.
       out: folder for the records, `summary.parquet` and `report.html`.
-      engine: "process" computes here, "ray" on a Ray cluster (`pip install 'jaxinvert[ray]'`).
-      address: of the Ray cluster; by default the one in the environment, else one on this machine.
-      cpus: that each Ray task occupies; by default all of a machine's.
-      gpus: that each Ray task occupies.
+      engine: where to run jobs: "process" in this process, "ray" on a Ray cluster (`pip install 'jaxinvert[ray]'`).
+      address: address of the Ray cluster; by default from the environment, else a new cluster on this machine.
+      cpus: number of CPUs reserved for each Ray task; by default all of a machine.
+      gpus: number of GPUs reserved for each Ray task.
       dry_run: only show the plan: jobs, programs to compile, memory, estimated time. Compiles and times each program.
     """
 
@@ -41,17 +42,17 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Report:
-    """Show what came of a sweep, finished or not: a table here, `summary.parquet` and `report.html` in its folder.
+    """Show the results of a sweep, finished or not; writes `summary.parquet` and `report.html` into its folder.
 
     Attributes:
-      folder: of the sweep.
+      folder: folder of the sweep, the `--out` of `jaxinvert sweep`.
     """
 
     folder: tyro.conf.Positional[Path]
 
 
 def sweep(command: Sweep, command_line: str) -> int:
-    """Runs the command; exit status 1 if jobs failed."""
+    """Runs the command and returns its exit status, 1 if jobs failed."""
     console = Console()
     with bad_input():
         plan = sweeps.read_plan(command.file)
@@ -91,7 +92,7 @@ def sweep(command: Sweep, command_line: str) -> int:
         except KeyboardInterrupt:
             bar.update(row, description="interrupted", refresh=True)
             bar.stop()
-            console.print(f"interrupted; what is recorded stays, and the same command goes on: {command.out}")
+            console.print(f"interrupted; finished jobs are in {command.out}; run the same command again to resume")
             return EXIT_INTERRUPTED
     assert finished is not None
     console.print(
@@ -105,14 +106,14 @@ def sweep(command: Sweep, command_line: str) -> int:
 
 
 def report_sweep(command: Report, command_line: str) -> int:
-    """Runs the command."""
+    """Runs the command and returns its exit status."""
     with bad_input():
         _report(command.folder, Console(), command_line=command_line)
     return 0
 
 
 def _show_plan(plan: sweeps.Plan, console: Console) -> int:
-    """Prints what each program will cost."""
+    """Prints the estimated memory and time of each program."""
     table = Table("attack", "model", "jobs", "batches", "jobs per batch", "peak MiB", "compile s", "run s")
     total = 0.0
     with bad_input():

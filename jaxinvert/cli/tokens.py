@@ -1,4 +1,4 @@
-"""`jaxinvert tokens`: text instead of images, by DAGER."""
+"""The command `jaxinvert tokens`: attacks clients with text by DAGER."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from jaxinvert.jobs import text
 
 @dataclass(frozen=True)
 class Tokens(text.TextConfig):
-    """Simulate clients with sequences of random tokens behind a transformer, and read them in closed form (DAGER).
+    """Simulate clients that train a transformer on random tokens, and reconstruct their text in closed form (DAGER).
 
     Attributes:
-      json: file for all figures, and for the sequences that were found beside the true ones.
+      json: JSON file for all results, with reconstructed and true sequences; by default none is written.
     """
 
     json: Path | None = None
 
     def __post_init__(self) -> None:
-        """Checks the fields; what is not possible is said as any other error of a command."""
+        """Checks the fields; raises BadInputError."""
         with bad_input():
             super().__post_init__()
 

@@ -1,9 +1,9 @@
-"""What differential privacy DP-SGD gives: (epsilon, delta) by composition, and for what nothing can be promised.
+"""Privacy accounting: the (epsilon, delta) guarantee of DP-SGD by composition, and an error for other defenses.
 
-DP-SGD takes `T` steps; every example takes part in a step with probability `q`, independently (Poisson sampling), its
-gradient is clipped to norm `C`, and `N(0, (sigma C)^2)` is added to the sum. How much that hides is computed by
-the library dp-accounting (`pip install 'jaxinvert[privacy]'`), from Renyi divergences or, tighter, from the
-distribution of the privacy loss. Neighboring data sets differ in one example, added or removed.
+DP-SGD takes `T` steps. In each step, every example participates independently with probability `q` (Poisson
+sampling), its gradient is clipped to norm `C`, and `N(0, (sigma C)^2)` is added to the sum. The library dp-accounting
+(`pip install 'jaxinvert[privacy]'`) computes epsilon from Renyi divergences or, tighter, from the distribution of the
+privacy loss. Neighboring data sets differ in one example, added or removed.
 
 References:
   Abadi et al.: Deep learning with differential privacy. CCS 2016, arXiv:1607.00133.
@@ -19,20 +19,20 @@ from typing import Any, NamedTuple
 from jaxinvert.defenses.registry import NONE, Chain
 
 ASSUMPTION = (
-    "holds if every example took part in every step with the stated probability, drawn independently (Poisson "
-    "sampling), and if data sets that differ by one example count as neighbors; clients that shuffle and cut into "
-    "batches have not sampled like that"
+    "assumes that every example participates in every step independently with the stated probability (Poisson "
+    "sampling), and that neighboring data sets differ by one added or removed example; clients that shuffle their "
+    "examples and split them into batches do not sample like that"
 )
-"""What an epsilon of this module rests on, for people: it belongs beside every one that is shown."""
+"""The assumptions of every epsilon of this module, in words; to be shown with each epsilon."""
 
 
 class Guarantee(NamedTuple):
-    """A promise of differential privacy.
+    """A guarantee of (epsilon, delta)-differential privacy.
 
     Attributes:
-      epsilon: of a release; at least 0, `inf` if there is none.
-      delta: the probability with which it may fail.
-      assumption: what it rests on, in words.
+      epsilon: the privacy loss; at least 0, `inf` if there is no guarantee.
+      delta: the probability with which the guarantee may fail.
+      assumption: the assumptions of the guarantee, in words.
     """
 
     epsilon: float
@@ -43,23 +43,23 @@ class Guarantee(NamedTuple):
 def guarantee(
     chain: Chain, parameters: Mapping[str, float], *, sampling_rate: float, num_steps: int, delta: float
 ) -> Guarantee:
-    """What a defense guarantees, by the tight accountant; refuses where that is nothing.
+    """The guarantee of a chain of defenses, by the tight accountant; raises if there is none.
 
-    After DP-SGD every further defense that reads the update alone leaves the guarantee as it is.
+    Defenses after DP-SGD read only the update, so they do not change the guarantee (post-processing).
 
     Args:
       chain: the defenses, see `defenses.registry.parse`.
-      parameters: all of them under their full names, see `Chain.parameters`.
+      parameters: all parameters under their full names, see `Chain.parameters`.
       sampling_rate: `q`, in (0, 1].
-      num_steps: `T`, at least 1: all releases of the whole training, not those that were attacked.
+      num_steps: `T`, at least 1: the number of updates in the whole training, not only the attacked ones.
       delta: in (0, 1), well below one over the number of examples.
 
     Raises:
-      ValueError: for anything but a chain that begins with "dp-sgd", and says why; else as `tight_epsilon`.
+      ValueError: for a chain that does not begin with "dp-sgd", with the reasons; otherwise see `tight_epsilon`.
     """
     if chain.names[:1] != ("dp-sgd",):
         named = zip(chain.names, chain.recipes)
-        reasons = "; ".join(f"{name}: {recipe.no_epsilon}" for name, recipe in named) or "it changes nothing"
+        reasons = "; ".join(f"{name}: {recipe.no_epsilon}" for name, recipe in named) or "it does not change updates"
         defense = "+".join(chain.names) or NONE
         raise ValueError(f"defense {defense!r} is not differentially private, so there is no epsilon ({reasons})")
     epsilon = tight_epsilon(
@@ -72,7 +72,7 @@ def guarantee(
 
 
 def renyi_epsilon(*, sampling_rate: float, noise_multiplier: float, num_steps: int, delta: float) -> float:
-    """Epsilon of DP-SGD by composing Renyi divergences: an upper bound, fast.
+    """An upper bound on epsilon of DP-SGD by composition of Renyi divergences; fast.
 
     Args:
       sampling_rate: `q`, in (0, 1].
@@ -88,28 +88,28 @@ def renyi_epsilon(*, sampling_rate: float, noise_multiplier: float, num_steps: i
 
 
 def tight_epsilon(*, sampling_rate: float, noise_multiplier: float, num_steps: int, delta: float) -> float:
-    """Epsilon of DP-SGD by composing the distribution of the privacy loss: tighter than `renyi_epsilon`, slower.
+    """Epsilon of DP-SGD by composition of privacy-loss distributions; tighter and slower than `renyi_epsilon`.
 
     Args:
-      sampling_rate: as in `renyi_epsilon`, and so are the other arguments.
+      sampling_rate: see `renyi_epsilon`, also for the other arguments.
       noise_multiplier: `sigma`.
       num_steps: `T`.
       delta: in (0, 1).
 
     Raises:
-      ValueError: as `renyi_epsilon`.
+      ValueError: see `renyi_epsilon`.
     """
     event = _training(sampling_rate, noise_multiplier, num_steps, delta)
     return _epsilon(_library("dp_accounting.pld").PLDAccountant(), event, delta)
 
 
 def _training(sampling_rate: float, noise_multiplier: float, num_steps: int, delta: float) -> Any:
-    """All of the training as the library's event."""
+    """The whole training as an event of dp-accounting."""
     if not 0 < sampling_rate <= 1:
         raise ValueError(f"sampling_rate is {sampling_rate}, expected more than 0 and at most 1")
     if not 0 < noise_multiplier < math.inf:
         raise ValueError(
-            f"noise_multiplier is {noise_multiplier}, expected a positive number: there is no epsilon else"
+            f"noise_multiplier is {noise_multiplier}, expected a positive number: otherwise there is no epsilon"
         )
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}, expected at least 1")
@@ -126,7 +126,7 @@ def _epsilon(accountant: Any, event: Any, delta: float) -> float:
 
 
 def _library(name: str) -> Any:
-    """A part of dp-accounting, which only this module needs."""
+    """Imports a module of dp-accounting, which only this module needs."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""What a defense is built for (`ClientFacts`), and what the registry knows of it (`Recipe`)."""
+"""`Recipe`, the registry's description of a defense, and `ClientFacts`, the client that a defense is built for."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -16,7 +16,7 @@ Parameters = Mapping[str, Scalar]
 
 
 class Parameter(NamedTuple):
-    """A parameter of a defense: its default, and the most it can be; it is always positive."""
+    """A parameter of a defense: its default and its maximum; it is always positive."""
 
     default: float
     most: float = float(np.finfo(np.float32).max)
@@ -27,10 +27,10 @@ class ClientFacts(NamedTuple):
 
     Attributes:
       model: the client's network.
-      num_examples: `B`, behind one update.
-      gradient_chunk: examples whose gradient is computed at once.
-      train: `(loss_fn, *, dropout_key=None, change=None) -> client_update`, as `clients.fedsgd`: how the client
-        trains, for defenses that take part in it.
+      num_examples: number of examples `B` in the client's batch.
+      gradient_chunk: number of examples per gradient computation.
+      train: `(loss_fn, *, dropout_key=None, change=None) -> client_update`, the client's training for defenses that
+        modify it; see `clients.fedsgd`.
     """
 
     model: Model
@@ -49,19 +49,19 @@ def _same_update(facts: ClientFacts, parameters: Parameters, params: Params) -> 
 
 
 class Recipe(NamedTuple):
-    """A defense as the registry knows it.
+    """The registry's description of a defense.
 
     Attributes:
-      summary: one line for people.
-      parameters: its parameters; all may be traced. An attacker that adapts must know them.
-      client: what happens before there is an update; `None` if nothing does. The key may be `None` unless
+      summary: one line for users.
+      parameters: its parameters; all may be traced. An adaptive attacker must know them.
+      client: transforms the client's computation of the update; `None` if unchanged. The key may be `None` unless
         `draws_first`.
-      update: `(facts, parameters, params) -> defense`, what happens to the update.
-      extend: `model -> model`, what the server adds to the network; `None` if nothing.
+      update: `(facts, parameters, params) -> defense`, the transformation of the update.
+      extend: `model -> model`, adds layers to the network; `None` if unchanged.
       draws_first: whether `client` draws random numbers.
-      single_examples: whether it looks at examples one by one.
-      least_examples: behind an update for it to do anything.
-      one_step: whether it is defined for a client that sends one gradient only.
+      single_examples: whether it processes examples one by one.
+      least_examples: the minimum number of examples for which it has an effect.
+      one_step: whether it is defined only for a client that sends one gradient.
       no_epsilon: why it is not differentially private; empty for a defense that is.
     """
 
@@ -78,20 +78,20 @@ class Recipe(NamedTuple):
 
     @property
     def changes_client(self) -> bool:
-        """Whether it acts before there is an update; such a defense comes first."""
+        """Whether it changes the computation of the update; such a defense must be first in a chain."""
         return self.client is not None
 
     @property
     def changes_model(self) -> bool:
-        """Whether the network is another one with it."""
+        """Whether it changes the network."""
         return self.extend is not None
 
 
 def per_example_clipping(facts: ClientFacts, parameters: Parameters) -> ClientUpdateFn:
-    """A client of one gradient that clips those of single examples to the parameter `norm`."""
+    """A client that sends one gradient, the mean of per-example gradients clipped to the parameter `norm`."""
     return dp_fedsgd(facts.model.loss, clip_norm=parameters["norm"], chunk_size=facts.gradient_chunk)
 
 
 def dp_scale(facts: ClientFacts, parameters: Parameters) -> Scalar:
-    """Standard deviation of the noise of DP-SGD on the mean gradient."""
+    """Standard deviation of DP-SGD's noise on the mean gradient."""
     return dp_noise_scale(parameters["multiplier"], parameters["norm"], facts.num_examples)

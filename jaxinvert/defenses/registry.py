@@ -1,9 +1,9 @@
-"""Defenses by name, for command lines, sweeps and audits, alone or in a chain such as `"top-k+gaussian"`.
+"""The registry of defenses by name, for command lines, sweeps and audits, and chains such as `"top-k+gaussian"`.
 
-A recipe says what a defense changes: the network (`extend`), what a client computes (`client`), or the resulting
-update (`update`). `parse` makes a `Chain` of names; `extended`, `protect` and `defend` apply all of its defenses in
-their order, and `defended` is the whole client. Parameters are known by their full names, `"NAME.parameter"`. How an
-attacker adapts to a defense is in `attacks.adaptive`, under the same name.
+A recipe defines what a defense changes: the network (`extend`), the client's computation (`client`), or the resulting
+update (`update`). `parse` builds a `Chain` from names; `extended`, `protect` and `defend` apply its defenses in
+order, and `defended` builds the whole client. Parameters have full names, `"NAME.parameter"`. `attacks.adaptive`
+defines, by the same names, how an attacker adapts to a defense.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -28,27 +28,27 @@ from jaxinvert.models import Model
 from jaxinvert.types import Batch, ClientUpdateFn, Defense, Key, Params, Scalar, Update
 
 NONE = "none"
-"""The name of no defense."""
+"""The name for a client without a defense."""
 
 
 class Chain(NamedTuple):
-    """Defenses in the order in which a client applies them; none for a client without a defense."""
+    """Defenses in the order in which a client applies them; empty for a client without a defense."""
 
     names: tuple[str, ...]
 
     @property
     def recipes(self) -> tuple[Recipe, ...]:
-        """What the registry knows of each."""
+        """The registry's recipes of the defenses."""
         return tuple(REGISTRY[name] for name in self.names)
 
     def parameters(self, given: Mapping[str, float]) -> dict[str, float]:
-        """All parameters under their full names: the defaults, replaced by what is given.
+        """All parameters under their full names: the given values, else the defaults.
 
         Args:
-          given: by full name, or by the parameter's own where only one defense of the chain has it.
+          given: by full name, or by the parameter's own name if only one defense of the chain has it.
 
         Raises:
-          ValueError: for a parameter that there is not, is ambiguous, is given twice, or is out of range.
+          ValueError: for a parameter that is unknown, ambiguous, given twice, or out of range.
 
         >>> parse("top-k+gaussian").parameters({"keep": 0.5})
         {'top-k.keep': 0.5, 'gaussian.scale': 0.01}
@@ -81,16 +81,16 @@ class Chain(NamedTuple):
         return values
 
     def with_own(self, parameters: Parameters) -> Iterator[tuple[Recipe, dict[str, Scalar]]]:
-        """Every recipe with its own parameters, under their own names, of those under their full names."""
+        """Yields every recipe with its parameters under their own names, given parameters under full names."""
         for name, recipe in zip(self.names, self.recipes):
             yield recipe, {own: parameters[f"{name}.{own}"] for own in recipe.parameters}
 
 
 def parse(text: str) -> Chain:
-    """Reads names joined by "+", such as `"dp-sgd+top-k"`, or `"none"`.
+    """Parses names joined by "+", such as `"dp-sgd+top-k"`, or `"none"`.
 
     Raises:
-      ValueError: for an unknown name, one given twice, or one that changes the client but does not come first.
+      ValueError: for an unknown or repeated name, or a defense that changes the computation but is not first.
     """
     names = () if text == NONE else tuple(text.split("+"))
     if unknown := [name for name in names if name not in REGISTRY]:
@@ -103,7 +103,7 @@ def parse(text: str) -> Chain:
 
 
 def extended(chain: Chain, model: Model) -> Model:
-    """The network with what the defenses add to it."""
+    """The network with the layers that the defenses add."""
     for recipe in chain.recipes:
         model = model if recipe.extend is None else recipe.extend(model)
     return model
@@ -117,14 +117,14 @@ def protect(
     *,
     key: Key | None = None,
 ) -> ClientUpdateFn:
-    """The client with what the defenses change in its computation; `key` is for what they draw there."""
+    """The client with its computation changed by the defenses; `key` is for their random draws."""
     for recipe, own in chain.with_own(parameters):
         client_update = client_update if recipe.client is None else recipe.client(facts, own, key, client_update)
     return client_update
 
 
 def defend(chain: Chain, facts: ClientFacts, parameters: Parameters, params: Params) -> Defense:
-    """What the defenses do to an update of `params`."""
+    """The chain's transformation of an update of `params`."""
     parts = [recipe.update(facts, own, params) for recipe, own in chain.with_own(parameters)]
     return composed(*parts) if parts else identity
 
@@ -132,7 +132,7 @@ def defend(chain: Chain, facts: ClientFacts, parameters: Parameters, params: Par
 def defended(
     chain: Chain, facts: ClientFacts, parameters: Parameters, client_update: ClientUpdateFn
 ) -> AnyClientUpdateFn:
-    """All that a client does: `(params, batch, key) -> update`, as it is sent."""
+    """The whole client with its defenses, `(params, batch, key) -> sent update`."""
     draws_first = any(recipe.draws_first for recipe in chain.recipes)
 
     def send(params: Params, batch: Batch, key: Key | None = None) -> Update:
@@ -144,12 +144,12 @@ def defended(
 
 
 def _on_update(make: Callable[..., Defense]) -> Callable[[ClientFacts, Parameters, Params], Defense]:
-    """For a defense that is made of its parameters alone."""
+    """The `update` of a defense that is built from its parameters alone."""
     return lambda facts, parameters, params: make(**parameters)
 
 
 def _on_weights(make: Callable[..., Defense]) -> Callable[[ClientFacts, Parameters, Params], Defense]:
-    """For a defense that is made of the model's parameters and its own."""
+    """The `update` of a defense that is built from the model's parameters and its own."""
     return lambda facts, parameters, params: make(params, **parameters)
 
 
@@ -161,7 +161,7 @@ def _dp_noise(facts: ClientFacts, parameters: Parameters, params: Params) -> Def
 def _clipped_examples(
     facts: ClientFacts, parameters: Parameters, key: Key | None, client_update: ClientUpdateFn
 ) -> ClientUpdateFn:
-    del key, client_update  # the gradient of the mean, which cannot be clipped any more
+    del key, client_update  # it returns the mean gradient, which cannot be clipped per example
     return per_example_clipping(facts, parameters)
 
 
@@ -175,18 +175,18 @@ def _mixup(
 def _outpost(
     facts: ClientFacts, parameters: Parameters, key: Key | None, client_update: ClientUpdateFn
 ) -> ClientUpdateFn:
-    del client_update  # which trains without it
+    del client_update  # it trains without the defense
     return facts.train(facts.model.loss, change=outpost(key, **parameters))
 
 
 def _precode(
     facts: ClientFacts, parameters: Parameters, key: Key | None, client_update: ClientUpdateFn
 ) -> ClientUpdateFn:
-    del parameters, client_update  # whose loss has no noise
+    del parameters, client_update  # its loss has no noise
     if key is None:
-        raise ValueError("a random defense needs a key: precode was handed None")
+        raise ValueError("a random defense needs a key: precode received None")
     if facts.model.drawn_loss_fn is None:
-        raise ValueError(f"precode needs a network with a bottleneck, which {facts.model.name} has not: `extended`")
+        raise ValueError(f"precode needs a network with a bottleneck; apply `extended` to {facts.model.name}")
     return facts.train(facts.model.drawn_loss_fn, dropout_key=key)
 
 
@@ -201,13 +201,13 @@ _SHARE = Parameter(0.1, most=1)
 
 REGISTRY: dict[str, Recipe] = {
     "clip": Recipe(
-        summary="the update scaled down to a norm",
+        summary="scales the update down to a maximum norm",
         no_epsilon="it bounds the update of all examples together and adds no noise",
         parameters={"norm": Parameter(4.0)},
         update=_on_update(clipped),
     ),
     "dp-sgd": Recipe(
-        summary="every example's gradient clipped to a norm, normal noise on their mean (Abadi et al. 2016)",
+        summary="clips each example's gradient to a norm, adds normal noise to their mean (Abadi et al. 2016)",
         parameters={"norm": Parameter(1.0), "multiplier": Parameter(0.1)},
         client=_clipped_examples,
         update=_dp_noise,
@@ -215,28 +215,28 @@ REGISTRY: dict[str, Recipe] = {
         one_step=True,
     ),
     "gaussian": Recipe(
-        summary="normal noise of a fixed scale; not differentially private",
-        no_epsilon="noise without a bound on every example's gradient hides no example for certain",
+        summary="adds normal noise of a fixed scale; not differentially private",
+        no_epsilon="the gradients of single examples are not bounded, so noise of a fixed scale guarantees nothing",
         parameters={"scale": Parameter(1e-2)},
         update=_on_update(gaussian_noise),
     ),
     "laplace": Recipe(
-        summary="Laplace noise of a fixed scale; not differentially private",
-        no_epsilon="noise without a bound on every example's gradient hides no example for certain",
+        summary="adds Laplace noise of a fixed scale; not differentially private",
+        no_epsilon="the gradients of single examples are not bounded, so noise of a fixed scale guarantees nothing",
         parameters={"scale": Parameter(1e-2)},
         update=_on_update(laplace_noise),
     ),
     "mixup": Recipe(
         summary="trains on mixtures of 4 images and of their labels (Zhang et al. 2018; Huang et al. 2021)",
-        no_epsilon="every mixture holds a share of single examples, and nothing bounds what they contribute",
+        no_epsilon="every mixture contains single examples, whose contributions are not bounded",
         parameters={},
         client=_mixup,
         draws_first=True,
         least_examples=2,
     ),
     "outpost": Recipe(
-        summary="pruned local gradients, noise where they tell most, ever more rarely (Wang et al. 2023)",
-        no_epsilon="at random times it sends the gradient as it is, and no example's gradient bounds its noise",
+        summary="prunes local gradients, adds noise of decaying probability by Fisher information (Wang et al. 2023)",
+        no_epsilon="at random steps the gradient is unchanged, and gradients of single examples are not bounded",
         parameters={
             "phi": Parameter(40.0, most=100),
             "prune": Parameter(80.0, most=100),
@@ -247,71 +247,71 @@ REGISTRY: dict[str, Recipe] = {
         draws_first=True,
     ),
     "percentile-noise": Recipe(
-        summary="normal noise in units of each tensor's 95th percentile (Hatamizadeh et al. 2023)",
-        no_epsilon="its scale is taken from the update that it shall hide, and no example's gradient is bounded",
+        summary="adds normal noise in units of each tensor's 95th percentile (Hatamizadeh et al. 2023)",
+        no_epsilon="its noise scale depends on the private update, and gradients of single examples are not bounded",
         parameters={"scale": Parameter(1.0)},
         update=_on_update(percentile_noise),
     ),
     "percentile-privacy": Recipe(
-        summary="small entries of each tensor zeroed, large ones clipped (Shokri, Shmatikov 2015)",
-        no_epsilon="nothing in it is random",
+        summary="zeros small entries of each tensor and clips large ones (Shokri, Shmatikov 2015)",
+        no_epsilon="it is deterministic",
         parameters={"percentile": Parameter(10.0, most=100), "bound": Parameter(0.01)},
         update=_on_update(percentile_privacy),
     ),
     "precode": Recipe(
-        summary="a variational bottleneck of 256 units before the head (Scheliga et al. 2022)",
-        no_epsilon="its noise is inside the network, whose gradients nothing bounds",
+        summary="adds a variational bottleneck of 256 units before the head (Scheliga et al. 2022)",
+        no_epsilon="its noise is inside the network, and gradients are not bounded",
         parameters={},
         client=_precode,
         extend=with_bottleneck,
         draws_first=True,
     ),
     "qsgd": Recipe(
-        summary="entries rounded at random to a few levels, unbiased (Alistarh et al. 2017)",
-        no_epsilon="its randomness rounds to neighboring levels and leaves what is far apart distinguishable",
+        summary="rounds entries stochastically to a few levels, unbiased (Alistarh et al. 2017)",
+        no_epsilon="it rounds only to neighboring levels, so distant values remain distinguishable",
         parameters={"levels": Parameter(16.0)},
         update=_on_update(qsgd),
     ),
     "random-k": Recipe(
-        summary="a random share of the entries, rescaled to be unbiased (Wangni et al. 2018)",
-        no_epsilon="what it sends, it sends as it is",
+        summary="sends a random share of the entries, rescaled to be unbiased (Wangni et al. 2018)",
+        no_epsilon="it adds no noise to the entries that it sends",
         parameters={"keep": _SHARE},
         update=_on_update(random_k),
     ),
     "row-noise": Recipe(
-        summary="noise on the weights sent, relative to their largest row (Zhao et al. 2022)",
-        no_epsilon="its scale is taken from the weights that it shall hide, and no example's gradient is bounded",
+        summary="adds noise to the sent weights, relative to their largest row (Zhao et al. 2022)",
+        no_epsilon="its noise scale depends on the private weights, and gradients of single examples are not bounded",
         parameters={"scale": Parameter(1e-3), "bound": Parameter(0.2)},
         update=_on_weights(row_noise),
     ),
     "sign": Recipe(
-        summary="the signs alone (Bernstein et al. 2018)",
-        no_epsilon="nothing in it is random",
+        summary="sends only the signs of the entries (Bernstein et al. 2018)",
+        no_epsilon="it is deterministic",
         parameters={},
         update=_on_update(lambda: sign),
     ),
     "smallest-weights-zeroed": Recipe(
-        summary="zeros for the smallest weights sent (Zhao et al. 2022)",
-        no_epsilon="nothing in it is random",
+        summary="zeros the smallest of the sent weights (Zhao et al. 2022)",
+        no_epsilon="it is deterministic",
         parameters={"share": Parameter(0.9, most=1)},
         update=_on_weights(smallest_weights_zeroed),
     ),
     "soteria": Recipe(
-        summary="zeros in the head's gradient for the features that tell most of the input (Sun et al. 2021)",
-        no_epsilon="nothing in it is random, and what it hides depends on the examples",
+        summary="zeros the head's gradient for the features that reveal most about the input (Sun et al. 2021)",
+        no_epsilon="it is deterministic, and the features that it zeros depend on the examples",
         parameters={"share": Parameter(0.8, most=1)},
         client=_soteria,
         single_examples=True,
     ),
     "top-k": Recipe(
-        summary="the largest entries of the whole update",
-        no_epsilon="nothing in it is random",
+        summary="sends only the largest entries of the whole update",
+        no_epsilon="it is deterministic",
         parameters={"keep": _SHARE},
         update=_on_update(top_k),
     ),
     "top-k-per-tensor": Recipe(
-        summary="the largest entries of every tensor",
-        no_epsilon="nothing in it is random",
+        summary="sends only the largest entries of each tensor",
+        no_epsilon="it is deterministic",
         parameters={"keep": _SHARE},
         update=_on_update(top_k_of_tensors),
     ),

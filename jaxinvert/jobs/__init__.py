@@ -1,8 +1,8 @@
-"""One job: from names and numbers to measured reconstructions. The edge where configuration becomes functions.
+"""Jobs: run one configured attack from its configuration to measured reconstructions.
 
-`prepare` draws a model and simulates the clients; `execute` attacks what they sent, looking only at the
-observations; `measure` is where truth and reconstruction meet, after the attack has ended. Jobs that differ only in
-numbers share a `Setup`, and are executed side by side by `execute_jobs`.
+`prepare` initializes a model and simulates the clients; `execute` attacks the observations and reads nothing else;
+`measure` compares reconstructions with the truth after the attack has ended. Jobs that differ only in numeric fields
+share a `Setup`, and `execute_jobs` runs them as lanes of one program.
 """
 
 from jaxinvert.jobs.assumptions import assumptions

@@ -1,4 +1,4 @@
-"""What the attacker of a job knew and did not know, in words."""
+"""Text descriptions of a job's assumptions: what the attacker knows, how clients train, which defense they use."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from jaxinvert.observation.threat_models import MEANINGS, ThreatModel
 
 
 def assumptions(config: JobConfig) -> dict[str, Any]:
-    """What the attacker knew and did not know, in words."""
+    """The assumptions of a job in words: threat model, known and unknown facts, clients, labels."""
     observation, attacker = config.observation, config.attacker
     sentences = [training_in_words(config.client, config.data.num_examples)]
     if observation.aggregate > 1:
@@ -21,11 +21,11 @@ def assumptions(config: JobConfig) -> dict[str, Any]:
         f"BatchNorm, if any, in {config.model.batch_norm} mode",
     ]
     several_steps = config.num_examples_per_step < config.data.num_examples
-    order_guessed = ", their order among local steps guessed" if several_steps else ""
+    order_guessed = ", with a guessed order across local steps" if several_steps else ""
     how_labels = {
-        "known": "granted" if config.granted.labels else "not granted, and not asked for",
+        "known": "granted" if config.granted.labels else "not granted and not used",
         "restored": f"restored from the update by the rule {config.chosen_label_rule}{order_guessed}",
-        "joint": "optimized together with the images",
+        "joint": "optimized jointly with the images",
     }
     meanings = dict(MEANINGS)
     if config.data.name == "photos":
@@ -45,11 +45,11 @@ def assumptions(config: JobConfig) -> dict[str, Any]:
 
 
 def knowledge(granted: ThreatModel, *, defended: bool, several_rounds: bool = False) -> tuple[list[str], list[str]]:
-    """The fields of an observation that the attacker sees and those withheld, without those that nobody has.
+    """The fields of an observation that are granted and those that are withheld, without those that do not exist.
 
     Args:
       granted: the threat model.
-      defended: whether there is a defense to know of.
+      defended: whether the clients have a defense.
       several_rounds: whether there were earlier rounds.
     """
     absent = set() if defended else {"defense"}
@@ -60,7 +60,7 @@ def knowledge(granted: ThreatModel, *, defended: bool, several_rounds: bool = Fa
 
 
 def training_in_words(client: ClientConfig, num_examples: int) -> str:
-    """How a client of so many examples trains."""
+    """Describes how a client with `num_examples` examples trains."""
     if client.kind == "fedsgd":
         return "FedSGD: one gradient of the mean loss over the batch"
     rate, num_steps = client.local_training(num_examples)
@@ -72,7 +72,7 @@ def training_in_words(client: ClientConfig, num_examples: int) -> str:
 
 
 def defense_in_words(defense: DefenseConfig, *, adaptive_attacker: bool) -> str:
-    """What the clients do to their updates, and whether the attacker makes up for it."""
+    """Describes the clients' defense and how the attacker adapts to it."""
     if not defense.chain.names:
         return "no defense"
     parameters = ", ".join(f"{name} {value:g}" for name, value in defense.parameters.items())

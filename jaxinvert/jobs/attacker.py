@@ -1,4 +1,4 @@
-"""The attacker of jobs that differ only in numbers: the attack on all targets from all starts, compiled once."""
+"""`Program`: the compiled attack, shared by all jobs that differ only in numeric fields."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -21,19 +21,19 @@ from jaxinvert.types import Array, Attack, Key, Observation, Reconstruction, Sol
 
 
 def compiled_form(config: JobConfig) -> JobConfig:
-    """`config` without the numbers that a compiled program takes as arguments: equal for jobs that share one."""
+    """`config` without the numbers that are arguments of the program; jobs with equal forms share a program."""
     return config.replace(seed=0, steps=0, tv=None, lr=None, settings={}, defense_settings={})
 
 
 class Program:
-    """The functions behind the attack of jobs of one `compiled_form`; each compiles when it is first called.
+    """The compiled functions of an attack, for all jobs with one `compiled_form`; each compiles at its first call.
 
-    It holds no private example: what the attacker's side is handed may hold it.
+    A program contains no private example, so the attacker's side may hold it.
 
     Args:
       config: any of the jobs.
-      model: the clients' network, with what their defense adds to it.
-      told: changes what the attack is built for; by default nothing.
+      model: the clients' network, with the layers that their defense adds.
+      told: changes the problem that the attack is built for; by default it is unchanged.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Program:
 
     @cached_property
     def problem(self) -> Problem:
-        """What the attack is built for: the attacker's own simulation of the client, and the network."""
+        """The problem that the attack is built for: the attacker's simulation of the client, and the network."""
         config, deployment = self.config, self._deployment
         generator = config.attacker.generator_file
         return self._told(
@@ -69,23 +69,23 @@ class Program:
 
     @property
     def num_traces(self) -> int:
-        """How many attack programs were traced, which is how many were compiled."""
+        """The number of attack programs that were traced, which equals the number compiled."""
         return sum(search.num_traces for search in self._over_jobs.values())
 
     @cached_property
     def iterates(self) -> bool:
-        """Whether the attack takes steps, or is a closed form."""
+        """Whether the attack is iterative rather than a closed form."""
         config = self.config
         parameters = config.defense.parameters if config.attacker.adaptive else {}
         return isinstance(self._build(config.attacker.hyperparameters, config.search.steps, parameters), Attack)
 
     @cached_property
     def joins_jobs(self) -> bool:
-        """Whether several jobs can be lanes of one search: not closed forms, nor what may take one."""
+        """Whether several jobs can be lanes of one search: no closed forms, not `auto`, no multiple devices."""
         return self.iterates and self.config.attacker.attack != AUTO and self.search().mesh is None
 
     def search(self, num_jobs: int | None = None) -> Stepwise:
-        """The attack on all targets from all starts, of one job or side by side for `num_jobs`."""
+        """The search over all targets and restarts, for one job or for `num_jobs` jobs as lanes."""
         if num_jobs not in self._over_jobs:
             settings = self.config.search
             self._over_jobs[num_jobs] = Stepwise(
@@ -98,7 +98,7 @@ class Program:
         return self._over_jobs[num_jobs]
 
     def by_closed_form(self, name: str) -> "Program":
-        """That of a closed form in place of the attack, on the same clients."""
+        """The program of a closed form on the same clients, used by `auto`."""
         if name not in self._closed_forms:
             self._closed_forms[name] = Program(closed_form_job(self.config, name), self.model, self._told)
         return self._closed_forms[name]
@@ -114,7 +114,7 @@ class Program:
         return jax.jit(solve)
 
     def _build(self, hyperparameters: dict[str, Any], horizon: Any, defense: Parameters) -> Attack | SolveFn:
-        """The attack; where it adapts, `defense` holds the parameters that the attacker was granted."""
+        """Builds the attack; for an adaptive attacker, `defense` holds the granted parameters of the defense."""
         problem = self.problem
         if self.config.attacker.adaptive:
             simulated, objective = adapt(

@@ -1,8 +1,8 @@
-"""The attack `auto`: a closed form where ranks allow one and it explains the update, else spectral matching.
+"""The attack `auto`: a closed form if the ranks admit one and it explains the update, else spectral matching.
 
-Which closed form is tried follows from facts that the server has: the network, the batch's size, how the client
-trains, and the ranks of an update. Whether its answer is believed is decided update by update, by how much of the
-update it explains. What is left is searched for.
+The closed form is chosen from facts that the server knows: the network, the batch size, how the client trains, and
+the ranks of an update. Its result is accepted for each update by the share of the update that it explains. The
+remaining updates are attacked by spectral matching.
 """
 
 from typing import NamedTuple
@@ -21,24 +21,24 @@ AUTO, SEARCH = "auto", "spectral"
 register(
     spectral,
     name=AUTO,
-    summary="a closed form where one is exact, else spectral; says what it took and why (only as part of a job)",
+    summary="Closed form if one is exact for the update, else spectral; reports its choice (only as part of a job)",
 )
 
 _CLOSED_FORMS = ("dense-layer", "dense-chain", "patch-embedding", "exact-batch", "rgap")
-"""Those that are exact, the quickest first."""
+"""Closed forms that can be exact, fastest first."""
 _EXPLAINED = 1e-3
-"""Share of an update that rounding may leave unexplained."""
+"""Largest unexplained share of an update that is attributed to rounding."""
 
 
 class Choice(NamedTuple):
-    """What to try first: a closed form with the reason for it, or none with the reason against."""
+    """The closed form to try first and why, or `None` and why no closed form applies."""
 
     closed_form: str | None
     reason: str
 
 
 def choose(config: JobConfig, observations: Observation, image_shape: Shape) -> Choice:
-    """Looks at the ranks of the first update, and at what is known of the clients.
+    """Chooses a closed form from the ranks of the first update and the clients' configuration.
 
     Args:
       config: the job.
@@ -56,7 +56,7 @@ def choose(config: JobConfig, observations: Observation, image_shape: Shape) -> 
 
 
 def _fits(name: str, config: JobConfig) -> bool:
-    """Whether a closed form is exact for such clients, which the ranks alone do not say."""
+    """Whether a closed form is exact for these clients, which does not follow from the ranks alone."""
     if name in ("dense-layer", "dense-chain"):
         return config.num_private == 1
     if name == "rgap" and config.model.name != "lenet":
@@ -65,7 +65,7 @@ def _fits(name: str, config: JobConfig) -> bool:
 
 
 def closed_form_job(config: JobConfig, name: str) -> JobConfig:
-    """The same job by a closed form, which reads no labels, has no settings and looks at the update as it came."""
+    """The same job with a closed form as its attack: no labels, no hyperparameters, not adaptive, one round."""
     return config.replace(
         attack=name,
         labels="known",
@@ -80,17 +80,17 @@ def closed_form_job(config: JobConfig, name: str) -> JobConfig:
 
 
 def search_in_words(config: JobConfig) -> str:
-    """What looks for the images where no closed form explains the update, and where its labels come from."""
+    """A phrase for the search used if no closed form explains the update, and the source of its labels."""
     labels = {
         "known": "",
         "restored": f" with labels restored by {config.chosen_label_rule}",
-        "joint": " for images and labels at once",
+        "joint": " for images and labels jointly",
     }
     return SEARCH + labels[config.attacker.labels]
 
 
 def explained(found: Reconstruction) -> np.ndarray:
-    """`[T]` bool: which updates a closed form explains, by its certificate or by what it leaves unexplained."""
+    """`[T]` bool: whether a closed form explains each update, by its certificate and its unexplained share."""
     enough = np.asarray(found.attack_loss) < _EXPLAINED
     for flag in ("certified", "determined"):
         if flag in found.info:
@@ -100,12 +100,12 @@ def explained(found: Reconstruction) -> np.ndarray:
 
 
 def merged(exact: Reconstruction, searched: Reconstruction, solved: np.ndarray) -> Reconstruction:
-    """The closed form's images where it explains the update, else those of the search; `info["closed_form"]` says so.
+    """The closed form's images for the updates that it explains, else those of the search; see `info["closed_form"]`.
 
     Args:
-      exact: `[T, ...]`, of the closed form.
-      searched: `[T, ...]`.
-      solved: `[T]` bool.
+      exact: `[T, ...]`, the closed form's reconstructions.
+      searched: `[T, ...]`, the search's reconstructions.
+      solved: `[T]` bool, whether the closed form explains the update.
     """
 
     def choose_from(closed: jax.Array, found: jax.Array) -> jax.Array:

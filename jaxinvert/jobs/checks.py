@@ -1,4 +1,4 @@
-"""What no job can mean: combinations that several groups of a configuration must rule out together."""
+"""Validation of configurations: combinations of fields of several groups that are not possible."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -31,10 +31,10 @@ def check_attack(
     batch_norm: BatchNormMode,
     reads: Collection[str],
 ) -> None:
-    """Raises ValueError for an attack that does not fit the clients, or what the server sees of them.
+    """Raises ValueError for an attack that is not possible with these clients or this observation.
 
     Args:
-      attacker: the attack.
+      attacker: the attack and the attacker's knowledge.
       client: how the clients train.
       observation: what the server sees.
       batch_norm: mode of the clients' BatchNorm layers.
@@ -45,12 +45,12 @@ def check_attack(
         raise ValueError(f"attack {name!r} needs clients in train mode: batch_norm='train'")
     if observation.rounds > 1 and not entry.traits.every_round:
         able = attacks_that(lambda entry: entry.traits.every_round)
-        raise ValueError(f"rounds is {observation.rounds}, but attack {name!r} looks at one; {able} look at all")
+        raise ValueError(f"rounds is {observation.rounds}, but attack {name!r} uses one round only; {able} use all")
     plain = client.local_optimizer == "sgd" and client.local_weight_decay == 0
     if not plain and ("local_training" in reads or entry.traits.restores_labels):
         raise ValueError(
-            "labels are restored from what rate times steps makes of gradients, which holds for plain sgd "
-            "only; sign rules (bias-sign, idlg, llg, yin) need no such thing"
+            "the label rule assumes an update that is the sum of gradients times the learning rate, which requires "
+            "plain sgd; the sign rules (bias-sign, idlg, llg, yin) do not"
         )
 
 
@@ -62,28 +62,28 @@ def check_defense(
     batch_norm: BatchNormMode = "eval",
     checkpoint: Path | None = None,
 ) -> None:
-    """Raises ValueError for a defense that these clients cannot have."""
+    """Raises ValueError for a defense that is not possible with these clients."""
     for name, recipe in zip(defense.chain.names, defense.chain.recipes):
         if recipe.single_examples and batch_norm == "train":
-            raise ValueError(f"defense {name!r} looks at single examples, which batch_norm='train' couples")
+            raise ValueError(f"defense {name!r} processes single examples, which batch_norm='train' couples")
         if num_examples < recipe.least_examples:
             raise ValueError(
-                f"defense {name!r} does nothing with num_examples {num_examples}, expected at least "
+                f"defense {name!r} has no effect with num_examples {num_examples}, expected at least "
                 f"{recipe.least_examples}"
             )
         if recipe.changes_model and checkpoint is not None:
-            raise ValueError(f"defense {name!r} adds layers, of which {checkpoint} has no parameters")
+            raise ValueError(f"defense {name!r} adds layers for which {checkpoint} has no parameters")
         if recipe.one_step and client.kind != "fedsgd":
-            raise ValueError(f"defense {name!r} is that of one gradient: it needs client='fedsgd'")
+            raise ValueError(f"defense {name!r} is defined for one gradient: it needs client='fedsgd'")
 
 
 def check_adaptive(defense: DefenseConfig, entry: Entry, *, aggregate: int = 1) -> None:
-    """Raises ValueError for an attacker who cannot adapt, or has nothing to adapt to."""
+    """Raises ValueError for an adaptive attacker without a defense, or with one that it cannot adapt to."""
     if not defense.chain.names:
         raise ValueError("adaptive is True, but there is no defense to adapt to")
     if aggregate > 1:
         raise ValueError(
-            f"adaptive is True, but nobody is known to adapt to the mean of {aggregate} defended updates"
+            f"adaptive is True, but no adaptive attacker is known for the mean of {aggregate} defended updates"
         )
     adaptive.counter_summary(defense.chain)
     if not entry.traits.adapts:

@@ -1,7 +1,7 @@
-"""What a job is: a configuration in groups, see `groups`, and what follows from several of them.
+"""`JobConfig`: the configuration of a job, with one group of fields per actor (see `groups`) and derived values.
 
-Command lines and YAML files know all fields by flat names (`--data`, `--num-examples`, `--attack` ...).
-`JobConfig.of` takes them, and `flat` gives them back.
+Command lines and YAML files use flat names for all fields (`--data`, `--num-examples`, `--attack` ...).
+`JobConfig.of` builds a configuration from flat names, and `flat` returns them.
 """
 
 from dataclasses import dataclass, field
@@ -28,17 +28,17 @@ from jaxinvert.types import LocalTraining
 
 @dataclass(frozen=True)
 class JobConfig:
-    """What to attack, how, and for how long.
+    """The configuration of a job: clients, observation, attack and search.
 
     Attributes:
-      data: the victims' examples.
+      data: the clients' private examples.
       model: the clients' network.
       client: how one client trains.
-      defense: what the clients do to their updates.
+      defense: the clients' defense.
       observation: what the server sees of the clients.
-      attacker: which attack, and what the attacker knows and does beside it.
-      search: how long and where an attack searches.
-      seed: determines the model, the starts and all else that is random.
+      attacker: the attack and the attacker's knowledge.
+      search: length and placement of the search.
+      seed: random seed; determines the model, the starts and everything else that is random.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -51,7 +51,7 @@ class JobConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuses what no job can mean; groups are checked first, then what concerns several of them."""
+        """Checks each group, then combinations of groups."""
         for group in (self.data, self.client, self.defense, self.observation, self.attacker, self.search):
             group.check()
         at_least(0, seed=self.seed)
@@ -69,10 +69,10 @@ class JobConfig:
 
     @classmethod
     def of(cls, **fields: Any) -> Self:
-        """A configuration from fields by their flat names; the others have their defaults.
+        """Builds a configuration from fields by flat names; omitted fields have their defaults.
 
         Raises:
-          ValueError: for an unknown name, or values that no job can have.
+          ValueError: for an unknown name, or values that are not possible.
 
         >>> JobConfig.of(model="mlp", num_examples=2).data.num_examples
         2
@@ -80,37 +80,37 @@ class JobConfig:
         return build(cls, fields)
 
     def replace(self, **fields: Any) -> Self:
-        """The same configuration with other values of some fields, by their flat names."""
+        """The same configuration with some fields replaced, by flat names."""
         return build(type(self), fields, base=self)
 
     @property
     def flat(self) -> dict[str, Any]:
-        """All fields of a job by their flat names, none of a subclass's."""
+        """All fields of `JobConfig` by flat names, without those of a subclass."""
         return flatten(self, of=JobConfig)
 
     @property
     def num_private(self) -> int:
-        """Examples behind each update that the server sees."""
+        """Number of private examples per observed update."""
         return self.data.num_examples * self.observation.aggregate
 
     @property
     def num_examples_per_step(self) -> int:
-        """Examples behind each of the client's gradients."""
+        """Number of examples per local gradient."""
         return self.client.num_examples_per_step(self.data.num_examples)
 
     @property
     def local_training(self) -> LocalTraining:
-        """How the client trains."""
+        """Learning rate and number of local steps of each client."""
         return self.client.local_training(self.data.num_examples)
 
     @property
     def server_rate(self) -> float:
-        """What the server multiplies the mean update by."""
+        """The server's learning rate, the factor of the mean update."""
         return self.observation.server_lr or (0.01 if self.client.kind == "fedsgd" else 1.0)
 
     @property
     def chosen_label_rule(self) -> str:
-        """The rule that restores labels."""
+        """The rule that restores labels: the given one, or a default for the threat model."""
         surrogate = threat_models.LADDER[self.observation.threat_model].surrogate
         return self.attacker.label_rule or ("moments-surrogate" if surrogate else "moments")
 
@@ -129,12 +129,12 @@ class JobConfig:
 
     @property
     def rule_needs(self) -> tuple[str, ...]:
-        """The fields of the observation that the label rule reads, if there is one."""
+        """The fields of the observation that the label rule reads; empty unless labels are restored."""
         return labels.REGISTRY[self.chosen_label_rule].needs if self.attacker.labels == "restored" else ()
 
     @property
     def granted(self) -> ThreatModel:
-        """The threat model, with the labels where they are known and needed."""
+        """The threat model of this job, with labels added if the attack reads known labels."""
         threat_model = threat_models.LADDER[self.observation.threat_model]
         several_rounds = self.observation.rounds > 1
         return threat_model._replace(

@@ -1,7 +1,7 @@
-"""The clients of a job as functions: names of the configuration become objects here, once.
+"""`Deployment`: builds the client functions of a job from its configuration.
 
-`Deployment` is what server and clients agreed on: network, local training, defenses. Its methods make what a client
-sends, and what an attacker simulates instead.
+A deployment holds what server and clients have agreed on: network, local training and defenses. Its methods return
+the function that a client runs and the one that an attacker simulates.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,14 +31,14 @@ from jaxinvert.types import ArrayTree, Batch, ClientUpdateFn, Key, Params, Updat
 
 
 class Deployment(NamedTuple):
-    """What server and clients agreed on.
+    """The network, local training and defenses that server and clients have agreed on.
 
     Attributes:
       client: how one client trains.
-      model: the clients' network, with what their defenses add to it.
-      num_examples: in each client's batch.
-      defenses: what the clients do to their updates.
-      aggregate: clients whose mean is all that the server sees of them.
+      model: the clients' network, with the layers that their defenses add.
+      num_examples: number of examples in each client's batch.
+      defenses: the clients' defenses.
+      aggregate: number of clients whose mean update is all that the server sees.
     """
 
     client: ClientConfig
@@ -48,26 +48,26 @@ class Deployment(NamedTuple):
     aggregate: int = 1
 
     def facts(self, order_key: Key | None = None) -> ClientFacts:
-        """What defenses, and the attacker who adapts to them, are built for."""
+        """The facts about a client from which defenses and adaptive attackers are built."""
         train = partial(self._train, order_key=order_key)
         return ClientFacts(self.model, self.num_examples, self.client.gradient_chunk, train)
 
     def sent_update(self, parameters: Parameters, order_key: Key | None = None) -> AnyClientUpdateFn:
-        """What the server sees, `(params, batch, key) -> update`: every client defends its own, then they are summed.
+        """The update that the server sees, `(params, batch, key) -> update`: clients defend first, then aggregate.
 
         Args:
           parameters: of the defenses, under their full names.
-          order_key: of the local order, if that is a secret.
+          order_key: key of the local order, if the order is secret.
         """
         facts = self.facts(order_key)
         return self._of_all(defended(self.defenses, facts, parameters, facts.train(self.model.loss)))
 
     def simulated_update(self) -> ClientUpdateFn:
-        """What an attacker who ignores defenses simulates, the order of the examples as they stand in the batch."""
+        """The client that a non-adaptive attacker simulates: without defenses, examples in the order of the batch."""
         return self._of_all(self._train(self.model.loss))
 
     def sent_statistics(self, order_key: Key | None = None) -> Callable[[Params, Batch], ArrayTree]:
-        """The running statistics that clients in train mode send beside their updates."""
+        """The running statistics that clients with BatchNorm in train mode send with their updates."""
         measure = local_batch_statistics(
             self.model.loss, self.model.batch_statistics, order_key=order_key, **self._local_training()
         )
@@ -90,7 +90,7 @@ class Deployment(NamedTuple):
         dropout_key: Key | None = None,
         change: optax.GradientTransformation | None = None,
     ) -> ClientUpdateFn:
-        """How one client trains; `change` is what it does to every local gradient before its optimizer."""
+        """One client's training; `change` transforms every local gradient before the client's optimizer."""
         options: dict[str, Any] = {"dropout_key": dropout_key, "chunk_size": self.client.gradient_chunk}
         if self.client.kind == "fedsgd":
             return fedsgd(loss_fn, change=change, **options)
@@ -100,12 +100,12 @@ class Deployment(NamedTuple):
         return fedavg(loss_fn, order_key=order_key, **options, **training)
 
     def _local_training(self) -> dict[str, Any]:
-        """The local training; of FedSGD clients, one step over all examples."""
+        """The arguments of local training; for FedSGD clients, one step over all examples."""
         client = self.client
         make = {
             "sgd": optax.sgd,
             "momentum": partial(optax.sgd, momentum=0.9),
-            # The attacker differentiates through the square root, which eps_root keeps from zero.
+            # The attacker differentiates through the square root; eps_root keeps its argument above zero.
             "adam": partial(optax.adam, eps_root=1e-12),
         }[client.local_optimizer]
         optimizer = make(client.local_lr)
@@ -120,14 +120,14 @@ class Deployment(NamedTuple):
 
 
 def deployment_of(config: JobConfig, model: models.Model) -> Deployment:
-    """The deployment of a job; `model` has what its defenses add."""
+    """The deployment of a job; `model` includes the layers that its defenses add."""
     return Deployment(
         config.client, model, config.data.num_examples, config.defense.chain, config.observation.aggregate
     )
 
 
 class Clients:
-    """The compiled functions of a deployment's clients; each compiles when first called, and then no more."""
+    """The compiled functions of a deployment's clients; each compiles once, at its first call."""
 
     def __init__(self, deployment: Deployment) -> None:
         self.deployment = deployment
@@ -153,19 +153,19 @@ class Clients:
 
 
 def secret_order(client: ClientConfig, seed: int) -> Key | None:
-    """What the clients draw the order of their examples from, if it is a secret."""
+    """The key of the clients' example order, `None` if the attacker knows the order."""
     return stream(seed, Stream.LOCAL_ORDER) if client.local_order == "unknown" else None
 
 
 def network(config: ModelConfig, defenses: Chain, dataset: data.Dataset) -> tuple[models.Model, Params | None]:
-    """The clients' network, with trained parameters and their normalization if there is a checkpoint.
+    """The clients' network and its trained parameters; a checkpoint also sets the normalization.
 
     Raises:
-      ValueError: for a checkpoint of another network, or of other inputs.
+      ValueError: for a checkpoint of another network, or with another normalization.
     """
     facts = {} if config.checkpoint is None else models.read_facts(config.checkpoint)
     if (trained := facts.get("model", config.name)) != config.name:
-        raise ValueError(f"{config.checkpoint} holds a {trained}, not a {config.name}: name it as the model")
+        raise ValueError(f"{config.checkpoint} is of model {trained}, but model is {config.name}")
     if not config.normalized and "mean" in facts:
         raise ValueError(f"normalized is False, but {config.checkpoint} was trained on normalized images")
     architecture: dict[str, Any] = {} if config.batch_norm == "eval" else {"batch_norm": config.batch_norm}
@@ -189,13 +189,13 @@ _MAX_SURROGATES = 2048
 
 
 def surrogate_images(config: JobConfig) -> jax.Array:
-    """The attacker's public images: the beginning of the split "train" of the victims' data set.
+    """The attacker's public images: the first images of the split "train" of the clients' data set.
 
     Raises:
-      ValueError: if the victims may be among them, or there is no such split.
+      ValueError: if the private images may be among them, or if there is no such split.
     """
     if "train" in config.data.split or config.data.split == "all":
-        raise ValueError(f"split {config.data.split!r} may hold the surrogate images, which come from 'train'")
+        raise ValueError(f"split {config.data.split!r} may hold the surrogate images, which are from 'train'")
     try:
         surrogates = data.load(config.data.name, split="train", size=config.data.size)
         return jnp.asarray(surrogates.images[:_MAX_SURROGATES])
@@ -207,14 +207,14 @@ def surrogate_images(config: JobConfig) -> jax.Array:
 def earlier_rounds(
     client: AnyClientUpdateFn, params: Params, batches: Batch, keys: Sequence[Key], *, server_rate: float
 ) -> tuple[Params | None, Update | None, Params]:
-    """Parameters `[N, ...]` and updates `[T, N, ...]` of all rounds but the last, whose parameters follow.
+    """Runs all rounds but the last; returns their parameters `[N, ...]`, updates `[T, N, ...]` and the last params.
 
     Args:
-      client: what every client sends, `(params, batch, key) -> update`.
-      params: of the first round.
+      client: a client's update, `(params, batch, key) -> update`.
+      params: parameters of the first round.
       batches: private batches with a leading axis `T`.
-      keys: one for each of these rounds, of what the clients draw.
-      server_rate: factor of the mean update that the server subtracts.
+      keys: the clients' keys, one per round.
+      server_rate: the server's learning rate, the factor of the mean update.
     """
     if not keys:
         return None, None, params

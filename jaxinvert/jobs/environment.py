@@ -1,4 +1,4 @@
-"""The machine and the process that a job runs in."""
+"""Facts about the environment of a job (versions, device), and protection of writes from interrupts."""
 
 import contextlib
 import functools
@@ -15,7 +15,7 @@ import jax
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of what determines the result."""
+    """Versions of Python and the libraries that determine a result."""
     return {
         **{name: metadata.version(name) for name in ("jax", "flax", "optax", "numpy")},
         "jaxinvert": _own_version(),
@@ -24,7 +24,7 @@ def versions() -> dict[str, str]:
 
 
 def device_name() -> str:
-    """The device in words; for CPUs the processor's name and the number of cores this process may use."""
+    """The device in words; for CPUs, the processor's name and the number of cores available to this process."""
     device = jax.devices()[0]
     if device.platform != "cpu":
         return f"{device.device_kind} ({jax.default_backend()})"
@@ -42,7 +42,7 @@ def device_name() -> str:
 
 @contextlib.contextmanager
 def uninterruptible() -> Iterator[None]:
-    """Ignores Ctrl-C while what was computed is brought to safety."""
+    """Ignores Ctrl-C while results are written."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
         yield
         return

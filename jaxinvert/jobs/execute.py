@@ -1,4 +1,4 @@
-"""The attack: one job watched, or several side by side. It looks at observations only."""
+"""Runs the attack of one job, with progress and resumption, or of several jobs as lanes of one program."""
 
 import time
 import warnings
@@ -21,11 +21,11 @@ from jaxinvert.types import Key, Observation, Reconstruction
 
 
 class Execution(NamedTuple):
-    """A finished or interrupted attack, before truth is looked at.
+    """The result of a finished or interrupted attack, before comparison with the truth.
 
-    `seconds_start` were spent once, before the first step of `seconds_run`. Lanes were spread over `num_devices`, on
-    each `chunk_size` side by side; a closed form has none. `choice` says in words what the attack `auto` took, and
-    why. `reported` names the keys of `info` that belong to the record of every target.
+    `seconds_start` is the time before the first step, not included in `seconds_run`. Lanes are distributed over
+    `num_devices`, with `chunk_size` lanes at once on each; a closed form has no lanes. `choice` describes the choice
+    of the attack `auto` and its reason. `reported` lists the keys of `info` for the record of every target.
     """
 
     reconstructions: Reconstruction
@@ -50,21 +50,21 @@ def execute(
     report_every: int | None = None,
     state_folder: Path | None = None,
 ) -> Execution:
-    """Attacks the observations, after restoring labels if that was asked for.
+    """Attacks the observations, after restoring labels if the job requires it.
 
-    An interrupt ends the search and keeps the best so far.
+    An interrupt ends the search and returns the best iterates so far.
 
     Args:
       config: the job.
-      program: for it.
-      observations: all that the attacker sees; truth is not an argument.
+      program: the job's compiled attack.
+      observations: everything the attacker sees; the truth is not an argument.
       on_progress: called after every report.
-      report_every: steps between reports; by default about a second's worth.
-      state_folder: keeps the state of the search there, every minute and when interrupted; the same job goes on from
-        it, to the same result. It stays until `forget_state`, when the result is safe.
+      report_every: steps between reports; by default about one second.
+      state_folder: folder for the search state, saved every minute and when interrupted. The same job resumes from it
+        and reaches the same result. Call `forget_state` once the result is saved.
 
     Raises:
-      ValueError: if the attack does not fit the model, or the state that was kept cannot be read.
+      ValueError: if the attack does not fit the model, or if the saved state cannot be read.
     """
 
     def search() -> Execution:
@@ -80,7 +80,7 @@ def execute(
 def _automatic(
     config: JobConfig, program: Program, observations: Observation, search: Callable[[], Execution]
 ) -> Execution:
-    """A closed form first, if one may be exact, and the search for the updates that it does not explain."""
+    """The attack `auto`: tries a closed form if one may be exact, then searches if it leaves updates unexplained."""
     closed_form, reason = automatic.choose(config, observations, program.model.input_shape)
     search_name = automatic.search_in_words(config)
     if closed_form is None:
@@ -109,7 +109,7 @@ def _searched(
     report_every: int | None,
     state_folder: Path | None,
 ) -> Execution:
-    """An iterative attack, as `execute`."""
+    """Runs an iterative attack, see `execute`."""
     arguments = search_arguments(config, program, observations)
     search = program.search()
     name = "" if state_folder is None else _state_name(config)
@@ -139,8 +139,8 @@ def _searched(
         if interrupted:
             try:
                 keep(progress)
-            except (OSError, ValueError) as error:  # the best so far is still worth having
-                warnings.warn(f"the state of the search could not be kept: {error}", stacklevel=2)
+            except (OSError, ValueError) as error:  # return the best iterates anyway
+                warnings.warn(f"the state of the search could not be saved: {error}", stacklevel=2)
     steps, losses = zip(*reports)
     return Execution(
         reconstructions=reconstructions,
@@ -165,12 +165,12 @@ def execute_jobs(
 ) -> list[Execution]:
     """Attacks the observations of jobs that share a program and a number of steps, as lanes of one compiled call.
 
-    Losses are reported at fixed steps, so that executions repeat bit for bit. An interrupt is passed on.
+    Losses are reported at fixed steps, so repeated executions are bitwise equal. An interrupt is raised.
 
     Args:
       configs: `J` jobs.
-      program: for all of them.
-      observations: one of each job.
+      program: their shared program.
+      observations: the observations of each job.
       on_progress: called after every report.
     """
     num_steps = configs[0].search.steps
@@ -178,7 +178,7 @@ def execute_jobs(
     if not program.joins_jobs:
         alone = []
         for j, (config, seen) in enumerate(zip(configs, observations)):
-            if j and config is configs[j - 1]:  # a job that only fills the batch
+            if j and config is configs[j - 1]:  # a repeated job that pads the batch
                 alone.append(alone[-1])
                 continue
             alone.append(execute(config, program, seen, on_progress=on_progress, report_every=report_every))
@@ -210,7 +210,7 @@ def execute_jobs(
 
 
 def peak_bytes(configs: Sequence[JobConfig], program: Program, observations: Sequence[Observation]) -> int:
-    """Memory of the program behind `execute_jobs` at its peak, in bytes; 0 for closed forms. Compiles."""
+    """Peak memory of the program that `execute_jobs` runs, in bytes; 0 for closed forms. Compiles the program."""
     if not program.iterates:
         return 0
     if not program.joins_jobs:  # one job after the other
@@ -225,43 +225,43 @@ _SECONDS_BETWEEN_STATES = 60.0
 def _side_by_side(
     configs: Sequence[JobConfig], program: Program, observations: Sequence[Observation]
 ) -> tuple[Key, Observation, dict[str, Any]]:
-    """Keys, observations and numbers of jobs, stacked."""
+    """Keys, observations and traced numbers of several jobs, stacked."""
     ready = [_with_restored_labels(config, program, seen) for config, seen in zip(configs, observations)]
-    if "surrogate" not in program.config.needs:  # it was for the label rule: too large to hand on for every job
+    if "surrogate" not in program.config.needs:  # only the label rule read it; too large to copy for every job
         ready = [seen._replace(surrogate=None) for seen in ready]
     jobs = [(_key(config), seen, _traced(config, seen)) for config, seen in zip(configs, ready)]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *jobs)
 
 
 def forget_state(state_folder: Path, config: JobConfig) -> None:
-    """Removes what `execute` kept of a job."""
+    """Deletes the search state that `execute` saved for a job."""
     state.forget(state_folder, _state_name(config))
 
 
 def _state_name(config: JobConfig) -> str:
-    """The job's name whatever its chunk size, which may be measured anew."""
+    """The job's name without its chunk size, which may differ when resuming."""
     return job_name(config.replace(chunk=None))
 
 
 def search_arguments(config: JobConfig, program: Program, observations: Observation) -> tuple:
-    """Key, observations and numbers that `program.search()` is called with."""
+    """The arguments of `program.search()`: key, observations and traced numbers."""
     return _key(config), _with_restored_labels(config, program, observations), _traced(config, observations)
 
 
 def _key(config: JobConfig) -> Key:
-    """What the attack draws its starts from."""
+    """The attack's key, from which it draws its starts."""
     return stream(config.seed, Stream.STARTS)
 
 
 def _traced(config: JobConfig, observations: Observation) -> dict[str, Any]:
-    """The numbers that the compiled attack takes as arguments; those of the defense are what was observed of it."""
+    """The numbers that are arguments of the compiled attack; the defense's parameters are the observed ones."""
     attacker = config.attacker
     known = require(observations, "defense", attack=f"adaptive {attacker.attack}") if attacker.adaptive else {}
     return {"hyperparameters": attacker.hyperparameters, "horizon": config.search.steps, "defense": known}
 
 
 def _with_restored_labels(config: JobConfig, program: Program, observations: Observation) -> Observation:
-    """Puts labels that are read off the updates in place of the withheld ones, if asked for; ascending per batch."""
+    """Adds labels restored from the updates, if the job requires it; ascending within each batch."""
     if config.attacker.labels != "restored":
         return observations
     key = stream(config.seed, Stream.LABEL_DUMMIES)
@@ -271,7 +271,7 @@ def _with_restored_labels(config: JobConfig, program: Program, observations: Obs
 def _solve(program: Program, key: Key, observations: Observation, traced: dict[str, Any]) -> Execution:
     arguments = (key, observations, traced["hyperparameters"])
     begin = time.perf_counter()
-    program.solve.lower(*arguments).compile()  # which jax keeps for the call below
+    program.solve.lower(*arguments).compile()  # jax caches it for the call below
     seconds_compile = time.perf_counter() - begin
     begin = time.perf_counter()
     reconstructions = jax.block_until_ready(program.solve(*arguments))
@@ -288,5 +288,5 @@ def _solve(program: Program, key: Key, observations: Observation, traced: dict[s
 
 
 def _reported(program: Program) -> tuple[str, ...]:
-    """What a search reports of every target: which start won, the losses of all, and what the attack declares."""
+    """The keys of `info` recorded for every target: the best restart, all restarts' losses, and declared reports."""
     return ("winner", "restart_losses", *program.config.attacker.entry.traits.reports)

@@ -1,6 +1,6 @@
-"""The groups of a configuration, one for each actor: data, model, client, defense, observation, attacker, search.
+"""The groups of a job's configuration: data, model, client, defense, observation, attacker, search.
 
-Every group has a `check` of its own; `checks` holds what concerns several of them.
+Most groups have a `check` method for their own fields; `checks` validates combinations of groups.
 """
 
 from collections.abc import Callable
@@ -22,14 +22,14 @@ from jaxinvert.types import LocalTraining
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The victims' examples.
+    """The clients' private examples.
 
     Attributes:
       name: name of a data set, a folder of images, or an npz file.
-      split: part of the data set that holds the victims, such as `test` or `test[100:]`.
-      size: side of the images in pixels; by default the data set's own.
-      num_examples: examples in each client's batch.
-      targets: updates to attack; consecutive examples of the split are the private batches behind them.
+      split: part of the data set with the private images, such as `test` or `test[100:]`.
+      size: side length of the images in pixels; by default that of the data set.
+      num_examples: number of examples in each client's batch.
+      targets: number of updates to attack; their private batches are consecutive examples of the split.
     """
 
     name: Annotated[str, tyro.conf.arg(name="data")] = "photos"
@@ -48,11 +48,11 @@ class ModelConfig:
     """The clients' network.
 
     Attributes:
-      name: name of the network; or `module:function`, a network of your own: the module is imported, which runs it,
-        and the function called.
-      normalized: whether the network subtracts the data set's mean from its inputs and divides by its deviation.
-      checkpoint: safetensors file with the network's parameters; by default they are fresh.
-      batch_norm: whether the clients' BatchNorm layers use the running statistics ("eval") or the batch's ("train").
+      name: name of the network, see `jaxinvert list`; or `module:function`, a function that returns your own network
+        (importing the module runs its code).
+      normalized: whether the network normalizes its inputs by the data set's mean and standard deviation.
+      checkpoint: safetensors file with the network's parameters; by default they are randomly initialized.
+      batch_norm: whether the clients' BatchNorm layers use running statistics ("eval") or batch statistics ("train").
     """
 
     name: Annotated[str, tyro.conf.arg(name="model")] = "lenet"
@@ -66,15 +66,15 @@ class ClientConfig:
     """How one client trains.
 
     Attributes:
-      kind: "fedsgd" sends one gradient, "fedavg" what local training changed.
-      local_optimizer: optimizer of a fedavg client: plain gradient descent, momentum 0.9, or Adam.
-      local_lr: learning rate of a fedavg client.
-      local_weight_decay: weight decay of a fedavg client, decoupled, times the learning rate.
-      local_epochs: passes of a fedavg client over its examples.
-      local_batch_size: examples per local step of a fedavg client; by default all.
+      kind: a "fedsgd" client sends one gradient, a "fedavg" client the change of its parameters by local training.
+      local_optimizer: local optimizer of a fedavg client: plain SGD, SGD with momentum 0.9, or Adam.
+      local_lr: learning rate of a fedavg client's local optimizer.
+      local_weight_decay: decoupled weight decay of a fedavg client, multiplied by the local learning rate.
+      local_epochs: number of passes of a fedavg client over its examples.
+      local_batch_size: number of examples per local step of a fedavg client; by default all.
       local_order: whether the attacker knows the order in which a fedavg client visits its examples.
-      gradient_chunk: examples whose gradient is computed at once, so that the memory of gradients does not grow with
-        the batch; by default all. Not with batch_norm="train", which couples examples.
+      gradient_chunk: number of examples per gradient computation, which bounds the memory for large batches; by
+        default all. Not possible with batch_norm="train", which couples examples.
     """
 
     kind: Annotated[Literal["fedsgd", "fedavg"], tyro.conf.arg(name="client")] = "fedsgd"
@@ -87,7 +87,7 @@ class ClientConfig:
     gradient_chunk: int | None = None
 
     def check(self) -> None:
-        """Raises ValueError for a number out of range, or local training of a client that has none."""
+        """Raises ValueError for a number out of range, or for options of local training with "fedsgd"."""
         at_least(1, local_epochs=self.local_epochs)
         at_least(1, gradient_chunk=self.gradient_chunk, local_batch_size=self.local_batch_size)
         if not 0 <= self.local_weight_decay < np.inf:
@@ -101,11 +101,11 @@ class ClientConfig:
                     raise ValueError(f"{item.name} is {getattr(self, item.name)}, which only client='fedavg' uses")
 
     def num_examples_per_step(self, num_examples: int) -> int:
-        """Examples behind each of the gradients of a client that has so many."""
+        """Number of examples per local gradient of a client with `num_examples` examples."""
         return num_examples if self.kind == "fedsgd" else self.local_batch_size or num_examples
 
     def local_training(self, num_examples: int) -> LocalTraining:
-        """Rate and number of local steps of a client that has so many examples."""
+        """Learning rate and number of local steps of a client with `num_examples` examples."""
         if self.kind == "fedsgd":
             return FEDSGD
         return LocalTraining(
@@ -115,11 +115,12 @@ class ClientConfig:
 
 @dataclass(frozen=True)
 class DefenseConfig:
-    """What the clients do to their updates.
+    """The defense that the clients apply to their updates.
 
     Attributes:
-      name: name of the defense, see `jaxinvert list`; several in their order, joined by "+".
-      settings: its parameters, such as `keep 0.1`; `top-k.keep 0.1` where several defenses of a chain have one.
+      name: name of the defense, see `jaxinvert list`; several are joined by "+" in the order of application.
+      settings: parameters of the defense, such as `keep 0.1`, or `top-k.keep 0.1` if several defenses of a chain have
+        a parameter of that name.
     """
 
     name: Annotated[str, tyro.conf.arg(name="defense")] = NONE
@@ -130,13 +131,13 @@ class DefenseConfig:
         """The defenses, in the order in which a client applies them.
 
         Raises:
-          ValueError: for an unknown name, one given twice, or one that comes too late.
+          ValueError: for an unknown or repeated name, or a defense that must be first but is not.
         """
         return parse(self.name)
 
     @cached_property
     def parameters(self) -> dict[str, float]:
-        """The defenses' parameters under their full names: the defaults, replaced by what was given.
+        """The defenses' parameters under their full names: the given values, else the defaults.
 
         Raises:
           ValueError: for an unknown parameter, or one out of range.
@@ -153,12 +154,13 @@ class ObservationConfig:
     """What the server sees of the clients.
 
     Attributes:
-      threat_model: what the attacker is granted: A (the update alone) to E, see `jaxinvert list`; surrogate images
-        are the split `train` of the same data.
-      aggregate: clients whose mean is all that the server sees of them, as under secure aggregation.
-      rounds: rounds of training in which every client sends an update on the same batch, all of them seen; between
-        them the server subtracts the mean update of all targets.
-      server_lr: factor of that mean update; by default 1 for fedavg and 0.01 for fedsgd, whose updates are gradients.
+      threat_model: what the attacker is granted, from A (only the update) to E, see `jaxinvert list`; surrogate
+        images are from the split `train` of the same data set.
+      aggregate: number of clients that are securely aggregated: the server sees only their mean update.
+      rounds: number of training rounds that the server observes; every client uses the same batch in all rounds, and
+        the server subtracts the mean update of all targets after each round.
+      server_lr: server learning rate between rounds, the factor of the mean update; by default 1 for fedavg and 0.01
+        for fedsgd, whose updates are gradients.
     """
 
     threat_model: Literal["A", "B", "C", "D", "E"] = "C"
@@ -167,7 +169,7 @@ class ObservationConfig:
     server_lr: float | None = None
 
     def check(self) -> None:
-        """Raises ValueError for a number out of range, or one that nothing reads."""
+        """Raises ValueError for a number out of range, or a server learning rate with one round."""
         at_least(1, aggregate=self.aggregate, rounds=self.rounds)
         if self.server_lr is not None:
             positive(server_lr=self.server_lr)
@@ -177,20 +179,20 @@ class ObservationConfig:
 
 @dataclass(frozen=True)
 class AttackerConfig:
-    """Which attack, and what the attacker knows and does beside it.
+    """The attack, and the attacker's knowledge.
 
     Attributes:
       attack: name of the attack, see `jaxinvert list`.
-      labels: "known" grants the labels to an attack that needs them, whatever the threat model; "restored" recovers
-        them from the update first, in ascending order; "joint" makes them variables of the attack.
-      label_rule: rule that recovers the labels, see `jaxinvert list`; by default "moments", with surrogate images if
-        granted.
-      adaptive: whether the attacker knows of the defense, and adapts what it simulates and how it compares.
-      tv: weight of the total variation, if the attack has one.
+      labels: "known" grants the labels to an attack that needs them, under any threat model; "restored" recovers them
+        from the update first, in ascending order; "joint" optimizes them together with the images.
+      label_rule: rule that restores the labels with `--labels restored`, see `jaxinvert list`; by default "moments",
+        with surrogate images if granted.
+      adaptive: whether the attacker knows the defense and adapts its simulation of the client and its objective.
+      tv: weight of the attack's total variation, if it has one.
       lr: learning rate of the attack's optimizer, if it has one.
-      settings: the attack's other hyper-parameters, such as `group 0 noise 0.1`; see `jaxinvert list`.
-      generator: generator of an attack that searches with one, as `experiments.train_generator` writes it; by default
-        the small one that comes with jaxinvert, trained on the photos' tiles, 32 px.
+      settings: other hyperparameters of the attack, such as `group 0 noise 0.1`, see `jaxinvert list`.
+      generator: file with an image generator, written by `experiments.train_generator`, for attacks that use one; by
+        default a small generator included in jaxinvert, trained on 32 px tiles of the data set photos.
     """
 
     attack: str = "inverting-gradients"
@@ -204,7 +206,7 @@ class AttackerConfig:
 
     @property
     def entry(self) -> registry.Entry:
-        """The attack under its name.
+        """The registry's entry of the attack.
 
         Raises:
           ValueError: for an unknown name.
@@ -215,10 +217,10 @@ class AttackerConfig:
 
     @property
     def hyperparameters(self) -> dict[str, float]:
-        """The attack's hyper-parameters: its defaults, replaced by what was given.
+        """The attack's hyperparameters: the given values, else the defaults.
 
         Raises:
-          ValueError: if one was given twice, or the attack does not have it.
+          ValueError: if a hyperparameter is given twice, or the attack does not have it.
         """
         known, shortcuts = self.entry.hyperparameters, {"tv": self.tv, "learning_rate": self.lr}
         given = {name: value for name, value in shortcuts.items() if value is not None}
@@ -233,11 +235,11 @@ class AttackerConfig:
 
     @property
     def generator_file(self) -> Path | None:
-        """The attacker's generator, if the attack uses one."""
+        """The attacker's generator; `None` if the attack uses none."""
         return (self.generator or generators.DEFAULT) if self.entry.traits.generates else None
 
     def check(self) -> None:
-        """Raises ValueError for an unknown name, a number out of range, or what the attack cannot use."""
+        """Raises ValueError for an unknown name, a number out of range, or an option that the attack cannot use."""
         for name, value in {"tv": self.tv, "lr": self.lr, **self.settings}.items():
             if value is not None and not 0 <= value <= float(np.finfo(np.float32).max):
                 raise ValueError(f"{name} is {value}, expected a finite float32 of at least 0")
@@ -245,7 +247,7 @@ class AttackerConfig:
         traits = self.entry.traits
         if self.labels == "joint" and not traits.joint_labels:
             able = attacks_that(lambda entry: entry.traits.joint_labels)
-            raise ValueError(f"attack {self.attack!r} cannot take labels as variables; {able} can")
+            raise ValueError(f"attack {self.attack!r} cannot optimize labels; {able} can")
         if self.labels != "known" and "labels" not in self.entry.needs:
             raise ValueError(f"labels is {self.labels!r}, but attack {self.attack!r} reads no labels")
         if self.label_rule is not None and self.labels != "restored":
@@ -259,13 +261,14 @@ class AttackerConfig:
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """How long and where an attack searches.
+    """Length and placement of an attack's search.
 
     Attributes:
-      restarts: random starts per target; the lowest attack loss wins.
-      steps: optimizer steps of an iterative attack.
-      chunk: restarts x targets that run side by side on a device; by default chosen by device and model size.
-      devices: devices to spread restarts x targets over; by default one.
+      restarts: number of random starts per target; the one with the lowest attack loss is returned.
+      steps: number of optimizer steps of an iterative attack.
+      chunk: number of searches (restarts x targets) run at once on each device; by default chosen from device and
+        model size.
+      devices: number of devices over which restarts x targets are distributed; by default one.
     """
 
     restarts: int = 8
@@ -281,7 +284,7 @@ class SearchConfig:
 
 
 def at_least(least: int, **numbers: int | None) -> None:
-    """Raises ValueError for a number below `least`; `None` is none."""
+    """Raises ValueError for a number below `least`; `None` is allowed."""
     for name, value in numbers.items():
         if value is not None and value < least:
             raise ValueError(f"{name} is {value}, expected at least {least}")
@@ -302,5 +305,5 @@ def positive(**numbers: float) -> None:
 
 
 def attacks_that(can: Callable[[registry.Entry], bool]) -> str:
-    """Names of attacks, for messages."""
+    """The names of all attacks for which `can` holds, for messages."""
     return ", ".join(name for name, entry in registry.REGISTRY.items() if can(entry))

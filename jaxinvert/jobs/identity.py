@@ -1,4 +1,4 @@
-"""The name of a job: a hash of all that determines its result."""
+"""Job names: a hash of everything that determines a job's result."""
 
 import hashlib
 import json
@@ -12,16 +12,16 @@ _FORMAT = 1
 
 
 def job_name(config: JobConfig, digests: dict[Path, str] | None = None) -> str:
-    """The hash of all that determines a job's result: fields, versions, and the files that they name.
+    """A hash of everything that determines a job's result: fields, versions, and contents of the named files.
 
-    Of a model of the user's own that is the module's file, not what it imports.
+    For a user's own model, the module's file is hashed, but not its imports.
 
     Args:
       config: the job.
-      digests: of files that were hashed before; is added to.
+      digests: cache of file digests; new digests are added.
 
     Raises:
-      ValueError: if a file is not there.
+      ValueError: if a file cannot be read.
     """
     digests = {} if digests is None else digests
     named = [config.model.checkpoint] if config.model.checkpoint else []
@@ -34,9 +34,9 @@ def job_name(config: JobConfig, digests: dict[Path, str] | None = None) -> str:
     plain = config.flat
     hyperparameters = {name: float(value) for name, value in config.attacker.hyperparameters.items()}
     plain |= {"settings": hyperparameters, "tv": None, "lr": None}
-    if config.attacker.generator_file is None:  # the name that such jobs had when there were no generators
+    if config.attacker.generator_file is None:  # keeps names from before generators existed
         del plain["generator"]
-    if not config.defense.chain.names:  # the name that such jobs had when there were no defenses
+    if not config.defense.chain.names:  # keeps names from before defenses existed
         for name in ("defense", "defense_settings", "adaptive"):
             del plain[name]
     else:

@@ -1,4 +1,4 @@
-"""After the attack has ended: truth and reconstruction meet."""
+"""Measures a finished job: compares reconstructions with the truth and builds the summary."""
 
 from typing import Any, NamedTuple
 
@@ -14,13 +14,13 @@ from jaxinvert.jobs.prepare import Task
 
 
 class Outcome(NamedTuple):
-    """What came out of a job.
+    """The measured result of a job.
 
     Attributes:
-      summary: everything that is written to `summary.json`.
+      summary: the content of `summary.json`.
       truth: `[T x B, H, W, C]` float32 in [0, 1].
-      reconstruction: the same shape, matched one-to-one to the truth within every batch.
-      history: `step [N]` and `best_loss [N, T, R]` of the reports; empty for closed forms.
+      reconstruction: same shape, matched one-to-one to the truth within every batch.
+      history: `step [N]` and `best_loss [N, T, R]` at each report; empty for closed forms.
     """
 
     summary: dict[str, Any]
@@ -92,7 +92,7 @@ def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
 
 
 def _label_quality(config: JobConfig, used: jax.Array | None, truth: np.ndarray) -> dict[str, Any] | None:
-    """How well the labels were found, if they were not granted: `exact [T]`, and the share of examples `recall`."""
+    """Accuracy of labels that were not granted: `exact [T]`, and `recall`, the share of correct examples."""
     if config.granted.labels or used is None:
         return None
     found = np.asarray(used)

@@ -1,4 +1,4 @@
-"""How many lanes to run side by side: measured, not guessed."""
+"""Chooses the chunk size of a search, the number of lanes run at once, by measuring speed and memory."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -16,14 +16,14 @@ _SECONDS_TO_MEASURE = 1.0
 
 
 class ChunkCost(NamedTuple):
-    """What a chunk size costs.
+    """Measured memory and speed of a chunk size.
 
     Attributes:
-      chunk: lanes side by side.
-      peak_bytes: memory of the compiled program at its peak, on each device; 0 if unknown.
-      fits: whether the device has as much.
-      seconds_compile: measured.
-      steps_per_second: of all lanes together, measured; 0 where it does not fit.
+      chunk: number of lanes run at once.
+      peak_bytes: peak memory of the compiled program per device, in bytes; 0 if unknown.
+      fits: whether the device has enough memory.
+      seconds_compile: measured compilation time.
+      steps_per_second: measured steps per second of all lanes together; 0 if the chunk does not fit.
     """
 
     chunk: int
@@ -40,26 +40,24 @@ def chunk_costs(
     *,
     memory: int | None = None,
 ) -> list[ChunkCost]:
-    """Compiles and times a few steps of an iterative attack for powers of two up to all its lanes.
+    """Compiles and times a few steps of an iterative attack for chunk sizes 1, 2, 4 ... up to all lanes.
 
-    On accelerators larger chunks are faster until the memory is full, on CPUs until the cache is: therefore it stops
-    at the first chunk that does not fit, or that is clearly slower than the best.
+    Larger chunks are faster until the memory (on accelerators) or the cache (on CPUs) is full. Measuring therefore
+    stops at the first chunk that does not fit, or that is clearly slower than the best.
 
     Args:
       config: the job.
-      program_for: makes the program of a job with another chunk size.
-      observations: of the job.
-      memory: of a device, in bytes; by default what the device says it has, if it does.
+      program_for: returns the program of the job with another chunk size.
+      observations: the job's observations.
+      memory: memory of a device in bytes; by default as reported by the device, if it reports any.
 
     Raises:
       ValueError: if the attack is a closed form, which has no lanes.
     """
-    if config.attacker.attack == AUTO:  # its closed form has no lanes
+    if config.attacker.attack == AUTO:  # only its search has lanes
         config = config.replace(attack=SEARCH)
     if not program_for(config).iterates:
-        raise ValueError(
-            f"attack {config.attacker.attack!r} is a closed form: there are no restarts to run side by side"
-        )
+        raise ValueError(f"attack {config.attacker.attack!r} is a closed form, which has no restarts to run at once")
     memory = memory or (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
     costs: list[ChunkCost] = []
     for chunk in _candidates(-(-config.data.targets * config.search.restarts // (config.search.devices or 1))):
@@ -71,7 +69,7 @@ def chunk_costs(
 
 
 def fastest(costs: Sequence[ChunkCost]) -> int:
-    """The chunk size that took the most steps per second of those that fit.
+    """The chunk size with the most steps per second among those that fit.
 
     Raises:
       ValueError: if none fits.
@@ -79,12 +77,12 @@ def fastest(costs: Sequence[ChunkCost]) -> int:
     fitting = [cost for cost in costs if cost.fits]
     if not fitting:
         least = min(cost.peak_bytes for cost in costs) / 2**20
-        raise ValueError(f"not even one lane fits: it needs {least:,.0f} MiB; try gradient_chunk or a smaller batch")
+        raise ValueError(f"not enough memory: one lane needs {least:,.0f} MiB; try gradient_chunk or a smaller batch")
     return max(fitting, key=lambda cost: cost.steps_per_second).chunk
 
 
 def _candidates(num_lanes: int) -> list[int]:
-    """1, 2, 4 ... and all."""
+    """Chunk sizes to measure: 1, 2, 4 ... and all lanes."""
     return sorted({min(2**power, num_lanes) for power in range(num_lanes.bit_length() + 1)})
 
 

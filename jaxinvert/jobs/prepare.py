@@ -1,4 +1,4 @@
-"""Before the attack: the victims' images, the network, and what the server sees of the clients."""
+"""Prepares a job for its attack: loads the private images, builds the network and simulates the clients."""
 
 from functools import partial
 from typing import NamedTuple
@@ -25,14 +25,14 @@ from jaxinvert.types import Batch, Observation, Params
 
 
 class Setup(NamedTuple):
-    """What jobs share that differ only in numbers (`compiled_form`).
+    """Data and compiled functions shared by jobs with one `compiled_form`, which differ only in numeric fields.
 
     Attributes:
-      dataset: the victims' images.
+      dataset: the private images.
       clients: the clients' network and compiled functions.
       program: the attack's compiled functions.
-      trained: the checkpoint's parameters; without one every job draws its own.
-      surrogate: `[N, H, W, C]` the attacker's public images, if the attack or the label rule reads any.
+      trained: the checkpoint's parameters; without one, every job draws its own.
+      surrogate: `[N, H, W, C]` the attacker's public images, if the attack or the label rule reads them.
     """
 
     dataset: data.Dataset
@@ -43,13 +43,13 @@ class Setup(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A prepared job: what is compiled, what the server sees, and the truth, which no attack is handed.
+    """A prepared job: compiled functions, observations, and the truth, which is not passed to attacks.
 
     Attributes:
       program: the attack's compiled functions.
       observations: one per client, leading axis `T`.
       truth: the private batches, `inputs [T, B, H, W, C]`, `labels [T, B]`.
-      class_names: of the labels.
+      class_names: names of the classes, by label.
     """
 
     program: Program
@@ -64,7 +64,7 @@ class Task(NamedTuple):
 
 
 def set_up(config: JobConfig) -> Setup:
-    """Loads the victims and chooses the network.
+    """Loads the private images and builds the network.
 
     Raises:
       ValueError: for unknown names, too few examples, or examples that do not fit the model.
@@ -88,7 +88,7 @@ def set_up(config: JobConfig) -> Setup:
 
 
 def adjusted(setup: Setup, config: JobConfig) -> Setup:
-    """The setup for a job on the same data that differs in defense and attack, which may change the network."""
+    """The setup of a job with the same data and another defense or attack; the defense may change the network."""
     return _with_network(config, setup.dataset, setup.surrogate)
 
 
@@ -98,14 +98,14 @@ def _with_network(config: JobConfig, dataset: data.Dataset, surrogate: jax.Array
 
 
 def prepare(config: JobConfig, setup: Setup | None = None) -> Task:
-    """Draws the parameters and runs the clients.
+    """Initializes the parameters and simulates the clients.
 
     Args:
       config: the job.
-      setup: of a job with the same `compiled_form`; by default its own.
+      setup: the setup of a job with the same `compiled_form`; by default a new one.
 
     Raises:
-      ValueError: as `set_up`, or for updates that are not finite.
+      ValueError: see `set_up`; also for updates that are not finite.
     """
     dataset, clients, program, trained, surrogate = setup or set_up(config)
     model, wanted = program.model, config.data.targets * config.num_private

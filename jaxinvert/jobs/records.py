@@ -1,6 +1,7 @@
-"""Jobs on clients with tables: what TabLeak reads of their records, beside what guesses from the population get.
+"""Jobs on tabular data: attacks clients' records by TabLeak and compares with guesses from the population.
 
-`prepare_records` simulates the clients, `attack_records` sees the observations alone, `measure_records` compares.
+`prepare_records` simulates the clients, `attack_records` reads only the observations, `measure_records` compares the
+reconstructions with the truth.
 """
 
 from collections.abc import Callable
@@ -38,19 +39,19 @@ _GRANTED = threat_models.LADDER["C"]._replace(labels=True, earlier_params=False,
 
 @dataclass(frozen=True)
 class RecordsConfig:
-    """Which clients with tables there are, and how their records are searched for.
+    """The configuration of a job on tabular data.
 
     Attributes:
-      table: `diabetes` or `wine`; needs scikit-learn, `pip install 'jaxinvert[tabular]'`.
+      table: data set of records, `diabetes` or `wine`; needs scikit-learn, `pip install 'jaxinvert[tabular]'`.
       widths: widths of the hidden layers of the clients' perceptron, which is untrained.
-      num_examples: records in each client's batch, drawn without replacement.
-      targets: clients to attack.
-      members: searches from different starts, whose results are pooled.
-      steps: optimizer steps of every search.
-      seed: determines the network, the batches, the starts and all else that is random.
+      num_examples: number of records in each client's batch, drawn without replacement.
+      targets: number of clients to attack.
+      members: number of searches from different starts, whose results are pooled.
+      steps: number of optimizer steps of every search.
+      seed: random seed; determines the network, the batches, the starts and everything else that is random.
       client: how one client trains.
-      defense: what the clients do to their updates.
-      adaptive: whether the attacker knows of the defense, and adapts what it simulates and how it compares.
+      defense: the clients' defense.
+      adaptive: whether the attacker knows the defense and adapts its simulation of the client and its objective.
     """
 
     table: str = "wine"
@@ -65,7 +66,7 @@ class RecordsConfig:
     adaptive: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses what no such job can mean."""
+        """Checks the fields and their combinations."""
         at_least(1, num_examples=self.num_examples, targets=self.targets, members=self.members)
         at_least(0, steps=self.steps, seed=self.seed)
         less_than(2**32, seed=self.seed)
@@ -78,17 +79,17 @@ class RecordsConfig:
 
 
 class RecordsTask(NamedTuple):
-    """A prepared job, and the truth, which no attack is handed.
+    """A prepared job with the truth, which is not passed to the attack.
 
     Attributes:
-      table: whose records the clients hold.
-      problem: what the attack was built for.
+      table: the table from which the clients' records are drawn.
+      problem: the problem that the attack was built for.
       solve: the attack on one client.
       observations: of all clients, leading axis `T`.
-      population: `[N, columns]`, all records.
+      population: all records, `[N, columns]`.
       truth: `[T, B, columns]`.
-      guesses: by name, `[T, B, columns]`: what one gets who sees no update. "drawn" takes every column from its
-        marginal distribution in the rest of the population, "typical" its mean or most frequent category.
+      guesses: baselines without an update, by name, `[T, B, columns]`: "drawn" samples every column from its marginal
+        distribution in the rest of the population, "typical" uses its mean or most frequent category.
     """
 
     table: Table
@@ -101,7 +102,7 @@ class RecordsTask(NamedTuple):
 
 
 def prepare_records(config: RecordsConfig) -> RecordsTask:
-    """Draws the batches and the network, and runs the clients.
+    """Draws the batches, initializes the network and simulates the clients.
 
     Raises:
       ValueError: for an unknown table, too many records, or updates that are not finite.
@@ -153,7 +154,7 @@ def prepare_records(config: RecordsConfig) -> RecordsTask:
 
 
 def random_keys(config: RecordsConfig) -> tuple[Key, Key]:
-    """Of the network, and of the attack."""
+    """The keys of the network and of the attack."""
     model_key, attack_key = jax.random.split(jax.random.key(config.seed))
     return model_key, attack_key
 
@@ -161,12 +162,12 @@ def random_keys(config: RecordsConfig) -> tuple[Key, Key]:
 def attack_records(
     key: Key, solve: SolveFn, observations: Observation, *, on_progress: Callable[[int], None] = lambda done: None
 ) -> Reconstruction:
-    """Attacks one client after the other; an interrupt keeps those that are finished.
+    """Attacks one client after the other; after an interrupt, returns the finished ones.
 
     Args:
-      key: of the attack.
-      solve: on one client; compiled here.
-      observations: all that the attacker sees.
+      key: the attack's key.
+      solve: the attack on one client; compiled here.
+      observations: everything the attacker sees.
       on_progress: called with the number of finished clients.
     """
     compiled, found = jax.jit(solve), []
@@ -183,7 +184,7 @@ def attack_records(
 
 
 def match_records(task: RecordsTask, found: np.ndarray) -> list[RecordQuality]:
-    """The quality of the first clients' records `[T, B, columns]`."""
+    """The quality of records `[T, B, columns]`, which may be of the first clients only."""
     tolerance = records.tolerances(task.table.schema, task.population)
     return [records.evaluate_records(*pair, tolerance) for pair in zip(found, task.truth)]
 
@@ -194,13 +195,13 @@ def match_inputs(task: RecordsTask, inputs: np.ndarray) -> list[RecordQuality]:
 
 
 def best_members(found: Reconstruction) -> np.ndarray:
-    """`[T, B, 1, 1, F]`: of each client the member with the lowest attack loss."""
+    """The records of each client's member with the lowest attack loss, `[T, B, 1, 1, F]`."""
     best = np.asarray(found.info["member_losses"]).argmin(axis=1)
     return np.asarray(found.info["members"])[np.arange(len(best)), best]
 
 
 def measure_records(config: RecordsConfig, task: RecordsTask, found: Reconstruction) -> dict[str, Any]:
-    """What came out, of the clients that were attacked, beside guesses: all that is written to a file."""
+    """The summary of the attacked clients, with baselines: the content of the file that the command writes."""
     pooled, num_done = match_inputs(task, np.asarray(found.inputs)), len(found.inputs)
     by_attack = {"tableak": pooled, "its best member": match_inputs(task, best_members(found))}
     by_guess = {f"guess: {name}": match_records(task, guess[:num_done]) for name, guess in task.guesses.items()}
@@ -227,7 +228,7 @@ def measure_records(config: RecordsConfig, task: RecordsTask, found: Reconstruct
         "columns": [column.name for column in task.table.schema],
         "interrupted": num_done < config.targets,
         "assumptions": {
-            "known": [*map(MEANINGS.get, known), "the table's columns, categories, bounds, means and deviations"],
+            "known": [*map(MEANINGS.get, known), "columns, categories, bounds, means and deviations of the table"],
             "unknown": ["the records", *map(MEANINGS.get, unknown)],
             "client": "; ".join(sentences),
         },

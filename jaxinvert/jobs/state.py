@@ -1,4 +1,4 @@
-"""The state of a long search, kept in a folder so that the same job can go on after anything."""
+"""Saves and restores the state of a long search, so that the same job can resume after an interrupt or a crash."""
 
 import shutil
 from pathlib import Path
@@ -12,12 +12,12 @@ from jaxinvert.search import Resumable
 
 
 class Kept(NamedTuple):
-    """A search that was left.
+    """The saved state of an unfinished search.
 
     Attributes:
-      resumable: where it was.
-      steps: `[P]` of the reports so far.
-      best_loss: `[P, T, R]`.
+      resumable: the state of all lanes.
+      steps: `[P]`, the steps of the reports so far.
+      best_loss: `[P, T, R]`, the best losses at these reports.
     """
 
     resumable: Resumable
@@ -26,12 +26,12 @@ class Kept(NamedTuple):
 
 
 def keep(folder: Path, name: str, kept: Kept) -> None:
-    """Writes the state of job `name`, whole or not at all, in place of an earlier one.
+    """Atomically writes the state of job `name`, replacing an earlier one.
 
     Raises:
       OSError, ValueError: if it cannot be written.
     """
-    import orbax.checkpoint  # slow to import, and most jobs end without
+    import orbax.checkpoint  # slow to import, and most jobs do not need it
 
     leaves = [_as_data(leaf) for leaf in jax.tree.leaves(kept.resumable.lanes)]
     content = {
@@ -46,15 +46,15 @@ def keep(folder: Path, name: str, kept: Kept) -> None:
 
 
 def find(folder: Path, name: str, form: Any) -> Kept | None:
-    """The state of job `name`, if one was kept.
+    """Restores the state of job `name`; `None` if none was saved.
 
     Args:
-      folder: of `keep`.
-      name: of the job.
-      form: of the lanes of the same search, see `Stepwise.form`.
+      folder: the folder passed to `keep`.
+      name: the job's name.
+      form: shapes and dtypes of the lanes of the same search, see `Stepwise.form`.
 
     Raises:
-      ValueError: if what was kept is damaged or of another search.
+      ValueError: if the state is damaged or belongs to another search.
     """
     where = (folder / name).absolute()
     if not where.is_dir():
@@ -71,12 +71,12 @@ def find(folder: Path, name: str, form: Any) -> Kept | None:
             content: Any = manager.restore(step, args=orbax.checkpoint.args.PyTreeRestore())
         found, steps, best_loss = content["lanes"], content["steps"], content["best_loss"]
         if [(leaf.shape, leaf.dtype) for leaf in found] != [(leaf.shape, leaf.dtype) for leaf in wanted]:
-            raise ValueError("it is of another search")
+            raise ValueError("it belongs to another search")
         if steps[-1] != step or len(steps) != len(best_loss):
-            raise ValueError("its history does not fit")
+            raise ValueError("its history does not match its step")
         seconds = float(content["seconds"])
-    except Exception as error:  # whatever a damaged file raises in there
-        raise ValueError(f"the state kept in {where} cannot be read; delete it to start anew: {error}") from error
+    except Exception as error:  # orbax may raise anything for a damaged file
+        raise ValueError(f"the state saved in {where} cannot be read; delete it to start anew: {error}") from error
     lanes = [
         jax.random.wrap_key_data(jnp.asarray(data)) if _is_key(leaf) else jnp.asarray(data)
         for data, leaf in zip(found, leaves)
@@ -85,7 +85,7 @@ def find(folder: Path, name: str, form: Any) -> Kept | None:
 
 
 def forget(folder: Path, name: str) -> None:
-    """Removes the state of job `name`, and the folder if nothing else is in it."""
+    """Deletes the state of job `name`, and the folder if it is then empty."""
     shutil.rmtree(folder / name, ignore_errors=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()

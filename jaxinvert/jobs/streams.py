@@ -1,4 +1,4 @@
-"""The random streams of a job: every source of randomness by name, each with a key of its own."""
+"""The random streams of a job: a separate PRNG key for every named source of randomness."""
 
 import enum
 
@@ -8,24 +8,24 @@ from jaxinvert.types import Key
 
 
 class Stream(enum.IntEnum):
-    """What a job draws random numbers for."""
+    """The sources of randomness of a job."""
 
     PARAMETERS = 0
-    """The network's fresh parameters."""
+    """The network's initial parameters."""
     STARTS = 1
-    """The attack's starts and steps."""
+    """The attack's random starts and steps."""
     LABEL_DUMMIES = 2
     """Dummy inputs of label rules."""
     LOCAL_ORDER = 3
-    """The order in which clients visit their examples, where it is a secret."""
+    """The order in which clients visit their examples, if it is secret."""
     CLIENTS = 4
-    """What clients and their defenses draw, round by round."""
+    """Randomness of clients and their defenses, one key per round."""
     FEDERATED_TRAINING = 6
-    """Simulated training of all clients, for the accuracy."""
+    """Simulated training of all clients, which measures accuracy."""
     NULL_UPDATES = 7
-    """Random updates that an audit's control attacks."""
+    """Random updates for an audit's null control."""
 
 
 def stream(seed: int, name: Stream) -> Key:
-    """The key of a job's stream."""
+    """The PRNG key of a job's stream."""
     return jax.random.fold_in(jax.random.key(seed), name)

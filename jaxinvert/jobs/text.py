@@ -1,7 +1,7 @@
-"""Jobs on clients with text: what DAGER reads of sequences behind a transformer, beside what a guess gets.
+"""Jobs on text: recovers clients' token sequences from a transformer's update by DAGER and compares with a guess.
 
-Sequences are of random tokens, and each client has a network of its own. `draw_text` makes the truth, `attack_text`
-hands the attack observations alone, `measure_text` compares.
+Sequences consist of random tokens, and each client has its own network. `draw_text` draws the truth, `attack_text`
+passes only observations to the attack, `measure_text` compares the reconstructions with the truth.
 """
 
 from collections.abc import Callable
@@ -31,20 +31,21 @@ _GRANTED = threat_models.LADDER["C"]
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Which clients with text there are.
+    """The configuration of a job on text.
 
     Attributes:
-      model: the clients' network, untrained: a decoder predicts random tokens at every position, an encoder one of
+      model: the clients' untrained transformer: a decoder predicts random tokens at every position, an encoder one of
         five classes.
-      num_sequences: sequences in each client's batch.
-      length: tokens of every sequence.
+      num_sequences: number of sequences in each client's batch.
+      length: number of tokens in every sequence.
       vocabulary: number of different tokens.
-      width: width of the tokens in the network; as many tokens, counted with their positions, cannot be told apart.
-      depth: blocks of the network; one block gives away one sequence at most.
-      distribution: distribution of the tokens: uniform, or Zipf's, by which the share of the k-th is proportional to
-        1/k.
-      targets: clients to attack.
-      seed: determines the networks and the text.
+      width: embedding width of the transformer; the attack needs fewer distinct tokens per batch, counted with their
+        positions, than this width.
+      depth: number of blocks of the transformer; with one block, at most one sequence per batch can be recovered.
+      distribution: distribution of the tokens: uniform, or Zipf's, where the k-th token has a probability
+        proportional to 1/k.
+      targets: number of clients to attack.
+      seed: random seed; determines the networks and the text.
     """
 
     model: Literal["decoder", "encoder"] = "decoder"
@@ -58,7 +59,7 @@ class TextConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuses what no such job can mean."""
+        """Checks the fields."""
         at_least(1, num_sequences=self.num_sequences, targets=self.targets)
         at_least(0, seed=self.seed)
         self.network()
@@ -67,7 +68,7 @@ class TextConfig:
         """The clients' network.
 
         Raises:
-          ValueError: for sizes that are none.
+          ValueError: for sizes that are not possible.
         """
         options = {
             "vocabulary_size": self.vocabulary,
@@ -79,21 +80,21 @@ class TextConfig:
 
     @property
     def token_probabilities(self) -> np.ndarray:
-        """`[V]`, the probability of every token."""
+        """The probability of every token, `[V]`."""
         zipf = self.distribution == "zipf"
         weights = 1 / np.arange(1, self.vocabulary + 1) if zipf else np.ones(self.vocabulary)
         return weights / weights.sum()
 
 
 class AttackedText(NamedTuple):
-    """What was found of a client's batch, and the truth, which the attack was not handed."""
+    """A client's batch as reconstructed, with the truth, which is not passed to the attack."""
 
     truth: Batch
     found: Reconstruction
 
 
 def draw_text(config: TextConfig, number: int) -> Batch:
-    """The sequences `[B, n]` of a client, and their labels: `[B, n]` of a decoder, `[B]` of an encoder."""
+    """Draws a client's sequences `[B, n]` and labels: `[B, n]` for a decoder, `[B]` for an encoder."""
     rng = np.random.default_rng((config.seed, config.num_sequences, config.length, number))
     tokens = _draw_tokens(config, rng)
     labels = (
@@ -107,10 +108,10 @@ def _draw_tokens(config: TextConfig, rng: np.random.Generator) -> np.ndarray:
 
 
 def attack_text(config: TextConfig, *, on_progress: Callable[[int], None] = lambda done: None) -> list[AttackedText]:
-    """Simulates and attacks one client after the other; an interrupt keeps those that are finished.
+    """Simulates and attacks one client after the other; after an interrupt, returns the finished ones.
 
     Args:
-      config: the job.
+      config: the configuration.
       on_progress: called with the number of finished clients.
     """
     model = config.network()
@@ -131,12 +132,12 @@ def attack_text(config: TextConfig, *, on_progress: Callable[[int], None] = lamb
 
 
 def same_text(found: Batch, truth: Batch) -> bool:
-    """Whether all sequences and labels are right; orders, and those of equal beginnings, do not matter."""
+    """Whether all sequences and labels agree, up to order and exchange of labels with equal preceding tokens."""
     return _content(found) == _content(truth)
 
 
 def _content(batch: Batch) -> tuple[list, list]:
-    """All sequences, and all labels with what they follow."""
+    """All sequences, sorted, and all labels with the tokens that precede them, sorted."""
     tokens, labels = np.asarray(batch.inputs).tolist(), np.asarray(batch.labels)
     if labels.ndim == 1:
         return sorted(tokens), sorted(zip(tokens, labels.tolist()))
@@ -149,7 +150,7 @@ def _content(batch: Batch) -> tuple[list, list]:
 
 
 def measure_text(config: TextConfig, attacked: list[AttackedText]) -> dict[str, Any]:
-    """What came out, of the clients that were attacked, beside a guess: all that is written to a file."""
+    """The summary of the attacked clients, with a baseline: the content of the file that the command writes."""
     matched, guessed = [], []
     for number, (truth, found) in enumerate(attacked):
         guess = _draw_tokens(config, np.random.default_rng((config.seed, number)))
@@ -186,6 +187,6 @@ def measure_text(config: TextConfig, attacked: list[AttackedText]) -> dict[str, 
 
 
 def _rates(correct: list[np.ndarray]) -> dict[str, float]:
-    """Shares right of tokens, in sequences matched one-to-one, and of whole sequences."""
+    """The shares of correct tokens, in sequences matched one-to-one, and of correct whole sequences."""
     stacked = np.stack(correct)
     return {"tokens": float(stacked.mean()), "sequences": float(stacked.all(axis=-1).mean())}

@@ -1,4 +1,4 @@
-"""Fields of configurations by flat names: read from YAML without trust, typed, and put into groups and back."""
+"""Configurations as fields with flat names: safe reading from YAML, typing, and conversion to and from groups."""
 
 import functools
 import reprlib
@@ -16,10 +16,10 @@ _MAX_FILE_BYTES = 2**20
 
 
 def read_yaml(file: Path | str) -> dict[str, Any]:
-    """Reads a YAML file of named fields: at most a megabyte, no tags that make objects, no aliases.
+    """Reads a YAML file of named fields; limited to one megabyte, without object tags and aliases.
 
     Raises:
-      ValueError: if it is no such file.
+      ValueError: if the file cannot be read or violates a limit.
     """
     file = Path(file)
     if not file.is_file():
@@ -27,12 +27,12 @@ def read_yaml(file: Path | str) -> dict[str, Any]:
     with open(file, "rb") as opened:
         text = opened.read(_MAX_FILE_BYTES + 1)
     if len(text) > _MAX_FILE_BYTES:
-        raise ValueError(f"{file} is larger than the {_MAX_FILE_BYTES} bytes that a file of fields may have")
+        raise ValueError(f"{file} is larger than the limit of {_MAX_FILE_BYTES} bytes")
     try:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ValueError("it repeats a part by an alias (*name), which could stand for any amount")
+            raise ValueError("it contains an alias (*name), which could expand to any size")
         content = yaml.safe_load(text)
-    except Exception as error:  # whatever a constructor raises for a value that its tag does not fit
+    except Exception as error:  # constructors raise various errors for a value that does not fit its tag
         raise ValueError(f"{file} is not readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds {type(content).__name__}, expected fields such as 'attack: dlg'")
@@ -42,12 +42,12 @@ def read_yaml(file: Path | str) -> dict[str, Any]:
 def flatten(config: Any, *, of: type | None = None) -> dict[str, Any]:
     """The fields of a configuration by flat names.
 
-    A field that is a dataclass stands for its fields, in their order. A field's flat name is its own, or the one that
-    `tyro.conf.arg(name=...)` gives it on the command line.
+    A field that is a dataclass is replaced by its fields, in order. A field's flat name is its own name, or the name
+    that `tyro.conf.arg(name=...)` gives it on the command line.
 
     Args:
       config: a dataclass, whose fields may be dataclasses.
-      of: a base class of it, to leave out the fields that it does not have; by default its own class.
+      of: a base class of the configuration, to include only its fields; by default the configuration's class.
     """
     values = {}
     for place in _places(of or type(config)):
@@ -59,15 +59,15 @@ def flatten(config: Any, *, of: type | None = None) -> dict[str, Any]:
 
 
 def build(config: type[Config], values: Mapping[str, Any], *, base: Config | None = None) -> Config:
-    """Makes a configuration of fields by flat names.
+    """Builds a configuration from fields by flat names.
 
     Args:
       config: a dataclass, whose fields may be dataclasses.
-      values: by flat name.
-      base: has the other values; by default those of the class.
+      values: the values, by flat name.
+      base: a configuration that provides the other values; by default the defaults of the class.
 
     Raises:
-      ValueError: for an unknown name; and what the class refuses.
+      ValueError: for an unknown name, or from the class's own checks.
     """
     places = {place.flat_name: place.path for place in _places(config)}
     for name in values:
@@ -89,21 +89,21 @@ def build(config: type[Config], values: Mapping[str, Any], *, base: Config | Non
 
 
 def typed(config: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values as the fields of a dataclass want them; YAML reads `1e-3` as text and knows no paths.
+    """Converts values from YAML to the types of a dataclass's fields, since YAML reads `1e-3` and paths as text.
 
     Args:
       config: a dataclass, whose fields may be dataclasses.
-      values: by flat name.
+      values: the values, by flat name.
 
     Raises:
-      ValueError: if there is no such field, or it wants something else.
+      ValueError: for an unknown field, or a value of the wrong type.
     """
     hints = {place.flat_name: place.hint for place in _places(config)}
     return {name: _typed(hints, name, value) for name, value in values.items()}
 
 
 class _Place(NamedTuple):
-    """Where a flat name leads: through which fields, and to what type."""
+    """The field of a flat name: its path through nested dataclasses, and its type."""
 
     flat_name: str
     path: tuple[str, ...]

@@ -70,22 +70,22 @@ def moments(
 
         center = jnp.mean(answers.projections, axis=(0, 1))
         directions = _whitening(answers.projections - center[None, None], num_directions)
-        law = _law(answers, center, directions)
+        dummy = _dummy_moments(answers, center, directions)
         # The same moments of the private batch, [1 + directions, K].
         logits = jnp.matmul(sent.kernel.T, update.kernel, precision="highest") - jnp.outer(center, update.bias)
         observed = jnp.concatenate([update.bias[None], directions.T @ logits]) * scale
-        surprise = num_examples * (law.mean - observed)
+        surprise = num_examples * (dummy.mean - observed)
 
         counts = surprise[0]
         for _ in range(num_sweeps):
-            covariance = _covariance(law, project_counts(counts, num_examples), num_examples)
+            covariance = _covariance(dummy, project_counts(counts, num_examples), num_examples)
             counts = surprise[0] - _predicted(covariance, surprise)
         return round_counts_above(counts, proven_counts(update.bias * scale, num_examples), num_examples)
 
     return recover
 
 
-class _Law(NamedTuple):
+class _DummyMoments(NamedTuple):
     """Moments of one example, estimated from the dummies; axes a (1, directions), c (classes), f (families).
 
     Attributes:
@@ -105,16 +105,16 @@ class _Law(NamedTuple):
     family_features: Array
 
 
-def _covariance(law: _Law, counts: Array, num_examples: int | Array) -> Array:
+def _covariance(dummy: _DummyMoments, counts: Array, num_examples: int | Array) -> Array:
     """`Omega(n)`, `[1 + directions, K, 1 + directions, K]`."""
-    cross = jnp.einsum("acb,d->acbd", law.product_features, counts)
-    same_class = jnp.einsum("ab,cd->acbd", law.feature_features, jnp.diag(counts))
-    within = num_examples * law.product_products - cross - cross.transpose(2, 3, 0, 1) + same_class
-    deviations = num_examples * law.family_products - jnp.einsum("fa,c->fac", law.family_features, counts)
+    cross = jnp.einsum("acb,d->acbd", dummy.product_features, counts)
+    same_class = jnp.einsum("ab,cd->acbd", dummy.feature_features, jnp.diag(counts))
+    within = num_examples * dummy.product_products - cross - cross.transpose(2, 3, 0, 1) + same_class
+    deviations = num_examples * dummy.family_products - jnp.einsum("fa,c->fac", dummy.family_features, counts)
     return within + jnp.einsum("fac,fbd->acbd", deviations, deviations) / deviations.shape[0]
 
 
-def _law(answers: Response, center: Array, directions: Array) -> _Law:
+def _dummy_moments(answers: Response, center: Array, directions: Array) -> _DummyMoments:
     """Estimates the mean and the deviations within and between families from the dummies."""
     probabilities = answers.probabilities
     features = (answers.projections - center[None, None]) @ directions
@@ -128,7 +128,7 @@ def _law(answers: Response, center: Array, directions: Array) -> _Law:
     within_products = (products - family_products[:, None]).reshape(-1, *mean.shape)
     within_features = (features - family_features[:, None]).reshape(-1, mean.shape[0])
     num_dummies = within_features.shape[0]
-    return _Law(
+    return _DummyMoments(
         mean,
         jnp.einsum("iac,ibd->acbd", within_products, within_products) / num_dummies,
         jnp.einsum("iac,ib->acb", within_products, within_features) / num_dummies,

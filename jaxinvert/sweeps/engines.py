@@ -65,7 +65,7 @@ def run(plan: Plan, folder: Path | str, *, engine: Engine | None = None) -> Iter
 
     Raises:
       OSError: if a record cannot be written; earlier records are kept.
-      ValueError: if another process computes the same sweep.
+      ValueError: if another process computes the same sweep, or the folder holds records of another one.
     """
     folder = Path(folder)
     files.check_writable(folder)
@@ -75,6 +75,7 @@ def run(plan: Plan, folder: Path | str, *, engine: Engine | None = None) -> Iter
 
 
 def _run(plan: Plan, folder: Path, engine: Engine) -> Iterator[Finished]:
+    records.refuse_another_sweep(folder, plan)
     records.write_plan_file(folder, plan)
     recorded = {job.name for job in plan.jobs if records.is_recorded(folder, job.name)}
     missing = [batch for batch in plan.batches if any(job.name not in recorded for job in batch.jobs)]

@@ -26,7 +26,7 @@ import pyarrow
 import pyarrow.parquet
 
 from jaxinvert import files
-from jaxinvert.jobs import JobConfig, Outcome
+from jaxinvert.jobs import JobConfig, Outcome, versions
 from jaxinvert.sweeps.plan import Job, Plan, varied_values
 
 try:
@@ -138,9 +138,31 @@ def failures_of(folder: Path | str) -> list[dict[str, Any]]:
 
 
 def write_plan_file(folder: Path, plan: Plan) -> None:
-    """Writes the list of jobs of the sweep."""
+    """Writes the list of jobs of the sweep, and the versions that are part of their names."""
     jobs = {job.name: varied_values(job.config, plan.varied) for job in plan.jobs}
-    files.save_json(folder / "plan.json", {"varied": plan.varied, "jobs": jobs})
+    files.save_json(folder / "plan.json", {"varied": plan.varied, "jobs": jobs, "versions": versions()})
+
+
+def refuse_another_sweep(folder: Path, plan: Plan) -> None:
+    """Keeps the records of another sweep from being orphaned.
+
+    Raises:
+      ValueError: if the folder has records of a sweep none of whose jobs is in the plan; the message says whether
+        versions differ, which are part of a job's name.
+    """
+    if not (folder / "plan.json").is_file():
+        return
+    before = read_plan_file(folder)
+    names = {job.name for job in plan.jobs}
+    recorded = [name for name in before["jobs"] if is_recorded(folder, name)]
+    if not recorded or names & before["jobs"].keys():
+        return
+    then, now = before.get("versions", {}), versions()
+    changed = [
+        f"{name} {then.get(name, 'before 0.2.0')}, now {now[name]}" for name in now if then.get(name) != now[name]
+    ]
+    why = f"made with {'; '.join(changed)}" if changed else "of other jobs"
+    raise ValueError(f"{folder} holds {len(recorded)} records of a sweep {why}: choose another folder for this one")
 
 
 def read_plan_file(folder: Path) -> dict[str, Any]:

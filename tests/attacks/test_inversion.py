@@ -57,12 +57,12 @@ def test_an_attack_must_take_a_problem_and_have_defaults():
 
     def without_default(problem: Problem, *, tv: Scalar) -> Attack: ...
 
-    with pytest.raises(ValueError, match="hyper-parameter tv needs a default"):
+    with pytest.raises(ValueError, match="hyperparameter tv needs a default"):
         registry.entry_of(without_default)
 
     def spectral(problem: Problem) -> Attack: ...
 
-    with pytest.raises(ValueError, match="there is an attack 'spectral' already"):
+    with pytest.raises(ValueError, match="another attack is already registered as 'spectral'"):
         registry.register(spectral)
 
 
@@ -162,11 +162,11 @@ def test_a_closed_form_takes_no_steps(victim):
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        ({}, {"num_steps": None}, "takes steps: it needs num_steps"),
+        ({}, {"num_steps": None}, "is iterative: it needs num_steps"),
         ({}, {"hyperparameters": {"tvv": 1.0}}, r"has no tvv; it has \['learning_rate', 'tv'\]"),
         ({"labels": None}, {}, "needs observation.labels"),
-        ({"num_examples": 2}, {}, "the problem is of 1 examples, but the update is of 2"),
-        ({"update": {"first": 1.0}}, {}, "axes more than the parameters|lacks"),
+        ({"num_examples": 2}, {}, "the problem has 1 examples, but the update is of 2"),
+        ({"update": {"first": 1.0}}, {}, "more axes than the parameters|lacks"),
     ],
 )
 def test_what_does_not_fit_is_one_clear_error(problem, victim, change, options, message):

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -113,8 +112,8 @@ def test_a_random_update_has_the_norms_and_nothing_else(prepared):
 def test_a_blind_attacker_learns_nothing(prepared, attack, steps):
     """Its reconstruction is the same whatever the clients sent; of spectral the start: rounding moves the rest."""
     task, _ = prepared
-    config = replace(CONFIG, attack=attack, steps=steps)
-    program = jobs.Program(config, task.model, attacker=controls.blind)
+    config = CONFIG.replace(attack=attack, steps=steps)
+    program = jobs.Program(config, task.model, told=controls.blind)
     other = task.observations._replace(update=jax.tree.map(jnp.negative, task.observations.update))
     pictures = [jobs.execute(config, program, seen).reconstructions.inputs for seen in (task.observations, other)]
     assert np.array_equal(*pictures)
@@ -192,7 +191,7 @@ def test_the_command_audits_what_a_file_says_and_flags_overrule(tmp_path, capsys
     assert record["num_clients"] == 4
     page = Page((out / "report.html").read_text(encoding="utf-8"))
     assert "Every setting and attacker" in page.text
-    assert "no attacker here adapts" in page.text
+    assert "no adaptive attacker is known" in page.text
     assert "What protection costs" in page.text
     assert page.text.count("3 precode") == 1
     assert [len(setting["utility"]["accuracy"]) for setting in record["settings"]] == [3, 3, 3]

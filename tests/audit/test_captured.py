@@ -25,12 +25,12 @@ def capture(task, tmp_path_factory):
     """Files as a server of three clients might write them."""
     folder, seen = tmp_path_factory.mktemp("capture"), task.observations
     (folder / "params.msgpack").write_bytes(serialization.to_bytes(seen.params))
-    for t in range(CONFIG.targets):
+    for t in range(CONFIG.data.targets):
         delta = jax.tree.map(lambda leaf, t=t: np.asarray(-leaf[t]), seen.update)
         save_file(flatten_dict(delta, sep="/"), folder / f"delta{t}.safetensors")
     inputs, labels = (np.asarray(leaf)[:, 0] for leaf in task.truth)
     np.savez(folder / "truth.npz", inputs=inputs, labels=labels)
-    updates = tuple(folder / f"delta{t}.safetensors" for t in range(CONFIG.targets))
+    updates = tuple(folder / f"delta{t}.safetensors" for t in range(CONFIG.data.targets))
     return audit.Capture(folder / "params.msgpack", updates, "delta", folder / "truth.npz")
 
 
@@ -55,7 +55,7 @@ def test_with_the_truth_there_is_a_verdict(capture, tmp_path):
 
 def test_without_the_truth_there_is_none_but_updates_are_explained(task, capture, tmp_path):
     blind = audit.job_of_capture(CONFIG, capture._replace(truth=None))
-    assert blind.labels == "restored"
+    assert blind.attacker.labels == "restored"
     found = audit.explain_capture(blind, capture._replace(truth=None), task.model)
     assert found.share.shape == (3,)
     assert found.share.min() > 0.3

@@ -1,7 +1,6 @@
 """Leakage along a training: the same attack with the parameters of a later round, once, and only where it can be."""
 
 import json
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -76,8 +75,8 @@ def test_figures_are_those_of_a_job_with_the_parameters_of_the_round(audited, sn
     assert [*found.leakage] == [0, 1, 2]
     assert found.leakage[0] is found.attackers["naive"]
     assert found.utility.rounds == [0, 1, 2]
-    models.save_checkpoint(tmp_path / "trained.safetensors", snapshots[-1].state.params, {"model": CONFIG.model})
-    alone = replace(CONFIG, checkpoint=tmp_path / "trained.safetensors")
+    models.save_checkpoint(tmp_path / "trained.safetensors", snapshots[-1].state.params, {"model": CONFIG.model.name})
+    alone = CONFIG.replace(checkpoint=tmp_path / "trained.safetensors")
     task = jobs.prepare(alone)
     execution = jobs.execute(alone, task.program, task.observations)
     differences = np.asarray(execution.reconstructions.inputs) - np.asarray(task.truth.inputs)

@@ -11,17 +11,17 @@ def test_every_defense_is_met_by_a_naive_and_an_adaptive_attacker():
     none, sparse, chained = audit.settings_for(CONFIG, ["none", "top-k:keep=0.2", "clip+gaussian:norm=2,scale=0.1"])
     assert (none.name, [*none.attackers]) == ("no defense", ["naive"])
     assert (sparse.name, [*sparse.attackers]) == ("top-k (keep 0.2)", ["naive", "adaptive"])
-    assert sparse.attackers["adaptive"].adaptive
-    assert sparse.attackers["adaptive"].defense_settings == {"keep": 0.2}
-    assert chained.attackers["naive"].defense == "clip+gaussian"
-    assert chained.attackers["naive"].defense_numbers() == {"clip.norm": 2, "gaussian.scale": 0.1}
+    assert sparse.attackers["adaptive"].attacker.adaptive
+    assert sparse.attackers["adaptive"].defense.settings == {"keep": 0.2}
+    assert chained.attackers["naive"].defense.name == "clip+gaussian"
+    assert chained.attackers["naive"].defense.parameters == {"clip.norm": 2, "gaussian.scale": 0.1}
 
 
 @pytest.mark.parametrize(
     ("fields", "defense", "why"),
     [
-        ({"num_examples": 2}, "mixup", "no attacker here adapts"),
-        ({"aggregate": 2}, "top-k", "nobody is known to adapt to the mean of 2"),
+        ({"num_examples": 2}, "mixup", "no adaptive attacker is known"),
+        ({"aggregate": 2}, "top-k", "no adaptive attacker is known for the mean of 2"),
         ({"attack": "dlg"}, "top-k", "does not adapt to defenses"),
         ({"threat_model": "B", "labels": "restored", "label_rule": "bias-sign"}, "top-k", "threat model withholds"),
     ],

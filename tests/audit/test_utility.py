@@ -1,7 +1,5 @@
 """What a defense costs: accuracy of training under it, or why there is none."""
 
-from dataclasses import replace
-
 import pytest
 
 from jaxinvert import audit, jobs
@@ -24,4 +22,4 @@ def test_training_without_a_defense_learns_and_repeats(setup):
 
 def test_what_cannot_be_measured_is_refused(setup):
     with pytest.raises(ValueError, match="single clients of known order"):
-        audit.train_under(replace(CONFIG, aggregate=2), setup, num_rounds=1)
+        audit.train_under(CONFIG.replace(aggregate=2), setup, num_rounds=1)

@@ -136,7 +136,7 @@ def test_surrogate_images_restore_labels_under_threat_model_d(tmp_path):
 
 def test_joint_labels(tmp_path):
     summary = run_mlp(tmp_path, "--labels", "joint", steps="30")
-    assert summary["assumptions"]["labels"] == "optimized together with the images"
+    assert summary["assumptions"]["labels"] == "optimized jointly with the images"
     assert np.shape(summary["labels"]["found"]) == (2, 1)
 
 
@@ -241,7 +241,7 @@ def test_interrupt_writes_the_best_so_far(tmp_path, monkeypatch):
             ["--attack", "batch-norm-leakage", "--threat-model", "E"],
             "needs clients in train mode: batch_norm='train'",
         ),
-        (["--attack", "idlg", "--num-examples", "2"], "idlg finds the label of one example"),
+        (["--attack", "idlg", "--num-examples", "2"], "idlg inverts updates of one example; .* 2 "),
         (["--local-epochs", "2"], "local_epochs is 2, which only client='fedavg' uses"),
         (["--tv", "1", "--settings", "tv", "2"], "tv is given twice, as 1.0 and as 2.0"),
         (
@@ -253,7 +253,10 @@ def test_interrupt_writes_the_best_so_far(tmp_path, monkeypatch):
             "threat model D grants surrogate images: .* split 'train' at 32 px",
         ),
         (["--client", "fedavg", "--threat-model", "B"], "inverting-gradients needs .* withholds: .*local_training"),
-        (["--labels", "joint", "--attack", "dlg"], "'dlg' cannot take labels as variables; auto, batch-norm-leakage"),
+        (
+            ["--labels", "joint", "--attack", "dlg"],
+            "'dlg' cannot optimize labels; batch-norm-leakage, .*, auto can",
+        ),
         (["--settings", "sigma", "1"], "'inverting-gradients' has no sigma"),
         (["--checkpoint", "nowhere.safetensors"], "no checkpoint at nowhere.safetensors"),
         (["--batch-norm", "train"], "'lenet'.*batch_norm"),
@@ -261,8 +264,8 @@ def test_interrupt_writes_the_best_so_far(tmp_path, monkeypatch):
         (["--gradient-chunk", "0"], "gradient_chunk is 0, expected at least 1"),
         (["--gradient-chunk", "4", "--batch-norm", "train"], "gradient_chunk is 4, but batch_norm='train' couples"),
         (
-            ["--attack", "batch-norm-leakage", "--rounds", "2"],
-            "rounds is 2, but attack 'batch-norm-leakage' looks at one",
+            ["--attack", "batch-norm-leakage", "--batch-norm", "train", "--rounds", "2"],
+            "rounds is 2, but attack 'batch-norm-leakage' uses one round only",
         ),
         (["--server-lr", "1"], "server_lr is 1.0, which only several rounds use"),
         (["--size", "8"], "images of 8x8 pixels cannot be measured"),

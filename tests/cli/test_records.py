@@ -3,18 +3,21 @@
 import json
 import re
 import sys
-from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 
 from jaxinvert import cli
-from jaxinvert.jobs import records, text
+from jaxinvert.jobs import build, records, text
 from jaxinvert.types import Batch, Reconstruction
 
 RECORDS = records.RecordsConfig(widths=(6,), num_examples=2, targets=2, members=2, steps=2)
 TEXT = text.TextConfig(model="encoder", num_sequences=1, length=3, vocabulary=30, width=16)
+
+
+def changed(**fields):
+    return build(records.RecordsConfig, fields, base=RECORDS)
 
 
 def run(*arguments, file):
@@ -49,10 +52,8 @@ def test_the_best_member_has_the_lowest_loss():
 def test_clients_train_and_defend_themselves_as_they_are_told():
     """One local step with rate r sends r times the gradient; top-k keeps the share that the attacker is told."""
     plain = records.prepare_records(RECORDS)
-    trained = records.prepare_records(replace(RECORDS, client="fedavg", local_lr=0.5))
-    pruned = records.prepare_records(
-        replace(RECORDS, defense="top-k", defense_settings={"keep": 0.25}, adaptive=True)
-    )
+    trained = records.prepare_records(changed(client="fedavg", local_lr=0.5))
+    pruned = records.prepare_records(changed(defense="top-k", defense_settings={"keep": 0.25}, adaptive=True))
     assert plain.observations.labels is not None
     leaves = [jax.tree.leaves(task.observations.update) for task in (plain, trained, pruned)]
     for gradient, change, kept in zip(*leaves):

@@ -38,8 +38,8 @@ def test_sampled_steps_have_the_published_epsilon():
 
 def test_what_follows_dp_sgd_keeps_its_guarantee():
     how = {name: STANDARD[name] for name in ("sampling_rate", "num_steps", "delta")}
-    for chain in ("dp-sgd", "dp-sgd+top-k"):
-        found = accounting.guarantee(chain, {"multiplier": 1.1}, **how)
+    for chain in map(registry.parse, ("dp-sgd", "dp-sgd+top-k")):
+        found = accounting.guarantee(chain, chain.parameters({"multiplier": 1.1}), **how)
         assert found.epsilon == pytest.approx(1.515, abs=1e-3)
         assert found.delta == 1e-5
         assert "Poisson" in found.assumption
@@ -47,8 +47,9 @@ def test_what_follows_dp_sgd_keeps_its_guarantee():
 
 @pytest.mark.parametrize("name", [*sorted(set(registry.REGISTRY) - {"dp-sgd"}), registry.NONE, "gaussian+clip"])
 def test_there_is_no_epsilon_for_what_is_not_private(name):
+    chain = registry.parse(name)
     with pytest.raises(ValueError, match="is not differentially private, so there is no epsilon") as refused:
-        accounting.guarantee(name, {}, sampling_rate=0.01, num_steps=1, delta=1e-5)
+        accounting.guarantee(chain, chain.parameters({}), sampling_rate=0.01, num_steps=1, delta=1e-5)
     assert len(str(refused.value)) > len(name) + 80
 
 

@@ -10,10 +10,11 @@ import pytest
 from jaxinvert import clients, models, trees
 from jaxinvert.attacks import adaptive, objectives
 from jaxinvert.defenses import registry
+from jaxinvert.defenses.recipe import ClientFacts, _same_update
 from jaxinvert.observation.observe import observe
 from jaxinvert.types import Batch, ClientUpdateFn, Params
 
-ON_UPDATE = [name for name, recipe in registry.REGISTRY.items() if recipe.update is not registry._same_update]
+ON_UPDATE = [name for name, recipe in registry.REGISTRY.items() if recipe.update is not _same_update]
 ON_CLIENT = [name for name, recipe in registry.REGISTRY.items() if recipe.changes_client]
 DRAWING_FIRST = [name for name, recipe in registry.REGISTRY.items() if recipe.draws_first]
 RANDOM = {"dp-sgd", "gaussian", "laplace", "percentile-noise", "qsgd", "random-k", "row-noise"}
@@ -21,8 +22,8 @@ COUNTERED = list(adaptive.COUNTERS)
 KEYS = jax.random.split(jax.random.key(3), 3)
 
 
-def numbers_of(name):
-    return {full: jnp.float32(value) for full, value in registry.numbers_of(name, {}).items()}
+def parameters_of(name):
+    return {full: jnp.float32(value) for full, value in registry.parse(name).parameters({}).items()}
 
 
 @pytest.fixture
@@ -39,8 +40,8 @@ def params():
 
 
 @pytest.fixture
-def setting(victim):
-    return registry.Setting(victim.model, num_examples=1)
+def facts(victim):
+    return ClientFacts(victim.model, num_examples=1)
 
 
 EXTENSIBLE = models.create("mlp-16", input_shape=(6, 6, 1), num_classes=3)
@@ -49,13 +50,13 @@ EXTENSIBLE = models.create("mlp-16", input_shape=(6, 6, 1), num_classes=3)
 class Client(NamedTuple):
     """A client with as many examples as a defense needs, its network as the defense wants it."""
 
-    setting: registry.Setting
+    facts: ClientFacts
     params: Params
     batch: Batch
     plain: ClientUpdateFn
 
-    def send(self, name, numbers, key, inputs):
-        client = registry.defended(name, self.setting, numbers, self.plain)
+    def send(self, name, parameters, key, inputs):
+        client = registry.defended(registry.parse(name), self.facts, parameters, self.plain)
         return client(self.params, self.batch._replace(inputs=inputs), key)
 
 
@@ -64,7 +65,7 @@ def client_of(name, victim):
     model, num_examples = recipe.extend(EXTENSIBLE) if recipe.changes_model else victim.model, recipe.least_examples
     batch = Batch(jax.random.uniform(jax.random.key(2), (num_examples, 6, 6, 1)), jnp.arange(num_examples))
     plain = clients.fedsgd(model.loss)
-    return Client(registry.Setting(model, num_examples), model.init(jax.random.key(0)), batch, plain)
+    return Client(ClientFacts(model, num_examples), model.init(jax.random.key(0)), batch, plain)
 
 
 def one(tree, t=1):
@@ -72,12 +73,12 @@ def one(tree, t=1):
 
 
 @pytest.mark.parametrize("name", ON_UPDATE)
-def test_defense(name, setting, params, updates):
-    def defend(key, update, numbers):
-        return registry.defend(name, setting, numbers, params)(key, update)
+def test_defense(name, facts, params, updates):
+    def defend(key, update, parameters):
+        return registry.defend(registry.parse(name), facts, parameters, params)(key, update)
 
-    eager = defend(KEYS[1], one(updates), numbers_of(name))
-    mapped = jax.jit(jax.vmap(defend, in_axes=(0, 0, None)))(KEYS, updates, numbers_of(name))
+    eager = defend(KEYS[1], one(updates), parameters_of(name))
+    mapped = jax.jit(jax.vmap(defend, in_axes=(0, 0, None)))(KEYS, updates, parameters_of(name))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one(mapped), eager)
     assert jax.tree.structure(mapped) == jax.tree.structure(updates)
     for leaf, defended in zip(jax.tree.leaves(updates), jax.tree.leaves(mapped)):
@@ -85,20 +86,20 @@ def test_defense(name, setting, params, updates):
         assert bool(jnp.all(jnp.any(leaf != defended, axis=tuple(range(1, leaf.ndim)))))
 
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), one(updates))
-    assert {leaf.dtype for leaf in jax.tree.leaves(defend(KEYS[0], half, numbers_of(name)))} == {
+    assert {leaf.dtype for leaf in jax.tree.leaves(defend(KEYS[0], half, parameters_of(name)))} == {
         jnp.dtype("bfloat16")
     }
-    nothing = defend(KEYS[0], jax.tree.map(jnp.zeros_like, one(updates)), numbers_of(name))
+    nothing = defend(KEYS[0], jax.tree.map(jnp.zeros_like, one(updates)), parameters_of(name))
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(nothing))
 
 
 @pytest.mark.parametrize("name", sorted(RANDOM))
-def test_random_defenses_draw_anew_for_every_key_tensor_and_target(name, setting):
+def test_random_defenses_draw_anew_for_every_key_tensor_and_target(name, facts):
     """From the same numbers in two tensors and two targets."""
     start = jnp.linspace(-1.0, 1.0, 900)
     update = {"a": start, "b": start}
     params = {"a": jnp.ones(900), "b": jnp.ones(900)}
-    defend = registry.defend(name, setting, numbers_of(name), params)
+    defend = registry.defend(registry.parse(name), facts, parameters_of(name), params)
     drawn = jax.vmap(defend, in_axes=(0, None))(KEYS, update)
     with pytest.raises(ValueError, match="a random defense needs a key"):
         defend(None, update)
@@ -109,8 +110,8 @@ def test_random_defenses_draw_anew_for_every_key_tensor_and_target(name, setting
 
 
 @pytest.mark.parametrize("name", sorted(set(ON_UPDATE) - RANDOM))
-def test_others_need_no_key(name, setting, params, updates):
-    registry.defend(name, setting, numbers_of(name), params)(None, one(updates))
+def test_others_need_no_key(name, facts, params, updates):
+    registry.defend(registry.parse(name), facts, parameters_of(name), params)(None, one(updates))
 
 
 @pytest.mark.parametrize("name", ON_CLIENT)
@@ -118,10 +119,10 @@ def test_protected_client(name, victim):
     """A protected client is as differentiable in its images as the plain one, and sends a tree of the same form."""
     client = client_of(name, victim)
     plain = client.plain(client.params, client.batch)
-    strong = numbers_of(name) | {"dp-sgd": {"dp-sgd.norm": 0.1}, "outpost": {"outpost.decay": 1e-6}}.get(name, {})
+    strong = parameters_of(name) | {"dp-sgd": {"dp-sgd.norm": 0.1}, "outpost": {"outpost.decay": 1e-6}}.get(name, {})
 
     def size(inputs):
-        changed = registry.protect(name, client.setting, strong, client.plain, key=KEYS[0])(
+        changed = registry.protect(registry.parse(name), client.facts, strong, client.plain, key=KEYS[0])(
             client.params, client.batch._replace(inputs=inputs)
         )
         return trees.tree_squared_norm(changed), changed
@@ -137,7 +138,7 @@ def test_clients_that_draw_do_so_anew_for_every_key(name, victim):
     client = client_of(name, victim)
 
     def send(key):
-        return client.send(name, numbers_of(name), key, client.batch.inputs)
+        return client.send(name, parameters_of(name), key, client.batch.inputs)
 
     sent = jax.jit(jax.vmap(send))(jnp.stack([KEYS[0], KEYS[0], KEYS[1]]))
     first, again, other = max(jax.tree.leaves(sent), key=jnp.size)
@@ -150,8 +151,8 @@ def test_clients_that_draw_do_so_anew_for_every_key(name, victim):
 @pytest.mark.parametrize("name", COUNTERED)
 def test_an_adaptive_attacker_prefers_the_truth(name, victim):
     """Of the truth and 16 random images, truth explains best what was sent; gradients are finite there, too."""
-    numbers, client = numbers_of(name), client_of(name, victim)
-    send = jax.jit(registry.defended(name, client.setting, numbers, client.plain))
+    chain, parameters, client = registry.parse(name), parameters_of(name), client_of(name, victim)
+    send = jax.jit(registry.defended(chain, client.facts, parameters, client.plain))
     observed = observe(send, client.params, client.batch, client_key=jax.random.key(5)).update
     others = jax.random.uniform(jax.random.key(6), (16, *client.batch.inputs.shape))
     candidates = jnp.concatenate([client.batch.inputs[None], others])
@@ -159,7 +160,7 @@ def test_an_adaptive_attacker_prefers_the_truth(name, victim):
     @jax.jit
     @jax.vmap
     def explain(inputs):
-        simulate, distance = adaptive.adapt(name, client.setting, numbers, client.plain, objectives.cosine)
+        simulate, distance = adaptive.adapt(chain, client.facts, parameters, client.plain, objectives.cosine)
 
         def loss(inputs):
             return distance(simulate(client.params, Batch(inputs, client.batch.labels)), observed)
@@ -171,9 +172,9 @@ def test_an_adaptive_attacker_prefers_the_truth(name, victim):
     assert bool(jnp.all(jnp.isfinite(slopes)))
 
 
-def test_numbers_have_full_names_and_ranges():
-    assert registry.numbers_of("top-k", {"keep": 0.5}) == {"top-k.keep": 0.5}
-    both = registry.numbers_of("laplace+gaussian", {"laplace.scale": 2.0})
+def test_parameters_have_full_names_and_ranges():
+    assert registry.parse("top-k").parameters({"keep": 0.5}) == {"top-k.keep": 0.5}
+    both = registry.parse("laplace+gaussian").parameters({"laplace.scale": 2.0})
     assert both == {"laplace.scale": 2.0, "gaussian.scale": 0.01}
     for chain, given, message in (
         ("laplace+gaussian", {"scale": 1.0}, "'scale' .* is ambiguous among laplace.scale, gaussian.scale"),
@@ -187,40 +188,40 @@ def test_numbers_have_full_names_and_ranges():
         ("clip+soteria", {}, "soteria changes the client's computation: it comes first"),
     ):
         with pytest.raises(ValueError, match=message):
-            registry.numbers_of(chain, given)
+            registry.parse(chain).parameters(given)
 
 
-def test_a_chain_is_its_parts_in_order(setting, params, updates):
-    numbers = {"clip.norm": 1.0, "top-k.keep": 0.1}
-    found = registry.defend("top-k+clip", setting, numbers, params)(None, one(updates))
+def test_a_chain_is_its_parts_in_order(facts, params, updates):
+    parameters = {"clip.norm": 1.0, "top-k.keep": 0.1}
+    found = registry.defend(registry.parse("top-k+clip"), facts, parameters, params)(None, one(updates))
     assert float(trees.tree_norm(found)) == pytest.approx(1.0, rel=1e-6)
     assert sum(int(jnp.sum(leaf != 0)) for leaf in jax.tree.leaves(found)) == 16
 
 
-def test_of_noise_and_sparsification_the_attacker_knows_both(setting):
+def test_of_noise_and_sparsification_the_attacker_knows_both(facts):
     """Normal noise, then the largest of three entries, 4: others up to 4 are as likely as none, 9 is 5 too large."""
-    numbers = {"gaussian.scale": 0.5, "top-k.keep": 0.3}
-    _, distance = adaptive.adapt("gaussian+top-k", setting, numbers, models.cross_entropy, objectives.cosine)
+    chain, parameters = registry.parse("gaussian+top-k"), {"gaussian.scale": 0.5, "top-k.keep": 0.3}
+    _, distance = adaptive.adapt(chain, facts, parameters, models.cross_entropy, objectives.cosine)
     observed = {"w": jnp.array([0.0, 4.0, 0.0])}
     for update, expected in (([2.0, 3.0, -4.0], 1 / 16), ([2.0, 3.0, -9.0], 26 / 16)):
         simulated = adaptive.Simulated({"w": jnp.array(update)}, params={})
         assert float(distance(simulated, observed)) == pytest.approx(expected)
 
 
-def test_what_is_known_of_defenses_on_weights(setting):
+def test_what_is_known_of_defenses_on_weights(facts):
     """Noise 0.1 on weights of norm 5, bound 0.2: deviation 2.5; then of two weights sent one is zero."""
     params = {"w": jnp.array([3.0, 4.0])}
     noise, zeros = {"row-noise.scale": 0.1, "row-noise.bound": 0.2}, {"smallest-weights-zeroed.share": 0.5}
-    for name, numbers, observed, expected in (
+    for name, parameters, observed, expected in (
         ("row-noise", noise, [1.0, 2.0], (1 + 0) / (1 + 4)),
         ("row-noise+smallest-weights-zeroed", noise | zeros, [3.0, 2.0], 0 / 4),
     ):
-        _, distance = adaptive.adapt(name, setting, numbers, models.cross_entropy, objectives.cosine)
+        _, distance = adaptive.adapt(registry.parse(name), facts, parameters, models.cross_entropy, objectives.cosine)
         simulated = adaptive.Simulated({"w": jnp.array([2.0, 2.0])}, params)
         assert float(distance(simulated, {"w": jnp.array(observed)})) == pytest.approx(expected)
 
 
-def test_only_dp_sgd_bounds_every_example(victim, setting):
+def test_only_dp_sgd_bounds_every_example(victim):
     """Two examples of which one has a long gradient: the mean of the clipped ones, by hand."""
     loss_fn = models.cross_entropy(victim.model.apply)
     plain = jax.jit(clients.fedsgd(loss_fn))

@@ -1,7 +1,5 @@
 """The attack `auto`: what it takes follows from what the server sees, and what is not explained is searched for."""
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,13 +40,15 @@ def test_an_update_that_the_closed_form_does_not_explain_is_searched_for(percept
     np.testing.assert_array_equal(execution.reconstructions.info["closed_form"], [True, False])
     np.testing.assert_allclose(execution.reconstructions.inputs[0], perceptron.truth.inputs[0], atol=1e-5)
     assert execution.choice.endswith("explains 1 of 2 updates; spectral for the others")
-    assert list(execution.history["step"])[-1] == PERCEPTRON.steps
+    assert list(execution.history["step"])[-1] == PERCEPTRON.search.steps
 
 
 def test_what_only_the_search_uses_is_no_hindrance_to_a_closed_form():
-    config = replace(PERCEPTRON, labels="restored", rounds=2, server_lr=0.1, tv=0.1, lr=0.1)
+    config = PERCEPTRON.replace(labels="restored", rounds=2, server_lr=0.1, tv=0.1, lr=0.1)
     closed = automatic.closed_form_job(config, "dense-layer")
-    assert (closed.attack, closed.rounds, closed.labels, closed.hyperparameters()) == ("dense-layer", 1, "known", {})
+    attacker = closed.attacker
+    assert (attacker.attack, attacker.labels, attacker.hyperparameters) == ("dense-layer", "known", {})
+    assert closed.observation.rounds == 1
 
 
 def test_a_closed_form_compiles_once_for_attack_and_controls(perceptron):
@@ -72,7 +72,7 @@ def test_a_closed_form_compiles_once_for_attack_and_controls(perceptron):
     ],
 )
 def test_the_choice_follows_from_network_batch_and_client(changed, taken):
-    config = replace(PERCEPTRON, **changed)
+    config = PERCEPTRON.replace(**changed)
     task = jobs.prepare(config)
     choice = automatic.choose(config, task.observations, task.model.input_shape)
     assert choice.closed_form == taken
@@ -87,7 +87,7 @@ def test_lanes_are_counted_for_the_search(perceptron):
         measured.append(config.attacker.attack)
         return jobs.Program(config, perceptron.model)
 
-    costs = jobs.chunk_costs(replace(PERCEPTRON, steps=1), program_for, perceptron.observations)
+    costs = jobs.chunk_costs(PERCEPTRON.replace(steps=1), program_for, perceptron.observations)
     assert set(measured) == {"spectral"}
     assert all(cost.steps_per_second > 0 for cost in costs)
 
@@ -95,7 +95,7 @@ def test_lanes_are_counted_for_the_search(perceptron):
 def test_jobs_that_may_take_a_closed_form_run_one_by_one(perceptron):
     assert not perceptron.program.joins_jobs
     assert not perceptron.program.by_closed_form("dense-layer").joins_jobs
-    assert jobs.Program(replace(PERCEPTRON, attack="spectral"), perceptron.model).joins_jobs
+    assert jobs.Program(PERCEPTRON.replace(attack="spectral"), perceptron.model).joins_jobs
     alone = jobs.execute_jobs([PERCEPTRON] * 2, perceptron.program, [perceptron.observations] * 2)
     assert [one.num_steps for one in alone] == [0, 0]
 

@@ -30,7 +30,7 @@ def test_what_does_not_fit_is_not_taken(task):
     assert jobs.fastest([one, cost]) == 1
     (refused,) = costs_of(task, memory=one.peak_bytes // 2)
     assert not refused.fits
-    with pytest.raises(ValueError, match="not even one lane fits"):
+    with pytest.raises(ValueError, match="not enough memory: one lane needs"):
         jobs.fastest([refused])
 
 

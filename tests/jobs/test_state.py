@@ -1,5 +1,6 @@
 """A long search goes on where it was left, to the same result."""
 
+import importlib
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from jaxinvert import cli, files, jobs
 
+execution = importlib.import_module("jaxinvert.jobs.execute")  # jobs.execute is its function
 CONFIG = jobs.JobConfig.of(model="mlp", size=12, targets=2, restarts=2, steps=30)
 
 
@@ -59,21 +61,21 @@ def test_an_interrupted_search_goes_on(task, whole, tmp_path):
 
 
 def test_a_search_left_at_its_end_takes_no_step_more(task, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs.execution, "_SECONDS_BETWEEN_STATES", 0.0)
+    monkeypatch.setattr(execution, "_SECONDS_BETWEEN_STATES", 0.0)
     finished = jobs.execute(CONFIG, task.program, task.observations, state_folder=tmp_path)
     again = jobs.execute(CONFIG, task.program, task.observations, state_folder=tmp_path)
     assert again.history["step"][-2:].tolist() == [30, 30]
     np.testing.assert_array_equal(again.reconstructions.inputs, finished.reconstructions.inputs)
     np.testing.assert_array_equal(again.history["best_loss"][-1], whole.history["best_loss"][-1])
-    shorter = jobs.JobConfig.of(**{**vars(CONFIG), "steps": 7})
+    shorter = CONFIG.replace(steps=7)
     kept = next(iter(tmp_path.iterdir()))
-    kept.rename(tmp_path / jobs.execution._state_name(shorter))
+    kept.rename(tmp_path / execution._state_name(shorter))
     with pytest.raises(ValueError, match="has done 30 steps, more than num_steps 7"):
         jobs.execute(shorter, task.program, task.observations, state_folder=tmp_path)
 
 
 def test_a_killed_search_goes_on_from_what_it_kept_last(task, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs.execution, "_SECONDS_BETWEEN_STATES", 0.0)
+    monkeypatch.setattr(execution, "_SECONDS_BETWEEN_STATES", 0.0)
     with pytest.raises(Killed):
         left(task, tmp_path, Killed)
     resumed = jobs.execute(CONFIG, task.program, task.observations, state_folder=tmp_path)
@@ -82,7 +84,7 @@ def test_a_killed_search_goes_on_from_what_it_kept_last(task, whole, tmp_path, m
 
 def test_another_job_does_not_go_on_from_it(task, tmp_path):
     left(task, tmp_path, KeyboardInterrupt)
-    other = jobs.JobConfig.of(**{**vars(CONFIG), "tv": 0.5})
+    other = CONFIG.replace(tv=0.5)
     found = jobs.execute(other, task.program, task.observations, state_folder=tmp_path)
     assert found.history["step"][0] == jobs.execute(other, task.program, task.observations).history["step"][0]
     assert len(list(tmp_path.iterdir())) == 1  # the first one's is still there

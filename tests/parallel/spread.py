@@ -14,17 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxinvert import clients, models, search
-from jaxinvert.attacks import inverting_gradients, objectives
+from jaxinvert import clients, search
+from jaxinvert.attacks import Problem, inverting_gradients, objectives
 from jaxinvert.attacks.matching import gradient_matching
 from jaxinvert.observation.observe import observe_targets
 from jaxinvert.priors.parametrizations import pixels
 from jaxinvert.types import Batch, Observation
-from tests.conftest import SHAPE, apply, init
+from tests.conftest import SHAPE, apply, init, model_of
 from tests.search.test_search import Quadratic
 
 NUM_TARGETS, NUM_RESTARTS, NUM_WALKS = 3, 3, 9  # 9 lanes: devices do not divide them
-CLIENT = clients.fedsgd(models.cross_entropy(apply))
+MODEL = model_of(apply, init)
+CLIENT = clients.fedsgd(MODEL.loss)
 
 
 def walk(settings):
@@ -34,7 +35,7 @@ def walk(settings):
 
 
 def signed(settings):
-    return inverting_gradients(CLIENT, batch_shape=SHAPE, **settings)
+    return inverting_gradients(Problem(CLIENT, MODEL, 1), **settings)
 
 
 def smooth(settings):

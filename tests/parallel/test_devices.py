@@ -16,7 +16,6 @@ import pytest
 
 from jaxinvert import files, jobs, search
 from jaxinvert.attacks import objectives
-from jaxinvert.jobs.deployment import client_update
 from jaxinvert.parallel import devices
 from jaxinvert.types import Batch
 
@@ -144,7 +143,7 @@ def test_the_command_line_spreads_a_network_with_convolutions(tmp_path):
     assert (summary["num_devices"], summary["chunk_size"]) == (2, 1)
     config = jobs.JobConfig.of(model="lenet", size=12, targets=2)
     program, observations, truth, _ = jobs.prepare(config)
-    client = jax.jit(client_update(config, program.model))
+    client = jax.jit(jobs.deployment_of(config, program.model).simulated_update())
     images = files.load_arrays(tmp_path / "reconstructions.npz")["reconstruction"]
     for t in range(2):
         simulated = client(observations.params, Batch(jnp.asarray(images[t : t + 1]), truth.labels[t]))

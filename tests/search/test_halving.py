@@ -127,7 +127,7 @@ def test_zero_steps_evaluate_the_start():
 
 def test_gradient_matching_survives_halving(victim):
     """An optimizer with a state of its own, whose first rung the plain search's winner passes."""
-    attack = inverting_gradients(victim.client_update, batch_shape=SHAPE, tv=1e-4, horizon=NUM_STEPS)
+    attack = inverting_gradients(victim.problem, tv=1e-4, horizon=NUM_STEPS)
     key = jax.random.key(1)
     halved = successive_halving(attack, num_steps=NUM_STEPS, num_restarts=4, rungs=((4, 2), (8, 1)), chunk_size=1)
     found = jax.jit(halved)(key, victim.observation)
@@ -156,11 +156,11 @@ def test_every_target_can_be_warm_started_from_its_own_earlier_reconstruction(vi
     """One program: what a first search found is where the lanes of the second begin, but for a little noise."""
 
     def attack(**options):
-        return inverting_gradients(victim.client_update, batch_shape=SHAPE, tv=1e-4, horizon=60, **options)
+        return inverting_gradients(victim.problem, tv=1e-4, horizon=60, **options)
 
     def solve(key, observation):
         first = search.run(attack(), num_steps=60)(key, observation)
-        second = successive_halving(attack(prior=first.inputs), num_steps=0, num_restarts=3, rungs=())
+        second = successive_halving(attack(start_images=first.inputs), num_steps=0, num_restarts=3, rungs=())
         started = second(key, observation)
         return started._replace(info={**started.info, "first": first.inputs})
 

@@ -19,7 +19,7 @@ NUM_STEPS = 40
 
 @pytest.fixture(scope="module")
 def make_attack(victim):
-    return lambda settings: inverting_gradients(victim.client_update, batch_shape=SHAPE, **settings)
+    return lambda settings: inverting_gradients(victim.problem, **settings)
 
 
 @pytest.fixture(scope="module")

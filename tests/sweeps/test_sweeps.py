@@ -1,6 +1,5 @@
 """Sweeps: what a file means, what is recorded, and what survives."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -71,21 +70,21 @@ def test_jobs_that_differ_in_numbers_share_a_program():
     assert len(planned.jobs) == 8
     assert len(planned.batches_by_program) == 2
     assert planned.varied == ("model", "steps", "settings.tv")
-    assert sorted(jobs.name for batch in planned.batches for job in batch.jobs) == sorted(
-        jobs.name for job in planned.jobs
+    assert sorted(job.name for batch in planned.batches for job in batch.jobs) == sorted(
+        job.name for job in planned.jobs
     )
-    assert all(len({jobs.config.search.steps for job in batch.jobs}) == 1 for batch in planned.batches)
+    assert all(len({job.config.search.steps for job in batch.jobs}) == 1 for batch in planned.batches)
 
 
 def test_a_job_is_named_by_all_that_determines_it(tmp_path):
     config = jobs.JobConfig()
-    same = dataclasses.config.replace(tv=config.attacker.hyperparameters["tv"])
+    same = config.replace(tv=config.attacker.hyperparameters["tv"])
     assert jobs.job_name(config) == jobs.job_name(same)
-    others = [dataclasses.config.replace(seed=1), dataclasses.config.replace(tv=0.5)]
+    others = [config.replace(seed=1), config.replace(tv=0.5)]
     data = tmp_path / "data.npz"
     for content in (b"one", b"two"):
         data.write_bytes(content)
-        others.append(dataclasses.config.replace(data=str(data)))
+        others.append(config.replace(data=str(data)))
         others.append(jobs.job_name(others.pop()))
     names = [item if isinstance(item, str) else jobs.job_name(item) for item in [config, *others]]
     assert len(set(names)) == len(names)
@@ -107,7 +106,7 @@ def test_a_job_is_named_by_all_that_determines_it(tmp_path):
         ("batch: 0", "batch is 0"),
         ("list: []", "list is"),
         ("checkpoint: nowhere.safetensors", "cannot read nowhere.safetensors"),
-        ("grid: {seed: &many [1, 2], steps: *many}", "by an alias"),
+        ("grid: {seed: &many [1, 2], steps: *many}", "an alias"),
         (f"grid: {{seed: {[*range(40)]}, targets: {[*range(1, 40)]}}}", "more than 1000 jobs"),
         ('steps: !!int ""', "not readable YAML"),
         ("tv: 1" + 400 * "0", "tv is 1000"),
@@ -208,7 +207,7 @@ def test_a_failing_job_stops_no_other(file, whole, tmp_path, monkeypatch):
 
 def test_a_full_disk_loses_nothing_recorded(file, whole, tmp_path, monkeypatch):
     planned = sweeps.read_plan(file)
-    save = records.store.save_json
+    save = records.files.save_json
     written = []
 
     def full(path, content):
@@ -218,7 +217,7 @@ def test_a_full_disk_loses_nothing_recorded(file, whole, tmp_path, monkeypatch):
             written.append(path)
         save(path, content)
 
-    monkeypatch.setattr(records.store, "save_json", full)
+    monkeypatch.setattr(records.files, "save_json", full)
     with pytest.raises(OSError, match="No space left"):
         list(sweeps.run(planned, tmp_path))
     monkeypatch.undo()

@@ -75,38 +75,38 @@ _Equation = Callable[[_Leaves, _Leaves, Layout, Array], Array]
 
 @declare(reports=("certified", "status", "rank"))
 def april(problem: Problem, *, layout: Layout = VIT) -> SolveFn:
-    """Closed form through the first attention (Lu et al. 2022): vit-plain, exact for one example.
+    """APRIL: closed form from the first attention of a Vision Transformer, exact for one example (Lu et al. 2022).
 
-    For tokens that enter self-attention as they are and without a skip around it.
+    The tokens must enter self-attention without a norm before it or a skip connection around it (vit-plain).
 
     Args:
       problem: one example; its `client_update` is simulated for the certificate.
-      layout: of the parameters.
+      layout: paths of the layers.
 
-    A skip around the first attention does not show in the parameters: there the result is wrong, and not certified.
-    The label is that of the head's bias with the negative gradient.
+    A skip around the first attention is not visible in the parameters; the result is then wrong and not certified.
+    The label is the class whose entry in the gradient of the head's bias is negative.
 
-    The reconstruction's `attack_loss` is the relative error of the re-simulated update (`inf` without any). Its
-    `info` has `certified`, `status` (`certificate.Status`), the `rank` of `G`, and its `conditioning`: the least of
-    its `n` singular values over the largest, by the inverse of which rounding of the update grows.
+    The reconstruction's `attack_loss` is the relative error of the re-simulated update (`inf` if there is none). Its
+    `info` has `certified`, `status` (`certificate.Status`), the `rank` of `G`, and its `conditioning`: the smallest
+    of its `n` singular values over the largest; rounding of the update is amplified by the inverse.
 
     Raises:
       ValueError: for more than one example; at trace time, if the update lacks a layer of the layout or has the norm,
-        its patches do not make up such images, or it has fewer columns than an image has patches or a patch has
-        numbers.
+        if the patches do not tile the images, or if the width is less than the number of patches or of values per
+        patch.
     """
     return _from_positions(problem, _patches_by_attention, check_attention, layout=layout, name="april")
 
 
 @declare(reports=("certified", "status", "rank"))
 def patch_embedding(problem: Problem, *, layout: Layout = VIT) -> SolveFn:
-    """Closed form of any vit with position embeddings, from its layer of patches; exact for one example.
+    """Closed form from a Vision Transformer's patch and position embeddings, exact for one example.
 
-    It reads the layer of patches instead of the attention: norms and skips do not matter.
+    It reads the patch embedding instead of the attention: norms and skip connections do not matter.
 
     Args:
       problem: see `april`, also for results and errors.
-      layout: of the parameters; `attention` is not read.
+      layout: paths of the layers; `attention` is not read.
     """
     return _from_positions(problem, _patches_by_embedding, check_positions, layout=layout, name="patch_embedding")
 

@@ -38,17 +38,17 @@ WORDS = {
     Status.ZERO: "not certified: the layer's update is zero",
     Status.LOW_RANK: "not certified: the layer's update has a lower rank than the batch has examples",
     Status.HIGH_RANK: "not certified: the layer's update has a higher rank than the batch has examples",
-    Status.INCOMPLETE: "not certified: not every example was told apart",
+    Status.INCOMPLETE: "not certified: not every example was recovered separately",
     Status.DIFFERENT: "not certified: the re-simulated update differs from the observed one",
     Status.UNDETERMINED: "not certified: the update's equations have a lower rank than there are unknowns",
-    Status.SPAN_FULL: "not certified: everything lies in the span of the layer's update, which tells nothing apart",
+    Status.SPAN_FULL: "not certified: the layer's update spans the whole space, so the span check accepts everything",
     Status.AMBIGUOUS: "not certified: more candidates lie in the span of the layer's update than it has dimensions",
 }
-"""Statuses for people."""
+"""Each status in words, for reports."""
 
 
 _REMOVABLE = (Status.INCOMPLETE, Status.AMBIGUOUS)
-"""What an equal update removes."""
+"""Doubts that are removed if the re-simulated update equals the observed one."""
 
 
 class Certificate(NamedTuple):

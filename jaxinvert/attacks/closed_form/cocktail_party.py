@@ -30,17 +30,17 @@ from jaxinvert.types import Array, Key, Observation, Reconstruction, SolveFn
 
 @declare(simulates=False, reports=("valid",))
 def cocktail_party(problem: Problem, *, layer: str | None = None, num_steps: int = 200) -> SolveFn:
-    """Independent components of a wide dense layer's gradient (Kariyappa et al. 2023); large batches.
+    """Cocktail party: large batches from the independent components of a dense layer (Kariyappa et al. 2023).
 
     The layer has a bias and reads the (normalized, flattened) inputs.
 
     Args:
       problem: at most as many images as the layer has units.
       layer: path of the layer; by default the only one that reads images of this shape.
-      num_steps: of the fixed point.
+      num_steps: steps of the fixed-point iteration.
 
-    The reconstruction's `attack_loss` is `dense.unexplained_share`: it says whether the right space was found, not
-    whether it was unmixed. Reads `observation.params` (for checks) and `.update`.
+    The reconstruction's `attack_loss` is `dense.unexplained_share`: it measures whether the right space was found,
+    not whether it was unmixed. Reads `observation.params` (for checks) and `.update`.
 
     Raises:
       ValueError: at trace time, if the update has no such layer, or it has fewer units than the batch has examples.

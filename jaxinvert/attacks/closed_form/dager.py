@@ -82,25 +82,25 @@ class Sequences(NamedTuple):
 
 @declare(reports=("certified", "status", "num_found", "rank"))
 def dager(problem: TextProblem, *, tolerances: spans.Tolerances | None = None) -> SolveFn:
-    """Exact text from the span of attention gradients (Petrov et al. 2024): sequences while tokens are few.
+    """DAGER: exact text from the span of attention gradients, for few distinct tokens (Petrov et al. 2024).
 
     Args:
       problem: the client, its network and `B`, the number of sequences; its `client_update` is simulated for the
         certificate.
-      tolerances: of the span checks; by default those of the update's resolution.
+      tolerances: of the span checks; by default from the update's resolution.
 
     The reconstruction's `inputs` are tokens `[B, n]`, its `labels` are those of the head, and `attack_loss` is the
-    relative error of the re-simulated update (`inf` without any). Its `info` has
+    relative error of the re-simulated update (`inf` if there is none). Its `info` has
 
     - `found [n, V]` bool: whether a token is in the batch at a position, by the first span check, and
-      `distances [n, V]`; where the span is full, nothing is found;
-    - `rank`: of the first attention's gradient, the number of distinct tokens (each with its position) if they are
-      fewer than the width, and `num_found`, the different sequences found;
+      `distances [n, V]`; if the span is full, nothing is found;
+    - `rank`: rank of the first attention's gradient, equal to the number of distinct tokens (counted with their
+      positions) if that is less than the width; `num_found`: the number of different sequences found;
     - `certified`, `status` (`certificate.Status`).
 
-    Sequences are put together by the second block, of an encoder if there are at most 4,096 combinations; one
-    sequence needs no second block. Otherwise `inputs` are tokens of each position in the order of distance, which is
-    no reconstruction, and `INCOMPLETE`.
+    Sequences are assembled by the second block, for an encoder only up to 4,096 combinations; one sequence needs no
+    second block. Otherwise `inputs` are the tokens of each position in order of distance, which is not a
+    reconstruction, and the status is `INCOMPLETE`.
 
     Raises:
       ValueError: for fewer than one sequence; at trace time, if the update lacks a layer.

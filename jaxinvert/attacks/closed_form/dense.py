@@ -202,15 +202,15 @@ def _orthonormal_rows(rows: Array) -> Array:
 
 @declare(simulates=False, reports=("valid", "num_units"))
 def dense_layer(problem: Problem, *, layer: str | None = None) -> SolveFn:
-    """Closed form through a biased dense layer that reads the images (exact for one example).
+    """Closed form from a first dense layer with bias, exact for one example (Phong et al. 2017, Geiping et al. 2020).
 
-    For larger batches it returns the `B` most trustworthy distinct inputs: exact for every example that activates a
-    unit alone. Reads `observation.params` (for checks) and `.update`; no labels.
+    For larger batches it returns the `B` highest-ranked distinct inputs, which are exact for every example that is
+    the only one to activate some unit. Reads `observation.params` (for checks) and `.update`; no labels.
 
     Args:
       problem: its network applies the layer to the (normalized, flattened) inputs.
       layer: path of the layer in the update, such as `"params/dense_0"`; it must hold `kernel` and `bias`. By
-        default the only one that reads as many features as an image has numbers.
+        default the only one with as many input features as an image has values.
 
     The reconstruction's `attack_loss` is `unexplained_share`; `info["valid"]` and `info["num_units"]` are `[B]`.
 

@@ -64,23 +64,24 @@ class Layer(NamedTuple):
 
 @declare(simulates=False, reports=("valid", "unexplained"))
 def dense_chain(problem: Problem, *, layers: Sequence[str] | None = None, activation: Activation = RELU) -> SolveFn:
-    """Closed form through a ReLU perceptron's layers, some without bias (Geiping et al. 2020).
+    """Closed form through all layers of a ReLU perceptron, not all with bias; one example (Geiping et al. 2020).
 
-    Exact for one example. Of a batch it finds the examples that some unit of the first biased layer sees alone, and
-    through it those for which `B` units or more can be inverted. Reads `observation.params` and `.update`; no labels.
+    Exact for one example. From a batch it recovers the examples that are alone in activating some unit of the first
+    layer with a bias; below that layer, those with at least `B` invertible units. Reads `observation.params` and
+    `.update`; no labels.
 
     Args:
       problem: its network is a perceptron that reads the (normalized, flattened) inputs.
       layers: paths of the dense layers from the input on, such as `("params/dense_0", "params/head")`; at least one
-        of them has a bias, and `activation` stands between any two. By default all, in the order of their names.
-      activation: between the layers.
+        of them has a bias, and `activation` is between any two. By default all layers, in the order of their names.
+      activation: the activation between the layers.
 
     The reconstruction's `attack_loss` is the largest of `info["unexplained"]` `[L]`, the `unexplained_share` of each
     layer in `layers`; `info["valid"]` is `[B]`.
 
     Raises:
-      ValueError: if the network is no perceptron; at trace time, if a layer is missing, the layers do not fit each
-        other or the images, or none of them has a bias.
+      ValueError: if the network is not a perceptron; at trace time, if a layer is missing, if the layers' shapes do
+        not match each other or the images, or if none of them has a bias.
     """
     if layers is None:
         params = jax.eval_shape(problem.model.init, jax.random.key(0))

@@ -79,24 +79,25 @@ _NOT_OF_ONE_EXAMPLE = 0.01
 def rgap(
     problem: Problem, *, layers: Sequence[Convolution] | None = None, activation: Activation = SIGMOID
 ) -> SolveFn:
-    """Layer by layer through LeNet's convolutions (Zhu and Blaschko 2021); one example.
+    """R-GAP: recursive linear systems through LeNet's convolutions, for one example (Zhu and Blaschko 2021).
 
     Args:
       problem: its network is a chain of convolutions, each with the same activation, and one dense head, which reads
         the flattened last output.
-      layers: the convolutions from the image upward; by default those of `models.lenet`, which the network must be.
-      activation: after every convolution.
+      layers: the convolutions from the image to the head; by default those of `models.lenet`, for that model only.
+      activation: the activation after every convolution.
 
-    A head's gradient that differs from `h db^T` by 1 % is not that of one undefended example: then the layers below
-    are not solved for (which takes seconds at 32 px), and the image is the mean.
+    If the head's gradient differs from `h db^T` by 1 %, it is not that of one undefended example. Then the layers
+    before it are not solved (which takes seconds at 32 px), and the image is the mean.
 
-    The reconstruction's `attack_loss` is the largest relative residual of the layers' systems, `inf` where there is
-    no finite one. Its `info` has for each layer, from the image upward, `residuals [layers]`, `pivots [layers]`
-    (smallest over largest of the Cholesky factor, squared: near the resolution 2e-16 the input is not determined),
-    and `determined [layers]` bool, whether there are as many equations as unknowns and the pivots are above 1e-13.
+    The reconstruction's `attack_loss` is the largest relative residual of the layers' systems, `inf` if none is
+    finite. Its `info` has for each layer, from the image to the head, `residuals [layers]`, `pivots [layers]`
+    (smallest over largest pivot of the Cholesky factor, squared: near the resolution 2e-16 the input is not
+    determined), and `determined [layers]` bool: whether there are at least as many equations as unknowns and the
+    pivots are above 1e-13.
 
     Raises:
-      ValueError: for more than one example, or a network whose convolutions are not known; at trace time, if the
+      ValueError: for more than one example, or a model other than lenet without `layers`; at trace time, if the
         update lacks a layer.
     """
     require_single_example(problem, attack="rgap")

@@ -76,21 +76,21 @@ def spear(
     max_rounds: int = 64,
     layer: str | None = None,
 ) -> SolveFn:
-    """Exact and certified: ReLU perceptrons' small batches by sampling (Dimitrov et al. 2024).
+    """SPEAR: exact, certified small batches of a ReLU perceptron, by sampling (Dimitrov et al. 2024).
 
-    Directions come from `num_samples x max_rounds` random sub-matrices at most.
+    Directions are sampled from at most `num_samples x max_rounds` random submatrices.
 
     Args:
       problem: its `client_update` is simulated for the certificate, its model's loss for the labels.
-      inactive: the least share of units in [0, 1] that are off for an example.
-      num_samples: sub-matrices of `B - 1` rows in one round.
-      max_rounds: rounds; it ends once all examples are found.
+      inactive: the minimum share of units in [0, 1] that are inactive for an example.
+      num_samples: submatrices of `B - 1` rows per round.
+      max_rounds: maximum number of rounds; the search ends once all examples are found.
       layer: path of the layer; by default the only one that reads images of this shape.
 
-    The reconstruction has the labels that were found, and `attack_loss` is the relative error of the re-simulated
-    update (`inf` without any). Its `info` has `certified`, `status` (`certificate.Status`), `num_found` directions,
-    the `rank` of the layer's update, counted up to `B + 1`, and `pattern_agreement`: the share of units and examples
-    for which `D` is zero exactly where the ReLU is off.
+    The reconstruction has the recovered labels, and `attack_loss` is the relative error of the re-simulated update
+    (`inf` if there is none). Its `info` has `certified`, `status` (`certificate.Status`), the number of directions
+    `num_found`, the `rank` of the layer's update, counted up to `B + 1`, and `pattern_agreement`: the share of pairs
+    of units and examples for which `D` is zero exactly where the ReLU is inactive.
 
     Raises:
       ValueError: at trace time, if the update has no such layer, or it has fewer units than the batch has examples.
@@ -103,15 +103,15 @@ def spear(
 def exact_batch(
     problem: Problem, *, inactive: Scalar = 0.25, max_rounds: int = 12, layer: str | None = None
 ) -> SolveFn:
-    """Exact and certified: ReLU perceptrons' batches by independence, then sparsity.
+    """Exact, certified batches of a ReLU perceptron, by independent components and sparsity; this library's own.
 
-    Up to `B = 6`, where a few samples do, it starts at those instead of independent components.
+    Up to `B = 6`, where a few random samples suffice, it starts from those instead of independent components.
 
     Args:
-      problem: see `spear`, also for results and errors. Neighboring pixels of the images mostly agree, as those of
-        photographs do.
-      inactive: the least share of units in [0, 1] that are off for an example.
-      max_rounds: how often missing examples are unmixed again.
+      problem: see `spear`, also for results and errors. Neighboring pixels of the images are assumed to be mostly
+        similar, as in photographs.
+      inactive: the minimum share of units in [0, 1] that are inactive for an example.
+      max_rounds: how often the separation of missing examples is repeated.
       layer: path of the layer; by default the only one that reads images of this shape.
 
     Examples that were not found are returned as their independent components: not exact, and not certified.

@@ -1,4 +1,4 @@
-"""Attacks that search for the private batch step by step: one file per published attack."""
+"""Iterative attacks, which search for the private batch by an optimizer: one file per published attack."""
 
 from jaxinvert.attacks.optimization.batch_norm_leakage import batch_norm_leakage
 from jaxinvert.attacks.optimization.cocktail_party_features import cocktail_party_features

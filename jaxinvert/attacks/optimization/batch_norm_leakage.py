@@ -1,11 +1,11 @@
-"""BatchNorm leakage: the running statistics that a client sends hold the mean and variance of its private features.
+"""BatchNorm leakage: matches the update and the BatchNorm statistics that a client's running statistics reveal.
 
     minimize over x, y:   a sum_l |g_l - g*_l|  +  b sum_BN (|mu - mu*| + |var - var*|)
                           +  tv (|dx| + |dy|)  +  norm mean_i |x_i|
 
-`g` is the client's mean gradient, its update over rate and number of its steps, simulated from the server's model
-in train mode; `mu, var` are the batch statistics behind the running ones that the simulated client sends, and
-`mu*, var*` those behind the ones that came back (`running_statistics.recover`).
+`g` is the client's mean gradient: its update divided by learning rate and number of steps, simulated from the
+server's model in train mode. `mu, var` are the batch statistics computed from the running statistics that the
+simulated client sends, and `mu*, var*` those computed from the observed ones (`running_statistics.recover`).
 
 Ali Hatamizadeh, Hongxu Yin, Pavlo Molchanov, Andriy Myronenko, Wenqi Li, Prerna Dogra, Andrew Feng, Mona G. Flores,
 Jan Kautz, Daguang Xu, Holger R. Roth: "Do Gradient Inversion Attacks Make Federated Learning Unsafe?", IEEE
@@ -37,25 +37,24 @@ def batch_norm_leakage(
     horizon: Scalar = 40_000,
     start_images: Array | None = None,
 ) -> Attack:
-    """Matching of update and batch statistics (Hatamizadeh et al. 2022); BatchNorm in train mode.
+    """Matches the update and the sent BatchNorm statistics, BatchNorm in train mode (Hatamizadeh et al. 2023).
 
-    Constants are those of the authors' program. Three deviations, on purpose. That program detaches the simulated
-    gradient, which leaves its matching term without effect; here the whole local training is differentiated. It
-    measures `mu, var` in the client's updated model; here the simulated client measures them, which is exact for any
-    local training. The total variation leaves out diagonals. As in the paper priors see the images as the model does,
-    normalized.
+    Constants are those of the authors' program. There are three deliberate deviations. The program detaches the
+    simulated gradient, so its matching term has no effect; here the whole local training is differentiated. The
+    program measures `mu, var` in the client's updated model; here the simulated client measures them, which is exact
+    for any local training. The total variation omits diagonals. As in the paper, priors apply to normalized images.
 
     Args:
-      problem: its clients have BatchNorm in train mode and send running statistics. With `joint_labels` soft labels
+      problem: its clients have BatchNorm in train mode and send running statistics. With `joint_labels`, soft labels
         are optimized through a sigmoid, as in the paper.
-      matching: weight of the update.
-      batch_norm: weight of the statistics.
+      matching: weight of the distance between updates.
+      batch_norm: weight of the distance between batch statistics.
       tv: weight of the total variation.
       norm: weight of the mean Euclidean norm of an image.
       learning_rate: of Adam, in units of `std`.
       warmup: steps until the full learning rate.
-      horizon: the number of steps that the learning-rate decay is laid out for.
-      start_images: `[H, W, C]` in [0, 1], a public image to start from; by default normal noise.
+      horizon: number of steps over which the learning rate decays.
+      start_images: a public image to start from, `[H, W, C]` in [0, 1]; by default normal noise.
 
     Raises:
       ValueError: if the clients send no running statistics.

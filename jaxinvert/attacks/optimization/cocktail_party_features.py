@@ -1,14 +1,14 @@
-"""Cocktail party on features: a wide dense layer's gradient is unmixed, then images with such features are found.
+"""Cocktail party on features: unmixes the features in a wide dense layer's gradient, then searches for their images.
 
-Where the layer reads features `f(x)` of convolutions instead of images, its gradient mixes those. Unmixed they are
-known up to rounding and the mixing's error; each image is then searched for on its own, whatever its label:
+If the layer reads features `f(x)` of convolutions instead of images, its gradient is a mixture of those. Unmixing
+recovers them up to rounding and its own error. Each image is then searched for separately, without its label:
 
     minimize over x:   (1 - cos(f(x), f_b)) exp(tv TV(x))      for every recovered feature vector f_b.
 
-No client is simulated: a step is one forward and one backward pass. Features are unmixed in the differences of
-neighboring places of their map, every channel as strong as any other. Two deviations: the paper's prior is a sum, and
-its unmixing a descent; as a product, the prior is as strong as the features are uncertain (see `spectral`, of which
-the search's variables and schedule are, too).
+No client is simulated: a step is one forward and one backward pass. Unmixing uses the differences between neighboring
+positions of the feature map, with all channels scaled to equal variance. Two deviations: the paper adds the prior and
+unmixes by gradient descent; as a factor, the prior is weighted by the uncertainty of the features (see `spectral`,
+also for the search's variables and schedule).
 
 Sanjay Kariyappa, Chuan Guo, Kiwan Maeng, Wenjie Xiong, G. Edward Suh, Moinuddin K. Qureshi, Hsien-Hsin S. Lee:
 "Cocktail Party Attack: Breaking Aggregation-Based Privacy in Federated Learning Using Independent Component
@@ -45,7 +45,7 @@ from jaxinvert.types import (
 
 
 class Unlabeled(NamedTuple):
-    """Images `[B, H, W, C]` whose labels play no part."""
+    """Images `[B, H, W, C]` without labels."""
 
     inputs: Array
     labels: None = None
@@ -61,18 +61,18 @@ def cocktail_party_features(
     layer: str | None = None,
     num_unmixing_steps: int = 200,
 ) -> Attack:
-    """Cocktail party on features of convolutions, then images that have them (Kariyappa et al. 2023).
+    """Cocktail party on features: unmixes convolutional features, then inverts them (Kariyappa et al. 2023).
 
-    Labels are neither read nor found, and images come in an order of their own.
+    Labels are neither read nor recovered, and the images are returned in arbitrary order.
 
     Args:
       problem: its network is a Flax model.
       tv: weight of the total variation, of pixels in [0, 1], in the exponent.
       learning_rate: of Adam, in units of the spectrum of photographs.
-      horizon: the number of steps that the learning-rate decay is laid out for.
-      layer: path of the biased dense layer; by default the widest. If it is the head, `B` is less than the number of
-        classes, and examples of one label are hard to tell apart.
-      num_unmixing_steps: of the independent components' fixed point.
+      horizon: number of steps over which the learning rate decays.
+      layer: path of a dense layer with a bias; by default the widest. If it is the head, `B` must be less than the
+        number of classes, and examples of the same label are hard to separate.
+      num_unmixing_steps: fixed-point steps of the independent component analysis.
 
     Raises:
       ValueError: at trace time, if there is no such layer, or it has fewer units than the batch has examples.
@@ -81,7 +81,7 @@ def cocktail_party_features(
     images = parametrizations.spectrum(batch_shape)
 
     def search(path: str, features: Array) -> Attack:
-        """For images with these features `[B, h, w, c]`."""
+        """The attack that searches for images with these features `[B, h, w, c]`."""
 
         def distance(observation: Observation, batch: Unlabeled) -> Array:
             found = feature_map(apply, path, observation.params, batch.inputs)
@@ -128,10 +128,10 @@ def cocktail_party_features(
 
 
 def _layer_for(observation: Observation, layer: str | None, batch_size: int) -> str:
-    """The path of the layer to read."""
+    """The path of the dense layer whose gradient is unmixed."""
     layers = biased_dense_layers(observation.update)
     if not layers or layer not in (None, *layers):
-        raise ValueError(f"cocktail_party_features needs a biased dense layer, {layer or 'any'}; there are {layers}")
+        raise ValueError(f"cocktail_party_features needs a dense layer with bias, {layer or 'any'}; found {layers}")
     path = layer or max(layers, key=lambda name: layers[name][::-1])
     if layers[path][1] < batch_size:
         raise ValueError(

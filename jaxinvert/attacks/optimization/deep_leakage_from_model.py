@@ -1,15 +1,16 @@
-"""Deep Leakage from Model: the server has two snapshots of the model, but not the client's learning rate.
+"""DLM and DLM+: gradient matching for a server that does not know the client's learning rate.
 
     DLM:    minimize over x, y, k:   sum (g(x, softmax y) - k dW)^2          (k = 1 / rate after one step of SGD)
     DLM+:   minimize over x, y:      sum_l sum (g_l / mean |g_l| - dW_l / mean |dW_l|)^2
 
-`dW = W_t - W_(t+1)` is what jaxinvert calls the update. Soft labels leave k open: of one example with output p, the
-label `p - c (p - y)` has the gradient `c g`, so that any `k = c / rate` with c in [0, 1] explains the update as well
-as the truth, down to `g = 0, k = 0`. `dlm_best_scale` therefore fixes hard labels first, by a rule that no learning
-rate changes; for given images the best k is then `<g, dW> / |dW|^2`, and only the direction of dW is left to match.
+`dW = W_t - W_(t+1)` is the update in this package's terms. With soft labels, k is not identifiable: for one example
+with output p, the label `p - c (p - y)` has the gradient `c g`, so any `k = c / rate` with c in [0, 1] explains the
+update as well as the truth, down to `g = 0, k = 0`. `dlm_best_scale` therefore first fixes hard labels by a rule that
+is independent of the learning rate. For given images, the best k is then `<g, dW> / |dW|^2`, and only the direction
+of dW remains to be matched.
 
-All three simulate one gradient of the client's loss, since the attacker does not know how the client trains. Images
-start from `N(1/2, 1/4)` (the authors': `N(0, 1)`, most of which lies outside [0, 1]).
+All three simulate one gradient of the client's loss, because the attacker does not know how the client trains. Images
+start from `N(1/2, 1/4)`; the authors start from `N(0, 1)`, most of which lies outside [0, 1].
 
 Zihao Zhao, Mengen Luo, Wenbo Ding: "Deep Leakage from Model in Federated Learning", 2022, arXiv:2206.04887.
 """
@@ -44,7 +45,7 @@ from jaxinvert.types import (
 
 
 class ScaledBatch(NamedTuple):
-    """A candidate of DLM: `inputs [B, H, W, C]`, soft `labels [B, K]`, and the scale k, `[]`."""
+    """A candidate batch of DLM: `inputs [B, H, W, C]`, soft `labels [B, K]`, and the scale k, `[]`."""
 
     inputs: Array
     labels: Array
@@ -53,13 +54,13 @@ class ScaledBatch(NamedTuple):
 
 @declare(simulates=False, reports=("scale",))
 def dlm(problem: Problem, *, initial_scale: Scalar = 100.0, learning_rate: Scalar = 0.1) -> Attack:
-    """Without the learning rate: scale as a variable (Zhao et al. 2022).
+    """DLM: matches the update for an unknown learning rate, with its scale as a variable (Zhao et al. 2022).
 
     The optimizer is the paper's Adam; `info["scale"]` is k.
 
     Args:
-      problem: labels are optimized whatever `joint_labels` says.
-      initial_scale: where k starts; the paper uses 60 to 240 for a true 100.
+      problem: labels are always optimized; `joint_labels` is ignored.
+      initial_scale: initial value of k; the paper uses 60 to 240 for a true value of 100.
       learning_rate: of Adam, for labels and k, and for images in units of 1/4.
     """
     images, client_gradient = _free_images(problem), _client_gradient(problem)
@@ -86,15 +87,15 @@ def dlm(problem: Problem, *, initial_scale: Scalar = 100.0, learning_rate: Scala
 
 @declare(simulates=False, every_round=True, reports=("scale",))
 def dlm_best_scale(problem: Problem, *, learning_rate: Scalar = 0.1, rule: RecoverLabels | None = None) -> Attack:
-    """DLM with labels from the bias's signs and the scale in closed form (from no paper).
+    """DLM with labels restored from the bias gradient's signs and the scale in closed form (from no paper).
 
-    `info["scale"]` is the best k in the end.
+    `info["scale"]` is the best k for the result.
 
     Args:
       problem: any batch size.
-      learning_rate: of Adam, images in units of 1/4.
-      rule: restores the labels from an update of unknown scale: `labels.bias_sign`, which is the default, `idlg`,
-        `yin` or `llg`.
+      learning_rate: of Adam, for images in units of 1/4.
+      rule: restores the labels from an update of unknown scale: `labels.bias_sign` (the default), `idlg`, `yin` or
+        `llg`.
     """
     client_gradient = _client_gradient(problem)
     attack = gradient_matching(
@@ -118,17 +119,17 @@ def dlm_best_scale(problem: Problem, *, learning_rate: Scalar = 0.1, rule: Recov
 
 
 def best_scale(gradient: Update, update: Update) -> Array:
-    """The k that minimizes `|g - k dW|^2`: `<g, dW> / |dW|^2`, which is 1 / rate where g is the client's gradient."""
+    """The k that minimizes `|g - k dW|^2`: `<g, dW> / |dW|^2`, equal to 1 / rate if g is the client's gradient."""
     return tree_inner(gradient, update) / tree_squared_norm(update)
 
 
 @declare(simulates=False, every_round=True)
 def dlm_plus(problem: Problem, *, learning_rate: Scalar = 0.1) -> Attack:
-    """DLM+: every tensor in units of its own mean size, which no learning rate changes (Zhao et al. 2022).
+    """DLM+: matches an update for any learning rate by normalizing the scale of each tensor (Zhao et al. 2022).
 
     Args:
-      problem: labels are optimized whatever `joint_labels` says.
-      learning_rate: of Adam, images in units of 1/4.
+      problem: labels are always optimized; `joint_labels` is ignored.
+      learning_rate: of Adam, for images in units of 1/4.
     """
     return gradient_matching(
         _client_gradient(problem),
@@ -144,5 +145,5 @@ def _free_images(problem: Problem) -> Parametrization:
 
 
 def _client_gradient(problem: Problem) -> ClientUpdateFn:
-    """One gradient of the client's loss."""
+    """A simulated client that sends one gradient of its loss."""
     return fedsgd(problem.model.loss, chunk_size=problem.gradient_chunk)

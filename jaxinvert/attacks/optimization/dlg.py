@@ -1,4 +1,4 @@
-"""Deep Leakage from Gradients: squared distance by L-BFGS, labels as variables; and iDLG, which reads labels first.
+"""DLG, which minimizes the squared distance by L-BFGS over images and labels, and iDLG, which restores labels first.
 
     minimize over x, y:   sum (g(x, softmax y) - g*)^2
 
@@ -16,23 +16,22 @@ from jaxinvert.priors import parametrizations
 from jaxinvert.types import Attack, Parametrization
 
 MEMORY_SIZE = 30
-"""Pairs of steps and gradients from which L-BFGS estimates the Hessian."""
+"""Number of steps and gradients from which L-BFGS estimates the Hessian."""
 
 
 @declare(every_round=True)
 def dlg(problem: Problem, *, memory_size: int = MEMORY_SIZE) -> Attack:
-    """Squared distance by L-BFGS, labels as variables (Zhu et al. 2019).
+    """DLG: squared distance by L-BFGS over images and labels (Zhu et al. 2019).
 
-    Images and labels are free, and the result is clipped to [0, 1]. Three deviations. A zoom line search finds the
-    length of steps, which the paper sets to one: it neither diverges nor depends on the scale of the loss. Pixels
-    start from `N(1/2, 1/4)` instead of `N(0, 1)`, most of which lies outside [0, 1]: that saves most of the steps.
-    One step here is one L-BFGS step, where an iteration of the authors' optimizer holds up to twenty. DLG works
-    through smooth activations (the paper's LeNet has sigmoids), and best where the model reads pixels in [0, 1]
-    unnormalized.
+    Images and labels are unconstrained, and the result is clipped to [0, 1]. There are three deviations. A zoom line
+    search determines the step size, which the paper sets to one: it neither diverges nor depends on the scale of the
+    loss. Pixels start from `N(1/2, 1/4)` instead of `N(0, 1)`, most of which lies outside [0, 1]; this saves most of
+    the steps. One step is one L-BFGS step; an iteration of the authors' optimizer has up to twenty. DLG needs smooth
+    activations (the paper's LeNet has sigmoids) and works best if the model does not normalize its inputs.
 
     Args:
-      problem: labels are optimized whatever `joint_labels` says.
-      memory_size: steps that L-BFGS remembers.
+      problem: labels are always optimized; `joint_labels` is ignored.
+      memory_size: number of steps that L-BFGS stores.
     """
     images = parametrizations.free_pixels(problem.batch_shape)
     return _least_squares(problem, problem.with_soft_labels(images), memory_size)
@@ -40,11 +39,11 @@ def dlg(problem: Problem, *, memory_size: int = MEMORY_SIZE) -> Attack:
 
 @declare(every_round=True)
 def idlg(problem: Problem, *, memory_size: int = MEMORY_SIZE) -> Attack:
-    """Label from the last layer's signs, then DLG on the image (Zhao et al. 2020); one example.
+    """iDLG: restores the label from the last layer's signs, then DLG on the one image (Zhao et al. 2020).
 
     Args:
-      problem: one example per client: `labels.idlg` would give all examples of a larger batch the same label.
-      memory_size: steps that L-BFGS remembers.
+      problem: one example per client: `labels.idlg` would assign the same label to all examples of a batch.
+      memory_size: number of steps that L-BFGS stores.
 
     Raises:
       ValueError: for more than one example.

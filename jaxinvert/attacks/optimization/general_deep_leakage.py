@@ -1,9 +1,9 @@
-"""General Deep Leakage: counts of labels first, duplicates included, then the images by matching with soft bounds.
+"""General Deep Leakage: restores label counts, including duplicates, then matches gradients with soft pixel bounds.
 
     n = zero-shot counts of the classes (jaxinvert.labels.zero_shot)
     minimize over x:   1 - cos(g(x, n), g*)  +  tv TV(x)  +  clip |x - clip(x, 0, 1)|^2
 
-The counts hold for FedAvg as well as for FedSGD, with any distribution of labels.
+The counts are valid for FedAvg and FedSGD, with any distribution of labels.
 
 Jiahui Geng, Yongli Mou, Feifei Li, Qing Li, Oya Beyan, Stefan Decker, Chunming Rong: "Towards General Deep Leakage in
 Federated Learning", 2021, arXiv:2110.09074.
@@ -31,18 +31,18 @@ def general_deep_leakage(
     horizon: Scalar = 4800,
     rule: RecoverLabels | None = None,
 ) -> Attack:
-    """Zero-shot label counts, then cosine matching with soft bounds (Geng et al. 2021).
+    """General Deep Leakage: zero-shot label counts, then cosine matching with soft pixel bounds (Geng et al. 2021).
 
-    What the paper leaves open, the optimizer and the weights, is as in Inverting Gradients.
+    The paper does not specify the optimizer and the weights; those of Inverting Gradients are used.
 
     Args:
       problem: FedSGD or FedAvg clients of any batch size.
       tv: weight of the total variation.
       clip: weight of the soft bounds.
       learning_rate: of Adam, in units of `std`.
-      horizon: the number of steps that the learning-rate decay is laid out for.
-      rule: restores the labels; by default the paper's, `labels.zero_shot`, with noise of a natural image's spectrum
-        as dummy inputs.
+      horizon: number of steps over which the learning rate decays.
+      rule: restores the labels; by default the paper's rule, `labels.zero_shot`, with noise of a natural image
+        spectrum as dummy inputs.
     """
     model = problem.model
     if rule is None:

@@ -1,19 +1,19 @@
-"""GIAS, gradient inversion with a generator: search its latents first, then, image by image, its weights.
+"""GIAS, gradient inversion with a generator: optimizes the generator's latents, then its weights for each image.
 
     GI-z:   minimize over z             log D(G_w(z)) + prior mean z^2 + tv TV(G_w(z)),   D = 1 - cos(g(x), g*)
     GI-w:   minimize over w_1 ... w_B   log D(G_w1(z_1) ... G_wB(z_B)) + tv TV(...)
 
-The first stage looks for the images that the generator finds likely, the second gives every image a generator of its
-own where these do not explain the update. `gias_in_two_searches` is the paper's composition, two runs one after the
-other; `gias` does the same in one, for searches that are watched, resumed and swept. GI-w alone is the deep image
-prior if the generator is untrained. Clients with BatchNorm in train mode send running statistics: where the attacker
-sees them, `D` has a second term for them, as in `spectral`.
+The first stage searches the images that are likely under the generator. The second fits a separate copy of the
+generator's weights to each image, to explain the rest of the update. `gias_in_two_searches` is the paper's
+composition, two consecutive runs; `gias` does the same in one run, with progress, resumption and sweeps. GI-w alone
+with an untrained generator is the deep image prior. If the attacker sees the running statistics that clients with
+BatchNorm in train mode send, `D` has a second term for them, see `spectral`.
 
-The paper has the cosine distance itself, the norm of z, starts at `N(0, 1)` and lowers the rate in steps. Here its
-logarithm lets the prior have the same say from the start, where the distance is large, to the end
-(`likelihoods.of_unknown_scale`); latents start near zero, which is what the generator expects, and rates fall along a
-cosine. Each pays (`experiments.gias`). The paper matches features to the running statistics of the network; here it
-is the batch statistics behind those that came back, of the batch that is sought.
+The paper uses the cosine distance, the norm of z, starts from `N(0, 1)` and lowers the learning rate in steps. Here
+the logarithm of the distance keeps the prior's influence constant while the distance decreases
+(`likelihoods.of_unknown_scale`); latents start near zero, the generator's mean, and learning rates follow a cosine.
+Each of these improves results (`experiments.gias`). The paper matches features to the network's running statistics;
+here they are matched to the batch statistics of the private batch, recovered from the observed running statistics.
 
 Jinwoo Jeon, Jaechang Kim, Kangwook Lee, Sewoong Oh, Jungseul Ok: "Gradient Inversion with Generative Image Prior",
 NeurIPS 2021, arXiv:2110.14962.
@@ -58,18 +58,19 @@ def gias_latents(
     spread: Scalar = 0.1,
     horizon: Scalar = 600,
 ) -> Attack:
-    """First stage of GIAS only, a generator's latents: usually better in the same time; see --generator.
+    """First stage of GIAS: optimizes only the latents of a generator, see --generator (Jeon et al. 2021, GI-z).
 
-    The generator stays as it is (GI-z). The reconstruction's `info["latents"]` are the best iterate.
+    The generator's weights stay fixed. Usually better than `gias` in the same time. The reconstruction's
+    `info["latents"]` are the best iterate.
 
     Args:
-      problem: with a `prior`, generator and parameters.
-      batch_norm: weight of the running statistics, where the attacker sees those that came back.
+      problem: with a `prior`, the generator and its parameters.
+      batch_norm: weight of the running statistics, if the attacker sees them.
       tv: weight of the total variation, per unit of the model's `std`.
-      prior_weight: of `mean z^2`, beside the logarithm of the distance.
+      prior_weight: weight of `mean z^2`, relative to the logarithm of the distance.
       learning_rate: of Adam.
       spread: standard deviation of the coarsest latents at the start; the paper's is 1.
-      horizon: the number of steps that the decay is laid out for.
+      horizon: number of steps over which the learning rate decays.
 
     Raises:
       ValueError: if there is no generator, or its images do not fit the batch.
@@ -101,16 +102,16 @@ def gias_weights(
     horizon: Scalar = 600,
     start: Latents | None = None,
 ) -> Attack:
-    """Second stage of GIAS only, GI-w: latents stay, every image has weights of its own; they begin as the prior's.
+    """Second stage of GIAS (GI-w): fixed latents; optimizes separate weights for each image, starting at the prior's.
 
     Args:
       problem: with a `prior`.
       batch_norm: see `gias_latents`.
       tv: weight of the total variation.
-      prior_weight: of `mean z^2`, constant here, so that losses compare with those of `gias_latents`.
+      prior_weight: weight of `mean z^2`, a constant here, which makes losses comparable with `gias_latents`.
       learning_rate: of Adam.
-      horizon: the number of steps that the cosine decay is laid out for.
-      start: the latents, of `B` images; by default drawn as in the paper.
+      horizon: number of steps over which the learning rate decays.
+      start: the latents of `B` images; by default drawn as in the paper.
 
     Raises:
       ValueError: if there is no generator, or its images do not fit the batch.
@@ -139,18 +140,19 @@ def gias_in_two_searches(
     tv: Scalar = 0.0,
     prior_weight: Scalar = 4.0,
 ) -> SolveFn:
-    """The paper's composition: the best of several latent searches, then one weight search from there.
+    """GIAS as published: the best of several latent searches, followed by one weight search.
 
     Args:
       problem: with a `prior`.
-      num_latent_steps: static; of each latent search. The paper takes 1,000.
-      num_weight_steps: static; the paper takes 8,000.
-      num_restarts: of the latent search, compared by attack loss; the paper takes 4.
-      latent_rate: of Adam in the first stage.
-      weight_rate: of Adam in the second.
+      num_latent_steps: steps of each latent search, static; 1,000 in the paper.
+      num_weight_steps: steps of the weight search, static; 8,000 in the paper.
+      num_restarts: restarts of the latent search, of which the one with the lowest attack loss is used; 4 in the
+        paper.
+      latent_rate: learning rate of Adam in the first stage.
+      weight_rate: learning rate of Adam in the second stage.
       batch_norm: see `gias_latents`.
       tv: weight of the total variation.
-      prior_weight: of `mean z^2`.
+      prior_weight: weight of `mean z^2`.
     """
     weights = {"batch_norm": batch_norm, "tv": tv, "prior_weight": prior_weight}
     first = gias_latents(problem, learning_rate=latent_rate, horizon=num_latent_steps, **weights)
@@ -184,21 +186,21 @@ def gias(
     spread: Scalar = 0.1,
     horizon: Scalar = 600,
 ) -> Attack:
-    """GIAS: a generator's latents, then its weights, image by image (Jeon et al. 2021); see --generator.
+    """GIAS: optimizes a generator's latents, then its weights for each image; see --generator (Jeon et al. 2021).
 
-    Both stages as one iterative attack: latents move for a share of the steps, then weights do. Every step computes
-    both gradients, of which one is used: a step of the first stage costs as much as one of the second.
+    Both stages form one iterative attack: latents are optimized for a share of the steps, then the weights. Every
+    step computes both gradients and uses one, so steps of both stages have the same cost.
 
     Args:
       problem: with a `prior`.
       batch_norm: see `gias_latents`.
       tv: weight of the total variation.
-      prior_weight: of `mean z^2`.
-      latent_rate: of Adam in the first stage.
-      weight_rate: of Adam in the second.
-      latent_share: of the steps, for the first stage.
+      prior_weight: weight of `mean z^2`.
+      latent_rate: learning rate of Adam in the first stage.
+      weight_rate: learning rate of Adam in the second stage.
+      latent_share: share of the steps in the first stage.
       spread: standard deviation of the coarsest latents at the start.
-      horizon: the number of steps of both stages.
+      horizon: number of steps of both stages.
 
     Raises:
       ValueError: if there is no generator, or its images do not fit the batch.
@@ -220,13 +222,13 @@ def gias(
 
 
 def _log_distance(problem: Problem, batch_norm: Scalar, name: str) -> Callable[[Observation, Batch], Array]:
-    """`log D`, of all rounds that were observed together."""
+    """`log D`, where `D` includes all observed rounds."""
     objective = problem.objective or objectives.cosine
     return likelihoods.of_unknown_scale(observation_distance(problem, objective, batch_norm=batch_norm, name=name))
 
 
 def _fitting_prior(problem: Problem) -> Prior:
-    """The generator and its parameters, checked."""
+    """The generator and its parameters, after checking that the generator fits the images."""
     if problem.prior is None:
         raise ValueError("this attack searches with a generator: the problem needs a prior")
     check_fits(problem.prior.generator, problem.image_shape)
@@ -234,7 +236,7 @@ def _fitting_prior(problem: Problem) -> Prior:
 
 
 def _still(count: object) -> float:
-    """A rate of zero."""
+    """A learning rate of zero."""
     del count
     return 0.0
 

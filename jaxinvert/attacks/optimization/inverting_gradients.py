@@ -1,4 +1,4 @@
-"""Inverting Gradients: cosine matching by signed Adam with a total-variation prior.
+"""Inverting Gradients: cosine matching by Adam on gradient signs, with a total-variation prior.
 
     minimize over x in [0, 1]^n:   1 - <g(x), g*> / (|g(x)| |g*|)  +  tv * TV(x)
 
@@ -27,23 +27,23 @@ def inverting_gradients(
     start_images: Array | None = None,
     median_every: int | None = None,
 ) -> Attack:
-    """Cosine matching, signed Adam, total variation (Geiping et al. 2020).
+    """Inverting Gradients: cosine matching by Adam on gradient signs, with total variation (Geiping et al. 2020).
 
-    Everything happens in the model's normalized space, as in the paper: the start is `N(0, 1)`, the step size and
-    the total variation are per unit of `std`. Two deviations: the start is clipped to the box, and a restart's
-    result is its best iterate by attack loss, by which restarts compete, too; the paper keeps last iterates and
-    compares them without the prior.
+    As in the paper, the search runs in the model's normalized space: the start is `N(0, 1)`, and step size and total
+    variation are per unit of `std`. Two deviations: the start is clipped to the feasible box, and both a restart's
+    result and the best restart are chosen by attack loss; the paper keeps last iterates and compares them without
+    the prior.
 
     Args:
       problem: any batch size, FedSGD or FedAvg clients. The paper argues for known labels; `joint_labels` optimizes
-        soft labels instead. The authors' program can also weigh layers: set `objective` to
+        soft labels instead. The authors' program can also weight layers: set `objective` to
         `objectives.layer_weighted` or `objectives.largest_tensors`.
       tv: weight of the total variation; the paper uses 1e-4 ... 1e-1.
       learning_rate: of Adam, in units of `std`.
-      horizon: the number of steps that the learning-rate decay is laid out for.
-      start_images: `[H, W, C]` or `[B, H, W, C]` in [0, 1], images to start from, such as an earlier reconstruction;
+      horizon: number of steps over which the learning rate decays.
+      start_images: images to start from, such as an earlier reconstruction, `[H, W, C]` or `[B, H, W, C]` in [0, 1];
         by default normal noise, as in the paper.
-      median_every: steps between 3 x 3 median filters; the authors' program has 500 as an option. Not with
+      median_every: steps between 3 x 3 median filters; the authors' program has 500 as an option. Not possible with
         `problem.joint_labels`.
 
     Raises:

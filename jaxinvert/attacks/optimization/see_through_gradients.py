@@ -1,11 +1,11 @@
-"""GradInversion: seeds that search together, each drawn to what all of them agree on.
+"""GradInversion: a group of jointly optimized seeds, each penalized by its distance from the registered group mean.
 
     minimize over x:   a sum_l |g_l - g*_l|  +  tv TV(x) + l2 |x|  +  bn BN(x)
                        +  group |x - mean of registered seeds|
 
-BN is the distance of the batch's statistics from the running ones, or from the client's own where it sends them
+BN is the distance of the batch statistics from the running statistics, or from the client's own if it sends them
 (exact after one step on all examples). Labels are read from the observation; the paper restores them by `labels.yin`.
-Steps are Adam's with warm-up, cosine decay and Langevin noise.
+The optimizer is Adam with warm-up, cosine decay and Langevin noise.
 
 Hongxu Yin, Arun Mallya, Arash Vahdat, Jose M. Alvarez, Jan Kautz, Pavlo Molchanov: "See Through Gradients: Image
 Batch Recovery via GradInversion", CVPR 2021, arXiv:2104.07586.
@@ -47,25 +47,25 @@ def see_through_gradients(
     horizon: Scalar = 20_000,
     num_seeds: int = 8,
 ) -> Attack:
-    """A group of seeds, BatchNorm statistics, Langevin noise (Yin et al. 2021, GradInversion).
+    """GradInversion: a consistent group of seeds, BatchNorm statistics and Langevin noise (Yin et al. 2021).
 
     Constants are the paper's; one restart of this attack is a whole group of seeds. Deviations: registration is by
-    translation (cross-correlation), at every step, instead of optical flow at every hundredth; a result is its seed's
-    best iterate by attack loss since the group came together, at a quarter of the horizon as in the paper.
+    translation (cross-correlation) at every step, instead of optical flow at every hundredth; the result is a seed's
+    best iterate by attack loss since the group term started, which is at a quarter of the horizon, as in the paper.
 
     Args:
       problem: any batch size.
-      matching: weight of the update.
-      batch_norm: weight of the statistics.
+      matching: weight of the distance between updates.
+      batch_norm: weight of the distance between batch statistics.
       tv: weight of the total variation.
       l2: weight of the batch's Euclidean norm.
-      group: weight of the distance from what the seeds agree on.
-      registration: 0 to take the plain mean of the seeds for that, anything else to shift them onto each other first.
+      group: weight of a seed's distance from the group mean.
+      registration: 0 for the plain mean of the seeds; any other value shifts them onto each other first.
       noise: standard deviation of the Langevin noise in units of the learning rate.
       learning_rate: of Adam, in units of `std`.
       warmup: steps until the full learning rate.
-      horizon: the number of steps that the learning-rate decay is laid out for.
-      num_seeds: static; seeds in the group.
+      horizon: number of steps over which the learning rate decays.
+      num_seeds: number of seeds in the group; static.
     """
     priors = regularizers.weighted((tv, regularizers.total_variation), (l2, regularizers.l2_norm))
     first_layer = first_batch_norm(problem.model)
@@ -73,7 +73,7 @@ def see_through_gradients(
     def distance(observation: Observation, batch: Batch) -> Array:
         params = require(observation, "params", attack="see_through_gradients")
         found = objectives.tensor_norms(problem.client_update(params, batch), observation.update)
-        if observation.local_training is not None:  # the weights are meant for gradients
+        if observation.local_training is not None:  # the weights are for gradients
             found = found / (observation.local_training.learning_rate * observation.local_training.num_steps)
         statistics = problem.model.batch_statistics(params, batch.inputs)
         if not statistics:
@@ -110,12 +110,12 @@ def first_layer_heavy(statistics: ArrayTree, target: ArrayTree, *, first_layer: 
     """`sum |mu - mu*| + |var - var*|` over BatchNorm layers, with weight 10 for the first.
 
     Args:
-      statistics: a tree of layers `{"mean": [C], "var": [C]}`.
-      target: the same tree.
+      statistics: `mu, var` as a tree of layers `{"mean": [C], "var": [C]}`.
+      target: `mu*, var*` as the same tree.
       first_layer: path of the first layer, see `models.first_batch_norm`.
 
     Raises:
-      ValueError: if there is no such layer: the weight must not vanish unnoticed.
+      ValueError: if there is no such layer, instead of silently omitting the weight.
     """
     paths = list(leaves_by_path(statistics))
     if first_layer is None or not any(path.startswith(f"{first_layer}/") for path in paths):

@@ -1,26 +1,26 @@
-"""Spectral matching, this library's own attack: a picture's frequencies, under noise of unknown size.
+"""Spectral matching, this library's own attack: optimizes an image's frequencies under noise of unknown scale.
 
     minimize over v:   D(v) exp(tv TV(x)),   D = 1 - cos(g(x), g*),   x = 1/2 + cosine transform of (s v)
 
-`g` are the gradients of kernels: those of biases and norms say little of where things are, and may be most of an
-update. `s` is the spectrum of photographs: one unit of a variable is what a photograph has at its frequency, so Adam
-moves large shapes far and details little, and coarse comes before fine without stages. As a product, the prior has
-the same say at every scale of `D`: its weight is `tv D`, which vanishes where the update can be matched exactly, and
-stays where noise forbids that. (`D` sums squares of residuals; if their variance is unknown and set to its most
-likely value, minus the logarithm of the posterior is `log D` times a constant plus the prior's.) Adam takes plain
-gradients, forgets their size within 20 steps because it falls by orders of magnitude, and its rate follows half a
-cosine.
+`g` are the gradients of kernels: those of biases and normalization layers carry little spatial information and may
+dominate an update. `s` is the spectrum of photographs: one unit of a variable is the typical amplitude of photographs
+at its frequency, so Adam changes large shapes more than details, and coarse structure is found before fine structure
+without stages. As a factor, the prior has the same influence at every scale of `D`: its weight is `tv D`, which
+vanishes if the update can be matched exactly and remains if noise prevents that. (`D` sums squared residuals; if
+their unknown variance is set to its maximum-likelihood value, the negative log-posterior is `log D` times a constant
+plus the prior.) Adam uses plain gradients; its second moment averages over about 20 steps, because gradients shrink
+by orders of magnitude, and its learning rate follows half a cosine.
 
-Clients with BatchNorm in train mode normalize brightness and contrast away, and their update hardly tells them. The
-running statistics that such clients send do: where the attacker sees them, `D` has a second term, the distance of the
-batch statistics behind them in units of these. Both terms are relative to what was observed, so that noise of one
-unknown size stands behind both.
+Clients with BatchNorm in train mode remove brightness and contrast by normalization, so their update hardly depends
+on them. The running statistics that such clients send do: if the attacker sees them, `D` has a second term, the
+relative distance of the batch statistics recovered from them. Both terms are relative to the observed values, so
+noise of a single unknown size can explain both.
 
-The descent starts near a guess, the best linear one from the input of the last dense layer (`initial_guess`), which
-has large shapes that a descent through many ReLUs may not find. Attackers who adapt to a defense compare updates by
-what it left, in their own way, and start at gray noise.
+The search starts near a guess, the best linear estimate from the input of the last dense layer (`initial_guess`).
+The guess contains large shapes that a descent through many ReLUs may not find. Attackers who adapt to a defense
+compare updates by their own objective and start at gray noise.
 
-docs/spectral.md says why and where each part pays; experiments/spectral.py measures it.
+docs/spectral.md explains the effect of each part; experiments/spectral.py measures it.
 """
 
 from collections.abc import Callable
@@ -48,17 +48,17 @@ def spectral(
     guess: Callable[[Problem], Guess | None] = where_readable,
     start_images: Array | None = None,
 ) -> Attack:
-    """This library's own: a picture's frequencies, a prior under noise of unknown size.
+    """Spectral matching: matches kernel gradients over an image's frequencies, from a guess; this library's own.
 
     Args:
       problem: labels are known or optimized; any batch size, FedSGD or FedAvg clients.
-      batch_norm: weight of the running statistics, where the attacker sees those that came back.
+      batch_norm: weight of the running statistics, if the attacker sees them.
       tv: weight of the total variation, of pixels in [0, 1], in the exponent.
       learning_rate: of Adam, in units of the spectrum of photographs.
-      horizon: the number of steps that the learning-rate decay is laid out for.
-      guess: makes the images to start near. By default a regression, where the problem admits it; gray noise
-        elsewhere, and with `initial_guess.gray_noise`.
-      start_images: `[H, W, C]` or `[B, H, W, C]` in [0, 1], images to start from instead of a guess.
+      horizon: number of steps over which the learning rate decays.
+      guess: returns the initial images. By default a regression if the problem admits one, else gray noise; always
+        gray noise with `initial_guess.gray_noise`.
+      start_images: images to start from instead of a guess, `[H, W, C]` or `[B, H, W, C]` in [0, 1].
     """
     images = parametrizations.spectrum(problem.batch_shape, around=0.5 if start_images is None else start_images)
     first_images = guess(problem) if start_images is None else None

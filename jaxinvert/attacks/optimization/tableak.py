@@ -1,10 +1,10 @@
-"""TabLeak: tabular records by cosine matching of relaxed categories, and an ensemble that pools its members.
+"""TabLeak: recovers tabular records by cosine matching of relaxed categories, pooled over an ensemble of searches.
 
     minimize over z:   1 - <g(x(z)), g*> / (|g(x(z))| |g*|),      x(z) = softmax of each categorical block of z
 
-from many starts. The members' records come in orders of their own: each member is matched one-to-one to the one with
-the lowest attack loss; then a continuous value is the members' median, a category has their mean probability. Where
-they disagree, the entropy is high and the attacker trusts the value less.
+from many starts. Each member returns its records in arbitrary order, so its records are matched one-to-one to those
+of the member with the lowest attack loss. A continuous value is then the members' median; a category has their mean
+probability. If the members disagree, the entropy is high and the attacker trusts the value less.
 
 Mark Vero, Mislav Balunovic, Dimitar I. Dimitrov, Martin Vechev: "TabLeak: Tabular Data Leakage in Federated
 Learning", ICML 2023, arXiv:2210.01785.
@@ -34,13 +34,13 @@ from jaxinvert.types import (
 
 
 def tableak_member(problem: Problem, *, learning_rate: Scalar = 0.06) -> Attack:
-    """The search of TabLeak from one start, with the paper's settings: known labels, signed Adam, no prior.
+    """One search of TabLeak, with the paper's settings: known labels, Adam on gradient signs, no prior.
 
     Two deviations: the start is normal, not uniform; continuous values are clipped to their bounds in the model's
-    normalized space, where the paper's program squashes them by a sigmoid.
+    normalized space, whereas the paper's program passes them through a sigmoid.
 
     Args:
-      problem: with a `schema`; its model reads encoded records `[B, 1, 1, F]`.
+      problem: has a `schema`; its model reads encoded records `[B, 1, 1, F]`.
       learning_rate: of Adam, in units of the model's `std`.
 
     Raises:
@@ -69,18 +69,18 @@ def tableak(
     num_steps: int = 1500,
     chunk_size: int | None = None,
 ) -> SolveFn:
-    """Tabular records by an ensemble of searches whose results are pooled (Vero et al. 2023).
+    """TabLeak: tabular records by an ensemble of searches whose results are pooled (Vero et al. 2023).
 
     The reconstruction's `inputs` are the pooled records `[B, 1, 1, F]`, with probabilities for categories
-    (`schema.decode` takes the likeliest), and `attack_loss` is theirs. `info` has the matched `members`
-    `[M, B, 1, 1, F]`, their `member_losses` `[M]` and `entropy` `[B, columns]`, see `entropy`.
+    (`schema.decode` selects the most likely one), and `attack_loss` is the loss of the pooled records. `info` has the
+    matched `members` `[M, B, 1, 1, F]`, their `member_losses` `[M]` and `entropy` `[B, columns]`, see `entropy`.
 
     Args:
-      problem: with a `schema`; its model reads encoded records `[B, 1, 1, F]`. Entropies are in units of its `std`.
+      problem: has a `schema`; its model reads encoded records `[B, 1, 1, F]`. Entropies are in units of its `std`.
       learning_rate: of Adam, in units of the model's `std`.
-      num_members: `M`; those that end without a finite loss are left out of the pool.
-      num_steps: of each member.
-      chunk_size: members side by side under vmap; by default `lanes_at_once`.
+      num_members: number of members `M`; those without a finite final loss are excluded from the pool.
+      num_steps: steps of each member.
+      chunk_size: members evaluated at once under vmap; by default `lanes_at_once`.
 
     Raises:
       ValueError: without a schema.
@@ -109,17 +109,17 @@ def tableak(
 
 def _schema_of(problem: Problem) -> Schema:
     if problem.schema is None:
-        raise ValueError("tableak searches for records of a table: the problem needs a schema")
+        raise ValueError("tableak recovers tabular records: the problem needs a schema")
     return problem.schema
 
 
 def matched(inputs: Array, reference: Array, labels: Array) -> Array:
-    """The records in the order of the reference's nearest, one-to-one, each among those of its own label.
+    """Reorders the records by one-to-one assignment to their nearest reference records of the same label.
 
     Args:
-      inputs: `[B, ...]`.
+      inputs: the records, `[B, ...]`.
       reference: `[B, ...]`.
-      labels: `[B, ...]` of both.
+      labels: labels of both, `[B, ...]`.
     """
     size = len(inputs)
     found, wanted, labels = (array.reshape(size, -1) for array in (inputs, reference, labels))
@@ -147,11 +147,11 @@ def pool(schema: Schema, members: Array, valid: Array) -> Array:
 
 
 def entropy(schema: Schema, members: Array, valid: Array) -> Array:
-    """How much the members disagree: `[B, columns]`, to be compared among columns of the same kind.
+    """The members' disagreement `[B, columns]`, comparable between columns of the same kind.
 
-    Of a category: the entropy of its mean probabilities over that of a uniform draw, in [0, 1]. Of a continuous
-    value: that of a normal variable with the members' standard deviation `s`, `log(2 pi e s^2) / 2` nats; `s` is at
-    least 1e-3, below which members agree.
+    For a category: the entropy of its mean probabilities relative to a uniform distribution, in [0, 1]. For a
+    continuous value: the entropy of a normal variable with the members' standard deviation `s`,
+    `log(2 pi e s^2) / 2` nats; `s` is at least 1e-3, below which members count as equal.
 
     Args:
       schema: the columns.

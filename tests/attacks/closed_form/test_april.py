@@ -100,7 +100,7 @@ def test_what_does_not_fit_is_refused(params):
         with pytest.raises(ValueError, match=match):
             attack(problem)(jax.random.key(0), Observation(params, params))
 
-    with pytest.raises(ValueError, match=r"april inverts updates of one example; here an update holds 2"):
+    with pytest.raises(ValueError, match=r"april inverts updates of one example; this problem has 2"):
         april(Problem(PLAIN_CLIENT, PLAIN, 2))
     refused(PRE_NORM, "enter self-attention unnormalized.*params/attention_norm_0")
     refused(models.create("mlp", features=(4,)), r"Vision Transformer.*lacks.*params/positions")

@@ -93,7 +93,7 @@ def test_the_command_prints_ranks_and_closed_forms_of_all_clients(capsys):
     assert cli.main(["rank", *arguments]) == 0
     printed = capsys.readouterr().out
     assert "clients: 2; each has at least 3 examples" in printed
-    assert "enough for a unique answer: all" in printed
+    assert "enough for a unique solution: all" in printed
     assert "exact-batch" in printed
 
 
@@ -115,4 +115,4 @@ def test_clients_that_differ_are_shown_apart():
     assert "rank 2 for 2 examples" in spear  # why it applies, not why not to others
     assert any("2 of 3" in line for line in lines if "dense-layer" in line)
     # 960 ones are more than 96 unknown pixels; two of a diagonal are not, nor is what is not finite.
-    assert any("enough for a unique answer: 1 of 3" in line for line in lines)
+    assert any("enough for a unique solution: 1 of 3" in line for line in lines)

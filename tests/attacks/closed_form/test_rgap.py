@@ -64,7 +64,7 @@ def test_equations_are_counted_against_unknowns():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="rgap inverts updates of one example; here an update holds 2"):
+    with pytest.raises(ValueError, match="rgap inverts updates of one example; this problem has 2"):
         rgap(Problem(CLIENT, MODEL, 2))
     with pytest.raises(ValueError, match="a chain of convolutions with sigmoids, lenet; this model is mlp"):
         rgap(Problem(CLIENT, models.create("mlp"), 1))
