@@ -8,7 +8,7 @@ import inspect
 import re
 import typing
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxinvert.attacks.closed_form import (
     april,
@@ -79,7 +79,7 @@ class Entry(NamedTuple):
           hyperparameters: by name; omitted ones have their defaults.
           horizon: number of steps over which the learning rate decays; ignored if the attack has no horizon.
         """
-        options: dict[str, Any] = dict(hyperparameters or {})
+        options = dict(hyperparameters or {})
         if self.takes_horizon and horizon is not None:
             options[_HORIZON] = horizon
         return self.attack(problem, **options)

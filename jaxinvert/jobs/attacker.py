@@ -1,8 +1,8 @@
 """`Program`: the compiled attack, shared by all jobs that differ only in numeric fields."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, cast
+from typing import NamedTuple, cast
 
 import jax
 
@@ -17,12 +17,26 @@ from jaxinvert.jobs.deployment import Deployment, deployment_of
 from jaxinvert.parallel.devices import first_devices
 from jaxinvert.priors.generators import load_prior
 from jaxinvert.search import Stepwise, over_targets, split_shared
-from jaxinvert.types import Array, Attack, Key, Observation, Reconstruction, SolveFn
+from jaxinvert.types import Array, Attack, Key, Observation, Reconstruction, Scalar, SolveFn
 
 
 def compiled_form(config: JobConfig) -> JobConfig:
     """`config` without the numbers that are arguments of the program; jobs with equal forms share a program."""
     return config.replace(seed=0, steps=0, tv=None, lr=None, settings={}, defense_settings={})
+
+
+class Traced(NamedTuple):
+    """The numbers that a compiled attack takes as arguments.
+
+    Attributes:
+      hyperparameters: of the attack, by name.
+      horizon: number of steps over which the learning rate decays.
+      defense: the defense's parameters granted to an adaptive attacker, by full name; else empty.
+    """
+
+    hyperparameters: Mapping[str, Scalar]
+    horizon: Scalar
+    defense: Parameters
 
 
 class Program:
@@ -77,7 +91,8 @@ class Program:
         """Whether the attack is iterative rather than a closed form."""
         config = self.config
         parameters = config.defense.parameters if config.attacker.adaptive else {}
-        return isinstance(self._build(config.attacker.hyperparameters, config.search.steps, parameters), Attack)
+        traced = Traced(config.attacker.hyperparameters, config.search.steps, parameters)
+        return isinstance(self._build(traced), Attack)
 
     @cached_property
     def joins_jobs(self) -> bool:
@@ -89,7 +104,7 @@ class Program:
         if num_jobs not in self._over_jobs:
             settings = self.config.search
             self._over_jobs[num_jobs] = Stepwise(
-                lambda traced: cast(Attack, self._build(**traced)),
+                lambda traced: cast(Attack, self._build(traced)),
                 num_restarts=settings.restarts,
                 chunk_size=settings.chunk,
                 devices=None if settings.devices in (None, 1) else first_devices(settings.devices),
@@ -107,25 +122,25 @@ class Program:
     def solve(self) -> jax.stages.Wrapped:
         """The closed form on all targets, `(key, observations, hyperparameters) -> reconstructions`."""
 
-        def solve(key: Key, observations: Observation, hyperparameters: dict[str, Any]) -> Reconstruction:
-            attack = cast(SolveFn, self._build(hyperparameters, self.config.search.steps, {}))
+        def solve(key: Key, observations: Observation, hyperparameters: Mapping[str, Scalar]) -> Reconstruction:
+            attack = cast(SolveFn, self._build(Traced(hyperparameters, self.config.search.steps, {})))
             return over_targets(attack)(key, observations)
 
         return jax.jit(solve)
 
-    def _build(self, hyperparameters: dict[str, Any], horizon: Any, defense: Parameters) -> Attack | SolveFn:
-        """Builds the attack; for an adaptive attacker, `defense` holds the granted parameters of the defense."""
+    def _build(self, traced: Traced) -> Attack | SolveFn:
+        """Builds the attack; an adaptive attacker replaces the simulated client and the objective."""
         problem = self.problem
         if self.config.attacker.adaptive:
             simulated, objective = adapt(
                 self._deployment.defenses,
                 self._deployment.facts(),
-                defense,
+                traced.defense,
                 problem.client_update,
                 problem.objective or objectives.cosine,
             )
             problem = problem._replace(client_update=simulated, objective=objective)
-        return self.config.attacker.entry.build(problem, hyperparameters, horizon)
+        return self.config.attacker.entry.build(problem, traced.hyperparameters, traced.horizon)
 
     def _restore_labels(self, key: Key, observations: Observation) -> Array:
         problem = labels.LabelProblem(self.model.apply, self.model.head, self.model.input_shape, key)

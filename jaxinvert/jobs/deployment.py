@@ -4,7 +4,7 @@ A deployment holds what server and clients have agreed on: network, local traini
 the function that a client runs and the one that an attacker simulates.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -28,6 +28,14 @@ from jaxinvert.jobs.config import JobConfig
 from jaxinvert.jobs.groups import ClientConfig, ModelConfig
 from jaxinvert.jobs.streams import Stream, stream
 from jaxinvert.types import ArrayTree, Batch, ClientUpdateFn, Key, Params, Update
+
+
+class _LocalSteps(NamedTuple):
+    """The arguments of `clients.fedavg` that define local training."""
+
+    optimizer: optax.GradientTransformation
+    batch_size: int
+    num_epochs: int
 
 
 class Deployment(NamedTuple):
@@ -69,7 +77,7 @@ class Deployment(NamedTuple):
     def sent_statistics(self, order_key: Key | None = None) -> Callable[[Params, Batch], ArrayTree]:
         """The running statistics that clients with BatchNorm in train mode send with their updates."""
         measure = local_batch_statistics(
-            self.model.loss, self.model.batch_statistics, order_key=order_key, **self._local_training()
+            self.model.loss, self.model.batch_statistics, order_key=order_key, **self._local_steps()._asdict()
         )
 
         def sent(params: Params, batch: Batch) -> ArrayTree:
@@ -91,15 +99,21 @@ class Deployment(NamedTuple):
         change: optax.GradientTransformation | None = None,
     ) -> ClientUpdateFn:
         """One client's training; `change` transforms every local gradient before the client's optimizer."""
-        options: dict[str, Any] = {"dropout_key": dropout_key, "chunk_size": self.client.gradient_chunk}
+        chunk_size = self.client.gradient_chunk
         if self.client.kind == "fedsgd":
-            return fedsgd(loss_fn, change=change, **options)
-        training = self._local_training()
-        if change is not None:
-            training["optimizer"] = optax.chain(change, training["optimizer"])
-        return fedavg(loss_fn, order_key=order_key, **options, **training)
+            return fedsgd(loss_fn, change=change, dropout_key=dropout_key, chunk_size=chunk_size)
+        steps = self._local_steps()
+        return fedavg(
+            loss_fn,
+            optimizer=steps.optimizer if change is None else optax.chain(change, steps.optimizer),
+            batch_size=steps.batch_size,
+            num_epochs=steps.num_epochs,
+            order_key=order_key,
+            dropout_key=dropout_key,
+            chunk_size=chunk_size,
+        )
 
-    def _local_training(self) -> dict[str, Any]:
+    def _local_steps(self) -> _LocalSteps:
         """The arguments of local training; for FedSGD clients, one step over all examples."""
         client = self.client
         make = {
@@ -112,11 +126,11 @@ class Deployment(NamedTuple):
         if client.local_weight_decay:
             decay = optax.add_decayed_weights(-client.local_lr * client.local_weight_decay)
             optimizer = optax.chain(optimizer, decay)
-        return {
-            "optimizer": optimizer,
-            "batch_size": client.num_examples_per_step(self.num_examples),
-            "num_epochs": client.local_epochs if client.kind == "fedavg" else 1,
-        }
+        return _LocalSteps(
+            optimizer,
+            batch_size=client.num_examples_per_step(self.num_examples),
+            num_epochs=client.local_epochs if client.kind == "fedavg" else 1,
+        )
 
 
 def deployment_of(config: JobConfig, model: models.Model) -> Deployment:
@@ -168,7 +182,7 @@ def network(config: ModelConfig, defenses: Chain, dataset: data.Dataset) -> tupl
         raise ValueError(f"{config.checkpoint} is of model {trained}, but model is {config.name}")
     if not config.normalized and "mean" in facts:
         raise ValueError(f"normalized is False, but {config.checkpoint} was trained on normalized images")
-    architecture: dict[str, Any] = {} if config.batch_norm == "eval" else {"batch_norm": config.batch_norm}
+    architecture: Mapping[str, Any] = {} if config.batch_norm == "eval" else {"batch_norm": config.batch_norm}
     model = models.create(
         config.name,
         input_shape=dataset.images.shape[1:],

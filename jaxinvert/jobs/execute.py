@@ -4,14 +4,14 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxinvert.jobs import automatic, environment, state
-from jaxinvert.jobs.attacker import Program
+from jaxinvert.jobs.attacker import Program, Traced
 from jaxinvert.jobs.config import JobConfig
 from jaxinvert.jobs.identity import job_name
 from jaxinvert.jobs.streams import Stream, stream
@@ -224,7 +224,7 @@ _SECONDS_BETWEEN_STATES = 60.0
 
 def _side_by_side(
     configs: Sequence[JobConfig], program: Program, observations: Sequence[Observation]
-) -> tuple[Key, Observation, dict[str, Any]]:
+) -> tuple[Key, Observation, Traced]:
     """Keys, observations and traced numbers of several jobs, stacked."""
     ready = [_with_restored_labels(config, program, seen) for config, seen in zip(configs, observations)]
     if "surrogate" not in program.config.needs:  # only the label rule read it; too large to copy for every job
@@ -253,11 +253,11 @@ def _key(config: JobConfig) -> Key:
     return stream(config.seed, Stream.STARTS)
 
 
-def _traced(config: JobConfig, observations: Observation) -> dict[str, Any]:
+def _traced(config: JobConfig, observations: Observation) -> Traced:
     """The numbers that are arguments of the compiled attack; the defense's parameters are the observed ones."""
     attacker = config.attacker
     known = require(observations, "defense", attack=f"adaptive {attacker.attack}") if attacker.adaptive else {}
-    return {"hyperparameters": attacker.hyperparameters, "horizon": config.search.steps, "defense": known}
+    return Traced(attacker.hyperparameters, config.search.steps, known)
 
 
 def _with_restored_labels(config: JobConfig, program: Program, observations: Observation) -> Observation:
@@ -268,8 +268,8 @@ def _with_restored_labels(config: JobConfig, program: Program, observations: Obs
     return observations._replace(labels=program.restore_labels(key, observations))
 
 
-def _solve(program: Program, key: Key, observations: Observation, traced: dict[str, Any]) -> Execution:
-    arguments = (key, observations, traced["hyperparameters"])
+def _solve(program: Program, key: Key, observations: Observation, traced: Traced) -> Execution:
+    arguments = (key, observations, traced.hyperparameters)
     begin = time.perf_counter()
     program.solve.lower(*arguments).compile()  # jax caches it for the call below
     seconds_compile = time.perf_counter() - begin

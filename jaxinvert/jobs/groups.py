@@ -48,8 +48,8 @@ class ModelConfig:
     """The clients' network.
 
     Attributes:
-      name: name of the network, see `jaxinvert list`; or `module:function`, a function that returns your own network
-        (importing the module runs its code).
+      name: name of the network, see `jaxinvert list`; or `module:function`, a function that returns your own network;
+        importing the module runs its code.
       normalized: whether the network normalizes its inputs by the data set's mean and standard deviation.
       checkpoint: safetensors file with the network's parameters; by default they are randomly initialized.
       batch_norm: whether the clients' BatchNorm layers use running statistics ("eval") or batch statistics ("train").

@@ -246,7 +246,7 @@ def test_interrupt_writes_the_best_so_far(tmp_path, monkeypatch):
         (["--tv", "1", "--settings", "tv", "2"], "tv is given twice, as 1.0 and as 2.0"),
         (
             ["--client", "fedavg", "--local-optimizer", "adam", "--labels", "restored"],
-            "holds for plain sgd only; sign rules",
+            "requires plain sgd; the sign rules",
         ),
         (
             ["--labels", "restored", "--threat-model", "D", "--size", "16"],

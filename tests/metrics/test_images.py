@@ -205,7 +205,7 @@ def test_matching_refuses():
 
 def test_evaluate_compiles_once_per_shape(monkeypatch):
     traces, psnr = [], metrics.psnr
-    monkeypatch.setattr(metrics, "psnr", lambda *arrays: traces.append(None) or psnr(*arrays))
+    monkeypatch.setattr(metrics.images, "psnr", lambda *arrays: traces.append(None) or psnr(*arrays))
     truth = images(shape=(2, 13, 14, 1))  # a shape that no other test uses
     for seed in range(3):
         metrics.evaluate(noisy(truth, seed=seed), jnp.asarray(truth))

@@ -110,7 +110,9 @@ def test_every_round_of_a_job_is_that_of_the_model_which_the_mean_update_led_to(
     assert jobs.prepare(jobs.JobConfig.of(model="mlp", size=12, targets=2)).observations.earlier_updates is None
     eavesdropper = jobs.JobConfig.of(model="mlp", size=12, targets=2, rounds=2, threat_model="B").granted
     assert eavesdropper.earlier_params
-    with pytest.raises(ValueError, match=r"rounds is 2, but attack 'dense-layer' uses one round; all: dlg, .*, auto"):
+    with pytest.raises(
+        ValueError, match=r"rounds is 2, but attack 'dense-layer' uses one round only; dlg, .*, auto use all"
+    ):
         jobs.JobConfig.of(attack="dense-layer", model="mlp", rounds=2)
     with pytest.raises(ValueError, match=r"server_lr is 0\.5, which only several rounds use"):
         jobs.JobConfig.of(server_lr=0.5)
