@@ -6,7 +6,7 @@ words what the difference is worth. Truth and reconstruction meet here, and nowh
 
 from jaxinvert.audit.auditing import Attacked, Audited, Setting, attack_and_score, audit, judged
 from jaxinvert.audit.captured import Capture, Explained, audit_capture, explain_capture, job_of_capture
-from jaxinvert.audit.evidence import Excess, Rate, excess, rate
+from jaxinvert.audit.evidence import Evidence, Excess, Rate, excess, excess_over_all, mean_interval, rate
 from jaxinvert.audit.plan import parse_defense, settings_for
 from jaxinvert.audit.privacy import Privacy, Training, privacy
 from jaxinvert.audit.record import record, record_of_capture
@@ -21,6 +21,7 @@ __all__ = [
     "Attacked",
     "Audited",
     "Capture",
+    "Evidence",
     "Excess",
     "Explained",
     "Ground",
@@ -37,12 +38,14 @@ __all__ = [
     "audit_capture",
     "chance_of_any",
     "excess",
+    "excess_over_all",
     "explain_capture",
     "ground_truth",
     "identified",
     "job_of_capture",
     "judge",
     "judged",
+    "mean_interval",
     "parse_defense",
     "privacy",
     "rate",

@@ -11,8 +11,16 @@ import numpy as np
 
 from jaxinvert import jobs
 from jaxinvert.audit import controls
-from jaxinvert.audit.evidence import Excess, Rate, excess, rate
-from jaxinvert.audit.retrieval import chance_of_any
+from jaxinvert.audit.evidence import (
+    Evidence,
+    Excess,
+    Rate,
+    excess,
+    excess_over_all,
+    identification,
+    permutation_p_value,
+)
+from jaxinvert.audit.retrieval import NOBODY, Null, null, pool
 from jaxinvert.audit.running import Show, attack, found_in
 from jaxinvert.audit.scoring import Ground, Scores, ground_truth, score
 from jaxinvert.audit.utility import Utility, rounds_to_attack, train_under
@@ -46,9 +54,11 @@ class Attacked(NamedTuple):
       scores: of its reconstructions.
       controls: scores by the name of the control.
       identified: clients with at least one image identified.
+      in_class: whether its images competed with candidates of their class alone, as the labels were granted.
       strongest: the control with the highest mean PSNR.
-      excess: of the PSNR over it, in dB, over clients.
-      gained: of the SSIM over the same control.
+      closest: the control from which the attack can be told least by its PSNR.
+      excess: of the PSNR over the strongest, in dB, over clients; its p is that over the closest.
+      gained: of the SSIM over the strongest.
     """
 
     config: JobConfig
@@ -56,9 +66,16 @@ class Attacked(NamedTuple):
     scores: Scores
     controls: dict[str, Scores]
     identified: Rate
+    in_class: bool
     strongest: str
+    closest: str
     excess: Excess
     gained: Excess
+
+    @property
+    def evidence(self) -> Evidence:
+        """What the verdict rests on."""
+        return Evidence(self.identified, self.in_class, self.excess, self.strongest, self.closest)
 
 
 class Audited(NamedTuple):
@@ -68,7 +85,7 @@ class Audited(NamedTuple):
       name: of the setting.
       ground: truth and candidates.
       attackers: what each reached.
-      worst: name of the attacker who reached most; the verdict is on that one.
+      worst: name of the attacker whose evidence the verdict rests on; without any, of who identified most.
       verdict: in words.
       note: that of the setting.
       utility: accuracy of training under this defense, if it was asked for and can be measured.
@@ -96,7 +113,7 @@ def audit(
     folder: Path | None = None,
     on_progress: Show = lambda what, progress: None,
 ) -> list[Audited]:
-    """Attacks every setting by all its attackers, beside the null controls, and judges it by the worst.
+    """Attacks every setting by all its attackers, beside the null controls, and judges the evidence of them all.
 
     Args:
       settings: they share data, network and all else but defense and attack.
@@ -135,39 +152,61 @@ def judged(
       ground: truth and candidates.
       found: by attacker: the job, its summary, scores of the attack, and scores of its controls by name.
     """
-    attackers = {attacker: _weighed(ground, *reached) for attacker, reached in found.items()}
-    worst = max(attackers, key=lambda one: (attackers[one].identified.count, attackers[one].excess.mean))
-    chosen = attackers[worst]
-    verdict = judge(
-        chosen.identified,
-        chosen.excess,
+    nulls: dict[bool, Null] = {}
+    attackers = {attacker: _weighed(ground, *reached, nulls) for attacker, reached in found.items()}
+    worst, verdict = judge(
+        {name: attacked.evidence for name, attacked in attackers.items()},
         num_candidates=len(ground.candidates.labels),
-        strongest=chosen.strongest,
-        num_attackers=len(attackers),
     )
     return Audited(name, ground, attackers, worst, verdict)
 
 
 def _weighed(
-    ground: Ground, config: JobConfig, summary: dict[str, Any], scores: Scores, of_controls: dict[str, Scores]
+    ground: Ground,
+    config: JobConfig,
+    summary: dict[str, Any],
+    scores: Scores,
+    of_controls: dict[str, Scores],
+    nulls: dict[bool, Null],
 ) -> Attacked:
-    """Sets what one attacker reached against chance and the strongest control."""
-    strongest = max(of_controls, key=lambda control: of_controls[control].psnr_db.mean())
-    null = of_controls[strongest]
-    identified = rate(
-        int(scores.identified.any(axis=1).sum()),
-        len(scores.identified),
-        chance=chance_of_any(ground.private.shape[1], len(ground.candidates.labels)),
+    """Sets what one attacker reached against the controls; `nulls` holds the deals of this ground, by `in_class`."""
+    over_strongest, strongest, closest = excess_over_all(
+        scores.psnr_db.mean(axis=1), {name: one.psnr_db.mean(axis=1) for name, one in of_controls.items()}
     )
+    in_class = config.granted.labels and scores.picked_in_class is not None
+    if in_class not in nulls:
+        same = (ground.pool or pool(ground.candidates.inputs)).same
+        nulls[in_class] = null(ground.private, ground.candidates.labels, same, in_class=in_class)
     return Attacked(
         config,
         summary,
         scores,
         of_controls,
-        identified,
+        _identification(scores, of_controls, nulls[in_class], in_class),
+        in_class,
         strongest,
-        excess(scores.psnr_db.mean(axis=1), null.psnr_db.mean(axis=1)),
-        excess(scores.ssim.mean(axis=1), null.ssim.mean(axis=1)),
+        closest,
+        over_strongest,
+        excess(scores.ssim.mean(axis=1), of_controls[strongest].ssim.mean(axis=1)),
+    )
+
+
+def _identification(scores: Scores, of_controls: Mapping[str, Scores], deals: Null, in_class: bool) -> Rate:
+    """Clients identified, among candidates of their class or all, against what permuted clients and controls are."""
+    able = deals.clients
+
+    def picks_of(one: Scores) -> np.ndarray:
+        picks = one.picked_in_class if in_class else one.picked
+        return np.full(deals.private.shape, NOBODY) if picks is None else picks
+
+    def hits_and_counts(one: Scores) -> tuple[np.ndarray, np.ndarray]:
+        return deals.hits(picks_of(one))[able], deals.counts(picks_of(one))
+
+    return identification(
+        *hits_and_counts(scores),
+        permutation_p_value(int(able.sum()), deals.counts(deals.private)),
+        chance=deals.chance,
+        controls=[hits_and_counts(one) for one in of_controls.values()],
     )
 
 
@@ -291,8 +330,9 @@ def _attacked_after(
 ) -> Attacked:
     """Attacks the same clients with the parameters that training has after some rounds.
 
-    The controls are those of the attack before training, none of which has seen these clients' updates; that of
-    another client is renewed, which costs nothing, for networks that make other pictures once they are trained.
+    What an attack shows without the client's update may depend on the parameters: its guess reads the network, and
+    so does its descent. The controls that are attacks, on a random update and on another client's, are therefore
+    renewed. Mean pictures do not depend on parameters, nor does the attack that is blind to client and network.
 
     Args:
       num_rounds: after which it is.
@@ -307,12 +347,13 @@ def _attacked_after(
         f"attack after round {num_rounds}", config, task.program, task.observations, folder, on_progress
     )
     found, used = found_in(execution)
-    of_controls = before.controls
+    noise = controls.random_update(jax.random.fold_in(jax.random.key(config.seed), 7), task.observations)
+    on_noise = attack(f"random update after round {num_rounds}", config, task.program, noise, folder, on_progress)
+    of_controls = {**before.controls, "random update": score(*found_in(on_noise), ground)}
     if config.targets > 1:
-        of_controls = {**of_controls, "other client": score(controls.other_client(found), used, ground)}
-    return _weighed(
-        ground, config, jobs.measure(config, task, execution).summary, score(found, used, ground), of_controls
-    )
+        of_controls["other client"] = score(controls.other_client(found), used, ground)
+    summary = jobs.measure(config, task, execution).summary
+    return _weighed(ground, config, summary, score(found, used, ground), of_controls, {})
 
 
 def _joined(notes: Sequence[str]) -> str:
@@ -338,6 +379,10 @@ def blind_attack(
         return None
     if config.attack == AUTO:  # a closed form would read the update
         config = replace(config, attack=SEARCH)
+    if config.attack == SEARCH:
+        # Its prior weighs as much as the update is missed. Without an update nothing moves it but rounding, which
+        # Adam makes as large as any gradient: the picture of the prior is the start.
+        config = replace(config, steps=0)
     if config.granted.labels:
         config = replace(config, defense=NONE, defense_settings={}, adaptive=False)
     name = jobs.job_name(config)
