@@ -10,7 +10,7 @@ from jaxinvert.audit.evidence import Evidence, Excess, Rate, excess, excess_over
 from jaxinvert.audit.plan import parse_defense, settings_for
 from jaxinvert.audit.privacy import Privacy, Training, privacy
 from jaxinvert.audit.record import record, record_of_capture
-from jaxinvert.audit.retrieval import chance_of_any, identified
+from jaxinvert.audit.retrieval import chance_of_any, identified, identified_of_all
 from jaxinvert.audit.running import Show
 from jaxinvert.audit.scoring import Ground, Scores, ground_truth, score
 from jaxinvert.audit.utility import Utility, rounds_to_attack, train_under
@@ -42,6 +42,7 @@ __all__ = [
     "explain_capture",
     "ground_truth",
     "identified",
+    "identified_of_all",
     "job_of_capture",
     "judge",
     "judged",

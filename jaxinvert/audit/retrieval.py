@@ -143,11 +143,18 @@ def identified(reconstructions: ArrayLike, candidates: ArrayLike, private: Array
     Raises:
       ValueError: for fewer candidates than reconstructions.
     """
+    return identified_of_all(np.asarray(reconstructions)[None], candidates, np.asarray(private)[None])[0]
+
+
+def identified_of_all(reconstructions: ArrayLike, candidates: ArrayLike, private: ArrayLike) -> np.ndarray:
+    """As `identified`, of many updates with the same candidates: `[T, B, H, W, C]` and `[T, P]` to `[T, P]`."""
     found, known = np.asarray(reconstructions, np.float32), pool(candidates)
-    if len(known.rows) < len(found):
-        raise ValueError(f"{len(known.rows)} candidates for {len(found)} reconstructions: each needs one of its own")
-    (correlation,) = correlations(found[None], known)
-    return identified_by(pick(correlation)[None], np.asarray(private)[None], known.same)[0]
+    if len(known.rows) < found.shape[1]:
+        raise ValueError(
+            f"{len(known.rows)} candidates for {found.shape[1]} reconstructions: each needs one of its own"
+        )
+    picks = np.stack([pick(correlation) for correlation in correlations(found, known)])
+    return identified_by(picks, np.asarray(private), known.same)
 
 
 def null(private: np.ndarray, labels: np.ndarray, same: np.ndarray, *, in_class: bool, seed: int = 0) -> Null:
