@@ -6,9 +6,9 @@ words what the difference is worth. Truth and reconstruction meet here, and nowh
 
 from jaxinvert.audit.auditing import Attacked, Audited, Setting, attack_and_score, audit, judged
 from jaxinvert.audit.captured import Capture, Explained, audit_capture, explain_capture, job_of_capture
-from jaxinvert.audit.evidence import Evidence, Excess, Rate, excess, excess_over_all, mean_interval, rate
+from jaxinvert.audit.evidence import Evidence, Excess, Rate, Trials, excess, excess_over_all, mean_interval, rate
 from jaxinvert.audit.plan import parse_defense, settings_for
-from jaxinvert.audit.privacy import Privacy, Training, privacy
+from jaxinvert.audit.privacy import Allowed, Privacy, Training, allowed, privacy
 from jaxinvert.audit.record import record, record_of_capture
 from jaxinvert.audit.retrieval import chance_of_any, identified, identified_of_all
 from jaxinvert.audit.running import Show
@@ -18,6 +18,7 @@ from jaxinvert.audit.verdict import SIGNIFICANCE, Verdict, judge
 
 __all__ = [
     "SIGNIFICANCE",
+    "Allowed",
     "Attacked",
     "Audited",
     "Capture",
@@ -31,8 +32,10 @@ __all__ = [
     "Setting",
     "Show",
     "Training",
+    "Trials",
     "Utility",
     "Verdict",
+    "allowed",
     "attack_and_score",
     "audit",
     "audit_capture",

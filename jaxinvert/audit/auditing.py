@@ -15,6 +15,7 @@ from jaxinvert.audit.evidence import (
     Evidence,
     Excess,
     Rate,
+    Trials,
     excess,
     excess_over_all,
     identification,
@@ -23,11 +24,12 @@ from jaxinvert.audit.evidence import (
 from jaxinvert.audit.retrieval import NOBODY, Null, null, pool
 from jaxinvert.audit.running import Show, attack, found_in
 from jaxinvert.audit.scoring import Ground, Scores, ground_truth, score
-from jaxinvert.audit.utility import Utility, rounds_to_attack, train_under
+from jaxinvert.audit.utility import Utility, rounds_to_attack, train_under, training_and_test
 from jaxinvert.audit.verdict import Verdict, judge
 from jaxinvert.defenses.registry import NONE
 from jaxinvert.jobs import JobConfig
 from jaxinvert.jobs.automatic import AUTO, SEARCH
+from jaxinvert.priors import generators
 from jaxinvert.search import Progress
 
 
@@ -55,6 +57,7 @@ class Attacked(NamedTuple):
       controls: scores by the name of the control.
       identified: clients with at least one image identified.
       in_class: whether its images competed with candidates of their class alone, as the labels were granted.
+      trials: the same of one image of each client.
       strongest: the control with the highest mean PSNR.
       closest: the control from which the attack can be told least by its PSNR.
       excess: of the PSNR over the strongest, in dB, over clients; its p is that over the closest.
@@ -67,6 +70,7 @@ class Attacked(NamedTuple):
     controls: dict[str, Scores]
     identified: Rate
     in_class: bool
+    trials: Trials
     strongest: str
     closest: str
     excess: Excess
@@ -184,6 +188,7 @@ def _weighed(
         of_controls,
         _identification(scores, of_controls, nulls[in_class], in_class),
         in_class,
+        _trials(_picks(scores, nulls[in_class], in_class), nulls[in_class]),
         strongest,
         closest,
         over_strongest,
@@ -195,12 +200,9 @@ def _identification(scores: Scores, of_controls: Mapping[str, Scores], deals: Nu
     """Clients identified, among candidates of their class or all, against what permuted clients and controls are."""
     able = deals.clients
 
-    def picks_of(one: Scores) -> np.ndarray:
-        picks = one.picked_in_class if in_class else one.picked
-        return np.full(deals.private.shape, NOBODY) if picks is None else picks
-
     def hits_and_counts(one: Scores) -> tuple[np.ndarray, np.ndarray]:
-        return deals.hits(picks_of(one))[able], deals.counts(picks_of(one))
+        picks = _picks(one, deals, in_class)
+        return deals.hits(picks)[able], deals.counts(picks)
 
     return identification(
         *hits_and_counts(scores),
@@ -208,6 +210,17 @@ def _identification(scores: Scores, of_controls: Mapping[str, Scores], deals: Nu
         chance=deals.chance,
         controls=[hits_and_counts(one) for one in of_controls.values()],
     )
+
+
+def _picks(scores: Scores, deals: Null, in_class: bool) -> np.ndarray:
+    """`[T, P]`: what the reconstructions chose, among candidates of their class or all."""
+    picks = scores.picked_in_class if in_class else scores.picked
+    return np.full(deals.private.shape, NOBODY) if picks is None else picks
+
+
+def _trials(picks: np.ndarray, deals: Null) -> Trials:
+    hits, chances = deals.one_of_each(picks)
+    return Trials(int(hits.sum()), len(hits), float(chances.mean()) if len(hits) else 1.0)
 
 
 def attack_and_score(
@@ -282,9 +295,23 @@ def _audited(
             folder=folder,
             on_progress=show,
         )
+        if prior_saw_victims(config):
+            found[attacker] = (config, _saying_so(found[attacker][1]), *found[attacker][2:])
     assert ground is not None
     one = judged(setting.name, ground, found)._replace(note=setting.note)
     return one, setups[one.worst]
+
+
+def prior_saw_victims(config: JobConfig) -> bool:
+    """Whether the attacker's generator was trained on parts of the very scenes that the simulated victims hold."""
+    return config.generator_file == generators.DEFAULT and config.data == "photos"
+
+
+def _saying_so(summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary of an attack whose prior saw the victims' scenes, which its assumptions then say."""
+    assumptions = summary["assumptions"]
+    known = [*assumptions["known"], "parts of the victims' own scenes: the generator was trained on them"]
+    return {**summary, "assumptions": {**assumptions, "known": known}}
 
 
 def _along_training(
@@ -304,6 +331,7 @@ def _along_training(
 
     try:
         snapshots = train_under(worst.config, setup, num_rounds=num_rounds)
+        num_test = len(training_and_test(worst.config, setup)[1].labels)
     except ValueError as error:
         return one._replace(note=_joined([one.note, str(error)]))
     on_progress(f"{one.name}: training for the accuracy", None)
@@ -319,7 +347,7 @@ def _along_training(
         leakage[snapshot.round] = _attacked_after(snapshot.round, worst, task, one.ground, folder, show)
         on_progress(f"{one.name}: training for the accuracy", None)
     return one._replace(
-        utility=Utility([*accuracy], [*accuracy.values()], len(setup.dataset.labels)),
+        utility=Utility([*accuracy], [*accuracy.values()], num_test),
         leakage=leakage if later_rounds else None,
         note=_joined(notes),
     )

@@ -86,6 +86,20 @@ class Excess(NamedTuple):
     least_p_value: float
 
 
+class Trials(NamedTuple):
+    """One image of each client, to be picked out: games that are independent of each other.
+
+    Attributes:
+      count: games won.
+      total: games; 0 where the granted labels alone tell the images.
+      baseline: the most that guessing can win on average, 0 ... 1.
+    """
+
+    count: int
+    total: int
+    baseline: float
+
+
 class Evidence(NamedTuple):
     """What one attacker's scores are worth.
 
@@ -156,7 +170,7 @@ def identification(
 
 def _more_often(count: int, other: int, total: int) -> float:
     """Fisher's exact p of `count` of `total` against `other` of as many."""
-    return float(stats.hypergeom(2 * total, count + other, total).sf(count - 1))
+    return float(stats.hypergeom.sf(count - 1, 2 * total, count + other, total))
 
 
 def permutation_p_value(count: int, null_counts: np.ndarray) -> float:

@@ -22,7 +22,7 @@ from scipy.optimize import linear_sum_assignment
 NOBODY = -1
 """In place of a candidate: nothing was chosen."""
 _CHUNK_BYTES = 1 << 26
-_NUM_PERMUTATIONS = 1999
+_NUM_PERMUTATIONS = 999
 
 
 class Pool(NamedTuple):
@@ -43,11 +43,13 @@ class Null(NamedTuple):
     """Clients whose images were dealt again, at random, among the candidates that the attacker cannot rule out.
 
     Attributes:
-      dealt: `[M, T, B]` candidates in place of the private ones; of the same class where labels are granted.
+      dealt: `[M, T, B]` candidates in place of the private ones, of the same class where labels are granted; copies
+        are numbered as the first of them.
       private: `[T, B]` the private ones.
       open: `[T, B]` whether an image has rivals at all; one without tells nothing.
       same: `[N]`, see `Pool`.
       chance: expected share of clients identified by guessing.
+      chances: `[T, B]` the most that guessing can reach for an image: by whichever candidate has most copies.
     """
 
     dealt: np.ndarray
@@ -55,6 +57,7 @@ class Null(NamedTuple):
     open: np.ndarray
     same: np.ndarray
     chance: float
+    chances: np.ndarray
 
     @property
     def clients(self) -> np.ndarray:
@@ -65,13 +68,20 @@ class Null(NamedTuple):
         """`[T]`: clients with an image, or a copy of it, among the picks `[T, P]`."""
         return (identified_by(picks, self.private, self.same) & self.open).any(axis=1)
 
+    def one_of_each(self, picks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of each client that can be identified the first image with rivals: whether it is a hit, and its chance."""
+        clients = np.flatnonzero(self.clients)
+        first = self.open[clients].argmax(axis=1)
+        return identified_by(picks, self.private, self.same)[clients, first], self.chances[clients, first]
+
     def counts(self, picks: np.ndarray) -> np.ndarray:
         """`[M]`: how many clients the same picks `[T, P]` would hit after each deal."""
+        clients, picked = np.arange(len(picks))[:, None], np.where(picks == NOBODY, NOBODY, self.same[picks])
         chosen = np.zeros((len(picks), len(self.same) + 1), bool)
-        for row, of_client in zip(chosen, picks):
-            row[self.same[of_client[of_client != NOBODY]]] = True
-        clients = np.arange(len(picks))[:, None]
-        return (chosen[clients, self.same[self.dealt]] & self.open).any(axis=2).sum(axis=1)
+        chosen[clients, picked] = True
+        chosen[:, NOBODY] = False
+        hits = chosen.ravel()[self.dealt + clients * chosen.shape[1]] & self.open
+        return hits.any(axis=2).sum(axis=1)
 
 
 def pool(candidates: ArrayLike) -> Pool:
@@ -171,18 +181,22 @@ def null(private: np.ndarray, labels: np.ndarray, same: np.ndarray, *, in_class:
     groups = labels if in_class else np.zeros(len(labels), int)
     flat = private.ravel()
     dealt = np.empty((_NUM_PERMUTATIONS, flat.size), np.int32)
-    rivals, missed = np.zeros(flat.size, bool), np.ones(len(private))
+    rivals, missed, chances = np.zeros(flat.size, bool), np.ones(len(private)), np.ones(flat.size)
     for group in np.unique(groups[flat]):
         members, own = np.flatnonzero(groups == group), groups[flat] == group
         order = generator.random((_NUM_PERMUTATIONS, len(members)), np.float32).argsort(axis=1)[:, : own.sum()]
         dealt[:, own] = members[order]
         of_client = own.reshape(private.shape).sum(axis=1)
         rivals[own] = np.repeat(of_client, of_client) < len(members)
+        copies = np.bincount(same[members]).max()
+        chances[own] = np.minimum(1, np.repeat(of_client, of_client) * copies / len(members))
         missed *= [1 - chance_of_any(int(n), len(members)) if n < len(members) else 1.0 for n in of_client]
     with_rivals = rivals.reshape(private.shape)
     clients = with_rivals.any(axis=1)
     chance = float(np.mean(1 - missed[clients])) if clients.any() else 1.0
-    return Null(dealt.reshape(-1, *private.shape), private, with_rivals, same, chance)
+    return Null(
+        same[dealt].reshape(-1, *private.shape), private, with_rivals, same, chance, chances.reshape(private.shape)
+    )
 
 
 def chance_of_any(num_private: int, num_candidates: int) -> float:

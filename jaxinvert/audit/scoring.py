@@ -49,6 +49,7 @@ class Scores(NamedTuple):
       picked: candidates that the reconstructions chose among all, in their own order, `retrieval.NOBODY` for none;
         `None` if nothing was compared.
       picked_in_class: the same among candidates of the classes that they were made for; `None` without labels.
+      recognized: as `identified`, but by the least LPIPS instead of the highest correlation; `None` unless asked for.
     """
 
     psnr_db: np.ndarray
@@ -60,6 +61,7 @@ class Scores(NamedTuple):
     lpips: np.ndarray | None = None
     picked: np.ndarray | None = None
     picked_in_class: np.ndarray | None = None
+    recognized: np.ndarray | None = None
 
 
 def ground_truth(truth: Batch, images: np.ndarray, labels: np.ndarray, *, num_candidates: int) -> Ground:
@@ -93,7 +95,7 @@ def score(found: np.ndarray, used_labels: np.ndarray | None, ground: Ground, *, 
       found: `[T, B, H, W, C]`, each batch in any order.
       used_labels: `[T, B]` classes that the reconstructions were made for, if any.
       ground: what they are compared with.
-      with_lpips: whether to measure LPIPS, too.
+      with_lpips: whether to measure LPIPS, and to pick by it, too: of every reconstruction with every candidate.
 
     Raises:
       ValueError: as `perceptual.lpips`.
@@ -101,11 +103,13 @@ def score(found: np.ndarray, used_labels: np.ndarray | None, ground: Ground, *, 
     found = np.asarray(found, np.float32)
     quality = jax.tree.map(lambda *leaves: np.stack(leaves), *map(metrics.evaluate, found, ground.truth.inputs))
     matched = np.take_along_axis(found, quality.permutation[:, :, None, None, None], axis=1)
-    lpips = None
+    pool = ground.pool or retrieval.pool(ground.candidates.inputs)
+    lpips = recognized = None
     if with_lpips:
         flat = (images.reshape(-1, *images.shape[2:]) for images in (matched, ground.truth.inputs))
         lpips = perceptual.lpips(*flat).reshape(ground.private.shape)
-    pool = ground.pool or retrieval.pool(ground.candidates.inputs)
+        closeness = (1 / (1 + perceptual.lpips_to_all(one, ground.candidates.inputs)) for one in found)
+        recognized = retrieval.identified_by(np.stack([*map(retrieval.pick, closeness)]), ground.private, pool.same)
     picked = np.full(ground.private.shape, retrieval.NOBODY)
     in_class = None if used_labels is None else picked.copy()
     for t, correlation in enumerate(retrieval.correlations(found, pool)):
@@ -122,6 +126,7 @@ def score(found: np.ndarray, used_labels: np.ndarray | None, ground: Ground, *, 
         lpips,
         picked,
         in_class,
+        recognized,
     )
 
 

@@ -104,10 +104,10 @@ def _interval(one: Evidence) -> str:
 
 def _gain(one: Evidence) -> str:
     side = "above" if one.excess.mean >= 0 else "below"
-    return (
-        f"PSNR is {abs(one.excess.mean):.1f} dB {side} the strongest control, {one.strongest} "
-        f"(95 % interval {one.excess.low:+.1f} to {one.excess.high:+.1f})"
-    )
+    interval = f"95 % interval {one.excess.low:+.1f} to {one.excess.high:+.1f}"
+    if not math.isfinite(one.excess.high):
+        interval = "one client gives no interval"
+    return f"PSNR is {abs(one.excess.mean):.1f} dB {side} the strongest control, {one.strongest} ({interval})"
 
 
 def _blind_spots(one: Evidence, enough: float) -> list[str]:

@@ -44,7 +44,9 @@ class Audit(jobs.JobConfig):
         dp-sgd.
       training_steps: of the whole training, for the same.
       delta: of that epsilon.
-      targets: clients; eight are the fewest that can show all there is to show.
+      targets: clients; nine are the fewest with which two attackers can reach every verdict.
+      split: part of the data that holds the victims. `auto` is `test`, and of the photos `train`: tiles of disjoint
+        parts of the scenes, of which each class has several; the ten photos of `test` overlap, one of each class.
       out: folder for `audit.json`, `report.html`, and what is kept so that the same audit goes on after an interrupt.
     """
 
@@ -64,7 +66,8 @@ class Audit(jobs.JobConfig):
     sampling_rate: float | None = None
     training_steps: int | None = None
     delta: float = 1e-5
-    targets: int = 8
+    targets: int = 9
+    split: str = "auto"
     out: Path = Path("runs/audit")
 
 
@@ -72,7 +75,7 @@ def audit(command: Audit, command_line: str) -> int:
     """Runs the command; its exit status does not depend on the verdict."""
     console = Console()
     with bad_input():
-        command = _with_file(command)
+        command = _with_split(_with_file(command))
         config = jobs.JobConfig(**{field.name: getattr(command, field.name) for field in fields(jobs.JobConfig)})
         capture = _capture(command)
         if capture is not None:
@@ -216,6 +219,14 @@ def _with_file(command: Audit) -> Audit:
         return replace(Audit(), **{**jobs.typed(Audit, jobs.read_yaml(command.file)), **flags})
     except ValueError as error:
         raise ValueError(f"{command.file}: {error}") from error
+
+
+def _with_split(command: Audit) -> Audit:
+    """The command with the split that `auto` stands for."""
+    if command.split != "auto":
+        return command
+    tiles = command.data == "photos" and command.size in (None, 32)  # there are no larger ones
+    return replace(command, split="train" if tiles else "test")
 
 
 def _speed(progress: Progress) -> str:
