@@ -25,7 +25,8 @@
          "above_db": {"20": {...}, "30": {...}}, # clients with an image at or above, as "identified" but for chance
          "identified_in_class": {"share", "num_images"} or null,
          "labels": {"exact", "recall"} or null,  # where they were not granted
-         "attack": {"psnr_db", "ssim", "mse": DISTRIBUTION, "identified"},     # images; "lpips", "identified_by_lpips" if asked for
+         "attack": {"psnr_db", "ssim", "mse": DISTRIBUTION, "identified"},     # over images, identified among all
+                                                 # candidates; "lpips" and "identified_by_lpips" if asked for
          "controls": {NAME: {... as "attack"}},
          "clients": [{"client", "psnr_db", "best_psnr_db", "ssim", "identified", "excess_db", "attack_loss"}, ...],
          "images": [{"client", "example", "label", "class_name", "psnr_db", "ssim", "mse", "identified"}, ...],
