@@ -33,7 +33,7 @@ References:
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -260,7 +260,8 @@ def signed_rank_p_value(differences: ArrayLike) -> float:
     if not values.size:
         return 1.0
     if values.size > _EXACT_RANKS:
-        return float(stats.wilcoxon(values, alternative="greater", method="approx").pvalue)
+        found: Any = stats.wilcoxon(values, alternative="greater", method="approx")
+        return float(found.pvalue)
     ranks = np.rint(2 * stats.rankdata(np.abs(values))).astype(int)  # doubled, so that shared ranks are integers
     chances = np.zeros(ranks.sum() + 1)  # of every sum of the ranks with a positive sign
     chances[0] = 1.0

@@ -62,11 +62,11 @@ class Null(NamedTuple):
     @property
     def clients(self) -> np.ndarray:
         """`[T]`: who can be identified at all."""
-        return self.open.any(axis=1)
+        return np.any(self.open, axis=1)
 
     def hits(self, picks: np.ndarray) -> np.ndarray:
         """`[T]`: clients with an image, or a copy of it, among the picks `[T, P]`."""
-        return (identified_by(picks, self.private, self.same) & self.open).any(axis=1)
+        return np.any(identified_by(picks, self.private, self.same) & self.open, axis=1)
 
     def one_of_each(self, picks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of each client that can be identified the first image with rivals: whether it is a hit, and its chance."""
