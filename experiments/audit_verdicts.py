@@ -1,29 +1,50 @@
-"""Verdicts of the audit where the answer is known: clients without a defense, and updates that are only noise.
+"""Verdicts of the audit where the answer is known: simulated audits by the hundred, and real attacks by the dozen.
 
-Setting: Inverting Gradients on untrained networks, labels granted, clients of one image each, candidates from the
-same split, all controls of an audit. "undefended" audits the clients' updates, once for each network. "random update"
-audits normal noise in their place, tensor by tensor of the same norm, with other clients and another seed (updates,
-starts, controls) for every audit. Expected: "leaks" with nearly all clients identified; and "none" for at least 95 of
-100 random updates (the audit promises 99).
+**Simulated.** Populations of small pictures with classes; clients of one image among 100 candidates; attack and
+controls are drawn from a known distribution, and everything behind them is the audit's own code: retrieval, tests,
+verdict. Where the truth is a null, "leaks" and "traces" are false:
 
-Command:  python -m experiments.audit_verdicts --data FILE.npz --json FILE
+| truth             | the attack shows                                              |
+|-------------------|---------------------------------------------------------------|
+| random update     | smooth noise                                                  |
+| class mean        | the public mean of the granted class; of any, without labels  |
+| failing control   | 12.5 dB, and 2 dB in a tenth of its runs, as on random updates|
+| other client      | the next client's image                                       |
+| other candidates  | what all clients' images share, and other candidates have not |
+
+In an audit of two attackers the second is drawn anew. `false_low` to `false_high` is the Clopper-Pearson interval of
+95 % of all false alarms, promised to be at most 1 %. A planted effect of `d` dB is an attack that comes closer than
+the class mean (the mean image, without labels) by as much on average: with "details" half of the error that is left
+is contrast that lacks and half noise; with "pixels" alone nothing is recognized. PSNRs vary by 1 dB over clients.
+
+**Real.** Inverting Gradients on untrained networks, labels granted. "undefended" audits the clients' updates, once
+for each network; "random update" normal noise in their place, tensor by tensor of the same norm, with other clients
+and another seed for every audit.
+
+**Intervals.** How often `audit.mean_interval` covers the mean, at n = 4, 8, 16 paired differences.
+
+Command:  python -m experiments.audit_verdicts --data FILE.npz --json FILE --intervals-json FILE
 Smoke:    python -m experiments.audit_verdicts --smoke
 Measured: see experiments/README.md
 """
 
+import itertools
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import tyro
+from scipy import ndimage, stats
 
 from experiments import harness
 from jaxinvert import audit, jobs
-from jaxinvert.audit import Audited, controls
+from jaxinvert.audit import Audited, Ground, Scores, controls, retrieval
+from jaxinvert.audit.scoring import Images
 
 
 @dataclass(frozen=True)
@@ -31,48 +52,293 @@ class Config:
     """Setting of the experiment.
 
     Attributes:
-      data: data set by name, folder or npz.
-      clients: of one image, in every audit.
+      data: data set by name, folder or npz, for the real attacks.
+      audits: simulated ones, for every null and size.
+      audits_of_effects: the same for every planted effect.
+      clients: of one image, in simulated audits.
+      samples: whose intervals are counted.
+      seeds: audits of random updates by a real attack.
+      real_clients: of one image, in audits by real attacks.
       candidates: private images and others.
-      seeds: audits of random updates, on the first network.
-      steps: of the attack on updates.
-      steps_on_noise: of the attack on random updates.
-      seed: of the networks and the starts.
+      steps: of the real attack on updates.
+      steps_on_noise: of the real attack on random updates.
+      seed: of all that is random.
       smoke: a run of seconds on the embedded photos that only shows that everything works.
-      json: file for the rows.
+      json: file for the rows of audits.
+      intervals_json: file for the rows of intervals.
     """
 
     data: str = "cifar10"
-    clients: int = 10
+    audits: int = 500
+    audits_of_effects: int = 200
+    clients: tuple[int, ...] = (9, 16, 32)
+    samples: int = 100_000
+    seeds: int = 10
+    real_clients: int = 10
     candidates: int = 100
-    seeds: int = 100
     steps: int = 1000
     steps_on_noise: int = 100
     seed: int = 0
     smoke: bool = False
     json: Path | None = None
+    intervals_json: Path | None = None
 
 
 MODELS = ("lenet", "small-convnet")
+_SIDE, _CLASSES = 12, 10
+
+
+class Population(NamedTuple):
+    """Pictures of one simulated audit.
+
+    Attributes:
+      ground: clients of one image each, and the candidates.
+      public: `[K, H, W, 1]` the attacker's own means of the classes.
+      shared: `[H, W, 1]` what all clients' images have, and other candidates have not; 0 by default.
+    """
+
+    ground: Ground
+    public: np.ndarray
+    shared: np.ndarray
+
+
+class Shown(NamedTuple):
+    """What an attacker shows: `[T, H, W, 1]`, or pictures with a PSNR in dB of their own, `[T]`."""
+
+    pictures: np.ndarray
+    psnr_db: np.ndarray | None = None
+
+
+Draw = Callable[[np.random.Generator, Population, np.ndarray], Shown]
+"""What an attacker shows who knows the classes `[T]`, guessed where they are not granted."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Audits every network once, then noise again and again."""
+    """Simulates audits, audits real attacks, and counts intervals that cover."""
     config = tyro.cli(Config, description=__doc__, args=arguments)
     if config.smoke:
-        config = replace(config, data="photos", clients=2, candidates=10, seeds=2, steps=2, steps_on_noise=2)
-    common = jobs.JobConfig.of(data=config.data, targets=config.clients, restarts=1, tv=1e-3, seed=config.seed)
+        config = replace(
+            config, data="photos", audits=2, audits_of_effects=2, clients=(9,), samples=200, seeds=1, real_clients=2
+        )
+        config = replace(config, candidates=10, steps=2, steps_on_noise=2)
+    title = f"Verdicts where the answer is known, {Path(config.data).stem}"
+    intervals = [covered(name, size, config.samples, config.seed) for name in DISTRIBUTIONS for size in (4, 8, 16)]
+    harness.publish("Intervals of 95 %: how often they cover", intervals, json_file=config.intervals_json)
     rows = []
+    for row in itertools.chain(simulated(config), by_real_attacks(config)):
+        rows.append(row)
+        if config.json is not None:
+            harness.save(config.json, title, rows)
+    harness.publish(title, rows)
+
+
+def simulated(config: Config) -> Iterator[dict[str, Any]]:
+    """Audits under every null and with every planted effect."""
+    truths = {**NULLS, **EFFECTS}
+    for (truth, draw), clients, granted, attackers in itertools.product(
+        truths.items(), config.clients, (True, False), (1, 2)
+    ):
+        start = time.perf_counter()
+        generator = np.random.default_rng([config.seed, *truth.encode(), clients, granted, attackers])
+        levels = Counter(
+            simulated_audit(generator, draw, clients, granted, attackers, shared=truth == "other candidates")
+            for _ in range(config.audits if truth in NULLS else config.audits_of_effects)
+        )
+        false = levels["leaks"] + levels["traces"] if truth in NULLS else None
+        yield _row(f"simulated: {truth}", clients, granted, attackers, levels, false)
+        seconds = time.perf_counter() - start
+        print(
+            f"{truth}, {clients} clients, labels {granted}, {attackers}: {dict(levels)}, {seconds:.0f} s", flush=True
+        )
+
+
+def simulated_audit(
+    generator: np.random.Generator,
+    draw: Draw,
+    num_clients: int,
+    granted: bool,
+    num_attackers: int,
+    *,
+    shared: bool = False,
+) -> str:
+    """The level of one audit.
+
+    Args:
+      generator: of all that is random.
+      draw: what an attacker shows, on an update and, by the same distribution, on a random one; a planted effect is
+        none on a random update.
+      num_clients: of one image.
+      granted: whether the attackers know the classes.
+      num_attackers: each draws anew.
+      shared: whether the clients' images share something that other candidates have not.
+    """
+    people = population(generator, num_clients, shared=shared)
+    ground, config = people.ground, jobs.JobConfig() if granted else jobs.JobConfig.of(labels="joint")
+    found = {}
+    for attacker in range(num_attackers):
+        true_classes = ground.truth.labels[:, 0]
+        known = true_classes if granted else generator.integers(0, _CLASSES, num_clients)
+        attack, on_noise = draw(generator, people, known), _on_noise(draw)(generator, people, known)
+        of_controls = {
+            "mean image": Shown(controls.mean_image(ground)[:, 0]),
+            "random update": on_noise,
+            "other client": Shown(
+                controls.other_client(attack.pictures),
+                None if attack.psnr_db is None or draw in EFFECTS.values() else controls.other_client(attack.psnr_db),
+            ),
+            "prior only": Shown(0.5 + 0.02 * smooth(generator, num_clients)),
+        }
+        if granted:
+            of_controls["class mean"] = Shown(controls.class_mean(ground)[:, 0])
+        labels = true_classes if granted else None
+        scores = {name: scored(shown, labels, ground) for name, shown in of_controls.items()}
+        found[str(attacker)] = (config, {}, scored(attack, labels, ground), scores)
+    return audit.judged("simulated", ground, found).verdict.level
+
+
+def population(generator: np.random.Generator, num_clients: int, *, shared: bool) -> Population:
+    """Draws classes, 100 candidates of them, and who of these are clients."""
+    classes, num_candidates = 0.12 * smooth(generator, _CLASSES), 100
+    labels = generator.integers(0, _CLASSES, num_candidates)
+    images = 0.5 + classes[labels] + 0.12 * smooth(generator, num_candidates)
+    pattern = 0.12 * smooth(generator, 1)[0] if shared else np.zeros(classes.shape[1:])
+    images[:num_clients] += pattern
+    images = images.clip(0, 1).astype(np.float32)
+    public = 0.5 + classes + 0.12 / np.sqrt(50) * smooth(generator, _CLASSES)  # the mean of 50 others of each class
+    truth = Images(images[:num_clients, None], labels[:num_clients, None])
+    ground = audit.ground_truth(truth, images, labels, num_candidates=num_candidates)  # type: ignore[arg-type]
+    return Population(ground, public, pattern)
+
+
+def smooth(generator: np.random.Generator, count: int) -> np.ndarray:
+    """`[count, H, W, 1]` of pictures with neighbors alike, mean 0 and deviation 1 over all that could be drawn."""
+    noise = generator.normal(size=(count, _SIDE, _SIDE))
+    # Of independent values, a Gaussian mean of deviation s keeps 1 / (4 pi s^2) of the variance.
+    return (ndimage.gaussian_filter(noise, (0, 1.0, 1.0), mode="wrap") * np.sqrt(4 * np.pi))[..., None]
+
+
+def scored(shown: Shown, labels: np.ndarray | None, ground: Ground) -> Scores:
+    """Scores as `audit.score` gives them, of clients with one image, without an SSIM."""
+    truth, pictures = ground.truth.inputs[:, 0], shown.pictures.clip(0, 1).astype(np.float32)
+    mse = np.mean(np.square(pictures - truth), axis=(1, 2, 3))[:, None]
+    psnr = -10 * np.log10(mse) if shown.psnr_db is None else shown.psnr_db[:, None]
+    assert ground.pool is not None
+    products = np.stack([*retrieval.correlations(pictures[:, None], ground.pool)])
+    picked = products.argmax(axis=2)  # as `retrieval.pick` does it for single pictures, but of all clients at once
+    in_class = None
+    if labels is not None:
+        in_class = np.where(ground.candidates.labels == labels[:, None, None], products, -np.inf).argmax(axis=2)
+    nothing = np.zeros_like(psnr)
+    identified = retrieval.identified_by(picked, ground.private, ground.pool.same)
+    return Scores(psnr, nothing, mse, identified, nothing, pictures[:, None], None, picked, in_class)
+
+
+def _random_update(generator: np.random.Generator, people: Population, known: np.ndarray) -> Shown:
+    del people
+    return Shown(0.5 + 0.15 * smooth(generator, len(known)))
+
+
+def _class_mean(generator: np.random.Generator, people: Population, known: np.ndarray) -> Shown:
+    return Shown(people.public[known] + 0.02 * smooth(generator, len(known)))
+
+
+def _failing_control(generator: np.random.Generator, people: Population, known: np.ndarray) -> Shown:
+    reached = np.where(generator.random(len(known)) < 0.9, 12.5, 2.0) + generator.normal(0, 0.3, len(known))
+    controls_db = -10 * np.log10(np.mean(np.square(people.ground.truth.inputs[:, 0] - 0.5)))
+    return Shown(_random_update(generator, people, known).pictures, reached + controls_db - 12)
+
+
+def _other_client(generator: np.random.Generator, people: Population, known: np.ndarray) -> Shown:
+    images = np.roll(people.ground.truth.inputs[:, 0], -1, axis=0)
+    return Shown(images + 0.02 * smooth(generator, len(known)))
+
+
+def _other_candidates(generator: np.random.Generator, people: Population, known: np.ndarray) -> Shown:
+    return Shown(0.5 + people.shared + 0.1 * smooth(generator, len(known)))
+
+
+NULLS: dict[str, Draw] = {
+    "random update": _random_update,
+    "class mean": _class_mean,
+    "failing control": _failing_control,
+    "other client": _other_client,
+    "other candidates": _other_candidates,
+}
+
+
+class _Planted(NamedTuple):
+    """An attack that comes closer than the mean that it knows by an effect in dB, with details or without."""
+
+    effect_db: float
+    details: bool
+
+    def __call__(self, generator: np.random.Generator, people: Population, known: np.ndarray) -> Shown:
+        truth = people.ground.truth.inputs[:, 0]
+        right = np.array_equal(known, people.ground.truth.labels[:, 0])  # granted
+        base = people.public[known] if right else np.broadcast_to(people.public.mean(axis=0), truth.shape)
+        error = np.mean(np.square(truth - base), axis=(1, 2, 3))
+        if not self.details:
+            reached = -10 * np.log10(error) + generator.normal(self.effect_db, 1.0, len(truth))
+            return Shown(_random_update(generator, people, known).pictures, reached)
+        # Of the error left, 10^(-effect / 10) of the mean's, half is contrast that lacks and half is noise.
+        left = np.sqrt(10 ** (-self.effect_db / 10) / 2)
+        noise = np.sqrt(error)[:, None, None, None] * left * smooth(generator, len(truth))
+        return Shown(base + (1 - left) * (truth - base) + noise)
+
+
+EFFECTS: dict[str, Draw] = {
+    f"{effect:g} dB, {'details' if details else 'pixels'}": _Planted(effect, details)
+    for details in (True, False)
+    for effect in (1.0, 3.0, 10.0)
+}
+
+
+def _on_noise(draw: Draw) -> Draw:
+    """What the attack shows on a random update."""
+    return _random_update if isinstance(draw, _Planted) else draw
+
+
+DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, tuple[int, int]], np.ndarray]] = {
+    "normal": lambda generator, shape: generator.normal(size=shape),
+    "exponential": lambda generator, shape: generator.exponential(size=shape) - 1,
+    "gamma(2)": lambda generator, shape: generator.gamma(2, size=shape) - 2,
+    "t(4)": lambda generator, shape: generator.standard_t(4, size=shape),
+}
+
+
+def covered(name: str, size: int, num_samples: int, seed: int) -> dict[str, Any]:
+    """How often intervals of samples of a distribution of mean 0 cover 0; Student's t beside them."""
+    samples = DISTRIBUTIONS[name](np.random.default_rng([seed, size]), (num_samples, size))
+    low, high = audit.mean_interval(samples)
+    half = stats.t.ppf(0.975, size - 1) * samples.std(axis=1, ddof=1) / np.sqrt(size)
+    inside = (low <= 0) & (high >= 0)
+    found = audit.rate(int(inside.sum()), num_samples, chance=0.95)
+    return {
+        "distribution": name,
+        "n": size,
+        "samples": num_samples,
+        "covered": float(inside.mean()),
+        "low": found.low,
+        "high": found.high,
+        "student_t": float(np.mean(np.abs(samples.mean(axis=1)) <= half)),
+        "length": float(np.mean((high - low) / (2 * half))),
+    }
+
+
+def by_real_attacks(config: Config) -> Iterator[dict[str, Any]]:
+    """Every network's updates once, then noise again and again."""
+    common = jobs.JobConfig.of(data=config.data, targets=config.real_clients, restarts=1, tv=1e-3, seed=config.seed)
     for model in ("mlp",) if config.smoke else MODELS:
         settings = common.replace(model=model, steps=config.steps)
-        (found,) = audit.audit([audit.Setting(model, {"naive": settings})], num_candidates=config.candidates)
-        rows.append({"audit": "undefended", "model": model, "audits": 1, **_row([found])})
+        (found,) = audit.audit([audit.Scenario(model, {"naive": settings})], num_candidates=config.candidates)
+        yield _row(f"undefended {model}", config.real_clients, True, 1, Counter([found.verdict.level]), None)
         print(found.verdict.headline, found.verdict.certainty, flush=True)
     model = "mlp" if config.smoke else MODELS[0]
     noise = common.replace(model=model, steps=config.steps_on_noise)
     audits = audits_of_noise(noise, num_audits=config.seeds, num_candidates=config.candidates)
-    rows.append({"audit": "random update", "model": model, "audits": len(audits), **_row(audits)})
-    harness.publish(f"Verdicts where the answer is known, {Path(config.data).stem}", rows, json_file=config.json)
+    levels = Counter(one.verdict.level for one in audits)
+    false = levels["leaks"] + levels["traces"]
+    yield _row(f"random update to {model}", config.real_clients, True, 1, levels, false)
 
 
 def audits_of_noise(config: jobs.JobConfig, *, num_audits: int, num_candidates: int) -> list[Audited]:
@@ -96,23 +362,22 @@ def audits_of_noise(config: jobs.JobConfig, *, num_audits: int, num_candidates: 
     return audits
 
 
-def _row(audits: Sequence[Audited]) -> dict[str, Any]:
-    """Verdicts counted, and rates over all clients of all audits."""
-    levels = Counter(one.verdict.level for one in audits)
-    attacked = [one.attackers[one.worst] for one in audits]
-    clients, hits = (sum(getattr(one.identified, name) for one in attacked) for name in ("total", "count"))
-    found = audit.rate(hits, clients, chance=attacked[0].identified.chance)
-    psnr = np.concatenate([one.scores.psnr_db.ravel() for one in attacked])
+def _row(
+    truth: str, clients: int, granted: bool, attackers: int, levels: Counter[str], false: int | None
+) -> dict[str, Any]:
+    """Verdicts counted; of a null, the rate of all false alarms with its interval."""
+    total = levels.total()
+    found = None if false is None else audit.rate(false, total, chance=audit.SIGNIFICANCE)
     return {
-        **{level: levels[level] for level in ("leaks", "traces", "none", "inconclusive")},
-        "identified": hits,
+        "truth": truth,
         "clients": clients,
-        "low": found.low,
-        "high": found.high,
-        "chance": found.chance,
-        "median_psnr_db": float(np.median(psnr)),
-        "mean_excess_db": float(np.mean([one.excess.mean for one in attacked])),
-        "strongest": Counter(one.strongest for one in attacked).most_common(1)[0][0],
+        "labels": "granted" if granted else "unknown",
+        "attackers": attackers,
+        "audits": total,
+        **{level: levels[level] for level in ("leaks", "traces", "none", "inconclusive")},
+        "false_share": None if found is None else found.count / total,
+        "false_low": None if found is None else found.low,
+        "false_high": None if found is None else found.high,
     }
 
 

@@ -4,7 +4,7 @@ Setting: clients in train mode send an update and running statistics after one s
 4 on 8 images; labels are known. Attacks are spectral matching and the published one (Hatamizadeh et al. 2022), each
 with the recovered statistics and without; spectral matching also on the statistics alone. All start at a public
 prior, the mean of 100 training images, which is the first row of each setting. `gain` is the PSNR over that of the
-same attack without statistics, paired by client, with a bootstrap interval; `excess` the same over the prior.
+same attack without statistics, paired by client, with a 95 % interval; `excess` the same over the prior.
 
 RDLV is the gain in SSIM over the prior, for each client the largest over its reconstructions and images, then the
 mean over clients; IIP is whether the nearest of all test images and 500 others is the true one. `round` is the epoch
@@ -30,7 +30,7 @@ import tyro
 from experiments import harness
 from jaxinvert import attacks, clients, data, defenses, metrics, models, search
 from jaxinvert.attacks import Problem, objectives
-from jaxinvert.audit import evidence
+from jaxinvert.audit import evidence, identified_of_all
 from jaxinvert.clients import running_statistics
 from jaxinvert.observation.observe import observe_targets
 from jaxinvert.observation.threat_models import LADDER
@@ -145,7 +145,6 @@ def compare(config: Config, client: Client, checkpoint: Path | None, *, noise: S
 
     def row(attack: str, statistics: str, noise: float, found: np.ndarray) -> tuple[np.ndarray, dict]:
         quality = [metrics.evaluate(f, np.asarray(t)) for f, t in zip(found, batches.inputs)]
-        matched = np.concatenate([f[q.permutation] for f, q in zip(found, quality)])
         leakage = [leakage_of_client(f, np.asarray(t), public) for f, t in zip(found, batches.inputs)]
         psnr_db = np.array([np.mean(q.psnr_db) for q in quality])
         return psnr_db, {
@@ -162,7 +161,7 @@ def compare(config: Config, client: Client, checkpoint: Path | None, *, noise: S
             "rdlv": float(np.mean(leakage)),
             "rdlv_max": float(np.max(leakage)),
             "candidates": len(candidates),
-            "iip": float(metrics.identified(matched, candidates, own).mean()),
+            "iip": float(identified_of_all(found, candidates, own.reshape(num_targets, -1)).mean()),
         }
 
     observe_all = make_observer(round_, batches)

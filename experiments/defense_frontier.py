@@ -6,11 +6,11 @@ updates of the same clients for the same parameters, those of the training witho
 are known, one start. The attack knows of no defense: what it misses one that adapts may still find, so leakage is a
 lower bound. Clients of one image that clip and add noise do what DP-SGD does.
 
-Rows: "nothing sent" is who keeps the update, so that nothing is learned, and the attacker guesses the mean image. The
-strength is, of gaussian, the standard deviation; of percentile noise, sigma_0 of N(0, (sigma_0 P95)^2); of "clip,
-gaussian", the standard deviation after clipping to norm 1; of top-k, the share of entries that are sent; of qsgd, the
-number of levels. `identified`: share of images that the reconstruction is nearer to than to any other attacked one
-and all test images.
+Rows: "nothing sent" is who keeps the update, so that nothing is learned, and the attacker guesses the mean image.
+The strength is, of gaussian, the standard deviation; of percentile noise, sigma_0 of N(0, (sigma_0 P95)^2); of
+"clip, gaussian", the standard deviation after clipping to norm 1; of top-k, the share of entries that are sent; of
+qsgd, the number of levels. `identified`: share of images that the reconstructions pick out among the other attacked
+ones and all test images, by correlation (`audit.identified`; committed rows are older and took the nearest image).
 
 Command:  python -m experiments.defense_frontier --data FILE.npz --json FILE.json --png FILE.png
 Smoke:    python -m experiments.defense_frontier --smoke

@@ -11,6 +11,7 @@ import optax
 
 from jaxinvert import attacks, clients, data, metrics, models, search
 from jaxinvert.attacks import Problem
+from jaxinvert.audit import identified_of_all
 from jaxinvert.federation import (
     Federation,
     Population,
@@ -169,10 +170,10 @@ def leakage(task: Task, found: np.ndarray) -> dict[str, float]:
     """How well images `[T, B, ...]` show the attacked ones, and whether they tell them from the test images."""
     truth = np.asarray(task.attacked.inputs)
     quality = [metrics.evaluate(*pair) for pair in zip(found, truth)]
-    matched = np.concatenate([images[q.permutation] for images, q in zip(found, quality)])
     candidates = np.concatenate([*truth, np.asarray(task.test.inputs)])
+    private = np.arange(truth.shape[0] * truth.shape[1]).reshape(truth.shape[:2])
     return {
         "median_psnr_db": float(np.median([q.psnr_db for q in quality])),
         "median_ssim": float(np.median([q.ssim for q in quality])),
-        "identified": float(metrics.identified(matched, candidates, np.arange(len(matched))).mean()),
+        "identified": float(identified_of_all(found, candidates, private).mean()),
     }

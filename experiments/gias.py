@@ -5,7 +5,7 @@ generators saw other images than those attacked. Every attack gets the time that
 for `--steps`: its rate is timed here, the shortest of several turns taken one after the other, and its schedule laid
 out for the steps that it then has. PSNR after one-to-one matching; the iterate is chosen by attack loss. `gain_db` is
 over Inverting Gradients as published, `over_pixels_db` over the best attack on pixels in the table, `above_null_db`
-over the null control: means with 95 % bootstrap intervals over batches, none for a single batch.
+over the null control: means with 95 % intervals over batches (`audit.mean_interval`), none for a single batch.
 
 With `--keep` the client sends the largest entries only, and every attack matches the entries that were sent. With
 `--batch-norm` clients are in train mode; the attacker sees the running statistics that they send, or does not.
@@ -36,6 +36,7 @@ from experiments.contenders import FIRST, PIXELS, PUBLISHED, Arena
 from experiments.train_generator import save_grid
 from jaxinvert import clients, data, defenses, metrics, models
 from jaxinvert.attacks import Problem, likelihoods, objectives
+from jaxinvert.audit import mean_interval
 from jaxinvert.audit.controls import random_update
 from jaxinvert.clients import running_statistics
 from jaxinvert.metrics import perceptual
@@ -279,14 +280,13 @@ def search_all(search: Stepwise, key: Key, observations: Observation, *, num_ste
 
 
 def interval(name: str, gaps: np.ndarray | Array | None) -> dict[str, float | None]:
-    """Mean of `[T, B]` gaps in dB with a 95 % bootstrap interval over batches; nothing is known of none."""
+    """Mean of `[T, B]` gaps in dB with its 95 % interval over batches; nothing is known of none."""
     if gaps is None:
         return dict.fromkeys((f"{name}_db", f"{name}_low_db", f"{name}_high_db"))
     of_batches = np.asarray(gaps).mean(axis=1)
     low = high = None
     if len(of_batches) > 1:
-        drawn = np.random.default_rng(0).integers(len(of_batches), size=(2000, len(of_batches)))
-        low, high = (float(end) for end in np.percentile(of_batches[drawn].mean(axis=1), (2.5, 97.5)))
+        low, high = map(float, mean_interval(of_batches))
     return {f"{name}_db": float(of_batches.mean()), f"{name}_low_db": low, f"{name}_high_db": high}
 
 

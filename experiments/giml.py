@@ -4,7 +4,7 @@ Setting: an untrained pyramid (or another network), and clients of one image eac
 every round. In a round the attacker searches their latents (GI-z), then moves the one generator that they share so
 that it explains all four updates better (GI-w); the meta-step of Reptile takes Adam's step on |theta - theta'|^2.
 After some rounds the generator inverts updates of clients that were never seen, by GI-z from the same starts.
-`gain_db` is over the untrained generator, mean with a 95 % bootstrap interval over images; `above_null_db` over the
+`gain_db` is over the untrained generator, mean with a 95 % interval over images; `above_null_db` over the
 same attack on a random gradient. No image is read but to measure.
 
 Deviations from the paper: fewer rounds and steps, and GI-z with this library's settings (`attacks.gias_latents`).

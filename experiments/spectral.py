@@ -6,7 +6,7 @@ our demo for the small convolutional network); spectral matching has its default
 every case Inverting Gradients runs for `steps`, spectral matching for shares of them, DLG (which finds labels
 itself; iDLG for one example) for as many and GradInversion, each of whose steps moves eight seeds, for an eighth,
 on the first clients only. `gain_db` is the mean over clients of the difference to the full run of Inverting
-Gradients on the same images, with its bootstrap interval (BCa); `seconds` are those of all clients, compilation
+Gradients on the same images, with its 95 % interval; `seconds` are those of all clients, compilation
 apart.
 
 Command:  python -m experiments.train --data FILE.npz --split "train[:50%]" --model lenet --out runs/train/lenet

@@ -7,7 +7,7 @@ memory, plain gradients, half a cosine; or they add one: the input of the last d
 one example, as a second distance; L-BFGS on the logarithm of the same loss for the last fifth of the steps; or a
 choice by attack loss between gradients and their signs, each for half of the steps.
 `noise` is normal noise on the update with so many times its root mean square. Each row's `gain_db` is the mean over
-images of its difference to the whole attack on the same update, with its bootstrap interval (BCa).
+images of its difference to the whole attack on the same update, with its 95 % interval.
 
 Command:  python -m experiments.spectral_ablation --data FILE.npz --json FILE.json
 Smoke:    python -m experiments.spectral_ablation --smoke

@@ -9,19 +9,29 @@ import numpy as np
 
 from jaxinvert import jobs
 from jaxinvert.audit import controls
-from jaxinvert.audit.evidence import Excess, Rate, excess, rate
-from jaxinvert.audit.retrieval import chance_of_any
+from jaxinvert.audit.evidence import (
+    Evidence,
+    Excess,
+    Rate,
+    Trials,
+    excess,
+    excess_over_all,
+    identification,
+    permutation_p_value,
+)
+from jaxinvert.audit.retrieval import NOBODY, Null, null, pool
 from jaxinvert.audit.running import Show, attack, found_in
 from jaxinvert.audit.scoring import Ground, Scores, ground_truth, score
-from jaxinvert.audit.utility import Utility, rounds_to_attack, train_under
+from jaxinvert.audit.utility import Utility, rounds_to_attack, train_under, training_and_test
 from jaxinvert.audit.verdict import Verdict, judge
 from jaxinvert.defenses.registry import NONE
 from jaxinvert.jobs import JobConfig
 from jaxinvert.jobs.automatic import AUTO, SEARCH
+from jaxinvert.priors import generators
 from jaxinvert.search import Progress
 
 
-class Setting(NamedTuple):
+class Scenario(NamedTuple):
     """What is to be judged: one way to train and defend, and all who attack it.
 
     Attributes:
@@ -44,9 +54,12 @@ class Attacked(NamedTuple):
       scores: of its reconstructions.
       controls: scores by the name of the control.
       identified: clients with at least one image identified.
+      in_class: whether its images competed with candidates of their class alone, as the labels were granted.
+      trials: the same of one image of each client.
       strongest: the control with the highest mean PSNR.
-      excess: of the PSNR over it, in dB, over clients.
-      gained: of the SSIM over the same control.
+      closest: the control from which the attack can be told least by its PSNR.
+      excess: of the PSNR over the strongest, in dB, over clients; its p is that over the closest.
+      gained: of the SSIM over the strongest.
     """
 
     config: JobConfig
@@ -54,9 +67,17 @@ class Attacked(NamedTuple):
     scores: Scores
     controls: dict[str, Scores]
     identified: Rate
+    in_class: bool
+    trials: Trials
     strongest: str
+    closest: str
     excess: Excess
     gained: Excess
+
+    @property
+    def evidence(self) -> Evidence:
+        """What the verdict rests on."""
+        return Evidence(self.identified, self.in_class, self.excess, self.strongest, self.closest)
 
 
 class Audited(NamedTuple):
@@ -66,7 +87,7 @@ class Audited(NamedTuple):
       name: of the setting.
       ground: truth and candidates.
       attackers: what each reached.
-      worst: name of the attacker who reached most; the verdict is on that one.
+      worst: name of the attacker whose evidence the verdict rests on; without any, of who identified most.
       verdict: in words.
       note: that of the setting.
       utility: accuracy of training under this defense, if it was asked for and can be measured.
@@ -85,7 +106,7 @@ class Audited(NamedTuple):
 
 
 def audit(
-    settings: Sequence[Setting],
+    settings: Sequence[Scenario],
     *,
     num_candidates: int = 100,
     accuracy_rounds: int = 0,
@@ -94,7 +115,7 @@ def audit(
     folder: Path | None = None,
     on_progress: Show = lambda what, progress: None,
 ) -> list[Audited]:
-    """Attacks every setting by all its attackers, beside the null controls, and judges it by the worst.
+    """Attacks every setting by all its attackers, beside the null controls, and judges the evidence of them all.
 
     Args:
       settings: they share data, network and all else but defense and attack.
@@ -133,40 +154,71 @@ def judged(
       ground: truth and candidates.
       found: by attacker: the job, its summary, scores of the attack, and scores of its controls by name.
     """
-    attackers = {attacker: _weighed(ground, *reached) for attacker, reached in found.items()}
-    worst = max(attackers, key=lambda one: (attackers[one].identified.count, attackers[one].excess.mean))
-    chosen = attackers[worst]
-    verdict = judge(
-        chosen.identified,
-        chosen.excess,
+    nulls: dict[bool, Null] = {}
+    attackers = {attacker: _weighed(ground, *reached, nulls) for attacker, reached in found.items()}
+    worst, verdict = judge(
+        {name: attacked.evidence for name, attacked in attackers.items()},
         num_candidates=len(ground.candidates.labels),
-        strongest=chosen.strongest,
-        num_attackers=len(attackers),
     )
     return Audited(name, ground, attackers, worst, verdict)
 
 
 def _weighed(
-    ground: Ground, config: JobConfig, summary: dict[str, Any], scores: Scores, of_controls: dict[str, Scores]
+    ground: Ground,
+    config: JobConfig,
+    summary: dict[str, Any],
+    scores: Scores,
+    of_controls: dict[str, Scores],
+    nulls: dict[bool, Null],
 ) -> Attacked:
-    """Sets what one attacker reached against chance and the strongest control."""
-    strongest = max(of_controls, key=lambda control: of_controls[control].psnr_db.mean())
-    null = of_controls[strongest]
-    identified = rate(
-        int(scores.identified.any(axis=1).sum()),
-        len(scores.identified),
-        chance=chance_of_any(ground.private.shape[1], len(ground.candidates.labels)),
+    """Sets what one attacker reached against the controls; `nulls` holds the deals of this ground, by `in_class`."""
+    over_strongest, strongest, closest = excess_over_all(
+        scores.psnr_db.mean(axis=1), {name: one.psnr_db.mean(axis=1) for name, one in of_controls.items()}
     )
+    in_class = config.granted.labels and scores.picked_in_class is not None
+    if in_class not in nulls:
+        same = (ground.pool or pool(ground.candidates.inputs)).same
+        nulls[in_class] = null(ground.private, ground.candidates.labels, same, in_class=in_class)
     return Attacked(
         config,
         summary,
         scores,
         of_controls,
-        identified,
+        _identification(scores, of_controls, nulls[in_class], in_class),
+        in_class,
+        _trials(_picks(scores, nulls[in_class], in_class), nulls[in_class]),
         strongest,
-        excess(scores.psnr_db.mean(axis=1), null.psnr_db.mean(axis=1)),
-        excess(scores.ssim.mean(axis=1), null.ssim.mean(axis=1)),
+        closest,
+        over_strongest,
+        excess(scores.ssim.mean(axis=1), of_controls[strongest].ssim.mean(axis=1)),
     )
+
+
+def _identification(scores: Scores, of_controls: Mapping[str, Scores], deals: Null, in_class: bool) -> Rate:
+    """Clients identified, among candidates of their class or all, against what permuted clients and controls are."""
+    able = deals.clients
+
+    def hits_and_counts(one: Scores) -> tuple[np.ndarray, np.ndarray]:
+        picks = _picks(one, deals, in_class)
+        return deals.hits(picks)[able], deals.counts(picks)
+
+    return identification(
+        *hits_and_counts(scores),
+        permutation_p_value(int(able.sum()), deals.counts(deals.private)),
+        chance=deals.chance,
+        controls=[hits_and_counts(one) for one in of_controls.values()],
+    )
+
+
+def _picks(scores: Scores, deals: Null, in_class: bool) -> np.ndarray:
+    """`[T, P]`: what the reconstructions chose, among candidates of their class or all."""
+    picks = scores.picked_in_class if in_class else scores.picked
+    return np.full(deals.private.shape, NOBODY) if picks is None else picks
+
+
+def _trials(picks: np.ndarray, deals: Null) -> Trials:
+    hits, chances = deals.one_of_each(picks)
+    return Trials(int(hits.sum()), len(hits), float(chances.mean()) if len(hits) else 1.0)
 
 
 def attack_and_score(
@@ -211,7 +263,7 @@ def attack_and_score(
 
 
 def _audited(
-    setting: Setting,
+    setting: Scenario,
     setup: jobs.Setup,
     num_candidates: int,
     with_lpips: bool,
@@ -241,9 +293,23 @@ def _audited(
             folder=folder,
             on_progress=show,
         )
+        if prior_saw_victims(config):
+            found[attacker] = (config, _saying_so(found[attacker][1]), *found[attacker][2:])
     assert ground is not None
     one = judged(setting.name, ground, found)._replace(note=setting.note)
     return one, setups[one.worst]
+
+
+def prior_saw_victims(config: JobConfig) -> bool:
+    """Whether the attacker's generator was trained on parts of the very scenes that the simulated victims hold."""
+    return config.attacker.generator_file == generators.DEFAULT and config.data.name == "photos"
+
+
+def _saying_so(summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary of an attack whose prior saw the victims' scenes, which its assumptions then say."""
+    assumptions = summary["assumptions"]
+    known = [*assumptions["known"], "parts of the victims' own scenes: the generator was trained on them"]
+    return {**summary, "assumptions": {**assumptions, "known": known}}
 
 
 def _along_training(
@@ -263,6 +329,7 @@ def _along_training(
 
     try:
         snapshots = train_under(worst.config, setup, num_rounds=num_rounds)
+        num_test = len(training_and_test(worst.config, setup)[1].labels)
     except ValueError as error:
         return one._replace(note=_joined([one.note, str(error)]))
     on_progress(f"{one.name}: training for the accuracy", None)
@@ -278,7 +345,7 @@ def _along_training(
         leakage[snapshot.round] = _attacked_after(snapshot.round, worst, task, one.ground, folder, show)
         on_progress(f"{one.name}: training for the accuracy", None)
     return one._replace(
-        utility=Utility([*accuracy], [*accuracy.values()], len(setup.dataset.labels)),
+        utility=Utility([*accuracy], [*accuracy.values()], num_test),
         leakage=leakage if later_rounds else None,
         note=_joined(notes),
     )
@@ -289,8 +356,9 @@ def _attacked_after(
 ) -> Attacked:
     """Attacks the same clients with the parameters that training has after some rounds.
 
-    The controls are those of the attack before training, none of which has seen these clients' updates; that of
-    another client is renewed, which costs nothing, for networks that make other pictures once they are trained.
+    What an attack shows without the client's update may depend on the parameters: its guess reads the network, and
+    so does its descent. The controls that are attacks, on a random update and on another client's, are therefore
+    renewed. Mean pictures do not depend on parameters, nor does the attack that is blind to client and network.
 
     Args:
       num_rounds: after which it is.
@@ -305,12 +373,13 @@ def _attacked_after(
         f"attack after round {num_rounds}", config, task.program, task.observations, folder, on_progress
     )
     found, used = found_in(execution)
-    of_controls = before.controls
+    noise = controls.random_update(jobs.stream(config.seed, jobs.Stream.NULL_UPDATES), task.observations)
+    on_noise = attack(f"random update after round {num_rounds}", config, task.program, noise, folder, on_progress)
+    of_controls = {**before.controls, "random update": score(*found_in(on_noise), ground)}
     if config.data.targets > 1:
-        of_controls = {**of_controls, "other client": score(controls.other_client(found), used, ground)}
-    return _weighed(
-        ground, config, jobs.measure(config, task, execution).summary, score(found, used, ground), of_controls
-    )
+        of_controls["other client"] = score(controls.other_client(found), used, ground)
+    summary = jobs.measure(config, task, execution).summary
+    return _weighed(ground, config, summary, score(found, used, ground), of_controls, {})
 
 
 def _joined(notes: Sequence[str]) -> str:
@@ -336,6 +405,10 @@ def blind_attack(
         return None
     if config.attacker.attack == AUTO:  # a closed form would read the update
         config = config.replace(attack=SEARCH)
+    if config.attacker.attack == SEARCH:
+        # Its prior weighs as much as the update is missed. Without an update nothing moves it but rounding, which
+        # Adam makes as large as any gradient: the picture of the prior is the start.
+        config = config.replace(steps=0)
     if config.granted.labels:
         config = config.replace(defense=NONE, defense_settings={}, adaptive=False)
     name = jobs.job_name(config)

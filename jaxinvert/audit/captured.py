@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxinvert import data, jobs, models
 from jaxinvert.audit import controls
-from jaxinvert.audit.auditing import Audited, Setting, attack_and_score, blind_attack, judged
+from jaxinvert.audit.auditing import Audited, Scenario, attack_and_score, blind_attack, judged
 from jaxinvert.audit.running import Show, attack, found_in
 from jaxinvert.audit.scoring import Ground, ground_truth
 from jaxinvert.jobs import JobConfig
@@ -114,7 +114,7 @@ def true_batches(config: JobConfig, file: Path, model: models.Model) -> Batch:
 
 
 def audit_capture(
-    setting: Setting,
+    setting: Scenario,
     capture: Capture,
     model: models.Model,
     others: data.Dataset | None,

@@ -5,7 +5,7 @@ A defense is written `NAME`, `NAME:number=value,number=value`, or as a chain `to
 
 from collections.abc import Sequence
 
-from jaxinvert.audit.auditing import Setting
+from jaxinvert.audit.auditing import Scenario
 from jaxinvert.defenses.registry import NONE
 from jaxinvert.jobs import JobConfig
 from jaxinvert.observation.threat_models import check_needs
@@ -13,7 +13,7 @@ from jaxinvert.observation.threat_models import check_needs
 NAIVE, ADAPTIVE = "naive", "adaptive"
 
 
-def settings_for(config: JobConfig, defenses: Sequence[str] = (NONE,)) -> list[Setting]:
+def settings_for(config: JobConfig, defenses: Sequence[str] = (NONE,)) -> list[Scenario]:
     """One setting for each defense: attacked by a naive attacker, and by one that adapts to it, if there is one.
 
     Args:
@@ -33,11 +33,11 @@ def settings_for(config: JobConfig, defenses: Sequence[str] = (NONE,)) -> list[S
     return [_setting(config, text) for text in defenses]
 
 
-def _setting(config: JobConfig, text: str) -> Setting:
+def _setting(config: JobConfig, text: str) -> Scenario:
     name, numbers = parse_defense(text)
     naive = config.replace(defense=name, defense_settings=numbers)
     if name == NONE:
-        return Setting("no defense", {NAIVE: naive})
+        return Scenario("no defense", {NAIVE: naive})
     attackers, title = {NAIVE: naive}, name
     if numbers:
         title += f" ({', '.join(f'{number} {value:g}' for number, value in numbers.items())})"
@@ -46,8 +46,8 @@ def _setting(config: JobConfig, text: str) -> Setting:
         check_needs(adaptive.granted, adaptive.needs, attack=f"an adaptive {adaptive.attacker.attack}")
         attackers[ADAPTIVE] = adaptive
     except ValueError as error:
-        return Setting(title, attackers, f"nobody adapts: {error}")
-    return Setting(title, attackers)
+        return Scenario(title, attackers, f"nobody adapts: {error}")
+    return Scenario(title, attackers)
 
 
 def parse_defense(text: str) -> tuple[str, dict[str, float]]:

@@ -3,10 +3,13 @@
     {"format": 1, "num_clients", "num_examples", "num_candidates", "significance",
      "assumptions": {...},                       # of the first setting's first attacker
      "settings": [{
-       "name", "worst",                          # name of the attacker on whom the verdict is
-       "verdict": {"level", "headline", "certainty"},
+       "name", "worst",                          # name of the attacker on whose evidence the verdict rests
+       "verdict": {"level", "headline", "certainty", "clients_needed"},
        "note",                                   # such as why no attacker adapts
-       "privacy": {"epsilon" or null, "words"} or null,
+       "privacy": {"epsilon" or null, "words",
+         "allowed": {                            # or null: what differential privacy allows at most, see `Allowed`
+           "attacker", "trials": {"count", "total", "baseline"}, "release", "training", "delta", "epsilon", "shown"
+         }} or null,
        "utility": {"rounds", "accuracy": [...], "num_test"} or null,
        "leakage": [{                             # to the worst attacker, by rounds of training before; or null
          "round", "identified", "excess_psnr_db", "strongest", "choice",   # as below; round 0 is the same attack
@@ -15,12 +18,15 @@
          "config": {...},
          "choice",                               # what the attack "auto" took, in words, or null
          "identified": {"count", "total", "low", "high", "chance", "p_value", "least_p_value"},     # clients
+         "in_class",                             # whether among candidates of their class, as labels were granted
          "excess_psnr_db", "excess_ssim": {"mean", "low", "high", "p_value", "least_p_value"},      # over `strongest`
          "strongest",                            # control with the highest mean PSNR
+         "closest",                              # control with the largest p of the PSNR, which is that of the excess
          "above_db": {"20": {...}, "30": {...}}, # clients with an image at or above, as "identified" but for chance
          "identified_in_class": {"share", "num_images"} or null,
          "labels": {"exact", "recall"} or null,  # where they were not granted
-         "attack": {"psnr_db", "ssim", "mse": DISTRIBUTION, "identified"},     # over images; "lpips" if asked for
+         "attack": {"psnr_db", "ssim", "mse": DISTRIBUTION, "identified"},     # over images, identified among all
+                                                 # candidates; "lpips" and "identified_by_lpips" if asked for
          "controls": {NAME: {... as "attack"}},
          "clients": [{"client", "psnr_db", "best_psnr_db", "ssim", "identified", "excess_db", "attack_loss"}, ...],
          "images": [{"client", "example", "label", "class_name", "psnr_db", "ssim", "mse", "identified"}, ...],
@@ -44,7 +50,7 @@ from jaxinvert import jobs, metrics
 from jaxinvert.audit.auditing import Attacked, Audited
 from jaxinvert.audit.captured import Explained
 from jaxinvert.audit.evidence import rate
-from jaxinvert.audit.privacy import Training, privacy
+from jaxinvert.audit.privacy import Training, allowed, privacy
 from jaxinvert.audit.scoring import Scores
 from jaxinvert.audit.verdict import SIGNIFICANCE
 from jaxinvert.jobs import JobConfig
@@ -106,8 +112,12 @@ def record_of_capture(found: Mapping[str, tuple[JobConfig, Explained]]) -> dict[
 
 
 def _privacy(one: Audited, training: Training | None) -> dict[str, Any] | None:
-    promised = privacy(one.attackers[one.worst].config, training)
-    return None if promised is None else promised._asdict()
+    config = one.attackers[one.worst].config
+    promised = privacy(config, training)
+    if promised is None:
+        return None
+    most = allowed(config, {name: attacked.trials for name, attacked in one.attackers.items()}, training)
+    return {**promised._asdict(), "allowed": most and {**most._asdict(), "trials": most.trials._asdict()}}
 
 
 def _after(num_rounds: int, attacked: Attacked) -> dict[str, Any]:
@@ -129,9 +139,11 @@ def _attacker(attacked: Attacked) -> dict[str, Any]:
         "config": attacked.summary["config"],
         "choice": attacked.summary["choice"],
         "identified": attacked.identified._asdict(),
+        "in_class": attacked.in_class,
         "excess_psnr_db": attacked.excess._asdict(),
         "excess_ssim": attacked.gained._asdict(),
         "strongest": attacked.strongest,
+        "closest": attacked.closest,
         "above_db": {f"{level:.0f}": _share_above(scores, level) for level in THRESHOLDS_DB},
         "identified_in_class": {"share": float(in_class.mean()), "num_images": in_class.size}
         if in_class.size
@@ -177,4 +189,5 @@ def _distributions(scores: Scores) -> dict[str, Any]:
     return {
         **{name: metrics.distribution(name, values)._asdict() for name, values in measures.items()},
         "identified": int(scores.identified.sum()),
+        **({} if scores.recognized is None else {"identified_by_lpips": int(scores.recognized.sum())}),
     }

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from jaxinvert import metrics
-from jaxinvert.audit.retrieval import identified
+from jaxinvert.audit import retrieval
 from jaxinvert.metrics import perceptual
 from jaxinvert.types import Batch
 
@@ -25,11 +25,13 @@ class Ground(NamedTuple):
       truth: private batches, `inputs [T, B, H, W, C]` in [0, 1], `labels [T, B]`.
       candidates: `inputs [N, H, W, C]`, `labels [N]`: the private images and others of the same kind.
       private: `[T, B]`, where among the candidates each private image is.
+      pool: the candidates, prepared for `score`; by default whenever they are scored.
     """
 
     truth: Images
     candidates: Images
     private: np.ndarray
+    pool: retrieval.Pool | None = None
 
 
 class Scores(NamedTuple):
@@ -39,11 +41,15 @@ class Scores(NamedTuple):
       psnr_db: 0 ... 120.
       ssim: -1 ... 1.
       mse: 0 ... 1.
-      identified: whether the image is chosen among all candidates.
+      identified: whether the image, or a copy of it, is chosen among all candidates.
       identified_in_class: 1 or 0, whether among those of its own class; NaN where there are no others, or where the
         reconstruction has no labels.
       matched: `[T, B, H, W, C]` the reconstructions, one-to-one in the order of the truth.
       lpips: 0 and more, less is more alike; `None` unless it was asked for.
+      picked: candidates that the reconstructions chose among all, in their own order, `retrieval.NOBODY` for none;
+        `None` if nothing was compared.
+      picked_in_class: the same among candidates of the classes that they were made for; `None` without labels.
+      recognized: as `identified`, but by the least LPIPS instead of the highest correlation; `None` unless asked for.
     """
 
     psnr_db: np.ndarray
@@ -53,6 +59,9 @@ class Scores(NamedTuple):
     identified_in_class: np.ndarray
     matched: np.ndarray
     lpips: np.ndarray | None = None
+    picked: np.ndarray | None = None
+    picked_in_class: np.ndarray | None = None
+    recognized: np.ndarray | None = None
 
 
 def ground_truth(truth: Batch, images: np.ndarray, labels: np.ndarray, *, num_candidates: int) -> Ground:
@@ -74,8 +83,9 @@ def ground_truth(truth: Batch, images: np.ndarray, labels: np.ndarray, *, num_ca
     ):
         raise ValueError(f"the first {num_private} candidates must be the private images, in their order")
     total = max(num_candidates, num_private)
-    pool = Images(np.asarray(images[:total], np.float32), np.asarray(labels[:total]))
-    return Ground(Images(*map(np.asarray, truth)), pool, np.arange(num_private).reshape(targets, size))
+    candidates = Images(np.asarray(images[:total], np.float32), np.asarray(labels[:total]))
+    private = np.arange(num_private).reshape(targets, size)
+    return Ground(Images(*map(np.asarray, truth)), candidates, private, retrieval.pool(candidates.inputs))
 
 
 def score(found: np.ndarray, used_labels: np.ndarray | None, ground: Ground, *, with_lpips: bool = False) -> Scores:
@@ -85,7 +95,7 @@ def score(found: np.ndarray, used_labels: np.ndarray | None, ground: Ground, *, 
       found: `[T, B, H, W, C]`, each batch in any order.
       used_labels: `[T, B]` classes that the reconstructions were made for, if any.
       ground: what they are compared with.
-      with_lpips: whether to measure LPIPS, too.
+      with_lpips: whether to measure LPIPS, and to pick by it, too: of every reconstruction with every candidate.
 
     Raises:
       ValueError: as `perceptual.lpips`.
@@ -93,32 +103,48 @@ def score(found: np.ndarray, used_labels: np.ndarray | None, ground: Ground, *, 
     found = np.asarray(found, np.float32)
     quality = jax.tree.map(lambda *leaves: np.stack(leaves), *map(metrics.evaluate, found, ground.truth.inputs))
     matched = np.take_along_axis(found, quality.permutation[:, :, None, None, None], axis=1)
-    lpips = None
+    pool = ground.pool or retrieval.pool(ground.candidates.inputs)
+    lpips = recognized = None
     if with_lpips:
         flat = (images.reshape(-1, *images.shape[2:]) for images in (matched, ground.truth.inputs))
         lpips = perceptual.lpips(*flat).reshape(ground.private.shape)
+        closeness = (1 / (1 + perceptual.lpips_to_all(one, ground.candidates.inputs)) for one in found)
+        recognized = retrieval.identified_by(np.stack([*map(retrieval.pick, closeness)]), ground.private, pool.same)
+    picked = np.full(ground.private.shape, retrieval.NOBODY)
+    in_class = None if used_labels is None else picked.copy()
+    for t, correlation in enumerate(retrieval.correlations(found, pool)):
+        picked[t] = retrieval.pick(correlation)
+        if in_class is not None and used_labels is not None:
+            in_class[t] = _picked_in_class(correlation, used_labels[t], ground.candidates.labels)
     return Scores(
         quality.psnr_db,
         quality.ssim,
         quality.mse,
-        np.stack([identified(one, ground.candidates.inputs, own) for one, own in zip(found, ground.private)]),
-        _identified_in_class(found, used_labels, ground),
+        retrieval.identified_by(picked, ground.private, pool.same),
+        _identified_in_class(in_class, ground, pool),
         matched,
         lpips,
+        picked,
+        in_class,
+        recognized,
     )
 
 
-def _identified_in_class(found: np.ndarray, used_labels: np.ndarray | None, ground: Ground) -> np.ndarray:
-    """As `identified`, class by class, for images with others of their class among the candidates."""
-    chosen = np.full(ground.private.shape, np.nan)
-    if used_labels is None:
-        return chosen
-    for t, true_labels in enumerate(ground.truth.labels):
-        for label in np.unique(true_labels):
-            own, rivals = true_labels == label, np.flatnonzero(ground.candidates.labels == label)
-            if len(rivals) <= own.sum():
-                continue
-            made_for = found[t][used_labels[t] == label][: len(rivals)]
-            private = np.searchsorted(rivals, ground.private[t][own])
-            chosen[t][own] = identified(made_for, ground.candidates.inputs[rivals], private) if len(made_for) else 0
+def _picked_in_class(correlation: np.ndarray, used_labels: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """`[B]`: candidates chosen by the pictures of each class, among those of that class."""
+    chosen = np.full(len(used_labels), retrieval.NOBODY)
+    for label in np.unique(used_labels):
+        made_for, members = used_labels == label, np.flatnonzero(labels == label)
+        if len(members):
+            chosen[made_for] = retrieval.pick(correlation[made_for], members)
     return chosen
+
+
+def _identified_in_class(picked: np.ndarray | None, ground: Ground, pool: retrieval.Pool) -> np.ndarray:
+    """As `identified` among candidates of the class, NaN for images without others of their class."""
+    if picked is None:
+        return np.full(ground.private.shape, np.nan)
+    labels = ground.truth.labels
+    own = (labels[:, :, None] == labels[:, None, :]).sum(axis=2)
+    members = (labels[:, :, None] == ground.candidates.labels).sum(axis=2)
+    return np.where(own < members, retrieval.identified_by(picked, ground.private, pool.same), np.nan)

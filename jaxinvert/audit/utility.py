@@ -12,6 +12,7 @@ from jaxinvert.jobs import JobConfig
 from jaxinvert.types import Array, Batch
 
 _CLIENTS_PER_ROUND, _MAX_CLIENTS, _NUM_REPORTS = 16, 100, 5
+_MIN_TEST, _SHARE_HELD_OUT = 50, 0.3
 
 
 class Utility(NamedTuple):
@@ -20,7 +21,8 @@ class Utility(NamedTuple):
     Attributes:
       rounds: after which it was measured, ascending from 0.
       accuracy: share of the test images whose class is found, 0 ... 1.
-      num_test: test images: an accuracy `a` has a standard error of `sqrt(a (1 - a) / num_test)`.
+      num_test: test images, none of them trained on: an accuracy `a` has a standard error of
+        `sqrt(a (1 - a) / num_test)`.
     """
 
     rounds: list[int]
@@ -65,17 +67,49 @@ def rounds_to_attack(num_rounds: int, leakage_rounds: int) -> list[int]:
     return [rounds[round(len(rounds) * part / leakage_rounds) - 1] for part in range(1, leakage_rounds + 1)]
 
 
+def training_and_test(config: JobConfig, setup: jobs.Setup) -> tuple[data.Dataset, data.Dataset]:
+    """Images to train on, and others to measure accuracy on, 50 at least: fewer tell no defense from another.
+
+    Trained on is the split "train". Accuracy is measured on the victims' split, or on "test" where the victims are
+    among the training images, or, if that is too small, on the last 30 % of "train", which are not trained on.
+
+    Raises:
+      ValueError: for data without a split "train", or with too few images.
+    """
+    try:
+        training = data.load(config.data.name, split="train", size=config.data.size)
+    except ValueError as error:
+        raise ValueError(f"accuracy needs a split 'train' to train on: {error}") from error
+    if "train" not in config.data.split:
+        test = setup.dataset
+    else:
+        try:
+            test = data.load(config.data.name, split="test", size=config.data.size)
+        except ValueError:  # there is none
+            test = training._replace(images=training.images[:0], labels=training.labels[:0])
+    if len(test.images) >= _MIN_TEST:
+        return training, test
+    cut = len(training.images) - round(_SHARE_HELD_OUT * len(training.images))
+    held_out = training._replace(images=training.images[cut:], labels=training.labels[cut:])
+    if len(held_out.images) < _MIN_TEST:
+        raise ValueError(
+            f"accuracy needs {_MIN_TEST} images that are not trained on, but {config.data.name!r} has "
+            f"{len(test.images)} in its split 'test', and 30 % of 'train' are {len(held_out.images)}"
+        )
+    return training._replace(images=training.images[:cut], labels=training.labels[:cut]), held_out
+
+
 def train_under(
     config: JobConfig, setup: jobs.Setup, *, num_rounds: int, learning_rate: float = 0.01
 ) -> Iterator[federation.Snapshot]:
-    """Trains clients that hold the data set's split "train" under the job's defense, from the job's parameters.
+    """Trains clients that hold the images of `training_and_test` under the job's defense, from the job's parameters.
 
     In each round 16 clients, drawn from at most 100 of equal law, send what the job's clients send; the server
     averages and steps by Adam, which takes updates of any scale, so that no defense needs a rate of its own.
 
     Args:
       config: the job.
-      setup: of it; accuracy is measured on its images.
+      setup: of it.
       num_rounds: of training.
       learning_rate: of the server.
 
@@ -91,10 +125,7 @@ def train_under(
         or config.model.batch_norm == "train"
     ):
         raise ValueError("accuracy is measured for single clients of known order, BatchNorm in eval mode")
-    try:
-        training = data.load(config.data.name, split="train", size=config.data.size)
-    except ValueError as error:
-        raise ValueError(f"accuracy needs a split 'train' to train on: {error}") from error
+    training, test_images = training_and_test(config, setup)
     model, parameters = setup.program.model, config.defense.parameters
     num_clients = min(_MAX_CLIENTS, len(training.images) // config.data.num_examples)
     split = federation.dirichlet_split(
@@ -112,6 +143,6 @@ def train_under(
             server_optimizer=optax.adam(rate),
         )
 
-    test = Batch(jnp.asarray(setup.dataset.images), jnp.asarray(setup.dataset.labels))
+    test = Batch(jnp.asarray(test_images.images), jnp.asarray(test_images.labels))
     key, rounds = jobs.stream(config.seed, jobs.Stream.FEDERATED_TRAINING), reported_rounds(num_rounds)
     return federation.Training(make, model.apply)(key, params, population, test, learning_rate, rounds=rounds)

@@ -23,7 +23,9 @@ class Audit(jobs.JobConfig):
     """Judge whether clients' updates leak: attacks and null controls under several defenses, a verdict and a page.
 
     Attributes:
-      data: the victims' examples; eight targets, clients, are the fewest that can show all there is to show.
+      data: the victims' examples. Nine targets (clients) are the fewest with which two attackers can reach every
+        verdict. Split `auto` is `test`, and of the photos `train`: tiles of disjoint parts of the scenes, of which
+        each class has several; the ten photos of `test` overlap, one of each class.
       attacker: the attack is by default `auto`: a closed form where one is exact, else spectral matching.
       file: YAML with any of these fields (`_` for `-`); flags that are given as well take precedence.
       defenses: each is judged by the worst of a naive and an adaptive attacker: `none`, `top-k:keep=0.1`,
@@ -41,15 +43,15 @@ class Audit(jobs.JobConfig):
       truth: npz with `inputs` and `labels` of these clients, one after the other, for scores and a verdict.
       input_shape: of one example, height, width and channels; by default that of `data`.
       num_classes: by default that of `data`.
-      sampling_rate: probability with which an example takes part in a step of the whole training, for the epsilon of
-        dp-sgd.
-      training_steps: of the whole training, for the same.
-      delta: of that epsilon.
+      sampling_rate: probability with which an example takes part in one step of the whole training; with
+        training_steps it gives the epsilon of dp-sgd.
+      training_steps: number of steps of the whole training, for the epsilon of dp-sgd.
+      delta: probability with which the guarantee of dp-sgd may fail.
       out: folder for `audit.json`, `report.html`, and what is kept so that the same audit goes on after an interrupt.
     """
 
     file: tyro.conf.Positional[Path | None] = None
-    data: jobs.DataConfig = field(default_factory=lambda: jobs.DataConfig(targets=8))
+    data: jobs.DataConfig = field(default_factory=lambda: jobs.DataConfig(targets=9, split="auto"))
     attacker: jobs.AttackerConfig = field(default_factory=lambda: jobs.AttackerConfig(attack="auto"))
     defenses: tuple[str, ...] = ("none",)
     candidates: int = 100
@@ -77,7 +79,7 @@ def audit(command: Audit, command_line: str) -> int:
     """Runs the command; its exit status does not depend on the verdict."""
     console = Console()
     with bad_input():
-        command = _with_file(command)
+        command = _with_split(_with_file(command))
         config = jobs.JobConfig.of(**command.flat)
         capture = _capture(command)
         if capture is not None:
@@ -164,7 +166,7 @@ def _capture(command: Audit) -> audits.Capture | None:
 
 
 def _of_capture(
-    command: Audit, setting: audits.Setting, capture: audits.Capture, show: audits.Show
+    command: Audit, setting: audits.Scenario, capture: audits.Capture, show: audits.Show
 ) -> list[audits.Audited] | dict[str, tuple[jobs.JobConfig, audits.Explained]]:
     """Judges captured updates if their truth is known, and says what can be said if not.
 
@@ -221,6 +223,14 @@ def _with_file(command: Audit) -> Audit:
         return jobs.build(Audit, {**jobs.typed(Audit, jobs.read_yaml(command.file)), **flags})
     except (ValueError, BadInputError) as error:
         raise ValueError(f"{command.file}: {error}") from error
+
+
+def _with_split(command: Audit) -> Audit:
+    """The command with the split that `auto` stands for."""
+    if command.data.split != "auto":
+        return command
+    tiles = command.data.name == "photos" and command.data.size in (None, 32)  # there are no larger ones
+    return command.replace(split="train" if tiles else "test")
 
 
 def _speed(progress: Progress) -> str:

@@ -16,6 +16,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+from scipy import special
+
 from jaxinvert.defenses.registry import NONE, Chain
 
 ASSUMPTION = (
@@ -24,6 +27,9 @@ ASSUMPTION = (
     "examples and split them into batches do not sample like that"
 )
 """The assumptions of every epsilon of this module, in words; to be shown with each epsilon."""
+
+_GRID = 1e-4
+"""Of privacy losses, for noise multipliers of 1 and more."""
 
 
 class Guarantee(NamedTuple):
@@ -100,7 +106,85 @@ def tight_epsilon(*, sampling_rate: float, noise_multiplier: float, num_steps: i
       ValueError: see `renyi_epsilon`.
     """
     event = _training(sampling_rate, noise_multiplier, num_steps, delta)
-    return _epsilon(_library("dp_accounting.pld").PLDAccountant(), event, delta)
+    return _epsilon(_pld_accountant(noise_multiplier), event, delta)
+
+
+def success_bound(*, sampling_rate: float, noise_multiplier: float, num_steps: int, baseline: float) -> float:
+    """What DP-SGD allows at most as the probability that an attacker picks out an example, from all releases.
+
+    The game: an example is drawn, trained on, and to be picked out among candidates. Who has not seen the training
+    succeeds with probability `kappa`, the baseline: one in as many candidates as knowledge of the example leaves. If
+    the releases `M(D)` with the example and `M(D')` without are hard to tell apart, success is
+
+        P(success) <= sup {P_M(D)(E): P_M(D')(E) <= kappa} <= min over e >= 0 of exp(e) kappa + delta(e)
+
+    whatever the attacker computes, and whatever else is known of the other examples. Success less `kappa` is the
+    *reconstruction advantage*. One step in which the example certainly takes part is the Gaussian mechanism, for
+    which the supremum is known: `Phi(Phi^-1(kappa) + 1 / sigma)`. Else `delta` is that of the tight accountant.
+
+    Args:
+      sampling_rate: as in `renyi_epsilon`, and so are the next two arguments.
+      noise_multiplier: `sigma`.
+      num_steps: `T`.
+      baseline: `kappa`, in (0, 1].
+
+    Raises:
+      ValueError: as `renyi_epsilon`, and for a baseline out of its range.
+
+    References:
+      Hayes, Mahloujifar, Balle: Bounding training data reconstruction in DP-SGD. NeurIPS 2023, arXiv:2302.07225.
+      Kaissis et al.: Bounding data reconstruction attacks with the hypothesis testing interpretation of differential
+        privacy, 2023, arXiv:2307.03928.
+    """
+    if not 0 < baseline <= 1:
+        raise ValueError(f"baseline is {baseline}, expected more than 0 and at most 1")
+    event = _training(sampling_rate, noise_multiplier, num_steps, delta=0.5)
+    if sampling_rate == 1 and num_steps == 1:
+        return float(special.ndtr(special.ndtri(baseline) + 1 / noise_multiplier))
+    accountant = _pld_accountant(noise_multiplier)
+    accountant.compose(event)
+    last = -math.log(baseline)  # at which the bound is 1 and more
+    if accountant.get_delta(last) > 1 - baseline:  # and before it, too, as delta falls with epsilon
+        return 1.0
+    bounds = [math.exp(epsilon) * baseline + accountant.get_delta(epsilon) for epsilon in np.linspace(0, last, 64)]
+    return float(min(1.0, *bounds))
+
+
+def shown_epsilon(count: int, total: int, *, baseline: float, delta: float, confidence: float = 0.95) -> float:
+    """The least epsilon that is consistent with what an attack picked out: a lower bound, right with `confidence`.
+
+    An (epsilon, delta) promise allows a success rate of `exp(epsilon) kappa + delta` at most, see `success_bound`; if
+    the rate is `p` or more with confidence (Clopper-Pearson, one-sided), epsilon is at least `log((p - delta) /
+    kappa)`. With `kappa = 1 / N` no more than `log N` can be shown.
+
+    Args:
+      count: examples of different clients that were picked out.
+      total: examples attacked, independent of each other; at least 1.
+      baseline: `kappa`, on average over them, in (0, 1].
+      delta: in (0, 1).
+      confidence: in (0, 1).
+
+    Raises:
+      ValueError: for counts that cannot be.
+
+    >>> shown_epsilon(0, 10, baseline=0.01, delta=1e-5)
+    0.0
+    """
+    if not 0 <= count <= total or total < 1:
+        raise ValueError(f"count is {count} of {total}, expected 0 ... total and at least one")
+    least = special.betaincinv(count, total - count + 1, 1 - confidence) if count else 0.0
+    return math.log(max(1.0, (least - delta) / baseline))
+
+
+def _pld_accountant(noise_multiplier: float) -> Any:
+    """The tight accountant, its grid no finer than the losses are wide.
+
+    The privacy loss of a step spreads over some `1 / (2 sigma^2) + 10 / sigma`, 400 at `sigma = 0.05`, for which the
+    library's grid of 1e-4 takes 7 GB and 90 s. A coarser one is as much an upper bound, as losses are rounded up.
+    """
+    width = 0.5 / noise_multiplier**2 + 10 / noise_multiplier
+    interval = _GRID * max(1.0, width / 10) ** 1.5
+    return _library("dp_accounting.pld").PLDAccountant(value_discretization_interval=interval)
 
 
 def _training(sampling_rate: float, noise_multiplier: float, num_steps: int, delta: float) -> Any:

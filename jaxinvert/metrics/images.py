@@ -254,28 +254,6 @@ def relative_data_leakage(ssim_of_reconstruction: ArrayLike, ssim_of_prior: Arra
     return (np.asarray(ssim_of_reconstruction, np.float64) - prior) / prior
 
 
-def identified(reconstructions: ArrayLike, candidates: ArrayLike, true_indices: ArrayLike) -> np.ndarray:
-    """IIP: whether a reconstruction tells the private image from others (Yin et al. 2021, Hatamizadeh et al. 2022).
-
-    A reconstruction identifies its image if that is the nearest of all candidates. The papers compare features of a
-    trained network; here the distance is the mean squared error, which needs none. Its mean is the precision.
-
-    Args:
-      reconstructions: `[N, H, W, C]`; one with a non-finite value identifies nothing.
-      candidates: `[M, H, W, C]` in [0, 1], the private images among them.
-      true_indices: `[N]`, where in `candidates` each private image is.
-
-    Returns:
-      `[N]` booleans.
-    """
-    found, known = np.asarray(reconstructions, np.float64), np.asarray(candidates, np.float64)
-    found, known = found.reshape(len(found), -1), known.reshape(len(known), -1)
-    finite = np.all(np.isfinite(found), axis=1)
-    found = np.where(finite[:, None], found, 0.0).clip(0, 1)
-    distances = np.sum(known**2, axis=1)[None] - 2 * found @ known.T  # |found|^2 is the same for all candidates
-    return finite & (distances.argmin(axis=1) == np.asarray(true_indices))
-
-
 def summarize(quality: Quality) -> Summary:
     """Statistics over all images of one or many batches.
 

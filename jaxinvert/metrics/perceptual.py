@@ -56,6 +56,16 @@ def lpips(reconstructions: ArrayLike, truths: ArrayLike) -> np.ndarray:
     return np.concatenate([score(_as_read(found[i : i + _CHUNK]), _as_read(known[i : i + _CHUNK])) for i in starts])
 
 
+def lpips_to_all(reconstructions: ArrayLike, candidates: ArrayLike) -> np.ndarray:
+    """LPIPS of every reconstruction with every candidate, `[B, H, W, C]` and `[N, H, W, C]` to `[B, N]`.
+
+    Raises:
+      ValueError: as `lpips`.
+    """
+    known: np.ndarray = np.asarray(candidates, np.float32)
+    return np.stack([lpips(np.broadcast_to(found, known.shape), known) for found in np.asarray(reconstructions)])
+
+
 def check_available() -> None:
     """Raises ValueError if `lpips` is not available.
 

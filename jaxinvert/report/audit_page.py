@@ -73,7 +73,7 @@ def save_audit_html(
         choices=choices_of(record["settings"]),
         evidence=list(zip(rows, rows.values(), ranges)), scale=scale,
         picks=picks, columns=picture_columns(audited, picks), height=audited[0].ground.truth.inputs.shape[2],
-        image_name=image_name, assumptions=record["assumptions"],
+        infinite=np.inf, image_name=image_name, assumptions=record["assumptions"],
         config=flattened(worst["config"]), versions=flattened(record["versions"]),
     )  # fmt: skip
     Path(path).write_bytes(page)

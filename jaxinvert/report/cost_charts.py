@@ -141,7 +141,8 @@ def _along(what: str, settings: Sequence[tuple[int, Mapping[str, Any]]], values:
 
 
 def _interval(excess: Mapping[str, float]) -> list[float]:
-    return [excess[name] for name in ("low", "mean", "high")]
+    """Ends and middle; of one client, which has no interval, the middle alone."""
+    return [excess[name] if np.isfinite(excess[name]) else excess["mean"] for name in ("low", "mean", "high")]
 
 
 def _percent_identified(after: Mapping[str, Any]) -> list[float]:

@@ -21,7 +21,7 @@ FAIR_DB = 20.0
 """Rule of thumb: from this PSNR on, the content of most pictures is recognizable, though not in detail."""
 
 
-class Setting(NamedTuple):
+class GridPoint(NamedTuple):
     """Jobs that differ only in their seed, with their joint statistics.
 
     Attributes:
@@ -51,7 +51,7 @@ def settings_of(
     rows: Iterable[Mapping[str, Any]],
     varied: Sequence[str],
     jobs: Mapping[str, Mapping[str, Any]] | None = None,
-) -> list[Setting]:
+) -> list[GridPoint]:
     """Groups images by setting.
 
     Args:
@@ -76,7 +76,7 @@ def settings_of(
         num_jobs = len({row["job"] for row, _ in images})
         figures = _figures(psnr_db, floats(row.get("ssim") for row, _ in images))
         settings.append(
-            Setting(dict(zip(fields, values)), images, psnr_db, figures, num_jobs, max(num_jobs, planned[values]))
+            GridPoint(dict(zip(fields, values)), images, psnr_db, figures, num_jobs, max(num_jobs, planned[values]))
         )
     return sorted(settings, key=_from_the_best)
 
@@ -157,6 +157,6 @@ def _figures(psnr_db: np.ndarray, ssim: np.ndarray) -> dict[str, float]:
     }
 
 
-def _from_the_best(setting: Setting) -> tuple[float, float]:
+def _from_the_best(setting: GridPoint) -> tuple[float, float]:
     median, mean = setting.figures["median"], setting.figures["mean"]
     return (np.inf, np.inf) if np.isnan(median) else (-median, -mean)

@@ -20,7 +20,7 @@ from jaxinvert.report.charts import MAX_KINDS, psnr_ranges, sweep_chart
 from jaxinvert.report.pictures import as_byte_pairs, data_uri
 from jaxinvert.report.sweep_figures import (
     FAIR_DB,
-    Setting,
+    GridPoint,
     field_names,
     num_settings,
     setting_text,
@@ -130,8 +130,8 @@ def save_sweep_html(
 
 
 def chosen_pictures(
-    settings: Sequence[Setting],
-) -> list[tuple[str, Setting, list[tuple[str, Mapping[str, Any], int]]]]:
+    settings: Sequence[GridPoint],
+) -> list[tuple[str, GridPoint, list[tuple[str, Mapping[str, Any], int]]]]:
     """Selects the best, median and worst image by PSNR, of the best and of the median setting.
 
     Args:
@@ -183,7 +183,7 @@ def gather(records: Iterable[FinishedJob], wanted: set[tuple[str, int]]) -> Foun
     return found._replace(assumptions=list(kinds.values()), common=list((common or {}).items()))
 
 
-def charts_of(settings: Sequence[Setting], varied: Sequence[str]) -> tuple[list[dict[str, Any]], list[str], str]:
+def charts_of(settings: Sequence[GridPoint], varied: Sequence[str]) -> tuple[list[dict[str, Any]], list[str], str]:
     """Charts PSNR against every numeric field, all on the same scale.
 
     One non-numeric field distinguishes lines: the first one with few values if possible, a boolean field only if
@@ -255,7 +255,7 @@ def exception_line(traceback: str) -> str:
     return next(iter(after), lines[-1] if lines else "no traceback was recorded")
 
 
-def _best_median_worst(setting: Setting) -> list[tuple[str, Mapping[str, Any], int]]:
+def _best_median_worst(setting: GridPoint) -> list[tuple[str, Mapping[str, Any], int]]:
     order = np.argsort(-setting.psnr_db, kind="stable")[: len(setting.images) - setting.num_unmeasured]
     ranks = {0: "Best image", len(order) // 2: "Median image", len(order) - 1: "Worst image"}
     if len(order) < 3:
@@ -274,7 +274,7 @@ def _is_switch(values: Sequence[Any]) -> bool:
 
 
 def _lines(
-    settings: Sequence[Setting], field: str, split: str | None
+    settings: Sequence[GridPoint], field: str, split: str | None
 ) -> dict[str, tuple[np.ndarray, np.ndarray, list[int]]]:
     """For each line: values `[P]` of a field, PSNR quartiles at each value `[P, 3]`, and numbers of images.
 
@@ -300,7 +300,7 @@ def _lines(
     return lines
 
 
-def _kind(setting: Setting, split: str | None) -> str:
+def _kind(setting: GridPoint, split: str | None) -> str:
     if split is None:
         return ""
     value = setting_text(setting.values[split])

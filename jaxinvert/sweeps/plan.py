@@ -61,7 +61,7 @@ class Plan(NamedTuple):
     Attributes:
       jobs: without duplicates, in the order of the file.
       batches: the same jobs in batches; batches of one program are consecutive.
-      varied: the fields in which jobs differ; hyper-parameters as `settings.NAME`, a defense's as `defense.NAME`.
+      varied: the fields in which jobs differ; hyperparameters as `settings.NAME`, a defense's as `defense.NAME`.
     """
 
     jobs: tuple[Job, ...]
@@ -170,7 +170,7 @@ def _varied(configs: Sequence[JobConfig]) -> tuple[str, ...]:
 
 
 def _flat(config: JobConfig) -> dict[str, Any]:
-    """All fields; hyper-parameters, given or default, as `settings.NAME`, defense parameters as `defense.NAME`."""
+    """All fields; hyperparameters, given or default, as `settings.NAME`, defense parameters as `defense.NAME`."""
     plain = config.flat
     for name in ("settings", "tv", "lr", "defense_settings"):  # included below
         del plain[name]

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from jaxinvert import audit, files, jobs, models, report
-from jaxinvert.audit import auditing
+from jaxinvert.audit import auditing, retrieval
 from jaxinvert.cli import main
 from jaxinvert.report import audit_page
 from tests.report.test_report import Page
 
 CONFIG = jobs.JobConfig.of(
     model="mlp-32",
+    split="train",
     targets=2,
     restarts=1,
     steps=12,
@@ -22,7 +23,7 @@ CONFIG = jobs.JobConfig.of(
     defense="top-k",
     defense_settings={"keep": 0.3},
 )
-SETTINGS = [audit.Setting("top-k", {"naive": CONFIG})]
+SETTINGS = [audit.Scenario("top-k", {"naive": CONFIG})]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_an_interrupted_audit_repeats_no_attack(audited):
     _, _, told, again, _ = audited
     assert any("after round 1" in what for what in told)
     attacks = {what for what in again if "preparing" not in what and "training" not in what}
-    assert attacks == {"top-k, naive: attack after round 2"}
+    assert attacks == {"top-k, naive: attack after round 2", "top-k, naive: random update after round 2"}
 
 
 def test_later_rounds_are_attacked_by_the_program_of_the_first(audited):
@@ -95,10 +96,16 @@ def test_figures_are_those_of_a_job_with_the_parameters_of_the_round(audited, sn
     controls = found.leakage[2].controls
     null = max(scores.psnr_db.mean() for scores in controls.values())
     assert last["excess_psnr_db"]["mean"] == pytest.approx(psnr.mean() - null, abs=0.01)
-    identified = found.leakage[2].scores.identified.any(axis=1).sum()
+    deals = retrieval.null(
+        found.ground.private, found.ground.candidates.labels, found.ground.pool.same, in_class=True
+    )
+    identified = deals.hits(found.leakage[2].scores.picked_in_class).sum()
     assert last["identified"]["count"] == identified
     assert last["identified"]["total"] == 2
     assert np.array_equal(controls["other client"].matched[0], found.leakage[2].scores.matched[1])
+    noise = [found.leakage[after].controls["random update"].psnr_db for after in (0, 1, 2)]
+    assert not np.array_equal(noise[0], noise[1])  # what the attack makes of noise depends on the parameters
+    assert not np.array_equal(noise[1], noise[2])
     assert np.array_equal(controls["mean image"].matched, found.leakage[0].controls["mean image"].matched)
 
 

@@ -1,8 +1,10 @@
 """What an audit asks for, and what is promised beside what was reached."""
 
+import numpy as np
 import pytest
 
 from jaxinvert import audit, jobs
+from jaxinvert.defenses import accounting
 
 CONFIG = jobs.JobConfig.of(model="mlp", steps=3)
 
@@ -50,6 +52,31 @@ def test_defenses_that_cannot_be_are_refused(defenses, message):
         audit.settings_for(CONFIG, defenses)
     with pytest.raises(ValueError, match="takes its defenses from the list"):
         audit.settings_for(jobs.JobConfig.of(defense="sign"), ["none"])
+
+
+@pytest.mark.parametrize("multiplier", [0.05, 0.5, 5.0])
+def test_what_is_allowed_is_never_less_than_what_is_shown(multiplier):
+    """An attack that wins as often as is allowed on average shows an epsilon below the accountant's."""
+    config = jobs.JobConfig.of(model="mlp", defense="dp-sgd", defense_settings={"norm": 1, "multiplier": multiplier})
+    release = accounting.success_bound(sampling_rate=1, noise_multiplier=multiplier, num_steps=1, baseline=0.01)
+    trials = {"naive": audit.Trials(int(1000 * release), 1000, 0.01), "adaptive": audit.Trials(8, 1000, 0.01)}
+    found = audit.allowed(config, trials, audit.Training(0.01, 100, 1e-5))
+    assert found.attacker == "naive"
+    assert found.release == release
+    assert 0.01 <= found.training <= 1
+    assert 0 <= found.shown <= min(found.epsilon, np.log(100))
+    if multiplier < 5:
+        assert found.shown > 0.5
+
+
+def test_what_is_allowed_is_said_of_dp_sgd_alone():
+    trials = {"naive": audit.Trials(9, 9, 0.01)}
+    assert audit.allowed(jobs.JobConfig.of(defense="gaussian"), trials, None) is None
+    private = jobs.JobConfig.of(defense="dp-sgd")
+    assert audit.allowed(private, {"naive": audit.Trials(0, 0, 1.0)}, None) is None
+    alone = audit.allowed(private, trials, None)
+    assert alone.training is None
+    assert alone.shown == pytest.approx(np.log((0.05 ** (1 / 9) - 1e-5) / 0.01))  # nine of nine: p >= 0.05^(1/9)
 
 
 def test_an_epsilon_is_the_accountants_or_there_is_none():

@@ -268,15 +268,3 @@ def test_matching_does_not_depend_on_the_order(reconstructions, truths, order):
 def test_relative_data_leakage_by_hand():
     found = metrics.relative_data_leakage([0.6, 0.4, 0.2], [0.4, 0.4, 0.4])
     np.testing.assert_allclose(found, [0.5, 0.0, -0.5])
-
-
-def test_an_image_is_identified_if_it_is_the_nearest_candidate():
-    candidates = np.random.default_rng(0).uniform(size=(5, 4, 4, 3))
-    noise = np.random.default_rng(1).normal(size=(5, 4, 4, 3))
-    assert metrics.identified(candidates + 0.05 * noise, candidates, np.arange(5)).all()
-    assert not metrics.identified(candidates, candidates, np.roll(np.arange(5), 1)).any()
-    gray = np.full((5, 4, 4, 3), 0.5)  # one answer for all: right for one of them at most
-    assert metrics.identified(gray, candidates, np.arange(5)).sum() == 1
-    broken = candidates.copy()
-    broken[2, 0, 0, 0] = np.nan
-    assert metrics.identified(broken, candidates, np.arange(5)).tolist() == [True, True, False, True, True]
