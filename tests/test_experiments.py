@@ -33,7 +33,7 @@ def test_an_interrupted_training_ends_with_the_same_parameters(tmp_path, monkeyp
 
     minibatches = train.minibatches
     monkeypatch.setattr(train, "minibatches", interrupted)
-    config = dataclasses.config.replace(out=tmp_path / "parts")
+    config = dataclasses.replace(config, out=tmp_path / "parts")
     with pytest.raises(KeyboardInterrupt):
         train.train(config)
     assert train.train(config) == whole
@@ -45,7 +45,7 @@ def test_an_interrupted_training_ends_with_the_same_parameters(tmp_path, monkeyp
     ).read_bytes()
     assert whole[-1]["training_loss"] < whole[1]["training_loss"]
     with pytest.raises(SystemExit, match="another setting"):
-        train.train(dataclasses.config.replace(batch_size=32))
+        train.train(dataclasses.replace(config, batch_size=32))
 
 
 def test_a_table_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
