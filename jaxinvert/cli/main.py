@@ -133,7 +133,7 @@ def _list(command: List, command_line: str) -> int:
     del command, command_line
     console = Console()
     rows = {
-        "attacks": {name: _described(entry) for name, entry in registry.REGISTRY.items()},
+        "attacks": {name: _described(entry) for name, entry in sorted(registry.REGISTRY.items())},
         "defenses": {name: _defense_described(name, recipe) for name, recipe in defenses.REGISTRY.items()},
         "threat models": {name: "grants " + ", ".join(model.granted) for name, model in threat_models.LADDER.items()},
         "label rules": {name: rule.summary for name, rule in labels.REGISTRY.items()},

@@ -135,9 +135,11 @@ def create(
         values that the factory rejects.
     """
     if like is not None:
-        input_shape, num_classes = input_shape or like.images.shape[1:], num_classes or like.num_classes
+        input_shape = like.images.shape[1:] if input_shape is None else input_shape
+        num_classes = like.num_classes if num_classes is None else num_classes
         mean, std = like.mean if mean is None else mean, like.std if std is None else std
-    input_shape, num_classes = input_shape or (32, 32, 3), num_classes or 10
+    input_shape = (32, 32, 3) if input_shape is None else input_shape
+    num_classes = 10 if num_classes is None else num_classes
     options = dict(architecture)
     if conv_general_dilated is not None:
         options["conv_general_dilated"] = conv_general_dilated

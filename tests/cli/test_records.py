@@ -115,6 +115,7 @@ def test_text_is_the_same_in_any_order_with_its_own_labels():
         (["records", "--local-epochs", "2"], "local_epochs is 2, which only client='fedavg' uses"),
         (["records", "--defense", "magic"], "unknown defense 'magic'"),
         (["records", "--adaptive"], "there is no defense to adapt to"),
+        (["tokens", "--law", "zipf"], "--law is now --distribution"),
         (["tokens", "--targets", "0"], "targets is 0, expected at least 1"),
         (["tokens", "--width", "30"], "num_heads must divide the width 30"),
         (["tokens", "--json", "/dev/null/rows.json"], "/dev/null is not a folder"),

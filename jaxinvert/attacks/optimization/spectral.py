@@ -59,9 +59,14 @@ def spectral(
       guess: returns the initial images. By default a regression if the problem admits one, else gray noise; always
         gray noise with `initial_guess.gray_noise`.
       start_images: images to start from instead of a guess, `[H, W, C]` or `[B, H, W, C]` in [0, 1].
+
+    Raises:
+      ValueError: if labels are optimized, and `guess` makes images nevertheless, which needs known labels.
     """
     images = parametrizations.spectrum(problem.batch_shape, around=0.5 if start_images is None else start_images)
     first_images = guess(problem) if start_images is None else None
+    if first_images is not None and problem.joint_labels:
+        raise ValueError("spectral: a guess needs known labels, but problem.joint_labels is True")
     unexplained = observation_distance(
         problem, problem.objective or objectives.kernel_cosine, batch_norm=batch_norm, name="spectral"
     )

@@ -51,7 +51,7 @@ def test_photographs_are_recognizable_and_noise_gives_none(photos, model):
     ("options", "units", "message"),
     [
         ({}, 3, "at least 4 units, as many as images; 'params/dense' has 3"),
-        ({"layer": "params/conv_0"}, 8, r"a biased dense layer, params/conv_0; there are \{'params/dense'"),
+        ({"layer": "params/conv_0"}, 8, r"a dense layer with bias, params/conv_0; found \{'params/dense'"),
     ],
 )
 def test_layers_that_cannot_be_unmixed_are_refused(options, units, message):
