@@ -6,7 +6,7 @@ that solves in closed form. Hyperparameters are the keyword arguments annotated 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 
@@ -130,6 +130,7 @@ class Traits(NamedTuple):
       restores_labels: whether it restores labels by a rule that assumes updates to be sums of equally weighted
         gradients.
       reports: keys of `Reconstruction.info` that are kept in the record of every target.
+      reconstructs: what a client holds: attacks on images are registered by name, those on records and text are not.
     """
 
     reads: tuple[str, ...] = ()
@@ -140,6 +141,7 @@ class Traits(NamedTuple):
     generates: bool = False
     restores_labels: bool = False
     reports: tuple[str, ...] = ()
+    reconstructs: Literal["images", "records", "text"] = "images"
 
 
 AttackFn = Callable[..., Attack | SolveFn]
@@ -172,6 +174,11 @@ def declare(*reads: str, **traits: Any) -> Callable[[_AnyAttackFn], _AnyAttackFn
 def traits_of(attack: AttackFn) -> Traits:
     """The traits that `declare` attached to an attack or to the function of a `functools.partial`, or `Traits()`."""
     return getattr(getattr(attack, "func", attack), "traits", Traits())
+
+
+def is_declared(function: object) -> bool:
+    """Whether `declare` made a function an attack."""
+    return isinstance(getattr(function, "traits", None), Traits)
 
 
 def require_single_example(problem: Problem, *, attack: str) -> None:

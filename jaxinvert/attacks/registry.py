@@ -10,32 +10,8 @@ import typing
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from jaxinvert.attacks.closed_form import (
-    april,
-    cocktail_party,
-    dense_chain,
-    dense_layer,
-    exact_batch,
-    patch_embedding,
-    rgap,
-    spear,
-)
-from jaxinvert.attacks.optimization import (
-    batch_norm_leakage,
-    cocktail_party_features,
-    dlg,
-    dlm,
-    dlm_best_scale,
-    dlm_plus,
-    general_deep_leakage,
-    gias,
-    gias_latents,
-    idlg,
-    inverting_gradients,
-    see_through_gradients,
-    spectral,
-)
-from jaxinvert.attacks.problem import AttackFn, Problem, TextProblem, Traits, traits_of
+from jaxinvert.attacks import closed_form, optimization
+from jaxinvert.attacks.problem import AttackFn, Problem, TextProblem, Traits, is_declared, traits_of
 from jaxinvert.types import Attack, Scalar, SolveFn
 
 _ALWAYS_READ = ("params", "update", "num_examples")
@@ -96,7 +72,7 @@ def entry_of(attack: AttackFn, *, name: str | None = None, summary: str | None =
     Raises:
       ValueError: for a function without a parameter for the problem, or a hyperparameter without a default.
 
-    >>> entry = entry_of(inverting_gradients)
+    >>> entry = entry_of(optimization.inverting_gradients)
     >>> entry.name, dict(entry.hyperparameters)
     ('inverting-gradients', {'tv': 0.01, 'learning_rate': 0.1})
     """
@@ -141,27 +117,8 @@ def register(attack: AttackFn, *, name: str | None = None, summary: str | None =
     return attack
 
 
-for _attack in (
-    april,
-    batch_norm_leakage,
-    cocktail_party,
-    cocktail_party_features,
-    dense_chain,
-    dense_layer,
-    dlg,
-    dlm,
-    dlm_best_scale,
-    dlm_plus,
-    exact_batch,
-    general_deep_leakage,
-    gias,
-    gias_latents,
-    idlg,
-    inverting_gradients,
-    patch_embedding,
-    rgap,
-    see_through_gradients,
-    spear,
-    spectral,
-):
-    register(_attack)
+for _package in (closed_form, optimization):
+    for _name in _package.__all__:
+        _attack = getattr(_package, _name)
+        if is_declared(_attack) and traits_of(_attack).reconstructs == "images":
+            register(_attack)

@@ -1,6 +1,8 @@
 """`invert`, and what it takes to add an attack: one function, one line that registers it."""
 
 import json
+import re
+import textwrap
 from pathlib import Path
 
 import jax
@@ -11,6 +13,7 @@ import pytest
 
 from jaxinvert import attacks, audit, cli, clients, jobs, models, observe, search, sweeps
 from jaxinvert.attacks import Problem, declare, inversion, matching, objectives, registry
+from jaxinvert.attacks.problem import is_declared
 from jaxinvert.priors import generators
 from jaxinvert.types import Attack, Scalar
 from tests.conftest import SHAPE
@@ -186,6 +189,19 @@ def test_joint_labels_need_none(problem, victim):
         num_steps=2,
     )
     assert found.labels.shape == (1, 3)
+
+
+def test_the_guide_for_contributors_runs_as_printed():
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    exec(compile(textwrap.dedent(code), "CONTRIBUTING.md", "exec"), {})
+    assert registry.REGISTRY.pop("plain-matching").hyperparameters == {"learning_rate": 0.05}
+
+
+def test_what_is_exported_and_declared_is_registered():
+    exported = [getattr(attacks, name) for name in (*attacks.closed_form.__all__, *attacks.optimization.__all__)]
+    declared = {one for one in exported if is_declared(one)} - {attacks.tableak, attacks.dager}
+    assert declared <= {entry.attack for entry in registry.REGISTRY.values()}
 
 
 def test_every_attack_names_itself_in_one_file():

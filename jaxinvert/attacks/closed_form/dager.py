@@ -80,7 +80,7 @@ class Sequences(NamedTuple):
     num_found: Array
 
 
-@declare(reports=("certified", "status", "num_found", "rank"))
+@declare(reports=("certified", "status", "num_found", "rank"), reconstructs="text")
 def dager(problem: TextProblem, *, tolerances: spans.Tolerances | None = None) -> SolveFn:
     """DAGER: exact text from the span of attention gradients, for few distinct tokens (Petrov et al. 2024).
 

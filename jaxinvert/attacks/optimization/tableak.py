@@ -60,7 +60,7 @@ def tableak_member(problem: Problem, *, learning_rate: Scalar = 0.06) -> Attack:
     )
 
 
-@declare("labels", adapts=True)
+@declare("labels", adapts=True, reconstructs="records")
 def tableak(
     problem: Problem,
     *,
