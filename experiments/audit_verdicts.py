@@ -1,8 +1,8 @@
-"""Verdicts of the audit where the answer is known: simulated audits by the hundred, and real attacks by the dozen.
+"""An experiment that checks audit verdicts where the truth is known, with simulated audits and real attacks.
 
-**Simulated.** Populations of small pictures with classes; clients of one image among 100 candidates; attack and
-controls are drawn from a known distribution, and everything behind them is the audit's own code: retrieval, tests,
-verdict. Where the truth is a null, "leaks" and "traces" are false:
+**Simulated.** Populations of small images with classes, and clients that hold one image among 100 candidates. Attack
+and controls are drawn from a known distribution; retrieval, tests and verdict are the audit's own code. If the truth
+is a null, "leaks" and "traces" are false alarms:
 
 | truth             | the attack shows                                              |
 |-------------------|---------------------------------------------------------------|
@@ -10,18 +10,19 @@ verdict. Where the truth is a null, "leaks" and "traces" are false:
 | class mean        | the public mean of the granted class; of any, without labels  |
 | failing control   | 12.5 dB, and 2 dB in a tenth of its runs, as on random updates|
 | other client      | the next client's image                                       |
-| other candidates  | what all clients' images share, and other candidates have not |
+| other candidates  | a pattern in all clients' images and in no other candidate    |
 
-In an audit of two attackers the second is drawn anew. `false_low` to `false_high` is the Clopper-Pearson interval of
-95 % of all false alarms, promised to be at most 1 %. A planted effect of `d` dB is an attack that comes closer than
-the class mean (the mean image, without labels) by as much on average: with "details" half of the error that is left
-is contrast that lacks and half noise; with "pixels" alone nothing is recognized. PSNRs vary by 1 dB over clients.
+If an audit has two attackers, each is drawn independently. `false_low` to `false_high` is the 95 % Clopper-Pearson
+interval of the rate of false alarms, which should be at most 1 %. A planted effect of `d` dB is an attack whose mean
+PSNR is `d` dB above that of the class mean (without labels, of the mean image). With "details", half of its remaining
+error is missing contrast and half is noise; with "pixels", PSNRs vary by 1 dB over clients and no image is
+recognizable.
 
-**Real.** Inverting Gradients on untrained networks, labels granted. "undefended" audits the clients' updates, once
-for each network; "random update" normal noise in their place, tensor by tensor of the same norm, with other clients
-and another seed for every audit.
+**Real.** Inverting Gradients on untrained networks with granted labels. "undefended" audits the clients' updates,
+once for each network. "random update" audits normal noise with the norm of each tensor of the updates; every audit
+has other clients and another seed.
 
-**Intervals.** How often `audit.mean_interval` covers the mean, at n = 4, 8, 16 paired differences.
+**Intervals.** Coverage of the mean by `audit.mean_interval`, at n = 4, 8, 16 paired differences.
 
 Command:  python -m experiments.audit_verdicts --data FILE.npz --json FILE --intervals-json FILE
 Smoke:    python -m experiments.audit_verdicts --smoke
@@ -49,21 +50,21 @@ from jaxinvert.audit.scoring import Images
 
 @dataclass(frozen=True)
 class Config:
-    """Setting of the experiment.
+    """Options of the experiment.
 
     Attributes:
-      data: data set by name, folder or npz, for the real attacks.
-      audits: simulated ones, for every null and size.
-      audits_of_effects: the same for every planted effect.
-      clients: of one image, in simulated audits.
-      samples: whose intervals are counted.
-      seeds: audits of random updates by a real attack.
-      real_clients: of one image, in audits by real attacks.
-      candidates: private images and others.
-      steps: of the real attack on updates.
-      steps_on_noise: of the real attack on random updates.
-      seed: of all that is random.
-      smoke: a run of seconds on the embedded photos that only shows that everything works.
+      data: name, folder or npz file of the data set for the real attacks.
+      audits: number of simulated audits for every null, number of clients, kind of labels and number of attackers.
+      audits_of_effects: number of simulated audits for every planted effect, with the same combinations.
+      clients: numbers of clients in simulated audits, each with one image.
+      samples: number of samples whose intervals are checked.
+      seeds: number of audits of random updates by a real attack.
+      real_clients: number of clients in audits by real attacks, each with one image.
+      candidates: number of candidates in audits by real attacks, including the private images.
+      steps: optimizer steps of the real attack on updates.
+      steps_on_noise: optimizer steps of the real attack on random updates.
+      seed: seed of everything random.
+      smoke: run for a few seconds on the embedded photos, only to test that everything works.
       json: file for the rows of audits.
       intervals_json: file for the rows of intervals.
     """
@@ -89,12 +90,12 @@ _SIDE, _CLASSES = 12, 10
 
 
 class Population(NamedTuple):
-    """Pictures of one simulated audit.
+    """Images of one simulated audit.
 
     Attributes:
-      ground: clients of one image each, and the candidates.
-      public: `[K, H, W, 1]` the attacker's own means of the classes.
-      shared: `[H, W, 1]` what all clients' images have, and other candidates have not; 0 by default.
+      ground: truth, one image per client, and candidates.
+      public: `[K, H, W, 1]` means of the classes that the attacker knows.
+      shared: `[H, W, 1]` pattern in all clients' images and in no other candidate; 0 by default.
     """
 
     ground: Ground
@@ -103,18 +104,18 @@ class Population(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """What an attacker shows: `[T, H, W, 1]`, or pictures with a PSNR in dB of their own, `[T]`."""
+    """Reconstructions `[T, H, W, 1]` of a simulated attacker, optionally with a prescribed PSNR in dB, `[T]`."""
 
     pictures: np.ndarray
     psnr_db: np.ndarray | None = None
 
 
 Draw = Callable[[np.random.Generator, Population, np.ndarray], Shown]
-"""What an attacker shows who knows the classes `[T]`, guessed where they are not granted."""
+"""Draws the reconstructions of an attacker from the classes `[T]`, which are guessed if not granted."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Simulates audits, audits real attacks, and counts intervals that cover."""
+    """Simulates audits, audits real attacks, and measures the coverage of intervals."""
     config = tyro.cli(Config, description=__doc__, args=arguments)
     if config.smoke:
         config = replace(
@@ -133,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def simulated(config: Config) -> Iterator[dict[str, Any]]:
-    """Audits under every null and with every planted effect."""
+    """Simulates audits under every null and with every planted effect; yields their rows."""
     truths = {**NULLS, **EFFECTS}
     for (truth, draw), clients, granted, attackers in itertools.product(
         truths.items(), config.clients, (True, False), (1, 2)
@@ -161,16 +162,16 @@ def simulated_audit(
     *,
     shared: bool = False,
 ) -> str:
-    """The level of one audit.
+    """Simulates one audit, and returns the level of its verdict.
 
     Args:
-      generator: of all that is random.
-      draw: what an attacker shows, on an update and, by the same distribution, on a random one; a planted effect is
-        none on a random update.
-      num_clients: of one image.
+      generator: random generator of everything.
+      draw: draws reconstructions of an update, and of a random update from the same distribution; a planted effect
+        is absent on random updates.
+      num_clients: number of clients, each with one image.
       granted: whether the attackers know the classes.
-      num_attackers: each draws anew.
-      shared: whether the clients' images share something that other candidates have not.
+      num_attackers: number of attackers, drawn independently.
+      shared: whether the clients' images share a pattern that other candidates do not have.
     """
     people = population(generator, num_clients, shared=shared)
     ground, config = people.ground, jobs.JobConfig() if granted else jobs.JobConfig.of(labels="joint")
@@ -197,7 +198,7 @@ def simulated_audit(
 
 
 def population(generator: np.random.Generator, num_clients: int, *, shared: bool) -> Population:
-    """Draws classes, 100 candidates of them, and who of these are clients."""
+    """Draws classes and 100 candidates; the first `num_clients` candidates are the clients' images."""
     classes, num_candidates = 0.12 * smooth(generator, _CLASSES), 100
     labels = generator.integers(0, _CLASSES, num_candidates)
     images = 0.5 + classes[labels] + 0.12 * smooth(generator, num_candidates)
@@ -211,14 +212,14 @@ def population(generator: np.random.Generator, num_clients: int, *, shared: bool
 
 
 def smooth(generator: np.random.Generator, count: int) -> np.ndarray:
-    """`[count, H, W, 1]` of pictures with neighbors alike, mean 0 and deviation 1 over all that could be drawn."""
+    """`[count, H, W, 1]` smooth random images; every pixel has expectation 0 and standard deviation 1."""
     noise = generator.normal(size=(count, _SIDE, _SIDE))
     # Of independent values, a Gaussian mean of deviation s keeps 1 / (4 pi s^2) of the variance.
     return (ndimage.gaussian_filter(noise, (0, 1.0, 1.0), mode="wrap") * np.sqrt(4 * np.pi))[..., None]
 
 
 def scored(shown: Shown, labels: np.ndarray | None, ground: Ground) -> Scores:
-    """Scores as `audit.score` gives them, of clients with one image, without an SSIM."""
+    """Scores of clients with one image, without SSIM. See `audit.score`."""
     truth, pictures = ground.truth.inputs[:, 0], shown.pictures.clip(0, 1).astype(np.float32)
     mse = np.mean(np.square(pictures - truth), axis=(1, 2, 3))[:, None]
     psnr = -10 * np.log10(mse) if shown.psnr_db is None else shown.psnr_db[:, None]
@@ -267,7 +268,7 @@ NULLS: dict[str, Draw] = {
 
 
 class _Planted(NamedTuple):
-    """An attack that comes closer than the mean that it knows by an effect in dB, with details or without."""
+    """An attack with a planted effect in dB over the mean image that it knows, with or without details."""
 
     effect_db: float
     details: bool
@@ -280,7 +281,7 @@ class _Planted(NamedTuple):
         if not self.details:
             reached = -10 * np.log10(error) + generator.normal(self.effect_db, 1.0, len(truth))
             return Shown(_random_update(generator, people, known).pictures, reached)
-        # Of the error left, 10^(-effect / 10) of the mean's, half is contrast that lacks and half is noise.
+        # The remaining error is 10^(-effect / 10) of the mean's; half of it is missing contrast, half is noise.
         left = np.sqrt(10 ** (-self.effect_db / 10) / 2)
         noise = np.sqrt(error)[:, None, None, None] * left * smooth(generator, len(truth))
         return Shown(base + (1 - left) * (truth - base) + noise)
@@ -294,7 +295,7 @@ EFFECTS: dict[str, Draw] = {
 
 
 def _on_noise(draw: Draw) -> Draw:
-    """What the attack shows on a random update."""
+    """The distribution of reconstructions of a random update."""
     return _random_update if isinstance(draw, _Planted) else draw
 
 
@@ -307,7 +308,7 @@ DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, tuple[int, int]], np.nda
 
 
 def covered(name: str, size: int, num_samples: int, seed: int) -> dict[str, Any]:
-    """How often intervals of samples of a distribution of mean 0 cover 0; Student's t beside them."""
+    """Coverage of `mean_interval` for samples of a distribution with mean 0, compared with Student's t."""
     samples = DISTRIBUTIONS[name](np.random.default_rng([seed, size]), (num_samples, size))
     low, high = audit.mean_interval(samples)
     half = stats.t.ppf(0.975, size - 1) * samples.std(axis=1, ddof=1) / np.sqrt(size)
@@ -326,7 +327,7 @@ def covered(name: str, size: int, num_samples: int, seed: int) -> dict[str, Any]
 
 
 def by_real_attacks(config: Config) -> Iterator[dict[str, Any]]:
-    """Every network's updates once, then noise again and again."""
+    """Audits the updates of every network once, then random updates repeatedly; yields their rows."""
     common = jobs.JobConfig.of(data=config.data, targets=config.real_clients, restarts=1, tv=1e-3, seed=config.seed)
     for model in ("mlp",) if config.smoke else MODELS:
         settings = common.replace(model=model, steps=config.steps)
@@ -342,7 +343,7 @@ def by_real_attacks(config: Config) -> Iterator[dict[str, Any]]:
 
 
 def audits_of_noise(config: jobs.JobConfig, *, num_audits: int, num_candidates: int) -> list[Audited]:
-    """Audits in which clients sent normal noise, each with other clients and another seed; one compiled attack."""
+    """Audits of normal noise in place of updates, each with other clients and another seed; compiles one attack."""
     setup = jobs.set_up(config)
     images, labels = setup.dataset.images, np.asarray(setup.dataset.labels)
     audits = []
@@ -365,7 +366,7 @@ def audits_of_noise(config: jobs.JobConfig, *, num_audits: int, num_candidates: 
 def _row(
     truth: str, clients: int, granted: bool, attackers: int, levels: Counter[str], false: int | None
 ) -> dict[str, Any]:
-    """Verdicts counted; of a null, the rate of all false alarms with its interval."""
+    """A row of counted verdicts; for a null, also the rate of false alarms with its interval."""
     total = levels.total()
     found = None if false is None else audit.rate(false, total, chance=audit.SIGNIFICANCE)
     return {

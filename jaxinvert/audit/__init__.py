@@ -1,7 +1,8 @@
-"""The audit: does a deployment leak, how much above what anyone could show without the update, and how sure is that?
+"""The audit: whether a deployment leaks, by how much beyond null controls, and with what statistical confidence.
 
-`audit` attacks simulated clients under every setting, by every attacker, beside null controls, and `judge` says in
-words what the difference is worth. Truth and reconstruction meet here, and nowhere below.
+`audit` runs every attacker of every scenario against simulated clients, next to null controls, which do not use the
+update. `judge` turns the difference into a verdict in words. Only this package compares reconstructions with the
+truth.
 """
 
 from jaxinvert.audit.auditing import Attacked, Audited, Scenario, attack_and_score, audit, judged

@@ -1,4 +1,4 @@
-"""The audit: every setting attacked, the same attacks without the update, and what is left of the difference."""
+"""The audit loop: runs the attackers of every scenario and the null controls, and judges the differences."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -32,12 +32,12 @@ from jaxinvert.search import Progress
 
 
 class Scenario(NamedTuple):
-    """What is to be judged: one way to train and defend, and all who attack it.
+    """One deployment, that is, training and defense, with its attackers.
 
     Attributes:
-      name: for people.
-      attackers: jobs by name, such as "naive" and "adaptive"; they differ in the attack alone.
-      note: what a reader must know about the attackers, such as why none adapts.
+      name: shown to people.
+      attackers: jobs by name of the attacker, such as "naive" and "adaptive"; they differ only in the attack.
+      note: what a reader must know about the attackers, such as why there is no adaptive one.
     """
 
     name: str
@@ -46,20 +46,20 @@ class Scenario(NamedTuple):
 
 
 class Attacked(NamedTuple):
-    """What one attacker reached.
+    """The results of one attacker.
 
     Attributes:
       config: the job.
-      summary: of the attack, as `jobs.measure` makes it.
-      scores: of its reconstructions.
-      controls: scores by the name of the control.
+      summary: the summary of the attack, see `jobs.measure`.
+      scores: scores of its reconstructions.
+      controls: scores by name of the control.
       identified: clients with at least one image identified.
-      in_class: whether its images competed with candidates of their class alone, as the labels were granted.
-      trials: the same of one image of each client.
+      in_class: whether candidates are limited to the class of the image, because the attacker was granted the labels.
+      trials: identification of a single image per client.
       strongest: the control with the highest mean PSNR.
-      closest: the control from which the attack can be told least by its PSNR.
-      excess: of the PSNR over the strongest, in dB, over clients; its p is that over the closest.
-      gained: of the SSIM over the strongest.
+      closest: the control that the PSNR distinguishes least from the attack, that is, with the largest p-value.
+      excess: PSNR in dB above `strongest`, over clients; its p-value is that of `closest`.
+      gained: SSIM above `strongest`, over clients.
     """
 
     config: JobConfig
@@ -76,23 +76,23 @@ class Attacked(NamedTuple):
 
     @property
     def evidence(self) -> Evidence:
-        """What the verdict rests on."""
+        """The figures that the verdict rests on."""
         return Evidence(self.identified, self.in_class, self.excess, self.strongest, self.closest)
 
 
 class Audited(NamedTuple):
-    """A setting, judged.
+    """The results and the verdict of one scenario.
 
     Attributes:
-      name: of the setting.
+      name: name of the scenario.
       ground: truth and candidates.
-      attackers: what each reached.
-      worst: name of the attacker whose evidence the verdict rests on; without any, of who identified most.
-      verdict: in words.
-      note: that of the setting.
-      utility: accuracy of training under this defense, if it was asked for and can be measured.
-      leakage: what the worst attacker reaches after so many rounds of that training, ascending from 0, which is the
-        attack above; if it was asked for and can be measured.
+      attackers: results by name of the attacker.
+      worst: the attacker whose evidence the verdict rests on; without evidence, the one that identified most clients.
+      verdict: the verdict in words.
+      note: note of the scenario, followed by problems of its training.
+      utility: accuracy of training under this defense, if requested and measurable.
+      leakage: results of the worst attacker after each number of training rounds, ascending from 0, the attack above;
+        if requested and measurable.
     """
 
     name: str
@@ -115,21 +115,21 @@ def audit(
     folder: Path | None = None,
     on_progress: Show = lambda what, progress: None,
 ) -> list[Audited]:
-    """Attacks every setting by all its attackers, beside the null controls, and judges the evidence of them all.
+    """Runs all attackers and null controls of every scenario, and judges the evidence.
 
     Args:
-      settings: they share data, network and all else but defense and attack.
-      num_candidates: private images and others from the same split, among which reconstructions have to pick.
-      accuracy_rounds: of federated training under every defense, to set what it costs beside what it hides; 0 = none.
-      leakage_rounds: after how many of these rounds the same clients are attacked again by the worst attacker, with
-        the parameters that training has by then; see `rounds_to_attack`.
+      settings: the scenarios; they share everything, such as data and network, except defense and attack.
+      num_candidates: number of images, private ones and others from the split, to match reconstructions with.
+      accuracy_rounds: rounds of federated training under every defense, to measure its cost in accuracy; 0 = none.
+      leakage_rounds: number of points during this training at which the worst attacker attacks the same clients
+        again, with the parameters of that round; see `rounds_to_attack`.
       with_lpips: whether to measure LPIPS, too.
-      folder: keeps what was reconstructed, so that the same audit goes on after an interrupt.
-      on_progress: called now and then.
+      folder: stores the reconstructions, so that the same audit resumes after an interrupt.
+      on_progress: called repeatedly with the current step.
 
     Raises:
-      ValueError: for settings that are not possible.
-      KeyboardInterrupt: after the state of the attack in flight was kept.
+      ValueError: for an invalid scenario.
+      KeyboardInterrupt: after the state of the running attack is saved.
     """
     later_rounds = rounds_to_attack(accuracy_rounds, leakage_rounds)
     on_progress("preparing", None)
@@ -147,10 +147,10 @@ def audit(
 def judged(
     name: str, ground: Ground, found: Mapping[str, tuple[JobConfig, dict[str, Any], Scores, dict[str, Scores]]]
 ) -> Audited:
-    """Weighs what the attackers of one setting reached.
+    """Judges the scores of all attackers of one scenario.
 
     Args:
-      name: of the setting.
+      name: name of the scenario.
       ground: truth and candidates.
       found: by attacker: the job, its summary, scores of the attack, and scores of its controls by name.
     """
@@ -171,7 +171,7 @@ def _weighed(
     of_controls: dict[str, Scores],
     nulls: dict[bool, Null],
 ) -> Attacked:
-    """Sets what one attacker reached against the controls; `nulls` holds the deals of this ground, by `in_class`."""
+    """Compares one attacker with its controls; `nulls` caches the null distribution of `ground` by `in_class`."""
     over_strongest, strongest, closest = excess_over_all(
         scores.psnr_db.mean(axis=1), {name: one.psnr_db.mean(axis=1) for name, one in of_controls.items()}
     )
@@ -195,7 +195,7 @@ def _weighed(
 
 
 def _identification(scores: Scores, of_controls: Mapping[str, Scores], deals: Null, in_class: bool) -> Rate:
-    """Clients identified, among candidates of their class or all, against what permuted clients and controls are."""
+    """Rate of clients identified, tested against permuted private images and against the controls."""
     able = deals.clients
 
     def hits_and_counts(one: Scores) -> tuple[np.ndarray, np.ndarray]:
@@ -211,7 +211,7 @@ def _identification(scores: Scores, of_controls: Mapping[str, Scores], deals: Nu
 
 
 def _picks(scores: Scores, deals: Null, in_class: bool) -> np.ndarray:
-    """`[T, P]`: what the reconstructions chose, among candidates of their class or all."""
+    """`[T, P]`: candidates that the reconstructions pick, among those of their class or among all."""
     picks = scores.picked_in_class if in_class else scores.picked
     return np.full(deals.private.shape, NOBODY) if picks is None else picks
 
@@ -231,16 +231,16 @@ def attack_and_score(
     folder: Path | None = None,
     on_progress: Show = lambda what, progress: None,
 ) -> tuple[JobConfig, dict[str, Any], Scores, dict[str, Scores]]:
-    """Runs the attack of a job and its controls, and scores all.
+    """Runs the attack of a job and its controls, and returns an entry of `found` in `judged`.
 
     Args:
       config: the job.
-      task: prepared for it.
+      task: the task prepared for this job.
       ground: truth and candidates.
-      blind: `[T, B, H, W, C]` what the attack shows if blind to the update, if that makes sense.
+      blind: `[T, B, H, W, C]` reconstructions of the attack without access to the update, see `blind_attack`.
       with_lpips: whether to measure LPIPS, too.
-      folder: keeps what was reconstructed.
-      on_progress: called now and then.
+      folder: stores the reconstructions.
+      on_progress: called repeatedly with the current step.
     """
     scored = partial(score, ground=ground, with_lpips=with_lpips)
     key = jobs.stream(config.seed, jobs.Stream.NULL_UPDATES)
@@ -271,7 +271,7 @@ def _audited(
     on_progress: Show,
     blind: dict[str, np.ndarray],
 ) -> tuple[Audited, jobs.Setup]:
-    """The setting, judged, and the setup of its worst attacker, with all that was compiled."""
+    """The judged scenario, and the setup of its worst attacker, which holds the compiled functions."""
     found, setups, ground = {}, {}, None
     for attacker, config in setting.attackers.items():
         on_progress(f"{setting.name}, {attacker}: preparing", None)
@@ -282,7 +282,7 @@ def _audited(
         )
 
         def show(what: str, progress: Progress | None) -> None:
-            on_progress(f"{setting.name}, {attacker}: {what}", progress)  # noqa: B023  it is called within the loop
+            on_progress(f"{setting.name}, {attacker}: {what}", progress)  # noqa: B023  only called in this iteration
 
         found[attacker] = attack_and_score(
             config,
@@ -301,12 +301,12 @@ def _audited(
 
 
 def prior_saw_victims(config: JobConfig) -> bool:
-    """Whether the attacker's generator was trained on parts of the very scenes that the simulated victims hold."""
+    """Whether the attacker's generator was trained on parts of the scenes that the simulated victims hold."""
     return config.attacker.generator_file == generators.DEFAULT and config.data.name == "photos"
 
 
 def _saying_so(summary: dict[str, Any]) -> dict[str, Any]:
-    """The summary of an attack whose prior saw the victims' scenes, which its assumptions then say."""
+    """The summary, with the assumption added that the attacker's prior was trained on the victims' scenes."""
     assumptions = summary["assumptions"]
     known = [*assumptions["known"], "parts of the victims' own scenes: the generator was trained on them"]
     return {**summary, "assumptions": {**assumptions, "known": known}}
@@ -320,7 +320,7 @@ def _along_training(
     folder: Path | None,
     on_progress: Show,
 ) -> Audited:
-    """Adds the accuracy of training under the setting's defense and what leaks on the way, or why there is none."""
+    """Adds accuracy and leakage during training under the scenario's defense, or a note why they are missing."""
     worst, notes, accuracy = one.attackers[one.worst], [one.note], {}
     leakage = {0: worst}
 
@@ -339,8 +339,8 @@ def _along_training(
             continue
         try:
             task = jobs.prepare(worst.config, setup._replace(trained=snapshot.state.params))
-        except ValueError as error:  # such as an update without a finite number, of a training that went astray
-            notes.append(f"what leaks after round {snapshot.round} of training is not known: {error}")
+        except ValueError as error:  # for example non-finite updates after training diverged
+            notes.append(f"leakage after round {snapshot.round} of training is unknown: {error}")
             continue
         leakage[snapshot.round] = _attacked_after(snapshot.round, worst, task, one.ground, folder, show)
         on_progress(f"{one.name}: training for the accuracy", None)
@@ -354,19 +354,19 @@ def _along_training(
 def _attacked_after(
     num_rounds: int, before: Attacked, task: jobs.Task, ground: Ground, folder: Path | None, on_progress: Show
 ) -> Attacked:
-    """Attacks the same clients with the parameters that training has after some rounds.
+    """Attacks the same clients with the parameters after some rounds of training.
 
-    What an attack shows without the client's update may depend on the parameters: its guess reads the network, and
-    so does its descent. The controls that are attacks, on a random update and on another client's, are therefore
-    renewed. Mean pictures do not depend on parameters, nor does the attack that is blind to client and network.
+    The result of an attack on a random update, or on another client's, may depend on the parameters: both its initial
+    guess and its optimization use the network. These two controls are therefore repeated. Mean images do not depend
+    on the parameters, nor does the prior-only attack, which sees neither client nor network.
 
     Args:
-      num_rounds: after which it is.
-      before: the attack before training.
-      task: prepared with the parameters of that round.
+      num_rounds: rounds of training before the attack.
+      before: results of the attack before training.
+      task: the task prepared with the parameters of that round.
       ground: truth and candidates.
-      folder: keeps what was reconstructed.
-      on_progress: called now and then.
+      folder: stores the reconstructions.
+      on_progress: called repeatedly with the current step.
     """
     config = before.config
     execution = attack(
@@ -389,25 +389,27 @@ def _joined(notes: Sequence[str]) -> str:
 def blind_attack(
     config: JobConfig, task: jobs.Task, folder: Path | None, on_progress: Show, known: dict[str, np.ndarray]
 ) -> np.ndarray | None:
-    """What an attack shows that cannot see the update: the same for all defenses, unless it restores labels first.
+    """Reconstructions of the attack without access to the update, that is, from its start and image prior alone.
+
+    They are the same for all defenses, unless the attack restores labels first.
 
     Args:
       config: the job.
-      task: prepared for it.
-      folder: keeps the result.
-      on_progress: called now and then.
-      known: results by the name of the job, to which this one is added.
+      task: the task prepared for this job.
+      folder: stores the result.
+      on_progress: called repeatedly with the current step.
+      known: cache of results by job name; this result is added.
 
     Returns:
-      `[T, B, H, W, C]`, or `None` for attacks that do not simulate clients step by step.
+      `[T, B, H, W, C]`, or `None` for attacks that are not iterative or do not simulate clients.
     """
     if not task.program.iterates or not config.attacker.entry.traits.simulates:
         return None
     if config.attacker.attack == AUTO:  # a closed form would read the update
         config = config.replace(attack=SEARCH)
     if config.attacker.attack == SEARCH:
-        # Its prior weighs as much as the update is missed. Without an update nothing moves it but rounding, which
-        # Adam makes as large as any gradient: the picture of the prior is the start.
+        # The weight of its prior is proportional to the mismatch with the update. Without an update only rounding
+        # errors move the search, and Adam scales them up like any gradient: use the start as the prior's image.
         config = config.replace(steps=0)
     if config.granted.labels:
         config = config.replace(defense=NONE, defense_settings={}, adaptive=False)

@@ -1,8 +1,8 @@
-"""Updates captured in somebody's own training: what the attacker sees is read from files, the truth only if given.
+"""The audit of captured updates: parameters and updates of a real training, read from files.
 
-With the true images the audit is the same as of simulated clients. Without them nobody can say whether a
-reconstruction is right; what can be said is how much of the update it explains: the squared cosine between the
-observed update and the one that the reconstruction would have caused, beside the same for random updates.
+With the true images, the audit is the same as for simulated clients. Without them, a reconstruction cannot be
+verified, only the share of the update that it explains: the squared cosine between the observed update and the update
+that the reconstruction would cause. The same share is computed for random updates.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ from jaxinvert.types import Array, Batch, Observation, Params, Update
 
 
 class Capture(NamedTuple):
-    """Files of one round: what the server sent, and what came back.
+    """Files captured in one round: the parameters that the server sent and the updates that clients returned.
 
     Attributes:
-      params: the parameters that all these clients trained on.
-      updates: one for each client.
-      kind: of the updates, see `captures.as_update`.
-      truth: `inputs` and `labels` of all clients one after the other, if the auditor has them.
+      params: file of the parameters that all these clients started from.
+      updates: one file for each client.
+      kind: what an update file holds, see `captures.as_update`.
+      truth: file of the true `inputs` and `labels`, concatenated over clients, if the auditor has them.
     """
 
     params: Path
@@ -41,14 +41,14 @@ class Capture(NamedTuple):
 
 
 class Explained(NamedTuple):
-    """What can be said without the truth.
+    """Results of an attack on captured updates whose truth is unknown.
 
     Attributes:
       reconstruction: `[T, B, H, W, C]`.
-      labels: `[T, B]` that it was made for, or `None`.
-      share: `[T]` of each update's squared norm that the reconstruction explains, 0 ... 1.
+      labels: `[T, B]` labels used by the reconstruction, or `None`.
+      share: `[T]` share of each update's squared norm that the reconstruction explains, 0 ... 1.
       on_noise: `[T, B, H, W, C]` reconstructions of random updates.
-      share_of_noise: `[T]` the same for these.
+      share_of_noise: `[T]` share of each random update that its reconstruction explains, 0 ... 1.
     """
 
     reconstruction: np.ndarray
@@ -59,22 +59,22 @@ class Explained(NamedTuple):
 
 
 def observe_capture(config: JobConfig, capture: Capture, model: models.Model) -> Observation:
-    """Reads what the attacker sees of all captured clients, as the threat model grants it.
+    """Reads the attacker's observation of all captured clients, limited to what the threat model grants.
 
     Args:
-      config: the job; as many targets as there are updates.
+      config: the job, with as many targets as there are updates.
       capture: the files; the truth is only read for labels that the job grants.
       model: the clients' network.
 
     Raises:
-      FileNotFoundError: if a file is not there.
-      ValueError: for a file that does not fit the model, or labels that are granted but not in a file of the truth.
+      FileNotFoundError: if a file is missing.
+      ValueError: for a file that does not fit the model, or if labels are granted but no truth file is given.
     """
     granted = config.granted
     threat_models.check_needs(granted, config.needs, attack=config.attacker.attack)
     chain = config.defense.chain
     if part := [name for name, recipe in zip(chain.names, chain.recipes) if recipe.changes_model]:
-        raise ValueError(f"defense {part[0]!r} is a part of the network: name a model that has it")
+        raise ValueError(f"defense {part[0]!r} is a part of the network: name a model that includes it")
     like = jax.eval_shape(model.init, jax.random.key(0))
     params = captures.load_tree(capture.params, like, what="parameters")
     trees = [captures.load_tree(path, like, may_lack=("batch_stats",)) for path in capture.updates]
@@ -83,8 +83,8 @@ def observe_capture(config: JobConfig, capture: Capture, model: models.Model) ->
     if granted.labels:
         if capture.truth is None:
             raise ValueError(
-                f"attack {config.attacker.attack!r} is granted the labels, which are in a file of the truth: give "
-                "it, or labels='restored'"
+                f"attack {config.attacker.attack!r} is granted the labels, which are read from the truth file: give "
+                "truth, or labels='restored'"
             )
         labels = true_batches(config, capture.truth, model).labels
     seen = Observation(
@@ -104,7 +104,7 @@ def true_batches(config: JobConfig, file: Path, model: models.Model) -> Batch:
     """The true images of all captured clients: `inputs [T, B, H, W, C]`, `labels [T, B]`.
 
     Raises:
-      ValueError: if there are not `T x B`.
+      ValueError: if the file does not hold `T x B` images.
     """
     batch = captures.load_batch(file, model.input_shape, model.num_classes)
     shape = (config.data.targets, config.num_private)
@@ -124,20 +124,20 @@ def audit_capture(
     folder: Path | None = None,
     on_progress: Show = lambda what, progress: None,
 ) -> Audited:
-    """Audits captured updates whose true images the auditor has, as `audit` does those of simulated clients.
+    """Audits captured updates whose true images are known. See `audit` for simulated clients.
 
     Args:
-      setting: jobs of `job_of_capture`.
-      capture: the files, the truth among them.
+      setting: the scenario, with jobs from `job_of_capture`.
+      capture: the files, including the truth.
       model: the clients' network.
-      others: images of the same kind as further candidates; those that are among the true ones are left out.
-      num_candidates: as in `audit`.
-      with_lpips: as in `audit`.
-      folder: keeps what was reconstructed.
-      on_progress: called now and then.
+      others: further candidates of the same kind; copies of the true images are left out.
+      num_candidates: see `audit`.
+      with_lpips: see `audit`.
+      folder: stores the reconstructions.
+      on_progress: called repeatedly with the current step.
 
     Raises:
-      FileNotFoundError, ValueError: as `observe_capture`.
+      FileNotFoundError, ValueError: see `observe_capture`.
     """
     assert capture.truth is not None
     found, ground, blind = {}, None, {}
@@ -162,17 +162,17 @@ def explain_capture(
     folder: Path | None = None,
     on_progress: Show = lambda what, progress: None,
 ) -> Explained:
-    """Attacks captured updates, and random ones of the same norms, and measures what the results explain.
+    """Attacks captured updates and random updates of the same norms, and measures the shares explained.
 
     Args:
       config: the job, see `job_of_capture`.
       capture: the files.
       model: the clients' network.
-      folder: keeps what was reconstructed.
-      on_progress: called now and then.
+      folder: stores the reconstructions.
+      on_progress: called repeatedly with the current step.
 
     Raises:
-      FileNotFoundError, ValueError: as `observe_capture`.
+      FileNotFoundError, ValueError: see `observe_capture`.
     """
     program, seen = jobs.Program(config, model), observe_capture(config, capture, model)
     kept = folder and folder / digest_of(capture)
@@ -189,13 +189,13 @@ def explain_capture(
 
 
 def explained(program: jobs.Program, seen: Observation, inputs: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-    """`[T]`: the squared cosine between observed updates and those of the reconstructions, 0 where it is negative.
+    """`[T]`: squared cosine between observed updates and updates of the reconstructions; 0 for a negative cosine.
 
     Args:
-      program: whose clients are simulated, without a defense.
-      seen: of all targets.
-      inputs: `[T, B, H, W, C]`.
-      labels: `[T, B]`; class 0 stands in where there are none.
+      program: simulates the clients, without a defense.
+      seen: observations of all targets.
+      inputs: `[T, B, H, W, C]` reconstructions.
+      labels: `[T, B]` their labels; class 0 is used if there are none.
     """
 
     def share(params: Params, update: Update, batch: Batch) -> Array:
@@ -211,10 +211,10 @@ def explained(program: jobs.Program, seen: Observation, inputs: np.ndarray, labe
 
 
 def job_of_capture(config: JobConfig, capture: Capture) -> JobConfig:
-    """The job with as many targets as there are captured updates, and labels restored where nobody grants them.
+    """The job with one target per captured update; labels are restored if they are not granted.
 
     Raises:
-      ValueError: for a job that cannot be one of captured updates.
+      ValueError: for a job that does not apply to captured updates.
     """
     if config.model.checkpoint is not None:
         raise ValueError(f"checkpoint is {config.model.checkpoint}, but captured updates come with their parameters")
@@ -225,10 +225,10 @@ def job_of_capture(config: JobConfig, capture: Capture) -> JobConfig:
 
 
 def digest_of(capture: Capture) -> str:
-    """Tells captures apart by what is in their files.
+    """A digest of the contents of all files, which identifies the capture.
 
     Raises:
-      ValueError: if one cannot be read.
+      ValueError: if a file cannot be read.
     """
     files = [capture.params, *capture.updates, *([] if capture.truth is None else [capture.truth])]
     content = "".join(map(jobs.digest, files)) + capture.kind
@@ -236,7 +236,7 @@ def digest_of(capture: Capture) -> str:
 
 
 def _ground(truth: Batch, others: data.Dataset | None, num_candidates: int) -> Ground:
-    """True images first, then others that are not among them."""
+    """Truth and candidates: true images first, then others that are not copies of them."""
     images = np.asarray(truth.inputs).reshape(-1, *truth.inputs.shape[2:])
     labels = np.ravel(truth.labels)
     if others is not None:

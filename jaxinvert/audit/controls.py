@@ -1,13 +1,13 @@
-"""What an attacker would show without the update: pictures made of prior knowledge alone.
+"""Null controls of an audit: reconstructions that do not use the client's update.
 
-Leakage is what an attack scores above the strongest of these null controls:
+An attack leaks as far as its scores exceed those of the strongest control:
 
 | control        | the "reconstruction" of a private image                                               |
 |----------------|---------------------------------------------------------------------------------------|
 | mean image     | the mean of the other clients' candidates                                             |
-| class mean     | the mean of those of the same class, where the attacker knows the labels              |
-| prior only     | the same attack, blind to the update: its start and its image prior                   |
-| random update  | the same attack on normal noise in place of the update, tensor by tensor of its norm  |
+| class mean     | the mean of those of the same class, if the attacker is granted the labels            |
+| prior only     | the same attack without access to the update: its start and its image prior           |
+| random update  | the same attack on normal noise with the norm of each tensor of the update            |
 | other client   | the same attack on the next client's update                                           |
 """
 
@@ -25,14 +25,14 @@ from jaxinvert.types import Array, ArrayTree, Batch, Key, Observation, Params
 
 
 def mean_image(ground: Ground) -> np.ndarray:
-    """`[T, B, H, W, C]`: for every client the mean of all candidates but its own."""
+    """`[T, B, H, W, C]`: for every client, the mean of all candidates except its own."""
     return np.stack(
         [_mean_without(ground, own, np.ones(len(ground.candidates.labels), bool)) for own in ground.private]
     )[:, None].repeat(ground.private.shape[1], axis=1)
 
 
 def class_mean(ground: Ground) -> np.ndarray:
-    """`[T, B, H, W, C]`: for every image the mean of the other candidates of its class; of all, if there is none."""
+    """`[T, B, H, W, C]`: for every image, the mean of other clients' candidates of its class, or of all if none."""
     return np.stack(
         [
             np.stack([_mean_without(ground, own, ground.candidates.labels == label) for label in labels])
@@ -42,18 +42,18 @@ def class_mean(ground: Ground) -> np.ndarray:
 
 
 def other_client(found: np.ndarray) -> np.ndarray:
-    """`[T, B, H, W, C]`: what the attack made of the next client's update, the last client's being the first's."""
+    """`[T, B, H, W, C]`: reconstructions from the next client's update; the last client gets the first's."""
     return np.roll(found, -1, axis=0)
 
 
 def random_update(key: Key, observations: Observation) -> Observation:
-    """Observations that hold nothing private: normal noise in place of updates, each tensor of the same norm.
+    """Observations without private information: each tensor of an update is normal noise of the same norm.
 
-    Running statistics are those that the server sent itself, and labels stay, where they are granted.
+    Running statistics are replaced by those that the server sent. Labels are kept where they are granted.
 
     Args:
-      key: of the noise.
-      observations: of all targets, see `observe_targets`.
+      key: PRNG key of the noise.
+      observations: observations of all targets, see `observe_targets`.
     """
     own_key, earlier_key = jax.random.split(key)
 
@@ -71,7 +71,7 @@ def random_update(key: Key, observations: Observation) -> Observation:
 
 
 def blind(problem: Problem) -> Problem:
-    """The attacker whose simulated client, and network, does not see the images: what remains is the prior."""
+    """The problem with a client update and logits that ignore the images, so that only the image prior remains."""
 
     def constant(params: Params, batch: Batch) -> ArrayTree:
         del batch
@@ -91,10 +91,10 @@ def blind(problem: Problem) -> Problem:
 
 @partial(jax.jit, static_argnames="lead")
 def _noise(key: Key, tree: ArrayTree, *, lead: int) -> ArrayTree:
-    """Normal noise with the norm of every tensor, for every index of its `lead` leading axes."""
+    """Normal noise with the norm of each tensor, separately for every index of the `lead` leading axes."""
     leaves, structure = jax.tree.flatten(tree)
     ends = list(accumulate(leaf.size for leaf in leaves))
-    draws = jnp.split(jax.random.normal(key, (ends[-1],)), ends[:-1])  # one draw for all: each takes long to compile
+    draws = jnp.split(jax.random.normal(key, (ends[-1],)), ends[:-1])  # a single draw, as each one is slow to compile
 
     def of_same_norm(draw: jax.Array, leaf: jax.Array) -> jax.Array:
         rows, wanted = draw.reshape(*leaf.shape[:lead], -1), leaf.reshape(*leaf.shape[:lead], -1)
@@ -105,7 +105,7 @@ def _noise(key: Key, tree: ArrayTree, *, lead: int) -> ArrayTree:
 
 
 def _mean_without(ground: Ground, own: np.ndarray, eligible: np.ndarray) -> np.ndarray:
-    """`[H, W, C]`: the mean of the eligible candidates but for a client's own; of all others, if there is none."""
+    """`[H, W, C]`: the mean of eligible candidates except the client's own, or of all others if none is eligible."""
     others = np.ones(len(ground.candidates.labels), bool)
     others[own] = False
     chosen = others & eligible

@@ -1,17 +1,18 @@
-"""How sure one can be: rates and excesses over controls, each with an interval and a test over clients.
+"""The statistics of an audit: identification rates and excesses over controls, with intervals and tests over clients.
 
-The unit is the client. Images of one update are not independent of each other, clients are.
+The statistical unit is the client: images of one update are not independent of each other, clients are.
 
-Two questions are asked of every attack, each with a test that holds its level at any number of clients:
+Every attack is tested for two effects, each with a test that keeps its level for any number of clients:
 
-- *Does it identify?* Null: a client's pictures do not depend on which candidates are the client's, among those that
-  the attacker cannot rule out (`retrieval.Null`). Permuting the clients' places among these candidates gives the law
-  of the number of clients identified, with duplicates, favorite candidates and whole batches accounted for. Where the
-  controls identify more than that law allows (p < 0.2), chance is no null: then the attack must also identify more
-  clients than every control, by Fisher's exact test.
-- *Does it come closer?* Null: for at least one control, attack and control could as well be exchanged. Each control
-  has its own test of signed ranks, and the largest p counts (a test of a union of nulls by the intersection of the
-  rejections, Berger 1982): a control that fails now and then hides no other.
+- *Identification.* Null hypothesis: a client's reconstructions do not depend on which candidates are the client's,
+  among those that the attacker cannot rule out (`retrieval.Null`). Permuting the clients' images among these
+  candidates gives the null distribution of the number of clients identified, which accounts for duplicates,
+  candidates that are picked often, and whole batches. If the controls identify more than this distribution allows
+  (p < 0.2), it is no valid null: then the attack must also identify more clients than every control, by Fisher's
+  exact test.
+- *Excess over the controls.* Null hypothesis: for at least one control, attack and control are exchangeable. Each
+  control has its own signed-rank test, and the largest p-value counts (intersection-union test, Berger 1982), so a
+  control that fails for some clients cannot mask another one.
 
 Edge cases:
 
@@ -20,7 +21,7 @@ Edge cases:
 | 0 of n | up to `1 - 0.025^(1 / n)`, not 0 | 1 |
 | n of n | down to `0.025^(1 / n)`, not 1 | `chance^n` |
 | one difference | none: from `-inf` to `inf` | 1/2 at best |
-| all differences equal | their value, which says nothing of other clients | of the signs |
+| all differences equal | their value, which says nothing about other clients | p of the signs |
 | all differences zero | 0 | 1 |
 
 References:
@@ -51,11 +52,11 @@ class Rate(NamedTuple):
     Attributes:
       count: successes.
       total: clients that could be successes.
-      low: lower end of the exact (Clopper-Pearson) interval of 95 %.
+      low: lower end of the exact (Clopper-Pearson) 95 % interval.
       high: its upper end.
-      chance: what guessing would reach.
-      p_value: of as many successes or more where there is nothing to find.
-      least_p_value: the same if all were successes: what this many clients can show at most.
+      chance: expected share by guessing.
+      p_value: probability of at least as many successes under the null hypothesis.
+      least_p_value: the p-value if all were successes, the smallest that this number of clients can reach.
     """
 
     count: int
@@ -71,12 +72,12 @@ class Excess(NamedTuple):
     """By how much the attack's score exceeds a control's, over clients.
 
     Attributes:
-      mean: of the differences, in units of the score.
-      low: lower end of the interval of 95 % (`mean_interval`).
+      mean: mean difference, in units of the score.
+      low: lower end of the 95 % interval (`mean_interval`).
       high: its upper end.
-      p_value: of differences as large or larger if attack and control could as well be exchanged (Wilcoxon's signed
-        ranks, one-sided).
-      least_p_value: the same if all clients were in favor: what this many clients can show at most.
+      p_value: probability of differences at least as large if attack and control are exchangeable (Wilcoxon's
+        signed-rank test, one-sided).
+      least_p_value: the p-value if all differences were positive, the smallest that this number of clients can reach.
     """
 
     mean: float
@@ -87,12 +88,12 @@ class Excess(NamedTuple):
 
 
 class Trials(NamedTuple):
-    """One image of each client, to be picked out: games that are independent of each other.
+    """Independent identification games: in each, the attacker has to pick out one image of one client.
 
     Attributes:
       count: games won.
-      total: games; 0 where the granted labels alone tell the images.
-      baseline: the most that guessing can win on average, 0 ... 1.
+      total: games played; 0 if the granted labels alone identify the images.
+      baseline: the largest share that guessing can win on average, 0 ... 1.
     """
 
     count: int
@@ -101,14 +102,14 @@ class Trials(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """What one attacker's scores are worth.
+    """The statistical evidence of a leak to one attacker.
 
     Attributes:
       identified: clients with at least one image identified.
-      in_class: whether images competed with candidates of their own class alone, as the labels were granted.
-      excess: of the PSNR in dB over `strongest`; its p is the largest over all controls.
+      in_class: whether candidates are limited to the class of the image, because the attacker was granted the labels.
+      excess: PSNR in dB above `strongest`; its p-value is the largest over all controls.
       strongest: the control with the highest mean PSNR.
-      closest: the control from which the attack can be told least, whose p counts.
+      closest: the control with the largest p-value.
     """
 
     identified: Rate
@@ -119,7 +120,7 @@ class Evidence(NamedTuple):
 
 
 def rate(count: int, total: int, *, chance: float) -> Rate:
-    """A share of clients with its interval, against a chance that is the same for all, independently.
+    """A share of clients with its interval, tested against independent guesses of equal probability.
 
     Args:
       count: successes.
@@ -127,13 +128,13 @@ def rate(count: int, total: int, *, chance: float) -> Rate:
       chance: 0 ... 1, the probability of a success by guessing.
 
     Raises:
-      ValueError: if these are no counts or no probability.
+      ValueError: if the counts or the probability are out of range.
 
     >>> rate(0, 10, chance=0.1).high < 0.31 and rate(0, 10, chance=0.1).p_value
     1.0
     """
     if not 0 <= count <= total or total < 1:
-        raise ValueError(f"count is {count} of {total}, expected 0 ... total and at least one")
+        raise ValueError(f"count is {count} of total {total}, expected 0 ... total, and a total of at least 1")
     test = stats.binomtest(count, total, chance, alternative="greater")
     return Rate(count, total, *_exact_interval(count, total), chance, float(test.pvalue), float(chance**total))
 
@@ -146,14 +147,14 @@ def identification(
     chance: float,
     controls: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> Rate:
-    """Clients identified, against what the same pictures would identify by chance, and the controls' pictures do.
+    """The rate of clients identified, tested against chance and, if chance is no valid null, against the controls.
 
     Args:
-      hits: `[T]` booleans, of the clients that can be hits at all; there may be none.
-      null_counts: `[M]` hits of the same pictures after `M` deals.
-      least_p_value: of the most hits that there could be.
+      hits: `[T]` booleans, whether each client is identified; only clients that can be, possibly none.
+      null_counts: `[M]` clients identified by the same reconstructions after each of `M` permutations.
+      least_p_value: p-value of the largest possible number of hits.
       chance: expected share of hits by guessing.
-      controls: of each, hits `[T]` and `[M]` hits after the same deals.
+      controls: for each control its hits `[T]`, and its counts `[M]` after the same permutations.
     """
     total, count = len(hits), int(hits.sum())
     if not total:
@@ -169,12 +170,12 @@ def identification(
 
 
 def _more_often(count: int, other: int, total: int) -> float:
-    """Fisher's exact p of `count` of `total` against `other` of as many."""
+    """One-sided p-value of Fisher's exact test of `count` of `total` against `other` of `total`."""
     return float(stats.hypergeom.sf(count - 1, 2 * total, count + other, total))
 
 
 def permutation_p_value(count: int, null_counts: np.ndarray) -> float:
-    """The exact p of a Monte Carlo test: what was seen is one of the permutations, so it is never 0."""
+    """Exact p-value of a Monte Carlo permutation test; never 0, as the observation counts as a permutation."""
     return float((1 + np.sum(null_counts >= count)) / (1 + len(null_counts)))
 
 
@@ -182,11 +183,11 @@ def excess(scores: ArrayLike, controls: ArrayLike) -> Excess:
     """By how much `scores` exceed `controls`, paired by client.
 
     Args:
-      scores: `[T]` of the attack, one for each client; more is more leakage.
-      controls: `[T]` of the control.
+      scores: `[T]` scores of the attack, one for each client; a higher score is more leakage.
+      controls: `[T]` scores of the control.
 
     Raises:
-      ValueError: if they are not two equal `[T]` of finite numbers.
+      ValueError: if the shapes are not two equal `[T]`, or a score is not finite.
     """
     attack, control = np.asarray(scores, np.float64), np.asarray(controls, np.float64)
     if attack.ndim != 1 or attack.shape != control.shape or not attack.size:
@@ -199,17 +200,17 @@ def excess(scores: ArrayLike, controls: ArrayLike) -> Excess:
 
 
 def excess_over_all(scores: ArrayLike, controls: Mapping[str, ArrayLike]) -> tuple[Excess, str, str]:
-    """The excess over the strongest control, with the largest p over all of them.
+    """The excess over the strongest control, with the largest p-value over all controls.
 
     Args:
-      scores: `[T]` of the attack.
-      controls: `[T]` by name of the control, at least one.
+      scores: `[T]` scores of the attack.
+      controls: scores `[T]` by name of the control, at least one.
 
     Returns:
       The excess over the control with the highest mean, its name, and the name of the control with the largest p.
 
     Raises:
-      ValueError: as `excess`.
+      ValueError: see `excess`.
     """
     over = {name: excess(scores, of_control) for name, of_control in controls.items()}
     strongest = min(over, key=lambda name: over[name].mean)
@@ -218,19 +219,20 @@ def excess_over_all(scores: ArrayLike, controls: Mapping[str, ArrayLike]) -> tup
 
 
 def mean_interval(values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """The interval of 95 % of a mean: Student's t, longer on the side of the longer tail.
+    """The 95 % interval of a mean: Student's t interval, stretched on the side of the longer tail.
 
     With `s` the standard deviation and `g` the skewness of the values, the upper end is `mean + t s / sqrt(n) (1 +
     11 max(g, 0) / n)`, the lower one the same with `-g`. Student's t alone misses the mean of a skewed distribution
-    on the side of its tail (the exponential one: covered in 88, 89, 92 % at n = 4, 8, 16), because a sample without
-    values of the tail has a mean and a spread that are both too small. The stretch, which fades as 1 / n, covers
-    96 to 97 % of normal and 93 to 97 % of exponential means at these n (`experiments.audit_verdicts`).
+    on the side of its tail (exponential distribution: coverage of 88, 89, 92 % at n = 4, 8, 16), because a sample
+    without values from the tail has a mean and a spread that are both too small. With the stretch, which decays as
+    1 / n, coverage is 96 to 97 % for normal and 93 to 97 % for exponential values at these n
+    (`experiments.audit_verdicts`).
 
     Args:
-      values: `[..., n]`, of independent units; of a comparison, the paired differences.
+      values: `[..., n]` values of independent units; for a comparison, the paired differences.
 
     Returns:
-      Lower and upper ends `[...]`: infinite for n = 1, and the value itself where all are equal.
+      Lower and upper ends `[...]`: infinite for n = 1, and the value itself if all are equal.
     """
     values = np.asarray(values, np.float64)
     size, mean = values.shape[-1], values.mean(axis=-1)
@@ -248,12 +250,12 @@ def mean_interval(values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def signed_rank_p_value(differences: ArrayLike) -> float:
-    """Wilcoxon's signed ranks, one-sided: that values are so far above 0 if each could as well have the other sign.
+    """One-sided p-value of Wilcoxon's signed-rank test. Null hypothesis: every value has either sign equally often.
 
-    Exact up to 64 values, ties and zeros included (zeros are left out, ties share their mean rank).
+    Exact up to 64 values, also with ties and zeros: zeros are left out, ties share their mean rank.
 
     Args:
-      differences: `[n]`.
+      differences: `[n]` paired differences.
     """
     values = np.asarray(differences, np.float64)
     values = values[values != 0]
@@ -263,7 +265,7 @@ def signed_rank_p_value(differences: ArrayLike) -> float:
         found: Any = stats.wilcoxon(values, alternative="greater", method="approx")
         return float(found.pvalue)
     ranks = np.rint(2 * stats.rankdata(np.abs(values))).astype(int)  # doubled, so that shared ranks are integers
-    chances = np.zeros(ranks.sum() + 1)  # of every sum of the ranks with a positive sign
+    chances = np.zeros(ranks.sum() + 1)  # probability of every (doubled) sum of positive ranks
     chances[0] = 1.0
     for rank in ranks:
         chances *= 0.5
@@ -272,7 +274,7 @@ def signed_rank_p_value(differences: ArrayLike) -> float:
 
 
 def clients_needed(level: float) -> int:
-    """The fewest clients whose differences can all be in favor with a p below `level`.
+    """The smallest number of clients for which the signed-rank test can reach a p-value below `level`.
 
     >>> clients_needed(0.01 / 4)
     9
@@ -281,7 +283,7 @@ def clients_needed(level: float) -> int:
 
 
 def _exact_interval(count: int, total: int) -> tuple[float, float]:
-    """Clopper and Pearson's: quantiles of beta distributions."""
+    """The Clopper-Pearson interval, from quantiles of beta distributions."""
     tail = (1 - _CONFIDENCE) / 2
     low = float(special.betaincinv(count, total - count + 1, tail)) if count else 0.0
     high = float(special.betaincinv(count + 1, total - count, 1 - tail)) if count < total else 1.0

@@ -1,4 +1,4 @@
-"""Finished attacks of an audit, kept in its folder, so that an audit that was interrupted does not repeat them."""
+"""Storage of finished attacks in the audit's folder, so that an interrupted audit does not repeat them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +13,10 @@ _SCALARS = ("num_steps", "seconds_compile", "seconds_run", "num_devices", "chunk
 
 
 def kept_or_done(file: Path, do: Callable[[], Execution]) -> Execution:
-    """What `file` holds of a finished attack; if it holds none, does it and keeps it, unless it was interrupted."""
+    """Loads a finished attack from `file`, or else runs it and saves it there unless it was interrupted."""
     try:
         return _load(file)
-    except (FileNotFoundError, ValueError):  # a damaged file is as good as none
+    except (FileNotFoundError, ValueError):  # a damaged file counts as missing
         execution = do()
     if not execution.interrupted:
         _save(file, execution)
@@ -38,8 +38,8 @@ def _load(file: Path) -> Execution:
     """Reads what `_save` wrote.
 
     Raises:
-      FileNotFoundError: if there is none.
-      ValueError: if it is damaged.
+      FileNotFoundError: if there is no file.
+      ValueError: if the file is damaged.
     """
     arrays = files.load_arrays(file)
 
@@ -50,5 +50,5 @@ def _load(file: Path) -> Execution:
         found = Reconstruction(arrays["inputs"], arrays.get("labels"), arrays["attack_loss"], group("info/"))  # type: ignore[arg-type]
         scalars = {name: arrays[name].item() for name in _SCALARS if name in arrays}
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{file} is not what an audit keeps: {error}") from error
+        raise ValueError(f"{file} does not hold a finished attack of an audit: {error}") from error
     return Execution(found, interrupted=False, history=group("history/"), **scalars)

@@ -1,6 +1,7 @@
-"""What an audit asks for: one deployment, several defenses, and for each of them all who attack it.
+"""The scenarios of an audit: one deployment with each of several defenses, and the attackers of each.
 
-A defense is written `NAME`, `NAME:number=value,number=value`, or as a chain `top-k+gaussian:keep=0.1,scale=0.01`.
+A defense is written `NAME`, `NAME:parameter=value,parameter=value`, or as a chain
+`top-k+gaussian:keep=0.1,scale=0.01`.
 """
 
 from collections.abc import Sequence
@@ -14,14 +15,14 @@ NAIVE, ADAPTIVE = "naive", "adaptive"
 
 
 def settings_for(config: JobConfig, defenses: Sequence[str] = (NONE,)) -> list[Scenario]:
-    """One setting for each defense: attacked by a naive attacker, and by one that adapts to it, if there is one.
+    """One scenario for each defense, with a naive attacker and, where one exists, an adaptive attacker.
 
     Args:
       config: the deployment and the attack, without a defense.
-      defenses: as in the module's docstring.
+      defenses: written as described in the module's docstring.
 
     Raises:
-      ValueError: for a defense that cannot be, or is named twice, or none at all.
+      ValueError: for an invalid defense, one that is named twice, or an empty list.
 
     >>> [[*setting.attackers] for setting in settings_for(JobConfig(), ["none", "top-k:keep=0.1"])]
     [['naive'], ['naive', 'adaptive']]
@@ -29,7 +30,7 @@ def settings_for(config: JobConfig, defenses: Sequence[str] = (NONE,)) -> list[S
     if config.defense.name != NONE or config.attacker.adaptive:
         raise ValueError("an audit takes its defenses from the list `defenses`, and its attackers follow from them")
     if not defenses or len(set(defenses)) < len(defenses):
-        raise ValueError(f"defenses are {list(defenses)}, expected one at least, and each once")
+        raise ValueError(f"defenses are {list(defenses)}, expected at least one, and each only once")
     return [_setting(config, text) for text in defenses]
 
 
@@ -46,15 +47,15 @@ def _setting(config: JobConfig, text: str) -> Scenario:
         check_needs(adaptive.granted, adaptive.needs, attack=f"an adaptive {adaptive.attacker.attack}")
         attackers[ADAPTIVE] = adaptive
     except ValueError as error:
-        return Scenario(title, attackers, f"nobody adapts: {error}")
+        return Scenario(title, attackers, f"without an adaptive attacker: {error}")
     return Scenario(title, attackers)
 
 
 def parse_defense(text: str) -> tuple[str, dict[str, float]]:
-    """Name and numbers of a defense.
+    """Parses a defense into its name and its parameters.
 
     Raises:
-      ValueError: if the text is not of that form.
+      ValueError: if the text does not have the form of the module's docstring.
 
     >>> parse_defense("top-k:keep=0.1")
     ('top-k', {'keep': 0.1})
@@ -64,7 +65,7 @@ def parse_defense(text: str) -> tuple[str, dict[str, float]]:
         pairs = [part.split("=") for part in numbers.split(",")] if colon else []
         parsed = {key.strip(): float(value) for key, value in pairs}
     except ValueError as error:
-        raise ValueError(f"defense {text!r} is not of the form NAME:number=value,number=value") from error
+        raise ValueError(f"defense {text!r} is not of the form NAME:parameter=value,parameter=value") from error
     if len(parsed) < len(pairs):
-        raise ValueError(f"defense {text!r} gives a number twice")
+        raise ValueError(f"defense {text!r} sets a parameter twice")
     return name.strip(), parsed

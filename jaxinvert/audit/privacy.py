@@ -1,4 +1,4 @@
-"""What differential privacy promises of a setting, beside what its attackers reached."""
+"""Differential-privacy guarantees of a scenario, compared with the success of its attackers."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -8,16 +8,16 @@ from jaxinvert.defenses.accounting import guarantee, shown_epsilon, success_boun
 from jaxinvert.jobs import JobConfig
 
 _DELTA = 1e-5
-"""Of an epsilon of one release, where that of the training is not given."""
+"""Delta of the epsilon of one release, if the delta of the training is not given."""
 
 
 class Training(NamedTuple):
-    """The whole training that an attacked update is a part of, which a guarantee is about.
+    """The whole training, to which a guarantee applies and to which the attacked update belongs.
 
     Attributes:
-      sampling_rate: probability with which an example takes part in a step.
-      num_steps: of the whole training.
-      delta: the probability with which the guarantee may fail.
+      sampling_rate: probability that an example takes part in a step.
+      num_steps: number of steps of the whole training.
+      delta: probability that the guarantee may fail.
     """
 
     sampling_rate: float
@@ -26,11 +26,11 @@ class Training(NamedTuple):
 
 
 class Privacy(NamedTuple):
-    """A guarantee, or why there is none.
+    """The guarantee of a defense, or the reason why it has none.
 
     Attributes:
-      epsilon: with `delta` of the training, or `None`.
-      words: what it means, what it rests on, or why there is none.
+      epsilon: epsilon at the training's `delta`, or `None`.
+      words: the guarantee in words with its assumptions, or the reason why there is none.
     """
 
     epsilon: float | None
@@ -38,10 +38,10 @@ class Privacy(NamedTuple):
 
 
 def privacy(config: JobConfig, training: Training | None) -> Privacy | None:
-    """The guarantee of a job's defense over a training; `None` without a defense, for which nobody expects one.
+    """The guarantee of a job's defense over a whole training; `None` for a job without a defense.
 
     Raises:
-      ValueError: for a training that cannot be, or without the accountant's library.
+      ValueError: for an invalid training, or if the accountant's library is not installed.
     """
     chain, parameters = config.defense.chain, config.defense.parameters
     if not chain.names:
@@ -52,7 +52,7 @@ def privacy(config: JobConfig, training: Training | None) -> Privacy | None:
         except ValueError as error:
             return Privacy(None, str(error))
     if training is None:
-        return Privacy(None, "an epsilon is about the whole training: give its sampling rate and number of steps")
+        return Privacy(None, "an epsilon covers the whole training: give its sampling rate and its number of steps")
     found = guarantee(chain, parameters, **training._asdict())
     words = (
         f"epsilon {found.epsilon:.3g} with delta {found.delta:g}, over {training.num_steps:,} steps, sampling rate "
@@ -62,20 +62,20 @@ def privacy(config: JobConfig, training: Training | None) -> Privacy | None:
 
 
 class Allowed(NamedTuple):
-    """What differential privacy allows at most, beside what the attackers reached in the same game.
+    """Bounds of differential privacy on the success of attacks, compared with the attackers' success in one game.
 
-    The game is to pick one image of a client out among the candidates that the attacker cannot rule out: all, or
-    those of its class where labels are granted. The bounds hold against this side knowledge: an attacker who can rule
-    out more starts from a higher baseline.
+    The game is to pick one image of a client out of the candidates that the attacker cannot rule out: all of them, or
+    those of its class if labels are granted. The bounds hold for this side knowledge: an attacker who can rule out
+    more candidates starts from a higher baseline.
 
     Attributes:
-      attacker: who picked out most.
-      trials: of this attacker.
-      release: the most that DP-SGD allows as the share of games won, from what was attacked.
-      training: the same from all releases of the training, or `None` if that is not known.
-      delta: of the next two.
-      epsilon: of what was attacked, each image with certainty a part of it: an upper bound.
-      shown: the epsilon that the attackers' success shows at least, with 95 % confidence over all of them.
+      attacker: the attacker that won the most games, relative to its baseline.
+      trials: games of this attacker.
+      release: upper bound of DP-SGD on the share of games won, from the attacked release.
+      training: upper bound from all releases of the training, or `None` if the training is unknown.
+      delta: delta of `epsilon` and `shown`.
+      epsilon: upper bound on the epsilon of the attacked release, in which every image takes part with certainty.
+      shown: lower bound on epsilon from the success of the attackers, with 95 % confidence over all of them.
     """
 
     attacker: str
@@ -88,15 +88,15 @@ class Allowed(NamedTuple):
 
 
 def allowed(config: JobConfig, trials: Mapping[str, Trials], training: Training | None) -> Allowed | None:
-    """Both bounds of a setting that has an accountant; `None` for others, and if there was no game to win.
+    """The bounds for a scenario with DP-SGD; `None` for other defenses, and if an attacker had no game to play.
 
     Args:
-      config: of any of the attackers.
-      trials: by name of the attacker.
-      training: whole, if it is known.
+      config: the job of any of the attackers.
+      trials: games by name of the attacker.
+      training: the whole training, if it is known.
 
     Raises:
-      ValueError: as `privacy`.
+      ValueError: see `privacy`.
     """
     if config.defense.chain.names[:1] != ("dp-sgd",) or not all(one.total for one in trials.values()):
         return None

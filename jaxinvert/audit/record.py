@@ -1,44 +1,44 @@
-"""What an audit leaves as `audit.json`: every figure of the page, and nothing that depends on when it ran.
+"""The content of `audit.json`: every figure of the page, and nothing that depends on when the audit ran.
 
     {"format": 1, "num_clients", "num_examples", "num_candidates", "significance",
-     "assumptions": {...},                       # of the first setting's first attacker
+     "assumptions": {...},                       # assumptions of the first setting's first attacker
      "settings": [{
        "name", "worst",                          # name of the attacker on whose evidence the verdict rests
        "verdict": {"level", "headline", "certainty", "clients_needed"},
-       "note",                                   # such as why no attacker adapts
+       "note",                                   # such as why there is no adaptive attacker
        "privacy": {"epsilon" or null, "words",
-         "allowed": {                            # or null: what differential privacy allows at most, see `Allowed`
+         "allowed": {                            # bounds of differential privacy, see `Allowed`, or null
            "attacker", "trials": {"count", "total", "baseline"}, "release", "training", "delta", "epsilon", "shown"
          }} or null,
        "utility": {"rounds", "accuracy": [...], "num_test"} or null,
-       "leakage": [{                             # to the worst attacker, by rounds of training before; or null
+       "leakage": [{                             # to the worst attacker after "round" rounds of training, or null
          "round", "identified", "excess_psnr_db", "strongest", "choice",   # as below; round 0 is the same attack
          "psnr_db": DISTRIBUTION}, ...],         # over images
        "attackers": {NAME: {
          "config": {...},
-         "choice",                               # what the attack "auto" took, in words, or null
+         "choice",                               # in words, the method that the attack "auto" chose, or null
          "identified": {"count", "total", "low", "high", "chance", "p_value", "least_p_value"},     # clients
-         "in_class",                             # whether among candidates of their class, as labels were granted
+         "in_class",                             # whether candidates are limited to the class, as labels were granted
          "excess_psnr_db", "excess_ssim": {"mean", "low", "high", "p_value", "least_p_value"},      # over `strongest`
          "strongest",                            # control with the highest mean PSNR
-         "closest",                              # control with the largest p of the PSNR, which is that of the excess
-         "above_db": {"20": {...}, "30": {...}}, # clients with an image at or above, as "identified" but for chance
+         "closest",                              # control with the largest p of the PSNR; the excess has this p
+         "above_db": {"20": {...}, "30": {...}}, # clients with an image at or above: "count", "total", "low", "high"
          "identified_in_class": {"share", "num_images"} or null,
-         "labels": {"exact", "recall"} or null,  # where they were not granted
+         "labels": {"exact", "recall"} or null,  # of restored labels; null if they were granted
          "attack": {"psnr_db", "ssim", "mse": DISTRIBUTION, "identified"},     # over images, identified among all
-                                                 # candidates; "lpips" and "identified_by_lpips" if asked for
+                                                 # candidates; "lpips" and "identified_by_lpips" if requested
          "controls": {NAME: {... as "attack"}},
          "clients": [{"client", "psnr_db", "best_psnr_db", "ssim", "identified", "excess_db", "attack_loss"}, ...],
          "images": [{"client", "example", "label", "class_name", "psnr_db", "ssim", "mse", "identified"}, ...],
          "seconds_run"}}}],
      "versions": {...}, "device"}
 
-Of captured updates without their truth there is less to say:
+For captured updates without their truth:
 
     {"format": 1, "assumptions", "versions", "device",
      "explained": {ATTACKER: {"config", "share": [T], "share_of_random_updates": [T]}}}
 
-A `DISTRIBUTION` has `mean`, `std`, `min`, `q25`, `median`, `q75`, `max`. Numbers that do not exist are `null`.
+A `DISTRIBUTION` has `mean`, `std`, `min`, `q25`, `median`, `q75`, `max`. Undefined numbers are `null`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,18 +57,18 @@ from jaxinvert.jobs import JobConfig
 
 FORMAT = 1
 THRESHOLDS_DB = (20.0, 30.0)
-"""PSNR from which most pictures are recognizable, and from which they look the same as their original."""
+"""PSNR from which most images are recognizable, and from which they look the same as their original."""
 
 
 def record(audited: Sequence[Audited], training: Training | None = None) -> dict[str, Any]:
-    """The content of `audit.json`, see the module's docstring; `store.save_json` writes it.
+    """The content of `audit.json`, see the module's docstring; `files.save_json` writes it.
 
     Args:
-      audited: the settings.
-      training: that differential privacy is accounted for, if it is known.
+      audited: the judged scenarios.
+      training: the training that privacy is accounted for, if it is known.
 
     Raises:
-      ValueError: as `privacy`.
+      ValueError: see `privacy`.
     """
     ground, first = audited[0].ground, next(iter(audited[0].attackers.values()))
     return {
@@ -97,7 +97,7 @@ def record(audited: Sequence[Audited], training: Training | None = None) -> dict
 
 
 def record_of_capture(found: Mapping[str, tuple[JobConfig, Explained]]) -> dict[str, Any]:
-    """The content of `audit.json` for captured updates whose truth is not known."""
+    """The content of `audit.json` for captured updates whose truth is unknown."""
     config, _ = next(iter(found.values()))
     return {
         "format": FORMAT,

@@ -1,13 +1,14 @@
-"""Identifiability: does a reconstruction pick out the private image among others of the same kind?
+"""Identification: whether a reconstruction picks out the private image among candidates of the same kind.
 
-The reconstructions of one update are assigned one-to-one to the candidates they correlate with most, without a look
-at which are private; an image is identified if it, or an exact copy of it, is among those chosen. A batch collapsed
-onto one image therefore identifies one at most, and neither order, brightness nor contrast of the reconstructions
-matters. An attacker who was granted the labels picks among candidates of the class: there, guessing finds one of `n`
-images of a class, not one of all `N`.
+The reconstructions of one update are assigned one-to-one to candidates so that the sum of correlations is largest,
+without using which candidates are private. An image is identified if it, or an exact copy of it, is among those
+assigned. A batch that collapses onto one image therefore identifies at most one, and neither order, brightness nor
+contrast of the reconstructions matters. An attacker who is granted the labels picks among candidates of the class:
+guessing then finds one of the `n` images of a class, not one of all `N`.
 
-Every picture is compared with every candidate in one pass: products of reconstructions, standardized, with candidates
-as they are, whose means and norms are known before. Memory is that of both sets of images and one update's products.
+Every reconstruction is compared with every candidate in one pass: standardized reconstructions are multiplied with
+unchanged candidates, whose norms are computed before. Memory holds both sets of images and the products of one chunk
+of updates.
 """
 
 import hashlib
@@ -20,18 +21,18 @@ from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 
 NOBODY = -1
-"""In place of a candidate: nothing was chosen."""
+"""Index in place of a candidate if none was picked."""
 _CHUNK_BYTES = 1 << 26
 _NUM_PERMUTATIONS = 999
 
 
 class Pool(NamedTuple):
-    """Candidates, prepared once for all pictures that are compared with them.
+    """Candidates, prepared once for all comparisons.
 
     Attributes:
-      rows: `[N, pixels]` float32 in [0, 1], a view of the images where they are that already.
-      norms: `[N]` of the rows less their mean; 0 for flat ones.
-      same: `[N]` the first candidate with the very same pixels, for most their own number.
+      rows: `[N, pixels]` float32 in [0, 1], a view of the images if they are float32 already.
+      norms: `[N]` norms of the rows after subtraction of their mean; 0 for constant images.
+      same: `[N]` index of the first candidate with identical pixels, usually the candidate's own.
     """
 
     rows: np.ndarray
@@ -40,16 +41,16 @@ class Pool(NamedTuple):
 
 
 class Null(NamedTuple):
-    """Clients whose images were dealt again, at random, among the candidates that the attacker cannot rule out.
+    """The permutation null of identification: private images redrawn from candidates that cannot be ruled out.
 
     Attributes:
-      dealt: `[M, T, B]` candidates in place of the private ones, of the same class where labels are granted; copies
-        are numbered as the first of them.
-      private: `[T, B]` the private ones.
-      open: `[T, B]` whether an image has rivals at all; one without tells nothing.
+      dealt: `[M, T, B]` indices of random candidates in place of the private images, of the same class if labels are
+        granted; copies have the index of the first of them.
+      private: `[T, B]` indices of the private images.
+      open: `[T, B]` whether an image has competing candidates; without any, its identification shows nothing.
       same: `[N]`, see `Pool`.
       chance: expected share of clients identified by guessing.
-      chances: `[T, B]` the most that guessing can reach for an image: by whichever candidate has most copies.
+      chances: `[T, B]` largest probability that a guess identifies an image: that of the candidate with most copies.
     """
 
     dealt: np.ndarray
@@ -61,21 +62,21 @@ class Null(NamedTuple):
 
     @property
     def clients(self) -> np.ndarray:
-        """`[T]`: who can be identified at all."""
+        """`[T]`: clients that can be identified, that is, with an image that has competing candidates."""
         return np.any(self.open, axis=1)
 
     def hits(self, picks: np.ndarray) -> np.ndarray:
-        """`[T]`: clients with an image, or a copy of it, among the picks `[T, P]`."""
+        """`[T]`: whether an image of each client, or a copy of it, is among the picks `[T, P]`."""
         return np.any(identified_by(picks, self.private, self.same) & self.open, axis=1)
 
     def one_of_each(self, picks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of each client that can be identified the first image with rivals: whether it is a hit, and its chance."""
+        """For the first open image of each client that has one: whether it is identified, and its chance."""
         clients = np.flatnonzero(self.clients)
         first = self.open[clients].argmax(axis=1)
         return identified_by(picks, self.private, self.same)[clients, first], self.chances[clients, first]
 
     def counts(self, picks: np.ndarray) -> np.ndarray:
-        """`[M]`: how many clients the same picks `[T, P]` would hit after each deal."""
+        """`[M]`: number of clients that the same picks `[T, P]` identify after each permutation."""
         clients, picked = np.arange(len(picks))[:, None], np.where(picks == NOBODY, NOBODY, self.same[picks])
         chosen = np.zeros((len(picks), len(self.same) + 1), bool)
         chosen[clients, picked] = True
@@ -97,11 +98,11 @@ def pool(candidates: ArrayLike) -> Pool:
 
 
 def correlations(reconstructions: np.ndarray, candidates: Pool) -> Iterator[np.ndarray]:
-    """For every update `[B, N]` in [-1, 1]: correlations of its pictures with all candidates; 0 for flat ones.
+    """Yields for every update `[B, N]` in [-1, 1], the correlations of its reconstructions with all candidates.
 
     Args:
-      reconstructions: `[T, B, H, W, C]`, clamped to [0, 1] first; a row of zeros for one that is flat or not finite.
-      candidates: of `pool`.
+      reconstructions: `[T, B, H, W, C]`, clamped to [0, 1] first; constant or non-finite ones have correlation 0.
+      candidates: the result of `pool`; constant ones have correlation 0.
     """
     inverse = np.divide(1.0, candidates.norms, out=np.zeros_like(candidates.norms), where=candidates.norms > 0)
     size = max(1, _CHUNK_BYTES // max(1, 4 * reconstructions[0].size))
@@ -114,18 +115,18 @@ def correlations(reconstructions: np.ndarray, candidates: Pool) -> Iterator[np.n
 
 
 def pick(correlation: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
-    """Assigns pictures one-to-one to the candidates that they correlate with most.
+    """Assigns reconstructions one-to-one to candidates so that the sum of correlations is largest.
 
     Args:
-      correlation: `[B, N]`; a row of zeros points to nobody.
-      among: candidates that may be chosen; by default all.
+      correlation: `[B, N]`; a row of zeros is not assigned.
+      among: indices of the candidates that may be picked; by default all.
 
     Returns:
-      `[B]`, the candidate of every picture, or `NOBODY`, also for pictures beyond the number of candidates.
+      `[B]` candidate of every reconstruction; `NOBODY` if it is not assigned, also for lack of candidates.
     """
     chosen, pointing = np.full(len(correlation), NOBODY), np.flatnonzero(np.any(correlation != 0, axis=1))
     gains = correlation[pointing] if among is None else correlation[pointing][:, among]
-    if len(pointing) == 1:  # nobody to share with
+    if len(pointing) == 1:  # the assignment is the maximum
         rows, columns = np.zeros(1, int), gains.argmax(axis=1)
     else:
         rows, columns = linear_sum_assignment(gains, maximize=True)
@@ -140,12 +141,12 @@ def identified_by(picks: np.ndarray, private: np.ndarray, same: np.ndarray) -> n
 
 
 def identified(reconstructions: ArrayLike, candidates: ArrayLike, private: ArrayLike) -> np.ndarray:
-    """Which private images of one update are chosen among the candidates.
+    """Whether each private image of one update is identified among the candidates.
 
     Args:
-      reconstructions: `[B, H, W, C]` in any order; one that is flat or not finite chooses nothing.
-      candidates: `[N, H, W, C]` in [0, 1], the private images among them; a flat one is never chosen before others.
-      private: `[P]` where in `candidates` the private images are.
+      reconstructions: `[B, H, W, C]` in any order; a constant or non-finite one picks nothing.
+      candidates: `[N, H, W, C]` in [0, 1], including the private images; a constant one has correlation 0.
+      private: `[P]` indices of the private images in `candidates`.
 
     Returns:
       `[P]` booleans.
@@ -157,25 +158,25 @@ def identified(reconstructions: ArrayLike, candidates: ArrayLike, private: Array
 
 
 def identified_of_all(reconstructions: ArrayLike, candidates: ArrayLike, private: ArrayLike) -> np.ndarray:
-    """As `identified`, of many updates with the same candidates: `[T, B, H, W, C]` and `[T, P]` to `[T, P]`."""
+    """`identified` for many updates with the same candidates: `[T, B, H, W, C]` and `[T, P]` to `[T, P]`."""
     found, known = np.asarray(reconstructions, np.float32), pool(candidates)
     if len(known.rows) < found.shape[1]:
         raise ValueError(
-            f"{len(known.rows)} candidates for {found.shape[1]} reconstructions: each needs one of its own"
+            f"{len(known.rows)} candidates for {found.shape[1]} reconstructions: each needs its own candidate"
         )
     picks = np.stack([pick(correlation) for correlation in correlations(found, known)])
     return identified_by(picks, np.asarray(private), known.same)
 
 
 def null(private: np.ndarray, labels: np.ndarray, same: np.ndarray, *, in_class: bool, seed: int = 0) -> Null:
-    """Deals the clients' images again and again among the candidates.
+    """Draws random permutations of the clients' images among the candidates.
 
     Args:
-      private: `[T, B]` where among the candidates each private image is, no two the same.
+      private: `[T, B]` indices of the private images among the candidates, all different.
       labels: `[N]` classes of the candidates.
       same: `[N]`, see `Pool`.
-      in_class: whether images are dealt among those of their class, as the attacker was granted the labels.
-      seed: of the deals.
+      in_class: whether images are permuted within their class, because the attacker was granted the labels.
+      seed: seed of the permutations.
     """
     generator = np.random.default_rng(seed)
     groups = labels if in_class else np.zeros(len(labels), int)
@@ -209,7 +210,7 @@ def chance_of_any(num_private: int, num_candidates: int) -> float:
 
 
 def _standardized(rows: np.ndarray) -> np.ndarray:
-    """`[N, pixels]` of mean 0 and norm 1; 0 for rows that are flat or not finite."""
+    """`[N, pixels]` rows with mean 0 and norm 1; zeros for constant or non-finite rows."""
     finite = np.all(np.isfinite(rows), axis=1, keepdims=True)
     rows = np.where(finite, rows, 0.0).clip(0, 1).astype(np.float32)
     rows -= rows.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The attacks of an audit, one after the other, watched, and not repeated if they were finished before."""
+"""Runs one attack of an audit with progress reports, or loads its stored result if it finished before."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from jaxinvert.search import Progress
 from jaxinvert.types import Observation, Reconstruction
 
 Show = Callable[[str, Progress | None], None]
-"""Called with what is being done, and how far it is if that is known."""
+"""Called with the name of the current step, and its progress or `None` if that is unknown."""
 
 
 def attack(
@@ -23,18 +23,18 @@ def attack(
     folder: Path | None,
     on_progress: Show,
 ) -> jobs.Execution:
-    """Attacks the observations, or takes what was kept of it.
+    """Attacks the observations, or loads the stored result.
 
     Args:
-      what: the attack is called, for people and in the names of files.
+      what: name of the attack, shown to people and used in file names.
       config: the job.
-      program: for it.
-      observations: all that the attacker sees.
-      folder: keeps the result, and the state in between.
-      on_progress: called now and then.
+      program: the program of this job.
+      observations: observations of all targets.
+      folder: stores the result, and the state of a running attack.
+      on_progress: called repeatedly with `what` and the progress.
 
     Raises:
-      KeyboardInterrupt: after its state was kept.
+      KeyboardInterrupt: after the state of the attack is saved.
     """
     state = None if folder is None else folder / "state" / what.replace(" ", "-")
 
@@ -61,9 +61,9 @@ def attack(
 
 
 def found_in(execution: jobs.Execution) -> tuple[np.ndarray, np.ndarray | None]:
-    """Images `[T, B, H, W, C]` and the classes `[T, B]` that they were made for."""
+    """Reconstructed images `[T, B, H, W, C]` and the labels `[T, B]` that the attack used, or `None`."""
     found: Reconstruction = execution.reconstructions
     labels = None if found.labels is None else np.asarray(found.labels)
     if labels is not None and labels.ndim > 2:
-        labels = labels.argmax(axis=-1)  # soft
+        labels = labels.argmax(axis=-1)  # of soft labels
     return np.asarray(found.inputs), labels

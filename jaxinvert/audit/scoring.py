@@ -1,4 +1,4 @@
-"""Truth and reconstructions meet: scores of every private image, for attacks and for controls alike."""
+"""Scores that compare reconstructions with the truth, image by image, for attacks and controls alike."""
 
 from typing import NamedTuple
 
@@ -19,13 +19,13 @@ class Images(NamedTuple):
 
 
 class Ground(NamedTuple):
-    """What only the audit knows.
+    """Truth and candidates, which only the audit knows.
 
     Attributes:
       truth: private batches, `inputs [T, B, H, W, C]` in [0, 1], `labels [T, B]`.
-      candidates: `inputs [N, H, W, C]`, `labels [N]`: the private images and others of the same kind.
-      private: `[T, B]`, where among the candidates each private image is.
-      pool: the candidates, prepared for `score`; by default whenever they are scored.
+      candidates: private images and others of the same kind, `inputs [N, H, W, C]`, `labels [N]`.
+      private: `[T, B]` index of each private image among the candidates.
+      pool: the candidates, prepared for `score`; by default prepared in every call.
     """
 
     truth: Images
@@ -35,21 +35,21 @@ class Ground(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """How close reconstructions come, image by image, `[T, B]` each, in the order of the truth.
+    """Scores of reconstructions, `[T, B]` each, in the order of the true images if not stated otherwise.
 
     Attributes:
-      psnr_db: 0 ... 120.
-      ssim: -1 ... 1.
-      mse: 0 ... 1.
-      identified: whether the image, or a copy of it, is chosen among all candidates.
-      identified_in_class: 1 or 0, whether among those of its own class; NaN where there are no others, or where the
-        reconstruction has no labels.
-      matched: `[T, B, H, W, C]` the reconstructions, one-to-one in the order of the truth.
-      lpips: 0 and more, less is more alike; `None` unless it was asked for.
-      picked: candidates that the reconstructions chose among all, in their own order, `retrieval.NOBODY` for none;
-        `None` if nothing was compared.
-      picked_in_class: the same among candidates of the classes that they were made for; `None` without labels.
-      recognized: as `identified`, but by the least LPIPS instead of the highest correlation; `None` unless asked for.
+      psnr_db: PSNR in dB, 0 ... 120.
+      ssim: SSIM, -1 ... 1.
+      mse: mean squared error, 0 ... 1.
+      identified: whether the image, or a copy of it, is picked among all candidates.
+      identified_in_class: 1 or 0, whether it is picked among candidates of its class; NaN if the class has no other
+        candidates, or the reconstructions have no labels.
+      matched: `[T, B, H, W, C]` the reconstructions, one-to-one in the order of the true images.
+      lpips: LPIPS, at least 0, lower means more similar; `None` unless requested.
+      picked: candidates picked among all, in the order of the reconstructions, `retrieval.NOBODY` for none; `None` if
+        nothing was compared.
+      picked_in_class: `picked` among candidates of each reconstruction's label; `None` without labels.
+      recognized: `identified` by the lowest LPIPS instead of the highest correlation; `None` unless requested.
     """
 
     psnr_db: np.ndarray
@@ -65,13 +65,13 @@ class Scores(NamedTuple):
 
 
 def ground_truth(truth: Batch, images: np.ndarray, labels: np.ndarray, *, num_candidates: int) -> Ground:
-    """Private images with others from the same source as candidates.
+    """Truth and candidates: the private images and others from the same source.
 
     Args:
-      truth: `inputs [T, B, H, W, C]`, `labels [T, B]`.
-      images: `[M, H, W, C]`, the first `T x B` of which are the private ones, in order.
-      labels: `[M]`.
-      num_candidates: how many to compare with, the private ones included; fewer if there are no more.
+      truth: private batches, `inputs [T, B, H, W, C]`, `labels [T, B]`.
+      images: `[M, H, W, C]`, of which the first `T x B` are the private images, in order.
+      labels: `[M]` their classes.
+      num_candidates: number of candidates, including the private images; fewer if `images` has fewer.
 
     Raises:
       ValueError: if `images` do not begin with the private ones.
@@ -89,16 +89,16 @@ def ground_truth(truth: Batch, images: np.ndarray, labels: np.ndarray, *, num_ca
 
 
 def score(found: np.ndarray, used_labels: np.ndarray | None, ground: Ground, *, with_lpips: bool = False) -> Scores:
-    """Scores reconstructions of all clients.
+    """Scores the reconstructions of all clients.
 
     Args:
-      found: `[T, B, H, W, C]`, each batch in any order.
-      used_labels: `[T, B]` classes that the reconstructions were made for, if any.
-      ground: what they are compared with.
-      with_lpips: whether to measure LPIPS, and to pick by it, too: of every reconstruction with every candidate.
+      found: `[T, B, H, W, C]` reconstructions, each batch in any order.
+      used_labels: `[T, B]` labels that the attack used, if any.
+      ground: truth and candidates.
+      with_lpips: whether to measure LPIPS, and to pick by the LPIPS of every reconstruction and candidate, too.
 
     Raises:
-      ValueError: as `perceptual.lpips`.
+      ValueError: see `perceptual.lpips`.
     """
     found = np.asarray(found, np.float32)
     quality = jax.tree.map(lambda *leaves: np.stack(leaves), *map(metrics.evaluate, found, ground.truth.inputs))
@@ -131,7 +131,7 @@ def score(found: np.ndarray, used_labels: np.ndarray | None, ground: Ground, *, 
 
 
 def _picked_in_class(correlation: np.ndarray, used_labels: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """`[B]`: candidates chosen by the pictures of each class, among those of that class."""
+    """`[B]`: candidates picked by the reconstructions of each class among the candidates of that class."""
     chosen = np.full(len(used_labels), retrieval.NOBODY)
     for label in np.unique(used_labels):
         made_for, members = used_labels == label, np.flatnonzero(labels == label)
@@ -141,7 +141,7 @@ def _picked_in_class(correlation: np.ndarray, used_labels: np.ndarray, labels: n
 
 
 def _identified_in_class(picked: np.ndarray | None, ground: Ground, pool: retrieval.Pool) -> np.ndarray:
-    """As `identified` among candidates of the class, NaN for images without others of their class."""
+    """`[T, B]`: 1 or 0, whether images are identified in their class; NaN if it has no other candidates."""
     if picked is None:
         return np.full(ground.private.shape, np.nan)
     labels = ground.truth.labels

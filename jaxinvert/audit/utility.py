@@ -1,4 +1,4 @@
-"""What a defense costs: the accuracy that the same clients reach together in federated training under it."""
+"""The cost of a defense: the accuracy of federated training under it."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -16,12 +16,12 @@ _MIN_TEST, _SHARE_HELD_OUT = 50, 0.3
 
 
 class Utility(NamedTuple):
-    """Accuracy along a training.
+    """Accuracy during training.
 
     Attributes:
-      rounds: after which it was measured, ascending from 0.
-      accuracy: share of the test images whose class is found, 0 ... 1.
-      num_test: test images, none of them trained on: an accuracy `a` has a standard error of
+      rounds: rounds after which it was measured, ascending from 0.
+      accuracy: share of test images classified correctly, 0 ... 1.
+      num_test: number of test images, none of them trained on: an accuracy `a` has a standard error of
         `sqrt(a (1 - a) / num_test)`.
     """
 
@@ -31,7 +31,7 @@ class Utility(NamedTuple):
 
 
 def reported_rounds(num_rounds: int) -> list[int]:
-    """Rounds after which a training is reported, evenly: 0, the last, and at most four between.
+    """Rounds after which accuracy is reported: 0, the last, and at most four evenly spaced in between.
 
     >>> reported_rounds(2), reported_rounds(100)
     ([0, 1, 2], [0, 20, 40, 60, 80, 100])
@@ -40,14 +40,14 @@ def reported_rounds(num_rounds: int) -> list[int]:
 
 
 def rounds_to_attack(num_rounds: int, leakage_rounds: int) -> list[int]:
-    """Reported rounds after which updates are attacked, evenly, round 0 apart and the last among them.
+    """Reported rounds after which updates are attacked: evenly spaced, without round 0 and with the last.
 
     Args:
-      num_rounds: of training; 0 = there is none.
-      leakage_rounds: how many of them.
+      num_rounds: rounds of training; 0 = no training.
+      leakage_rounds: number of rounds to attack.
 
     Raises:
-      ValueError: for more than are reported, for any without a training, and for less than none.
+      ValueError: for a negative number, for more rounds than are reported, and for any without training.
 
     >>> rounds_to_attack(100, 2)
     [40, 100]
@@ -57,21 +57,21 @@ def rounds_to_attack(num_rounds: int, leakage_rounds: int) -> list[int]:
     rounds = reported_rounds(num_rounds)[1:]
     if leakage_rounds and not rounds:
         raise ValueError(
-            f"leakage_rounds is {leakage_rounds}, but there is no training to attack along: it needs accuracy_rounds"
+            f"leakage_rounds is {leakage_rounds}, but there is no training to attack: it needs accuracy_rounds"
         )
     if not 0 <= leakage_rounds <= len(rounds):
         raise ValueError(
-            f"leakage_rounds is {leakage_rounds}, expected 0 ... {len(rounds)}, as many as {num_rounds} "
-            "accuracy_rounds are reported"
+            f"leakage_rounds is {leakage_rounds}, expected 0 ... {len(rounds)}, the number of rounds "
+            f"reported for accuracy_rounds {num_rounds}"
         )
     return [rounds[round(len(rounds) * part / leakage_rounds) - 1] for part in range(1, leakage_rounds + 1)]
 
 
 def training_and_test(config: JobConfig, setup: jobs.Setup) -> tuple[data.Dataset, data.Dataset]:
-    """Images to train on, and others to measure accuracy on, 50 at least: fewer tell no defense from another.
+    """Training images, and at least 50 test images, as fewer cannot distinguish defenses.
 
-    Trained on is the split "train". Accuracy is measured on the victims' split, or on "test" where the victims are
-    among the training images, or, if that is too small, on the last 30 % of "train", which are not trained on.
+    Training uses the split "train". Test images are those of the victims' split, or of "test" if the victims are in
+    "train". If that split is too small, the last 30 % of "train" are held out instead.
 
     Raises:
       ValueError: for data without a split "train", or with too few images.
@@ -85,7 +85,7 @@ def training_and_test(config: JobConfig, setup: jobs.Setup) -> tuple[data.Datase
     else:
         try:
             test = data.load(config.data.name, split="test", size=config.data.size)
-        except ValueError:  # there is none
+        except ValueError:  # without a split "test"
             test = training._replace(images=training.images[:0], labels=training.labels[:0])
     if len(test.images) >= _MIN_TEST:
         return training, test
@@ -102,29 +102,31 @@ def training_and_test(config: JobConfig, setup: jobs.Setup) -> tuple[data.Datase
 def train_under(
     config: JobConfig, setup: jobs.Setup, *, num_rounds: int, learning_rate: float = 0.01
 ) -> Iterator[federation.Snapshot]:
-    """Trains clients that hold the images of `training_and_test` under the job's defense, from the job's parameters.
+    """Federated training under the job's defense, on images of `training_and_test`, from the job's parameters.
 
-    In each round 16 clients, drawn from at most 100 of equal law, send what the job's clients send; the server
-    averages and steps by Adam, which takes updates of any scale, so that no defense needs a rate of its own.
+    In each round, 16 clients are drawn from at most 100 with the same class distribution, and send the job's kind of
+    update. The server averages the updates and takes a step of Adam, which is invariant to their scale, so that all
+    defenses can share a learning rate.
 
     Args:
       config: the job.
-      setup: of it.
-      num_rounds: of training.
-      learning_rate: of the server.
+      setup: the setup of this job.
+      num_rounds: rounds of training.
+      learning_rate: learning rate of the server.
 
     Returns:
-      Snapshots after `reported_rounds`, each computed when asked for.
+      Snapshots after `reported_rounds`, each computed on demand.
 
     Raises:
-      ValueError: for a secret order, an aggregate, BatchNorm in train mode, or data without a split "train".
+      ValueError: for an unknown order of examples, an aggregate, BatchNorm in train mode, or data without a split
+        "train".
     """
     if (
         config.observation.aggregate > 1
         or config.client.local_order == "unknown"
         or config.model.batch_norm == "train"
     ):
-        raise ValueError("accuracy is measured for single clients of known order, BatchNorm in eval mode")
+        raise ValueError("accuracy needs single clients of known order, and BatchNorm in eval mode")
     training, test_images = training_and_test(config, setup)
     model, parameters = setup.program.model, config.defense.parameters
     num_clients = min(_MAX_CLIENTS, len(training.images) // config.data.num_examples)

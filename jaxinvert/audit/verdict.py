@@ -1,4 +1,4 @@
-"""The verdict in words: what the evidence says, how sure it is, and what it cannot say."""
+"""The verdict of an audit in words: its level, its statistical certainty, and what it cannot exclude."""
 
 import math
 from collections.abc import Mapping
@@ -7,21 +7,21 @@ from typing import Literal, NamedTuple
 from jaxinvert.audit.evidence import Evidence, clients_needed
 
 SIGNIFICANCE = 0.01
-"""Chance of any evidence at all where nothing leaks, for one audited setting, over all its tests and attackers."""
+"""Largest probability of a false "leaks" or "traces", for one scenario, over all its tests and attackers."""
 
 Level = Literal["leaks", "traces", "none", "inconclusive"]
 
 
 class Verdict(NamedTuple):
-    """What the evidence says of one setting.
+    """The verdict on one scenario.
 
     Attributes:
       level: "leaks" if reconstructions pick out their private images; "traces" if they are only closer to them than
-        every control; "none" if neither is shown; "inconclusive" if so few clients could not have shown traces.
-      headline: a sentence.
-      certainty: a sentence with the interval, and what it does not exclude.
-      clients_needed: the fewest clients with which both tests could succeed; as many as there are, or fewer, unless
-        the level is "inconclusive".
+        every control; "none" if neither is shown; "inconclusive" if there are too few clients to show traces.
+      headline: the verdict in one sentence.
+      certainty: sentences with the intervals, and with what they do not exclude.
+      clients_needed: the smallest number of clients for which both tests can be significant; more than the audit has
+        only if the level is "inconclusive".
     """
 
     level: Level
@@ -31,17 +31,17 @@ class Verdict(NamedTuple):
 
 
 def judge(evidence: Mapping[str, Evidence], *, num_candidates: int) -> tuple[str, Verdict]:
-    """Weighs the evidence on a setting, from all of its attackers.
+    """Judges one scenario from the evidence of all its attackers.
 
-    Each of two tests for each attacker gets an equal part of `SIGNIFICANCE` (Bonferroni), and each level is shown by
-    whoever shows it best: who identifies may be another than who comes closest.
+    Each attacker has two tests, and every test gets an equal part of `SIGNIFICANCE` (Bonferroni). For each level the
+    attacker with the strongest evidence counts, so "leaks" and "traces" may rest on different attackers.
 
     Args:
-      evidence: by name of the attacker.
-      num_candidates: that images were compared with, themselves included.
+      evidence: evidence by name of the attacker.
+      num_candidates: number of candidates, including the private images.
 
     Returns:
-      The attacker on whose evidence the verdict rests, and the verdict.
+      The name of the attacker whose evidence the verdict rests on, and the verdict.
     """
     enough = SIGNIFICANCE / (2 * len(evidence))
     identifies = min(evidence, key=lambda name: (evidence[name].identified.p_value, -evidence[name].identified.count))
@@ -50,9 +50,9 @@ def judge(evidence: Mapping[str, Evidence], *, num_candidates: int) -> tuple[str
     if evidence[identifies].identified.p_value < enough:
         one = evidence[identifies]
         gain, picked, interval = _gain(one), _picked(one, num_candidates), _interval(one)
-        closer = gain if one.excess.low > 0 else f"in pixels they need not be close: {gain}"
+        closer = gain if one.excess.low > 0 else f"the reconstructions need not be close in pixels: {gain}"
         return identifies, Verdict(
-            "leaks", f"This leaks: {picked}.", f"{_sentence(interval)} {_sentence(closer)}", needed
+            "leaks", f"This setting leaks: {picked}.", f"{_sentence(interval)} {_sentence(closer)}", needed
         )
     if evidence[closest].excess.p_value < enough:
         one = evidence[closest]
@@ -61,8 +61,8 @@ def judge(evidence: Mapping[str, Evidence], *, num_candidates: int) -> tuple[str
         )
         return closest, Verdict(
             "traces",
-            "There are traces: reconstructions are closer to the private images than any control, but do not pick "
-            "them out.",
+            "This setting shows traces of a leak: reconstructions are closer to the private images than every "
+            "control, but do not pick them out.",
             details,
             needed,
         )
@@ -70,19 +70,19 @@ def judge(evidence: Mapping[str, Evidence], *, num_candidates: int) -> tuple[str
     one = evidence[most]
     gain, picked, interval = _gain(one), _picked(one, num_candidates), _interval(one)
     if one.excess.least_p_value >= enough:
-        attackers = "an attacker" if len(evidence) == 1 else f"{len(evidence)} attackers"
+        attackers = "one attacker" if len(evidence) == 1 else f"{len(evidence)} attackers"
         return most, Verdict(
             "inconclusive",
-            f"Too few clients to tell: {_num_clients(one)}, at least {needed} are needed.",
-            f"With {attackers}, even {_num_clients(one)} of {_num_clients(one)} above every control could be luck. "
-            f"{_sentence(gain)} {_sentence(picked)} {_sentence(interval)}",
+            f"Too few clients for a verdict: {_num_clients(one)}, but at least {needed} are needed.",
+            f"With {attackers}, even {_num_clients(one)} of {_num_clients(one)} clients above every control would "
+            f"not be significant. {_sentence(gain)} {_sentence(picked)} {_sentence(interval)}",
             needed,
         )
-    told = [] if one.closest == one.strongest else [f"the attack can be told least from the control {one.closest}"]
+    told = [] if one.closest == one.strongest else [f"the control hardest to tell from the attack is {one.closest}"]
     return most, Verdict(
         "none",
-        "No evidence above the null controls, for this attack and these assumptions.",
-        f"That is no proof of safety: up to {_percent(one.identified.high)} of clients could be identified and "
+        "No evidence of a leak beyond the null controls, for this attack and these assumptions.",
+        f"This does not prove safety: up to {_percent(one.identified.high)} of clients could be identified, and "
         f"{picked}. {' '.join(map(_sentence, [gain, *told, *_blind_spots(one, enough)]))} A stronger attack may find "
         "more.",
         needed,
@@ -92,14 +92,14 @@ def judge(evidence: Mapping[str, Evidence], *, num_candidates: int) -> tuple[str
 def _picked(one: Evidence, num_candidates: int) -> str:
     count, total = one.identified.count, one.identified.total
     if not total:
-        return "no client has rivals of its class among the candidates, so the granted labels alone tell the images"
+        return "no client has competing candidates of its class, so the granted labels alone identify the images"
     among = "the candidates of its class" if one.in_class else f"{num_candidates} candidates"
     return f"{count} of {total} clients had an image picked out among {among}"
 
 
 def _interval(one: Evidence) -> str:
     low, high, chance = one.identified.low, one.identified.high, one.identified.chance
-    return f"95 % interval {_percent(low)} to {_percent(high)} of clients, guessing reaches {_percent(chance)}"
+    return f"the 95 % interval is {_percent(low)} to {_percent(high)} of clients; guessing reaches {_percent(chance)}"
 
 
 def _gain(one: Evidence) -> str:
@@ -111,12 +111,10 @@ def _gain(one: Evidence) -> str:
 
 
 def _blind_spots(one: Evidence, enough: float) -> list[str]:
-    """What could not have been shown."""
+    """A note if this many clients and candidates could not have shown identification."""
     if one.identified.least_p_value < enough:
         return []
-    return [
-        "that images are picked out could not have been shown: it takes more clients, or more candidates of a class"
-    ]
+    return ["identification could not have been shown: it needs more clients, or more candidates per class"]
 
 
 def _num_clients(one: Evidence) -> int:

@@ -1,4 +1,4 @@
-"""`jaxinvert audit`: does this deployment leak, and which defense stops it?"""
+"""The command `jaxinvert audit`: whether a deployment leaks, and which defense prevents it."""
 
 import time
 from dataclasses import dataclass, field
@@ -20,34 +20,38 @@ from jaxinvert.search import Progress
 
 @dataclass(frozen=True)
 class Audit(jobs.JobConfig):
-    """Judge whether clients' updates leak: attacks and null controls under several defenses, a verdict and a page.
+    """Judge whether clients' updates leak: run attacks and null controls under each defense, and give a verdict.
 
     Attributes:
-      data: the victims' examples. Nine targets (clients) are the fewest with which two attackers can reach every
-        verdict. Split `auto` is `test`, and of the photos `train`: tiles of disjoint parts of the scenes, of which
-        each class has several; the ten photos of `test` overlap, one of each class.
-      attacker: the attack is by default `auto`: a closed form where one is exact, else spectral matching.
-      file: YAML with any of these fields (`_` for `-`); flags that are given as well take precedence.
-      defenses: each is judged by the worst of a naive and an adaptive attacker: `none`, `top-k:keep=0.1`,
-        `clip+gaussian:norm=1,scale=0.01` ..., see `jaxinvert list`.
-      candidates: images among which reconstructions have to pick the private ones, these included.
-      accuracy_rounds: rounds of federated training on the split "train" under every defense, for its accuracy on the
-        victims' split; by default none.
-      leakage_rounds: after how many of them, evenly spread and 5 at most, the worst attacker attacks the same clients
-        again, with the parameters that training has by then; by default none.
-      lpips: measure LPIPS, too, a distance as people see it; needs `pip install 'jaxinvert[lpips]'`.
-      update: files of updates that clients sent (safetensors, npz, Flax msgpack): these are audited instead of
-        simulated clients, of `num_examples` each, whose defense is the only one of `defenses`.
-      params: file of the parameters that these clients were sent.
-      update_kind: what the files hold: before minus after or a gradient, a delta after minus before, or the weights.
-      truth: npz with `inputs` and `labels` of these clients, one after the other, for scores and a verdict.
-      input_shape: of one example, height, width and channels; by default that of `data`.
-      num_classes: by default that of `data`.
-      sampling_rate: probability with which an example takes part in one step of the whole training; with
-        training_steps it gives the epsilon of dp-sgd.
-      training_steps: number of steps of the whole training, for the epsilon of dp-sgd.
-      delta: probability with which the guarantee of dp-sgd may fail.
-      out: folder for `audit.json`, `report.html`, and what is kept so that the same audit goes on after an interrupt.
+      data: private data of the simulated clients. With two attackers, at least nine targets (clients) are needed for
+        every verdict to be possible. Split `auto` means `test`, but `train` for the photos: its tiles are disjoint
+        parts of the scenes, several per class, while the ten photos of `test` overlap, one per class.
+      attacker: the attack. The default `auto` uses a closed form where one is exact, else spectral matching.
+      file: YAML file with any of these fields (`_` for `-`); flags take precedence over it.
+      defenses: defenses to compare, such as `none`, `top-k:keep=0.1`, `clip+gaussian:norm=1,scale=0.01`; each is
+        judged by the worst of a naive and an adaptive attacker; see `jaxinvert list`.
+      candidates: number of images, including the private ones, among which reconstructions have to pick out the
+        private ones.
+      accuracy_rounds: rounds of federated training under every defense, on the split "train", to measure its accuracy
+        on the victims' split; 0 = no training.
+      leakage_rounds: number of evenly spaced points during the training of accuracy_rounds, at most 5, at which the
+        worst attacker attacks the same clients again with the current parameters; 0 = none.
+      lpips: also measure LPIPS, a perceptual distance; needs `pip install 'jaxinvert[lpips]'`.
+      update: files with captured updates, one per client (safetensors, npz, Flax msgpack), to audit instead of
+        simulated clients; each is from `num_examples` examples, and `defenses` names the one defense that was used.
+      params: file of the parameters that the server sent to the clients of the captured updates.
+      update_kind: what the files of captured updates hold: parameters before minus after training or a gradient
+        (pseudo-gradient), parameters after minus before (delta), or parameters after training (weights).
+      truth: npz with the true `inputs` and `labels` of the clients of the captured updates, concatenated over
+        clients; needed for scores and a verdict.
+      input_shape: height, width and channels of one example of captured updates; by default those of `data`.
+      num_classes: number of classes of the model of captured updates; by default that of `data`.
+      sampling_rate: probability that an example takes part in one step of the whole training; together with
+        training_steps it determines the epsilon of dp-sgd.
+      training_steps: number of steps of the whole training; together with sampling_rate it determines the epsilon of
+        dp-sgd.
+      delta: probability that the differential-privacy guarantee of dp-sgd may fail.
+      out: folder for `audit.json`, `report.html`, and the state from which the same audit resumes after an interrupt.
     """
 
     file: tyro.conf.Positional[Path | None] = None
@@ -70,7 +74,7 @@ class Audit(jobs.JobConfig):
     out: Path = Path("runs/audit")
 
     def __post_init__(self) -> None:
-        """Checks the fields; what is not possible is said as any other error of a command."""
+        """Checks the fields, and reports invalid values like other errors of a command."""
         with bad_input():
             super().__post_init__()
 
@@ -86,11 +90,11 @@ def audit(command: Audit, command_line: str) -> int:
             config = audits.job_of_capture(config, capture)
         settings = audits.settings_for(config, command.defenses)
         if capture is not None and len(settings) > 1:
-            raise ValueError(f"captured updates have one defense, not {len(settings)}: name the one the clients had")
+            raise ValueError(f"captured updates have one defense, not {len(settings)}: name the one that was used")
         training = _training(command)
         if command.lpips:
             perceptual.check_available()
-        for setting in settings:  # what cannot be said is found out now, not after the attacks
+        for setting in settings:  # reports invalid values before the attacks
             audits.privacy(next(iter(setting.attackers.values())), training)
     files.check_writable(command.out)
     num_attacks = sum(len(setting.attackers) for setting in settings)
@@ -126,7 +130,7 @@ def audit(command: Audit, command_line: str) -> int:
         except KeyboardInterrupt:
             bar.update(row, description="interrupted", refresh=True)
             bar.stop()
-            console.print(f"interrupted; what is finished stays, and the same command goes on: {command.out}")
+            console.print(f"interrupted; the state is saved, and the same command resumes: {command.out}")
             return EXIT_INTERRUPTED
         bar.update(row, description="audited", completed=config.search.steps, refresh=True)
     page = command.out / "report.html"
@@ -146,17 +150,17 @@ def audit(command: Audit, command_line: str) -> int:
 
 
 def _capture(command: Audit) -> audits.Capture | None:
-    """The captured files, if there are any.
+    """The captured files, or `None` if no updates are given.
 
     Raises:
-      ValueError: if only a part of them is named, or training is asked for, which takes simulated clients.
+      ValueError: if a required file is not given, or if training is requested, which needs simulated clients.
     """
     if not command.update:
         if command.params is not None or command.truth is not None:
-            raise ValueError("params and truth are those of captured updates: name these by update, too")
+            raise ValueError("params and truth belong to captured updates, whose files are missing: give update, too")
         return None
     if command.params is None:
-        raise ValueError("captured updates need the parameters that the clients were sent: params")
+        raise ValueError("captured updates need the parameters that the server sent to the clients: give params")
     for name in ("accuracy_rounds", "leakage_rounds"):
         if getattr(command, name):
             raise ValueError(
@@ -168,7 +172,7 @@ def _capture(command: Audit) -> audits.Capture | None:
 def _of_capture(
     command: Audit, setting: audits.Scenario, capture: audits.Capture, show: audits.Show
 ) -> list[audits.Audited] | dict[str, tuple[jobs.JobConfig, audits.Explained]]:
-    """Judges captured updates if their truth is known, and says what can be said if not.
+    """Judges captured updates if their truth is known, else measures the shares of the updates explained.
 
     Raises:
       ValueError: for files that do not fit the model.
@@ -197,10 +201,10 @@ def _of_capture(
 
 
 def _training(command: Audit) -> audits.Training | None:
-    """The training that an epsilon is about, if it is known.
+    """The whole training that an epsilon covers, or `None` if it is not given.
 
     Raises:
-      ValueError: if half of it is known.
+      ValueError: if only one of sampling_rate and training_steps is given.
     """
     if command.sampling_rate is None and command.training_steps is None:
         return None
@@ -210,10 +214,10 @@ def _training(command: Audit) -> audits.Training | None:
 
 
 def _with_file(command: Audit) -> Audit:
-    """The command with the fields of its file, where no flag says otherwise.
+    """The command with the fields of its YAML file, overridden by flags.
 
     Raises:
-      ValueError: if the file is no YAML of fields.
+      ValueError: if the file is no YAML file of fields.
     """
     if command.file is None:
         return command
@@ -226,10 +230,10 @@ def _with_file(command: Audit) -> Audit:
 
 
 def _with_split(command: Audit) -> Audit:
-    """The command with the split that `auto` stands for."""
+    """The command with split `auto` replaced by the split that it stands for."""
     if command.data.split != "auto":
         return command
-    tiles = command.data.name == "photos" and command.data.size in (None, 32)  # there are no larger ones
+    tiles = command.data.name == "photos" and command.data.size in (None, 32)  # there are no larger tiles
     return command.replace(split="train" if tiles else "test")
 
 
@@ -238,25 +242,25 @@ def _speed(progress: Progress) -> str:
 
 
 def _print_explained(found: dict[str, tuple[jobs.JobConfig, audits.Explained]], console: Console) -> None:
-    """What was explained of every captured update."""
+    """Prints the share of every captured update that the reconstruction explains."""
     for name, (_, one) in found.items():
         table = Table("client", "update explained", "random update explained", title=f"{name} attacker")
         for client, (share, noise) in enumerate(zip(one.share, one.share_of_noise)):
             table.add_row(str(client), f"{share:.1%}", f"{noise:.1%}")
         console.print(table)
-    console.print("no true images were given, so there is no verdict: look at the page, or give --truth")
+    console.print("no true images were given, so there is no verdict: inspect the page, or give --truth")
 
 
 def _print_verdicts(audited: list[audits.Audited], console: Console) -> None:
-    """The figures, and a verdict on every setting."""
+    """Prints the table, and the verdict on every scenario."""
     console.print(_table(audited))
     for one in audited:
         console.print(Text.assemble((f"{one.name}: ", "bold"), f"{one.verdict.headline} {one.verdict.certainty}"))
 
 
 def _table(audited: list[audits.Audited]) -> Table:
-    """One row for every setting and attacker."""
-    table = Table("setting", "attacker", "verdict", "identified", "above control dB", "median dB", "worst dB")
+    """A table with one row for every scenario and attacker."""
+    table = Table("setting", "attacker", "verdict", "identified", "above control dB", "median dB", "max dB")
     for one in audited:
         for name, attacked in one.attackers.items():
             psnr = attacked.scores.psnr_db

@@ -1,7 +1,7 @@
-"""One self-contained HTML page about an audit: the verdict first, then what it rests on.
+"""The report page of an audit: one self-contained HTML file with the verdict first, then its evidence.
 
-It computes nothing: figures, tests and words come from the audit. Pictures are chosen by rule, not by eye. Strings
-may come from anywhere (class names are folder names), so everything that enters the page is escaped.
+This module computes no results: figures, tests and verdicts come from the audit. Pictures are chosen by rule, not by
+eye. Strings are untrusted (class names are folder names), so everything that enters the page is escaped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,9 +26,9 @@ class Pick(NamedTuple):
     """A private image to show.
 
     Attributes:
-      why: it was chosen.
-      client: whose it is.
-      example: which of the client's.
+      why: the rule that chose it.
+      client: index of the client.
+      example: index of the image among the client's.
     """
 
     why: str
@@ -37,7 +37,7 @@ class Pick(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A picture as an address that holds it, and its PSNR in dB, if it is not an original."""
+    """A picture as a data URI, and its PSNR in dB, `None` for an original."""
 
     address: str
     psnr_db: float | None
@@ -51,14 +51,14 @@ def save_audit_html(
     title: str = "",
     command: str = "",
 ) -> None:
-    """Writes one HTML page that needs nothing else: no script, no request, pictures and charts inside.
+    """Writes one self-contained HTML page: no scripts, no requests, pictures and charts embedded.
 
     Args:
       path: the file to write.
-      audited: the settings, the one that is in the headline first.
-      record: of them, see `jaxinvert.audit.record`.
+      audited: the judged scenarios; the first one is in the headline.
+      record: their record, see `jaxinvert.audit.record`.
       title: what was audited.
-      command: how to run it again.
+      command: the command that reproduces the audit.
     """
     first = record["settings"][0]
     worst = first["attackers"][first["worst"]]
@@ -80,7 +80,7 @@ def save_audit_html(
 
 
 def picks_of(one: Audited) -> list[Pick]:
-    """Images at random, and the median and the best reconstructed by PSNR, each once."""
+    """Images with the highest and the median PSNR, and random ones, without duplicates."""
     psnr = one.attackers[one.worst].scores.psnr_db
     order = np.argsort(psnr, axis=None, kind="stable")
     at_random = np.random.default_rng(0).permutation(psnr.size)[:_NUM_RANDOM]
@@ -95,9 +95,10 @@ def picks_of(one: Audited) -> list[Pick]:
 
 
 def picture_columns(audited: Sequence[Audited], picks: Sequence[Pick]) -> list[tuple[str, list[Picture]]]:
-    """For every column of pictures its heading, and pictures, one for each pick.
+    """Columns of pictures: for each its heading, and one picture for each pick.
 
-    The columns are the originals, what the worst attacker of every setting made of them, and the first's controls.
+    The columns are the originals, reconstructions by the worst attacker of every scenario, and the controls of the
+    first scenario.
     """
     truth, first = audited[0].ground.truth.inputs, audited[0].attackers[audited[0].worst]
     sources = [(one.name, one.attackers[one.worst].scores) for one in audited]
@@ -113,12 +114,15 @@ def picture_columns(audited: Sequence[Audited], picks: Sequence[Pick]) -> list[t
 
 
 def choices_of(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """What the attack `auto` took, in words, each with who took it: attackers, and the worst after later rounds.
+    """The methods that the attack `auto` chose, in words, each with the attackers and rounds that it was chosen for.
 
-    One choice of all needs no names.
+    A single choice for all is listed for "every setting and attacker".
 
     Args:
-      settings: of an audit's record.
+      settings: settings of an audit's record.
+
+    Returns:
+      Pairs of names and choice.
     """
     takers: dict[str, list[str]] = {}
     for setting in settings:

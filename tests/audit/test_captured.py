@@ -75,7 +75,7 @@ def test_without_the_truth_there_is_none_but_updates_are_explained(task, capture
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--params", "nowhere"], "name these by update"),
+        (["--params", "nowhere"], "give update, too"),
         (["--update", "a.npz"], "need the parameters"),
         (["--update", "a.npz", "--params", "b.npz"], "b.npz"),
         (["--update", "a.npz", "--params", "b.npz", "--defenses", "none", "sign"], "one defense, not 2"),

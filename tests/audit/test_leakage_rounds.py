@@ -145,7 +145,7 @@ def test_a_training_that_goes_astray_is_noted(audited, snapshots, monkeypatch):
     monkeypatch.setattr(auditing, "train_under", lambda *_, **__: iter([first, second, last]))
     (found,) = audit.audit(SETTINGS, accuracy_rounds=2, leakage_rounds=2, folder=folder)
     assert [*found.leakage] == [0, 2]
-    assert "what leaks after round 1 of training is not known" in found.note
+    assert "leakage after round 1 of training is unknown" in found.note
 
 
 def test_rounds_are_spread_and_end_with_the_last():
@@ -163,7 +163,7 @@ def test_rounds_are_spread_and_end_with_the_last():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--leakage-rounds", "1"], "leakage_rounds is 1, but there is no training to attack along"),
+        (["--leakage-rounds", "1"], "leakage_rounds is 1, but there is no training to attack"),
         (["--leakage-rounds", "3", "--accuracy-rounds", "2"], "leakage_rounds is 3, expected 0 ... 2"),
         (["--leakage-rounds", "-1", "--accuracy-rounds", "2"], "leakage_rounds is -1, expected 0 ... 2"),
         (["--accuracy-rounds", "-2"], "accuracy_rounds is -2, expected at least 0"),

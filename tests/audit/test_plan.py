@@ -38,8 +38,8 @@ def test_where_nobody_adapts_the_setting_says_why(fields, defense, why):
 @pytest.mark.parametrize(
     ("defenses", "message"),
     [
-        ([], "one at least"),
-        (["none", "none"], "each once"),
+        ([], "at least one"),
+        (["none", "none"], "only once"),
         (["top-k:keep"], "not of the form"),
         (["top-k:keep=much"], "not of the form"),
         (["top-k:keep=0.1,keep=0.2"], "twice"),
