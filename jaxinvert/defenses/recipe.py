@@ -59,6 +59,7 @@ class Recipe(NamedTuple):
       update: `(facts, parameters, params) -> defense`, the transformation of the update.
       extend: `model -> model`, adds layers to the network; `None` if unchanged.
       draws_first: whether `client` draws random numbers.
+      random: whether `update` draws random numbers.
       single_examples: whether it processes examples one by one.
       least_examples: the minimum number of examples for which it has an effect.
       one_step: whether it is defined only for a client that sends one gradient.
@@ -71,6 +72,7 @@ class Recipe(NamedTuple):
     update: Callable[[ClientFacts, Parameters, Params], Defense] = _same_update
     extend: Callable[[Model], Model] | None = None
     draws_first: bool = False
+    random: bool = False
     single_examples: bool = False
     least_examples: int = 1
     one_step: bool = False

@@ -211,6 +211,7 @@ REGISTRY: dict[str, Recipe] = {
         parameters={"norm": Parameter(1.0), "multiplier": Parameter(0.1)},
         client=_clipped_examples,
         update=_dp_noise,
+        random=True,
         single_examples=True,
         one_step=True,
     ),
@@ -219,12 +220,14 @@ REGISTRY: dict[str, Recipe] = {
         no_epsilon="the gradients of single examples are not bounded, so noise of a fixed scale guarantees nothing",
         parameters={"scale": Parameter(1e-2)},
         update=_on_update(gaussian_noise),
+        random=True,
     ),
     "laplace": Recipe(
         summary="adds Laplace noise of a fixed scale; not differentially private",
         no_epsilon="the gradients of single examples are not bounded, so noise of a fixed scale guarantees nothing",
         parameters={"scale": Parameter(1e-2)},
         update=_on_update(laplace_noise),
+        random=True,
     ),
     "mixup": Recipe(
         summary="trains on mixtures of 4 images and of their labels (Zhang et al. 2018; Huang et al. 2021)",
@@ -251,6 +254,7 @@ REGISTRY: dict[str, Recipe] = {
         no_epsilon="its noise scale depends on the private update, and gradients of single examples are not bounded",
         parameters={"scale": Parameter(1.0)},
         update=_on_update(percentile_noise),
+        random=True,
     ),
     "percentile-privacy": Recipe(
         summary="zeros small entries of each tensor and clips large ones (Shokri, Shmatikov 2015)",
@@ -271,18 +275,21 @@ REGISTRY: dict[str, Recipe] = {
         no_epsilon="it rounds only to neighboring levels, so distant values remain distinguishable",
         parameters={"levels": Parameter(16.0)},
         update=_on_update(qsgd),
+        random=True,
     ),
     "random-k": Recipe(
         summary="sends a random share of the entries, rescaled to be unbiased (Wangni et al. 2018)",
         no_epsilon="it adds no noise to the entries that it sends",
         parameters={"keep": _SHARE},
         update=_on_update(random_k),
+        random=True,
     ),
     "row-noise": Recipe(
         summary="adds noise to the sent weights, relative to their largest row (Zhao et al. 2022)",
         no_epsilon="its noise scale depends on the private weights, and gradients of single examples are not bounded",
         parameters={"scale": Parameter(1e-3), "bound": Parameter(0.2)},
         update=_on_weights(row_noise),
+        random=True,
     ),
     "sign": Recipe(
         summary="sends only the signs of the entries (Bernstein et al. 2018)",

@@ -17,7 +17,7 @@ from jaxinvert.types import Batch, ClientUpdateFn, Params
 ON_UPDATE = [name for name, recipe in registry.REGISTRY.items() if recipe.update is not _same_update]
 ON_CLIENT = [name for name, recipe in registry.REGISTRY.items() if recipe.changes_client]
 DRAWING_FIRST = [name for name, recipe in registry.REGISTRY.items() if recipe.draws_first]
-RANDOM = {"dp-sgd", "gaussian", "laplace", "percentile-noise", "qsgd", "random-k", "row-noise"}
+RANDOM = {name for name, recipe in registry.REGISTRY.items() if recipe.random}
 COUNTERED = list(adaptive.COUNTERS)
 KEYS = jax.random.split(jax.random.key(3), 3)
 
