@@ -226,7 +226,7 @@ def test_only_dp_sgd_bounds_every_example(victim):
     loss_fn = models.cross_entropy(victim.model.apply)
     plain = jax.jit(clients.fedsgd(loss_fn))
     clipped = jax.jit(lambda bound, batch: clients.dp_fedsgd(loss_fn, clip_norm=bound)(victim.params, batch))
-    images = jnp.concatenate([victim.batch.inputs, 40 * victim.batch.inputs])
+    images = jnp.concatenate([victim.batch.inputs, 10 * victim.batch.inputs])
     batch = Batch(images, jnp.array([1, 2]))
     alone = [plain(victim.params, Batch(images[i : i + 1], batch.labels[i : i + 1])) for i in range(2)]
     lengths = [float(trees.tree_norm(update)) for update in alone]
