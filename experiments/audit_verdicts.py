@@ -30,10 +30,12 @@ Measured: see experiments/README.md
 """
 
 import itertools
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +67,7 @@ class Config:
       steps_on_noise: optimizer steps of the real attack on random updates.
       seed: seed of everything random.
       smoke: run for a few seconds on the embedded photos, only to test that everything works.
-      json: file for the rows of audits.
+      json: file for the rows of audits; rows that it holds are not measured again, whatever their seed.
       intervals_json: file for the rows of intervals.
     """
 
@@ -87,6 +89,7 @@ class Config:
 
 MODELS = ("lenet", "small-convnet")
 _SIDE, _CLASSES = 12, 10
+_WORDS = {True: "granted", False: "unknown"}
 
 
 class Population(NamedTuple):
@@ -101,6 +104,20 @@ class Population(NamedTuple):
     ground: Ground
     public: np.ndarray
     shared: np.ndarray
+
+
+class Key(NamedTuple):
+    """What a row is about: the truth, clients in an audit, labels, attackers, and the number of audits."""
+
+    truth: str
+    clients: int
+    labels: str
+    attackers: int
+    audits: int
+
+
+Measured = tuple[Counter[str], bool]
+"""Number of verdicts of each level, and whether the truth is a null, so that "leaks" and "traces" are false."""
 
 
 class Shown(NamedTuple):
@@ -125,32 +142,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     title = f"Verdicts where the answer is known, {Path(config.data).stem}"
     intervals = [covered(name, size, config.samples, config.seed) for name in DISTRIBUTIONS for size in (4, 8, 16)]
     harness.publish("Intervals of 95 %: how often they cover", intervals, json_file=config.intervals_json)
-    rows = []
-    for row in itertools.chain(simulated(config), by_real_attacks(config)):
-        rows.append(row)
+    rows = _finished(config)
+    for key, measured in itertools.chain(simulated(config), by_real_attacks(config)):
+        if key in rows:
+            continue
+        start = time.perf_counter()
+        rows[key] = _row(key, *measured())
+        print(f"{key}: {time.perf_counter() - start:.0f} s", flush=True)
         if config.json is not None:
-            harness.save(config.json, title, rows)
-    harness.publish(title, rows)
+            harness.save(config.json, title, list(rows.values()))
+    harness.publish(title, list(rows.values()))
 
 
-def simulated(config: Config) -> Iterator[dict[str, Any]]:
-    """Simulates audits under every null and with every planted effect; yields their rows."""
+def simulated(config: Config) -> Iterator[tuple[Key, Callable[[], Measured]]]:
+    """Yields the cells of simulated audits, under every null and with every planted effect, unmeasured."""
     truths = {**NULLS, **EFFECTS}
     for (truth, draw), clients, granted, attackers in itertools.product(
         truths.items(), config.clients, (True, False), (1, 2)
     ):
-        start = time.perf_counter()
-        generator = np.random.default_rng([config.seed, *truth.encode(), clients, granted, attackers])
-        levels = Counter(
-            simulated_audit(generator, draw, clients, granted, attackers, shared=truth == "other candidates")
-            for _ in range(config.audits if truth in NULLS else config.audits_of_effects)
-        )
-        false = levels["leaks"] + levels["traces"] if truth in NULLS else None
-        yield _row(f"simulated: {truth}", clients, granted, attackers, levels, false)
-        seconds = time.perf_counter() - start
-        print(
-            f"{truth}, {clients} clients, labels {granted}, {attackers}: {dict(levels)}, {seconds:.0f} s", flush=True
-        )
+        audits = config.audits if truth in NULLS else config.audits_of_effects
+        key = Key(f"simulated: {truth}", clients, _WORDS[granted], attackers, audits)
+        yield key, partial(_levels, config.seed, truth, draw, key)
+
+
+def _levels(seed: int, truth: str, draw: Draw, key: Key) -> Measured:
+    """Levels of the verdicts of one cell; the same for every order of the cells."""
+    granted = key.labels == _WORDS[True]
+    generator = np.random.default_rng([seed, *truth.encode(), key.clients, granted, key.attackers])
+    shared = truth == "other candidates"
+    levels = Counter(
+        simulated_audit(generator, draw, key.clients, granted, key.attackers, shared=shared)
+        for _ in range(key.audits)
+    )
+    return levels, truth in NULLS
 
 
 def simulated_audit(
@@ -326,20 +350,27 @@ def covered(name: str, size: int, num_samples: int, seed: int) -> dict[str, Any]
     }
 
 
-def by_real_attacks(config: Config) -> Iterator[dict[str, Any]]:
-    """Audits the updates of every network once, then random updates repeatedly; yields their rows."""
+def by_real_attacks(config: Config) -> Iterator[tuple[Key, Callable[[], Measured]]]:
+    """Yields the audits of every network's updates, and of random updates, unmeasured."""
     common = jobs.JobConfig.of(data=config.data, targets=config.real_clients, restarts=1, tv=1e-3, seed=config.seed)
-    for model in ("mlp",) if config.smoke else MODELS:
-        settings = common.replace(model=model, steps=config.steps)
-        (found,) = audit.audit([audit.Scenario(model, {"naive": settings})], num_candidates=config.candidates)
-        yield _row(f"undefended {model}", config.real_clients, True, 1, Counter([found.verdict.level]), None)
-        print(found.verdict.headline, found.verdict.certainty, flush=True)
-    model = "mlp" if config.smoke else MODELS[0]
-    noise = common.replace(model=model, steps=config.steps_on_noise)
-    audits = audits_of_noise(noise, num_audits=config.seeds, num_candidates=config.candidates)
-    levels = Counter(one.verdict.level for one in audits)
-    false = levels["leaks"] + levels["traces"]
-    yield _row(f"random update to {model}", config.real_clients, True, 1, levels, false)
+    models = ("mlp",) if config.smoke else MODELS
+    for model in models:
+        key = Key(f"undefended {model}", config.real_clients, _WORDS[True], 1, 1)
+        yield key, partial(_of_updates, common.replace(model=model, steps=config.steps), config.candidates)
+    key = Key(f"random update to {models[0]}", config.real_clients, _WORDS[True], 1, config.seeds)
+    noise = common.replace(model=models[0], steps=config.steps_on_noise)
+    yield key, partial(_of_noise, noise, config.seeds, config.candidates)
+
+
+def _of_updates(settings: jobs.JobConfig, num_candidates: int) -> Measured:
+    (found,) = audit.audit([audit.Scenario(settings.model.name, {"naive": settings})], num_candidates=num_candidates)
+    print(found.verdict.headline, found.verdict.certainty, flush=True)
+    return Counter([found.verdict.level]), False
+
+
+def _of_noise(settings: jobs.JobConfig, num_audits: int, num_candidates: int) -> Measured:
+    audits = audits_of_noise(settings, num_audits=num_audits, num_candidates=num_candidates)
+    return Counter(one.verdict.level for one in audits), True
 
 
 def audits_of_noise(config: jobs.JobConfig, *, num_audits: int, num_candidates: int) -> list[Audited]:
@@ -363,23 +394,25 @@ def audits_of_noise(config: jobs.JobConfig, *, num_audits: int, num_candidates: 
     return audits
 
 
-def _row(
-    truth: str, clients: int, granted: bool, attackers: int, levels: Counter[str], false: int | None
-) -> dict[str, Any]:
+def _row(key: Key, levels: Counter[str], null: bool) -> dict[str, Any]:
     """A row of counted verdicts; for a null, also the rate of false alarms with its interval."""
-    total = levels.total()
-    found = None if false is None else audit.rate(false, total, chance=audit.SIGNIFICANCE)
+    false = levels["leaks"] + levels["traces"]
+    found = audit.rate(false, levels.total(), chance=audit.SIGNIFICANCE) if null else None
     return {
-        "truth": truth,
-        "clients": clients,
-        "labels": "granted" if granted else "unknown",
-        "attackers": attackers,
-        "audits": total,
+        **key._asdict(),
         **{level: levels[level] for level in ("leaks", "traces", "none", "inconclusive")},
-        "false_share": None if found is None else found.count / total,
+        "false_share": None if found is None else found.count / found.total,
         "false_low": None if found is None else found.low,
         "false_high": None if found is None else found.high,
     }
+
+
+def _finished(config: Config) -> dict[Key, dict[str, Any]]:
+    """Rows of an earlier run."""
+    if config.json is None or not config.json.exists():
+        return {}
+    rows = json.loads(config.json.read_text(encoding="utf-8"))["rows"]
+    return {Key(*(row[name] for name in Key._fields)): row for row in rows}
 
 
 if __name__ == "__main__":
