@@ -36,13 +36,14 @@ def load(
 
     | source | splits | own size | normalization |
     | --- | --- | --- | --- |
-    | `"photos"` | `test` (10), `train` (237 tiles, 32 px only) | 32; 224 stored too | 0.5 / 0.25 |
+    | `"photos"` | `test` (10); at 32 px `train` (237), `private` (88), `public` (149) | 32, 224 | 0.5 / 0.25 |
     | `"cifar10"`, `"cifar100"` | `train` (50,000), `test` (10,000) | 32 | of the training split |
     | `"mnist"`, `"fashion_mnist"` | `train` (60,000), `test` (10,000) | 28, gray | of the training split |
     | a folder | `test`, or its `train`, `test` ... subfolders | 32 | 0.5 / 0.25 |
     | `FILE.npz` | its `SPLIT_images` | its own | stored, else CIFAR-10's (0.5 / 0.25 for gray) |
 
-    The ten test photos are one per class, six whole photographs followed by four details. See `load_folder` and
+    The ten test photos are one per class, six whole photographs followed by four details. `train` is tiles of the
+    photographs: those of two photographs are `private`, those of the other four `public`. See `load_folder` and
     `load_npz` for their layouts. A name takes precedence over a folder of that name: write `./mnist` for the folder.
 
     Args:

@@ -3,6 +3,8 @@
 import os
 import pathlib
 import shlex
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,15 @@ from jaxinvert.data.tfds import data_root, import_tfds
 
 PHOTOS_DIR = pathlib.Path(__file__).parent / "photos"
 """The embedded set: `32/` and `224/`, each a prepared TFDS folder, and `LICENSES`."""
+PARTS = MappingProxyType(
+    {
+        "private": frozenset({"astronaut", "face", "shuttle", "helmet", "cat", "eye"}),
+        "public": frozenset({"coffee", "rocket", "retina", "galaxies"}),
+    }
+)
+"""Splits of the embedded photos that divide the tiles of "train" by photograph, each with its classes: "private", the
+victims of an audit, and "public", what the shipped generator and the attacker's public images are from."""
+_NO_PARTS: Mapping[str, frozenset[str]] = MappingProxyType({})
 OFFICIAL_NAMES = ("cifar10", "cifar100", "mnist", "fashion_mnist")
 _READ_CHUNK = 1000
 
@@ -56,14 +67,18 @@ def load_photos(*, split: str, size: int | None) -> Dataset:
     """Loads the embedded photos: the 32-px set for `size` 32 or `None`, else the 224-px one resampled."""
     folder = PHOTOS_DIR / ("32" if size in (None, 32) else "224")
     try:
-        return _read(folder, name="photos", split=split, size=size)
+        return _read(folder, name="photos", split=split, size=size, parts=PARTS if folder.name == "32" else {})
     except ValueError as error:
-        if folder.name == "224" and "train" in split:
-            raise ValueError(f"photos has the split 'train' at 32 px only, not at size={size}") from error
+        tiles = next((name for name in ("train", *PARTS) if name in split), None)
+        if folder.name == "224" and tiles:
+            raise ValueError(f"photos has the split {tiles!r} at 32 px only, not at size={size}") from error
         raise
 
 
-def _read(folder: pathlib.Path, *, name: str, split: str, size: int | None) -> Dataset:
+def _read(
+    folder: pathlib.Path, *, name: str, split: str, size: int | None, parts: Mapping[str, frozenset[str]] = _NO_PARTS
+) -> Dataset:
+    """Reads a split of a prepared set; `parts` names the classes of further splits, which are parts of "train"."""
     tfds = import_tfds()
     builder: Any = tfds.builder_from_directory(folder)
     file_format = builder.info.file_format.value
@@ -73,17 +88,28 @@ def _read(folder: pathlib.Path, *, name: str, split: str, size: int | None) -> D
             f"{folder} was prepared as {file_format}, not as array_record. Prepare it in another folder:\n"
             f"    TFDS_DATA_DIR=FOLDER jaxinvert data prepare {name}"
         )
-    selections = select(split, {key: info.num_examples for key, info in builder.info.splits.items()})
+    feature = builder.info.features["label"]
+
+    def source(split: str) -> Any:
+        # TFDS could decode as well, but logs on every load that OpenCV is missing.
+        return builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+
+    lengths = {key: info.num_examples for key, info in builder.info.splits.items()}
+    rows_of: dict[str, np.ndarray] = {}
+    if any(part in split for part in parts):
+        names = np.array(feature.names)[[example["label"] for example in source("train")]]
+        rows_of = {part: np.flatnonzero(np.isin(names, [*classes])) for part, classes in parts.items()}
+    selections = select(split, {**lengths, **{part: len(rows) for part, rows in rows_of.items()}})
     images, labels = [], []
     for part in selections:
-        # TFDS could decode as well, but logs on every load that OpenCV is missing.
-        source = builder.as_data_source(split=part.split, decoders={"image": tfds.decode.SkipDecoding()})
+        stored = source("train" if part.split in rows_of else part.split)
         for start in range(part.start, part.stop, _READ_CHUNK):
             rows = range(start, min(start + _READ_CHUNK, part.stop))
-            for example in source.__getitems__(list(rows)):
+            if part.split in rows_of:
+                rows = rows_of[part.split][rows].tolist()
+            for example in stored.__getitems__(list(rows)):
                 images.append(pixels.resize(pixels.decode_png(example["image"]), size))
                 labels.append(example["label"])
-    feature = builder.info.features["label"]
     floats = to_float(images)
     normalization = NORMALIZATION.get(name) or neutral_normalization(floats.shape[-1])
     return Dataset(

@@ -1,0 +1,154 @@
+"""How realistic a job's assumptions are: each fact of the deployment, and whom it favors.
+
+A figure from a client that no deployment has is an upper bound at best. Batches of one example, granted labels,
+networks before training and BatchNorm in evaluation mode make attacks succeed that fail on deployed clients:
+
+| fact                    | favors the attacker                        | as deployed                     |
+|-------------------------|--------------------------------------------|---------------------------------|
+| examples per update     | one                                        | several                         |
+| training                | one gradient; a known order of local steps | local steps in an unknown order |
+| parameters              | random, before training                    | trained                         |
+| BatchNorm               | running statistics (eval mode)             | batch statistics (train mode)   |
+| labels                  | granted                                    | restored or optimized           |
+| rounds                  | several on the same examples               | one                             |
+| prior                   | trained on the victims' scenes             | public images, or none          |
+
+A defense that the attacker does not adapt to favors the client: an adaptive attacker may reach more.
+
+References:
+  Huang et al.: Evaluating gradient inversion attacks and defenses in federated learning. NeurIPS 2021.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+
+from jaxinvert.jobs.config import JobConfig
+from jaxinvert.models import Model
+from jaxinvert.priors import generators
+
+Side = Literal["attacker", "client", "neither"]
+
+
+class Fact(NamedTuple):
+    """One fact of a deployment.
+
+    Attributes:
+      name: what it is about, such as "labels".
+      value: what was assumed, in words.
+      favors: whom the assumption favors, compared with usual deployments.
+    """
+
+    name: str
+    value: str
+    favors: Side
+
+
+class Realism(NamedTuple):
+    """How realistic the assumptions of a job are.
+
+    Attributes:
+      kind: "diagnostic upper bound" if a fact favors the attacker, else "as deployed".
+      facts: all facts.
+    """
+
+    kind: Literal["diagnostic upper bound", "as deployed"]
+    facts: tuple[Fact, ...]
+
+
+def realism(config: JobConfig, model: Model, *, captured: bool = False) -> Realism:
+    """Collects the facts of a job.
+
+    Args:
+      config: the job.
+      model: the clients' network.
+      captured: whether the updates are captured ones: then their network and training are those of a deployment.
+    """
+    facts = (
+        _examples(config),
+        _training(config, captured),
+        _parameters(config, captured),
+        *_batch_norm(config, model),
+        _labels(config),
+        *_rounds(config),
+        *_prior(config),
+        *_defense(config),
+    )
+    favored = any(fact.favors == "attacker" for fact in facts)
+    return Realism("diagnostic upper bound" if favored else "as deployed", facts)
+
+
+def prior_saw_victims(config: JobConfig) -> bool:
+    """Whether the attacker's generator was trained on parts of the scenes that the simulated clients hold."""
+    return config.attacker.generator_file == generators.DEFAULT and config.data.name == "photos"
+
+
+def _examples(config: JobConfig) -> Fact:
+    count = config.num_private
+    return Fact("examples per update", f"{count:,}", "attacker" if count == 1 else "neither")
+
+
+def _training(config: JobConfig, captured: bool) -> Fact:
+    client, num_examples = config.client, config.data.num_examples
+    if client.kind == "fedsgd":
+        return Fact("training", "one gradient (FedSGD)", "neither" if captured else "attacker")
+    steps = client.local_training(num_examples).num_steps
+    words = f"{steps:,} local step{'s' if steps > 1 else ''} (FedAvg)"
+    if client.num_examples_per_step(num_examples) == num_examples:  # there is no order to know
+        return Fact("training", words, "neither")
+    known = client.local_order == "known"
+    return Fact("training", f"{words}, order {client.local_order}", "attacker" if known else "neither")
+
+
+def _parameters(config: JobConfig, captured: bool) -> Fact:
+    if captured:
+        return Fact("parameters", "those that the server sent", "neither")
+    trained = config.model.checkpoint is not None
+    return Fact(
+        "parameters",
+        "from a checkpoint" if trained else "random, before training",
+        "neither" if trained else "attacker",
+    )
+
+
+def _batch_norm(config: JobConfig, model: Model) -> list[Fact]:
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    if not (isinstance(shapes, dict) and shapes.get("batch_stats")):
+        return []
+    train = config.model.batch_norm == "train"
+    mode = Fact(
+        "BatchNorm",
+        "batch statistics (train mode)" if train else "running statistics (eval mode)",
+        "neither" if train else "attacker",
+    )
+    sent = "sent by the clients and known" if config.granted.batch_stats else "not used by the attacker"
+    return [mode, Fact("running statistics", sent, "neither")]
+
+
+def _labels(config: JobConfig) -> Fact:
+    if config.granted.labels:
+        return Fact("labels", "granted", "attacker")
+    how = {"known": "not used", "restored": "restored from the update", "joint": "optimized with the images"}
+    return Fact("labels", how[config.attacker.labels], "neither")
+
+
+def _rounds(config: JobConfig) -> list[Fact]:
+    rounds = config.observation.rounds
+    return [Fact("rounds", f"{rounds} on the same examples", "attacker")] if rounds > 1 else []
+
+
+def _prior(config: JobConfig) -> list[Fact]:
+    return [Fact("prior", "generator trained on the victims' scenes", "attacker")] if prior_saw_victims(config) else []
+
+
+def _defense(config: JobConfig) -> list[Fact]:
+    if not config.defense.chain.names:
+        return [Fact("defense", "none", "neither")]
+    adaptive = config.attacker.adaptive
+    return [
+        Fact(
+            "defense",
+            "known to the attacker, who adapts" if adaptive else "the attacker does not adapt",
+            "neither" if adaptive else "client",
+        )
+    ]
