@@ -27,7 +27,6 @@ from jaxinvert.audit.verdict import Verdict, judge
 from jaxinvert.defenses.registry import NONE
 from jaxinvert.jobs import JobConfig
 from jaxinvert.jobs.automatic import AUTO, SEARCH
-from jaxinvert.priors import generators
 from jaxinvert.search import Progress
 
 
@@ -293,23 +292,9 @@ def _audited(
             folder=folder,
             on_progress=show,
         )
-        if prior_saw_victims(config):
-            found[attacker] = (config, _saying_so(found[attacker][1]), *found[attacker][2:])
     assert ground is not None
     one = judged(setting.name, ground, found)._replace(note=setting.note)
     return one, setups[one.worst]
-
-
-def prior_saw_victims(config: JobConfig) -> bool:
-    """Whether the attacker's generator was trained on parts of the scenes that the simulated victims hold."""
-    return config.attacker.generator_file == generators.DEFAULT and config.data.name == "photos"
-
-
-def _saying_so(summary: dict[str, Any]) -> dict[str, Any]:
-    """The summary, with the assumption added that the attacker's prior was trained on the victims' scenes."""
-    assumptions = summary["assumptions"]
-    known = [*assumptions["known"], "parts of the victims' own scenes: the generator was trained on them"]
-    return {**summary, "assumptions": {**assumptions, "known": known}}
 
 
 def _along_training(

@@ -7,7 +7,7 @@ that the reconstruction would cause. The same share is computed for random updat
 
 import hashlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,7 @@ class Explained(NamedTuple):
       share: `[T]` share of each update's squared norm that the reconstruction explains, 0 ... 1.
       on_noise: `[T, B, H, W, C]` reconstructions of random updates.
       share_of_noise: `[T]` share of each random update that its reconstruction explains, 0 ... 1.
+      assumptions: what the attacker knows, see `jobs.assumptions`.
     """
 
     reconstruction: np.ndarray
@@ -56,6 +57,7 @@ class Explained(NamedTuple):
     share: np.ndarray
     on_noise: np.ndarray
     share_of_noise: np.ndarray
+    assumptions: dict[str, Any]
 
 
 def observe_capture(config: JobConfig, capture: Capture, model: models.Model) -> Observation:
@@ -145,7 +147,7 @@ def audit_capture(
         truth = true_batches(config, capture.truth, model)
         ground = _ground(truth, others, num_candidates)
         names = others.class_names if others else tuple(map(str, range(model.num_classes)))
-        task = jobs.Task(jobs.Program(config, model), observe_capture(config, capture, model), truth, names)
+        task = jobs.Task(jobs.Program(config, model), observe_capture(config, capture, model), truth, names, True)
         kept = folder and folder / digest_of(capture)
         seen = blind_attack(config, task, kept, on_progress, blind)
         options = {"with_lpips": with_lpips, "folder": kept, "on_progress": on_progress}
@@ -185,6 +187,7 @@ def explain_capture(
         explained(program, seen, found, used),
         on_noise,
         explained(program, noise, on_noise, used_on_noise),
+        jobs.assumptions(config, model, captured=True),
     )
 
 

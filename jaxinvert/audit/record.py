@@ -19,6 +19,7 @@
          "choice",                               # in words, the method that the attack "auto" chose, or null
          "identified": {"count", "total", "low", "high", "chance", "p_value", "least_p_value"},     # clients
          "in_class",                             # whether candidates are limited to the class, as labels were granted
+         "game": {"count", "total", "baseline", "low", "high"},     # to pick one image of each client, see `Trials`
          "excess_psnr_db", "excess_ssim": {"mean", "low", "high", "p_value", "least_p_value"},      # over `strongest`
          "strongest",                            # control with the highest mean PSNR
          "closest",                              # control with the largest p of the PSNR; the excess has this p
@@ -49,7 +50,7 @@ import numpy as np
 from jaxinvert import jobs, metrics
 from jaxinvert.audit.auditing import Attacked, Audited
 from jaxinvert.audit.captured import Explained
-from jaxinvert.audit.evidence import rate
+from jaxinvert.audit.evidence import Trials, rate
 from jaxinvert.audit.privacy import Training, allowed, privacy
 from jaxinvert.audit.scoring import Scores
 from jaxinvert.audit.verdict import SIGNIFICANCE
@@ -98,10 +99,9 @@ def record(audited: Sequence[Audited], training: Training | None = None) -> dict
 
 def record_of_capture(found: Mapping[str, tuple[JobConfig, Explained]]) -> dict[str, Any]:
     """The content of `audit.json` for captured updates whose truth is unknown."""
-    config, _ = next(iter(found.values()))
     return {
         "format": FORMAT,
-        "assumptions": jobs.assumptions(config),
+        "assumptions": next(iter(found.values()))[1].assumptions,
         "explained": {
             name: {"config": config.flat, "share": one.share, "share_of_random_updates": one.share_of_noise}
             for name, (config, one) in found.items()
@@ -140,6 +140,7 @@ def _attacker(attacked: Attacked) -> dict[str, Any]:
         "choice": attacked.summary["choice"],
         "identified": attacked.identified._asdict(),
         "in_class": attacked.in_class,
+        "game": _game(attacked.trials),
         "excess_psnr_db": attacked.excess._asdict(),
         "excess_ssim": attacked.gained._asdict(),
         "strongest": attacked.strongest,
@@ -173,6 +174,14 @@ def _attacker(attacked: Attacked) -> dict[str, Any]:
         ],
         "seconds_run": attacked.summary["seconds_run"],
     }
+
+
+def _game(trials: Trials) -> dict[str, Any]:
+    """Games with the exact interval of the share won."""
+    if not trials.total:
+        return {**trials._asdict(), "low": 0.0, "high": 1.0}
+    found = rate(trials.count, trials.total, chance=trials.baseline)
+    return {**trials._asdict(), "low": found.low, "high": found.high}
 
 
 def _share_above(scores: Scores, level: float) -> dict[str, Any]:

@@ -70,8 +70,8 @@ def rounds_to_attack(num_rounds: int, leakage_rounds: int) -> list[int]:
 def training_and_test(config: JobConfig, setup: jobs.Setup) -> tuple[data.Dataset, data.Dataset]:
     """Training images, and at least 50 test images, as fewer cannot distinguish defenses.
 
-    Training uses the split "train". Test images are those of the victims' split, or of "test" if the victims are in
-    "train". If that split is too small, the last 30 % of "train" are held out instead.
+    Training uses the split "train". Test images are those of the victims' split, or of "test" if the victims may be
+    among the training images. If that split is too small, the last 30 % of "train" are held out instead.
 
     Raises:
       ValueError: for data without a split "train", or with too few images.
@@ -80,7 +80,7 @@ def training_and_test(config: JobConfig, setup: jobs.Setup) -> tuple[data.Datase
         training = data.load(config.data.name, split="train", size=config.data.size)
     except ValueError as error:
         raise ValueError(f"accuracy needs a split 'train' to train on: {error}") from error
-    if "train" not in config.data.split:
+    if not config.data.holds_training:
         test = setup.dataset
     else:
         try:

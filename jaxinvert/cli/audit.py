@@ -33,7 +33,7 @@ class Audit(jobs.JobConfig):
       candidates: number of images, including the private ones, among which reconstructions have to pick out the
         private ones.
       accuracy_rounds: rounds of federated training under every defense, on the split "train", to measure its accuracy
-        on the victims' split; 0 = no training.
+        on images that are not trained on; 0 = no training.
       leakage_rounds: number of evenly spaced points during the training of accuracy_rounds, at most 5, at which the
         worst attacker attacks the same clients again with the current parameters; 0 = none.
       lpips: also measure LPIPS, a perceptual distance; needs `pip install 'jaxinvert[lpips]'`.
@@ -234,7 +234,7 @@ def _with_split(command: Audit) -> Audit:
     if command.data.split != "auto":
         return command
     tiles = command.data.name == "photos" and command.data.size in (None, 32)  # there are no larger tiles
-    return command.replace(split="train" if tiles else "test")
+    return command.replace(split="private" if tiles else "test")
 
 
 def _speed(progress: Progress) -> str:

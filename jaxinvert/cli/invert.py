@@ -138,6 +138,8 @@ def invert_and_write(
             how = "restored" if config.attacker.labels == "restored" else "found"
             exact = f"exact for {np.sum(found['exact'])} of {config.data.targets} targets"
             console.print(f"labels {how}: {exact}, {found['recall']:.0%} of the examples", highlight=False)
+        realism = jobs.realism_in_words(outcome.summary["assumptions"])
+        console.print(f"realism: {realism}", highlight=False, markup=False)
         if statuses := [target["status"] for target in outcome.summary["targets"] if "status" in target]:
             counts = Counter(statuses)
             console.print(f"certified: {counts[Status.CERTIFIED]} of {config.data.targets} targets", highlight=False)

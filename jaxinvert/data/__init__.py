@@ -14,10 +14,10 @@ from jaxinvert.data.dataset import Dataset
 from jaxinvert.data.folders import load_folder
 from jaxinvert.data.npz import load_npz
 from jaxinvert.data.official import prepare
-from jaxinvert.data.prepared import OFFICIAL_NAMES, load_official, load_photos
+from jaxinvert.data.prepared import OFFICIAL_NAMES, PARTS, load_official, load_photos
 from jaxinvert.data.tabular import Table, load_table
 
-__all__ = ["Dataset", "Table", "load", "load_table", "names", "prepare"]
+__all__ = ["PARTS", "Dataset", "Table", "load", "load_table", "names", "prepare"]
 
 
 def names() -> tuple[str, ...]:

@@ -5,7 +5,7 @@
 share a `Setup`, and `execute_jobs` runs them as lanes of one program.
 """
 
-from jaxinvert.jobs.assumptions import assumptions
+from jaxinvert.jobs.assumptions import assumptions, realism_in_words
 from jaxinvert.jobs.attacker import Program, compiled_form
 from jaxinvert.jobs.config import JobConfig
 from jaxinvert.jobs.deployment import Clients, Deployment, deployment_of
@@ -16,6 +16,7 @@ from jaxinvert.jobs.identity import digest, job_name
 from jaxinvert.jobs.measure import Outcome, measure
 from jaxinvert.jobs.planning import ChunkCost, chunk_costs, fastest
 from jaxinvert.jobs.prepare import Setup, Task, adjusted, prepare, set_up
+from jaxinvert.jobs.realism import Fact, Realism, prior_saw_victims, realism
 from jaxinvert.jobs.streams import Stream, stream
 from jaxinvert.jobs.yaml_fields import build, flatten, read_yaml, typed
 
@@ -26,9 +27,11 @@ __all__ = [
     "DataConfig",
     "Deployment",
     "Execution",
+    "Fact",
     "JobConfig",
     "Outcome",
     "Program",
+    "Realism",
     "Setup",
     "Stream",
     "Task",
@@ -49,7 +52,10 @@ __all__ = [
     "measure",
     "peak_bytes",
     "prepare",
+    "prior_saw_victims",
     "read_yaml",
+    "realism",
+    "realism_in_words",
     "set_up",
     "stream",
     "typed",

@@ -1,15 +1,24 @@
 """Text descriptions of a job's assumptions: what the attacker knows, how clients train, which defense they use."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from jaxinvert.attacks import adaptive
 from jaxinvert.jobs.config import JobConfig
 from jaxinvert.jobs.groups import ClientConfig, DefenseConfig
+from jaxinvert.jobs.realism import prior_saw_victims, realism
+from jaxinvert.models import Model
 from jaxinvert.observation.threat_models import MEANINGS, ThreatModel
 
 
-def assumptions(config: JobConfig) -> dict[str, Any]:
-    """The assumptions of a job in words: threat model, known and unknown facts, clients, labels."""
+def assumptions(config: JobConfig, model: Model, *, captured: bool = False) -> dict[str, Any]:
+    """The assumptions of a job in words: threat model, known and unknown facts, clients, labels, and their realism.
+
+    Args:
+      config: the job.
+      model: the clients' network.
+      captured: whether the updates are captured ones.
+    """
     observation, attacker = config.observation, config.attacker
     sentences = [training_in_words(config.client, config.data.num_examples)]
     if observation.aggregate > 1:
@@ -29,19 +38,40 @@ def assumptions(config: JobConfig) -> dict[str, Any]:
     }
     meanings = dict(MEANINGS)
     if config.data.name == "photos":
-        meanings["surrogate"] += " (tiles of the same scenes)"
+        meanings["surrogate"] += (
+            " (tiles of other photographs)" if config.data.holds_private_tiles else " (tiles of the same scenes)"
+        )
     known, unknown = knowledge(
         config.granted, defended=bool(config.defense.chain.names), several_rounds=observation.rounds > 1
     )
     generator = attacker.generator_file
     prior = [f"what images look like: generator {generator.name}"] if generator else []
+    if prior_saw_victims(config):
+        prior.append("parts of the victims' own scenes: the generator was trained on them")
+    card = realism(config, model, captured=captured)
     return {
         "threat_model": observation.threat_model,
         "known": [*(meanings[field] for field in known), *prior],
         "unknown": ["the images", *(meanings[field] for field in unknown)],
         "client": "; ".join(sentences),
         "labels": how_labels[attacker.labels],
+        "realism": {"kind": card.kind, "facts": [fact._asdict() for fact in card.facts]},
     }
+
+
+def realism_in_words(assumptions: Mapping[str, Any]) -> str:
+    """How realistic assumptions are, followed by the facts that favor the attacker or the client.
+
+    Args:
+      assumptions: as returned by `assumptions`.
+    """
+    card = assumptions["realism"]
+    sides = [
+        f"favoring the {side}: {', '.join(one['name'] + ' ' + one['value'] for one in facts)}"
+        for side in ("attacker", "client")
+        if (facts := [fact for fact in card["facts"] if fact["favors"] == side])
+    ]
+    return "; ".join([card["kind"], *sides])
 
 
 def knowledge(granted: ThreatModel, *, defended: bool, several_rounds: bool = False) -> tuple[list[str], list[str]]:

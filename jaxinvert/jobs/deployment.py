@@ -205,13 +205,16 @@ _MAX_SURROGATES = 2048
 def surrogate_images(config: JobConfig) -> jax.Array:
     """The attacker's public images: the first images of the split "train" of the clients' data set.
 
+    For private tiles of the embedded photos, they are the tiles of other photographs, the split "public".
+
     Raises:
       ValueError: if the private images may be among them, or if there is no such split.
     """
-    if "train" in config.data.split or config.data.split == "all":
-        raise ValueError(f"split {config.data.split!r} may hold the surrogate images, which are from 'train'")
+    split = "public" if config.data.holds_private_tiles else "train"
+    if config.data.holds_training and not config.data.holds_private_tiles:
+        raise ValueError(f"split {config.data.split!r} may hold the surrogate images, which are from {split!r}")
     try:
-        surrogates = data.load(config.data.name, split="train", size=config.data.size)
+        surrogates = data.load(config.data.name, split=split, size=config.data.size)
         return jnp.asarray(surrogates.images[:_MAX_SURROGATES])
     except ValueError as error:
         threat_model = config.observation.threat_model

@@ -3,6 +3,7 @@
 Most groups have a `check` method for their own fields; `checks` validates combinations of groups.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -12,7 +13,7 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-from jaxinvert import labels
+from jaxinvert import data, labels
 from jaxinvert.attacks import registry
 from jaxinvert.defenses.registry import NONE, Chain, parse
 from jaxinvert.observation.observe import FEDSGD
@@ -37,6 +38,16 @@ class DataConfig:
     size: int | None = None
     num_examples: int = 1
     targets: int = 4
+
+    @property
+    def holds_training(self) -> bool:
+        """Whether the private images may be images that models are trained on here."""
+        return any(part in self.split for part in ("train", "all", *(data.PARTS if self.name == "photos" else ())))
+
+    @property
+    def holds_private_tiles(self) -> bool:
+        """Whether the private images are from photographs of which there is no public tile."""
+        return self.name == "photos" and re.fullmatch(r"private(\[[^]]*\])?", self.split) is not None
 
     def check(self) -> None:
         """Raises ValueError for a number out of range."""

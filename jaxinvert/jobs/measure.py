@@ -75,7 +75,7 @@ def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
         "seconds_start": execution.seconds_start,
         "seconds_run": seconds,
         "steps_per_second": execution.num_steps * lanes / seconds if execution.history and seconds else None,
-        "assumptions": assumptions(config),
+        "assumptions": assumptions(config, task.model, captured=task.captured),
         "labels": _label_quality(config, execution.reconstructions.labels, true_labels),
         "versions": environment.versions(),
         "device": environment.device_name(),

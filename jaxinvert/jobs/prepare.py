@@ -50,12 +50,14 @@ class Task(NamedTuple):
       observations: one per client, leading axis `T`.
       truth: the private batches, `inputs [T, B, H, W, C]`, `labels [T, B]`.
       class_names: names of the classes, by label.
+      captured: whether the updates are captured ones, not those of simulated clients.
     """
 
     program: Program
     observations: Observation
     truth: Batch
     class_names: tuple[str, ...]
+    captured: bool = False
 
     @property
     def model(self) -> models.Model:

@@ -79,8 +79,9 @@ def realism(config: JobConfig, model: Model, *, captured: bool = False) -> Reali
 
 
 def prior_saw_victims(config: JobConfig) -> bool:
-    """Whether the attacker's generator was trained on parts of the scenes that the simulated clients hold."""
-    return config.attacker.generator_file == generators.DEFAULT and config.data.name == "photos"
+    """Whether the attacker's generator may have been trained on parts of scenes that the simulated clients hold."""
+    shipped = config.attacker.generator_file == generators.DEFAULT
+    return shipped and config.data.name == "photos" and not config.data.holds_private_tiles
 
 
 def _examples(config: JobConfig) -> Fact:
@@ -138,7 +139,9 @@ def _rounds(config: JobConfig) -> list[Fact]:
 
 
 def _prior(config: JobConfig) -> list[Fact]:
-    return [Fact("prior", "generator trained on the victims' scenes", "attacker")] if prior_saw_victims(config) else []
+    return (
+        [Fact("prior", "generator trained on the victims' scenes", "attacker")] if prior_saw_victims(config) else []
+    )
 
 
 def _defense(config: JobConfig) -> list[Fact]:

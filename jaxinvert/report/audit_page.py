@@ -15,6 +15,7 @@ from jaxinvert.audit import SIGNIFICANCE, Audited
 from jaxinvert.report.charts import MAX_KINDS, psnr_ranges
 from jaxinvert.report.cost_charts import cost_charts, round_charts
 from jaxinvert.report.pictures import as_byte_pairs, data_uri
+from jaxinvert.report.risk_chart import decision, risk_chart, worst_first
 from jaxinvert.report.templates import render
 from jaxinvert.report.wording import flattened, image_name, plural
 
@@ -55,15 +56,17 @@ def save_audit_html(
 
     Args:
       path: the file to write.
-      audited: the judged scenarios; the first one is in the headline.
+      audited: the judged scenarios; the one with the worst verdict is in the headline.
       record: their record, see `jaxinvert.audit.record`.
       title: what was audited.
       command: the command that reproduces the audit.
     """
-    first = record["settings"][0]
+    place = worst_first(record["settings"])
+    first = record["settings"][place]
     worst = first["attackers"][first["worst"]]
     rows = {"the attack": worst["attack"], **worst["controls"]}
     scale, ranges = psnr_ranges([row["psnr_db"] for row in rows.values()])
+    audited = [audited[place], *audited[:place], *audited[place + 1 :]]
     picks = picks_of(audited[0])
     page = render(
         "audit.html.jinja",
@@ -71,6 +74,7 @@ def save_audit_html(
         first=first, worst=worst, settings=record["settings"],
         cost_charts=cost_charts(record["settings"]), round_charts=round_charts(record["settings"]), kinds=MAX_KINDS,
         choices=choices_of(record["settings"]),
+        decision=decision(record["settings"]), risk=risk_chart(record["settings"]),
         evidence=list(zip(rows, rows.values(), ranges)), scale=scale,
         picks=picks, columns=picture_columns(audited, picks), height=audited[0].ground.truth.inputs.shape[2],
         infinite=np.inf, image_name=image_name, assumptions=record["assumptions"],

@@ -41,7 +41,7 @@ def save_capture_html(
       title: name of the captured updates.
       command: command that reproduces the result.
     """
-    config, _ = next(iter(found.values()))
+    config, first = next(iter(found.values()))
     attackers = [
         {
             "name": name,
@@ -56,7 +56,7 @@ def save_capture_html(
     fields: dict[str, Any] = {name: value for name, value in vars(config).items()}
     page = render(
         "capture.html.jinja",
-        attackers=attackers, title=title, command=command, assumptions=jobs.assumptions(config),
+        attackers=attackers, title=title, command=command, assumptions=first.assumptions,
         config=flattened(fields), machine=[("device", jobs.device_name()), *flattened(jobs.versions())],
     )  # fmt: skip
     Path(path).write_bytes(page)

@@ -114,7 +114,7 @@ def save_sweep_html(
     chart_list, unfit, split = charts_of(settings, varied)
     scale, ranges = psnr_ranges([setting.figures for setting in settings[:limit]])
     page = render(
-        "sweep.html.jinja", setting_text=setting_text,
+        "sweep.html.jinja", setting_text=setting_text, realism_of=_realism,
         title=title, command=command, fair_db=FAIR_DB, image_name=image_name,
         names=field_names(varied), fields=without_seed(varied), has_seeds="seed" in varied,
         words=[field for field in varied if any(isinstance(s.values.get(field), str) for s in settings)],
@@ -253,6 +253,11 @@ def exception_line(traceback: str) -> str:
     frames = [i for i, line in enumerate(lines) if re.match(r"  File \"", line)]
     after = (line for line in lines[frames[-1] :] if line.strip() and not line.startswith(" ")) if frames else ()
     return next(iter(after), lines[-1] if lines else "no traceback was recorded")
+
+
+def _realism(setting: GridPoint) -> str:
+    """How realistic the assumptions of a setting are, see `jobs.realism`; a dash for records without it."""
+    return "; ".join(dict.fromkeys(str(row.get("realism") or "—") for row, _ in setting.images))
 
 
 def _best_median_worst(setting: GridPoint) -> list[tuple[str, Mapping[str, Any], int]]:

@@ -229,9 +229,11 @@ def summarize(folder: Path | str) -> list[dict[str, Any]]:
 
 def _rows(record: Record, varied: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     targets = record.summary["targets"]
+    realism = (record.summary.get("assumptions") or {}).get("realism") or {}
     for image in record.summary["images"]:
         target = targets[image["target"]]
-        yield {"job": record.name, **varied, **image, "attack_loss": target["attack_loss"]}
+        result = {**image, "attack_loss": target["attack_loss"], "realism": realism.get("kind")}
+        yield {"job": record.name, **varied, **result}
 
 
 def _column(values: list[Any]) -> list[Any]:
