@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxinvert import jobs
 from jaxinvert.audit.along_training import along_training
-from jaxinvert.audit.attacking import attack_and_score, blind_attack, prior_saw_victims, noting_known_victims
+from jaxinvert.audit.attacking import attack_and_score, blind_attack, noting_known_victims, prior_saw_victims
 from jaxinvert.audit.results import Audited, Scenario
 from jaxinvert.audit.running import Show
 from jaxinvert.audit.scoring import ground_truth
