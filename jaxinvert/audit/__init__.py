@@ -5,17 +5,20 @@ update. `judge` turns the difference into a verdict in words. Only this package 
 truth.
 """
 
-from jaxinvert.audit.auditing import Attacked, Audited, Scenario, attack_and_score, audit, judged
+from jaxinvert.audit.attacking import attack_and_score
+from jaxinvert.audit.auditing import audit
 from jaxinvert.audit.captured import Capture, Explained, audit_capture, explain_capture, job_of_capture
 from jaxinvert.audit.evidence import Evidence, Excess, Rate, Trials, excess, excess_over_all, mean_interval, rate
 from jaxinvert.audit.plan import parse_defense, settings_for
 from jaxinvert.audit.privacy import Allowed, Privacy, Training, allowed, privacy
 from jaxinvert.audit.record import record, record_of_capture
+from jaxinvert.audit.results import Attacked, Audited, Scenario
 from jaxinvert.audit.retrieval import chance_of_any, identified, identified_of_all
 from jaxinvert.audit.running import Show
 from jaxinvert.audit.scoring import Ground, Scores, ground_truth, score
 from jaxinvert.audit.utility import Utility, rounds_to_attack, train_under
 from jaxinvert.audit.verdict import SIGNIFICANCE, Verdict, judge
+from jaxinvert.audit.weighing import judged
 
 __all__ = [
     "SIGNIFICANCE",

@@ -15,9 +15,11 @@ import numpy as np
 
 from jaxinvert import data, jobs, models
 from jaxinvert.audit import controls
-from jaxinvert.audit.auditing import Audited, Scenario, attack_and_score, blind_attack, judged
+from jaxinvert.audit.attacking import attack_and_score, blind_attack
+from jaxinvert.audit.results import Audited, Scenario
 from jaxinvert.audit.running import Show, attack, found_in
 from jaxinvert.audit.scoring import Ground, ground_truth
+from jaxinvert.audit.weighing import judged
 from jaxinvert.jobs import JobConfig
 from jaxinvert.observation import captures, threat_models
 from jaxinvert.search import check_targets

@@ -6,7 +6,7 @@ A defense is written `NAME`, `NAME:parameter=value,parameter=value`, or as a cha
 
 from collections.abc import Sequence
 
-from jaxinvert.audit.auditing import Scenario
+from jaxinvert.audit.results import Scenario
 from jaxinvert.defenses.registry import NONE
 from jaxinvert.jobs import JobConfig
 from jaxinvert.observation.threat_models import check_needs

@@ -48,10 +48,10 @@ from typing import Any
 import numpy as np
 
 from jaxinvert import jobs, metrics
-from jaxinvert.audit.auditing import Attacked, Audited
 from jaxinvert.audit.captured import Explained
 from jaxinvert.audit.evidence import Trials, rate
 from jaxinvert.audit.privacy import Training, allowed, privacy
+from jaxinvert.audit.results import Attacked, Audited
 from jaxinvert.audit.scoring import Scores
 from jaxinvert.audit.verdict import SIGNIFICANCE
 from jaxinvert.jobs import JobConfig

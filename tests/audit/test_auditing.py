@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxinvert import audit, files, jobs, metrics
-from jaxinvert.audit import auditing, controls
+from jaxinvert.audit import attacking, controls
 from jaxinvert.audit.scoring import Images
 from jaxinvert.cli import main
 from jaxinvert.metrics import perceptual
@@ -113,10 +113,12 @@ def test_images_are_picked_by_a_perceptual_distance_too(monkeypatch):
 
 def test_a_generator_that_saw_the_victims_is_among_what_the_attacker_knows():
     by_default = jobs.JobConfig.of(attack="gias")
-    assert auditing.prior_saw_victims(by_default)
-    assert not auditing.prior_saw_victims(by_default.replace(data="cifar10"))
-    assert not auditing.prior_saw_victims(by_default.replace(generator=Path("own.safetensors")))
-    assert not auditing.prior_saw_victims(CONFIG)
+    assert jobs.prior_saw_victims(by_default)
+    assert not jobs.prior_saw_victims(by_default.replace(data="cifar10"))
+    assert not jobs.prior_saw_victims(by_default.replace(generator=Path("own.safetensors")))
+    assert not jobs.prior_saw_victims(CONFIG)
+    assert not jobs.prior_saw_victims(by_default.replace(split="private[:9]"))
+    assert jobs.prior_saw_victims(by_default.replace(split="private+public"))
     config = by_default.replace(model="mlp-16", split="train", targets=2, restarts=1, steps=1)
     (found,) = audit.audit([audit.Scenario("no defense", {"naive": config})])
     assert any("victims' own scenes" in fact for fact in audit.record([found])["assumptions"]["known"])
@@ -150,7 +152,7 @@ def test_a_blind_attacker_learns_nothing(prepared, attack):
     other = task._replace(
         observations=task.observations._replace(update=jax.tree.map(jnp.negative, task.observations.update))
     )
-    pictures = [auditing.blind_attack(config, seen, None, lambda *_: None, {}) for seen in (task, other)]
+    pictures = [attacking.blind_attack(config, seen, None, lambda *_: None, {}) for seen in (task, other)]
     assert np.array_equal(*pictures)
     if attack != "inverting-gradients":
         shown, gray = (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxinvert import audit, files, jobs, models, report
-from jaxinvert.audit import auditing, retrieval
+from jaxinvert.audit import along_training, attacking, retrieval
 from jaxinvert.cli import main
 from jaxinvert.report import audit_page
 from tests.report.test_report import Page
@@ -35,7 +35,7 @@ def snapshots():
 def audited(tmp_path_factory):
     """Interrupted before the attack on the last round, and taken up again."""
     folder = tmp_path_factory.mktemp("audit")
-    told, programs, original = [], [], auditing.attack
+    told, programs, original = [], [], attacking.attack
 
     def attack(what, config, program, *others):
         programs.append((what, program))
@@ -48,7 +48,8 @@ def audited(tmp_path_factory):
 
     options = {"accuracy_rounds": 2, "leakage_rounds": 2, "folder": folder}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(auditing, "attack", attack)
+        for module in (attacking, along_training):
+            patch.setattr(module, "attack", attack)
         with pytest.raises(KeyboardInterrupt):
             audit.audit(SETTINGS, **options, on_progress=interrupted)
     again: list[str] = []
@@ -142,7 +143,7 @@ def test_a_training_that_goes_astray_is_noted(audited, snapshots, monkeypatch):
     first, second, last = snapshots
     broken = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), second.state.params)
     second = second._replace(state=second.state._replace(params=broken))
-    monkeypatch.setattr(auditing, "train_under", lambda *_, **__: iter([first, second, last]))
+    monkeypatch.setattr(along_training, "train_under", lambda *_, **__: iter([first, second, last]))
     (found,) = audit.audit(SETTINGS, accuracy_rounds=2, leakage_rounds=2, folder=folder)
     assert [*found.leakage] == [0, 2]
     assert "leakage after round 1 of training is unknown" in found.note

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxinvert import jobs
-from jaxinvert.audit.auditing import blind_attack
+from jaxinvert.audit.attacking import blind_attack
 from jaxinvert.jobs import automatic
 
 PERCEPTRON = jobs.JobConfig.of(attack="auto", model="mlp-32", size=12, targets=2, restarts=1, steps=20)

@@ -1,0 +1,87 @@
+"""Accuracy and leakage during a federated training under a scenario's defense."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxinvert import jobs
+from jaxinvert.audit import controls
+from jaxinvert.audit.results import Attacked, Audited
+from jaxinvert.audit.running import Show, attack, found_in
+from jaxinvert.audit.scoring import Ground, score
+from jaxinvert.audit.utility import Utility, train_under, training_and_test
+from jaxinvert.audit.weighing import weighed
+from jaxinvert.search import Progress
+
+
+def along_training(
+    one: Audited,
+    setup: jobs.Setup,
+    num_rounds: int,
+    later_rounds: Sequence[int],
+    folder: Path | None,
+    on_progress: Show,
+) -> Audited:
+    """Adds accuracy and leakage during training under the scenario's defense, or a note why they are missing."""
+    worst, notes, accuracy = one.attackers[one.worst], [one.note], {}
+    leakage = {0: worst}
+
+    def show(what: str, progress: Progress | None) -> None:
+        on_progress(f"{one.name}, {one.worst}: {what}", progress)
+
+    try:
+        snapshots = train_under(worst.config, setup, num_rounds=num_rounds)
+        num_test = len(training_and_test(worst.config, setup)[1].labels)
+    except ValueError as error:
+        return one._replace(note=_joined([one.note, str(error)]))
+    on_progress(f"{one.name}: training for the accuracy", None)
+    for snapshot in snapshots:
+        accuracy[snapshot.round] = snapshot.accuracy
+        if snapshot.round not in later_rounds:
+            continue
+        try:
+            task = jobs.prepare(worst.config, setup._replace(trained=snapshot.state.params))
+        except ValueError as error:  # for example non-finite updates after training diverged
+            notes.append(f"leakage after round {snapshot.round} of training is unknown: {error}")
+            continue
+        leakage[snapshot.round] = _attacked_after(snapshot.round, worst, task, one.ground, folder, show)
+        on_progress(f"{one.name}: training for the accuracy", None)
+    return one._replace(
+        utility=Utility([*accuracy], [*accuracy.values()], num_test),
+        leakage=leakage if later_rounds else None,
+        note=_joined(notes),
+    )
+
+
+def _attacked_after(
+    num_rounds: int, before: Attacked, task: jobs.Task, ground: Ground, folder: Path | None, on_progress: Show
+) -> Attacked:
+    """Attacks the same clients with the parameters after some rounds of training.
+
+    The result of an attack on a random update, or on another client's, may depend on the parameters: both its initial
+    guess and its optimization use the network. These two controls are therefore repeated. Mean images do not depend
+    on the parameters, nor does the prior-only attack, which sees neither client nor network.
+
+    Args:
+      num_rounds: rounds of training before the attack.
+      before: results of the attack before training.
+      task: the task prepared with the parameters of that round.
+      ground: truth and candidates.
+      folder: stores the reconstructions.
+      on_progress: called repeatedly with the current step.
+    """
+    config = before.config
+    execution = attack(
+        f"attack after round {num_rounds}", config, task.program, task.observations, folder, on_progress
+    )
+    found, used = found_in(execution)
+    noise = controls.random_update(jobs.stream(config.seed, jobs.Stream.NULL_UPDATES), task.observations)
+    on_noise = attack(f"random update after round {num_rounds}", config, task.program, noise, folder, on_progress)
+    of_controls = {**before.controls, "random update": score(*found_in(on_noise), ground)}
+    if config.data.targets > 1:
+        of_controls["other client"] = score(controls.other_client(found), used, ground)
+    summary = jobs.measure(config, task, execution).summary
+    return weighed(ground, config, summary, score(found, used, ground), of_controls, {})
+
+
+def _joined(notes: Sequence[str]) -> str:
+    return "; ".join(filter(None, notes))

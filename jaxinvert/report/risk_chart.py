@@ -1,0 +1,173 @@
+"""The chart of an audit's risk: for each setting what attacks reached, what no attack can reach, and the accuracy.
+
+Three plots share the rows, one row for each setting:
+
+- *Images picked out.* The share of games that the attacker won, with its exact 95 % interval, and guessing. In a game
+  the attacker picks one image of a client out of the candidates that it cannot rule out. Shares that differential
+  privacy rules out, for an attacker without further knowledge, are shaded.
+- *PSNR.* The images of the strongest attacker, the strongest control, and the attack-free figure.
+- *Accuracy* of training under the defense, if it was measured.
+
+`decision` is the sentence above the chart. Together they must suffice to decide.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxinvert.report.charts import axis
+from jaxinvert.report.wording import number
+
+_ORDER = ("leaks", "traces", "inconclusive", "none")
+
+
+def decision(settings: Sequence[Mapping[str, Any]]) -> str:
+    """What the audit says about all settings, and what it does not say, in a few sentences.
+
+    Args:
+      settings: settings of an audit's record, see `jaxinvert.audit.record`.
+    """
+    by_level = {level: [one for one in settings if one["verdict"]["level"] == level] for level in _ORDER}
+    sentences = []
+    if by_level["leaks"]:
+        sentences.append(
+            f"{_named(by_level['leaks'])} {_verb(by_level['leaks'], 'leaks', 'leak')}: do not use it as is"
+        )
+    if by_level["traces"]:
+        found = by_level["traces"]
+        sentences.append(f"{_named(found)} {_verb(found, 'shows', 'show')} traces of a leak: treat as leaking")
+    if by_level["inconclusive"]:
+        needed = max(one["verdict"]["clients_needed"] for one in by_level["inconclusive"])
+        sentences.append(f"Undecided for {_named(by_level['inconclusive'])}: audit at least {needed} clients")
+    for one in by_level["none"]:
+        sentences.append(f"No leak was found under {_named([one])}{_accuracy(one, settings)}; {_limit(one)}")
+    return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences)
+
+
+def worst_first(settings: Sequence[Mapping[str, Any]]) -> int:
+    """Index of the setting with the worst verdict, the first one of several."""
+    return min(range(len(settings)), key=lambda index: _ORDER.index(settings[index]["verdict"]["level"]))
+
+
+def risk_chart(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Paths, ticks and captions of the chart, for the template.
+
+    Args:
+      settings: settings of an audit's record.
+    """
+    place_db, ticks_db = axis([value for one in settings for value in _ends_db(one)], pad=0.04)
+    with_accuracy = any(one["utility"] for one in settings)
+    return {
+        "with_accuracy": with_accuracy,
+        "ticks": {"share": [(0.0, "0"), (50.0, "50"), (100.0, "100 %")], "psnr_db": ticks_db},
+        "rows": [
+            {
+                "name": one["name"],
+                "level": one["verdict"]["level"],
+                "share": _share(one),
+                "psnr_db": _psnr(one, place_db),
+                "accuracy": _accuracy_bar(one) if with_accuracy else None,
+            }
+            for one in settings
+        ],
+        "with_bound": any(_bound(one) is not None for one in settings),
+        "with_attack_free": any(_attack_free(one) for one in settings),
+    }
+
+
+def _share(one: Mapping[str, Any]) -> dict[str, Any]:
+    game = one["attackers"][one["worst"]]["game"]
+    if not game["total"]:
+        return {"paths": [], "words": "no game: labels alone identify the images", "bound": ""}
+    share, bound = 100 * game["count"] / game["total"], _bound(one)
+    low, high, guess = (100 * game[name] for name in ("low", "high", "baseline"))
+    paths = [] if bound is None else [("ruled-out", f"M{100 * bound:.2f} 15H100V85H{100 * bound:.2f}Z")]
+    paths += [
+        ("guess", f"M{guess:.2f} 15V85"),
+        ("interval", f"M{low:.2f} 50H{high:.2f}"),
+        ("reached", f"M{share:.2f} 50h0"),
+    ]
+    return {
+        "paths": paths,
+        "words": f"{game['count']} of {game['total']} ({low:.0f} to {high:.0f} %), guessing {guess:.3g} %",
+        "bound": "" if bound is None else f"at most {100 * bound:.3g} % of any attack",
+    }
+
+
+def _psnr(one: Mapping[str, Any], place: Any) -> dict[str, Any]:
+    attacker = one["attackers"][one["worst"]]
+    reached, control = attacker["attack"]["psnr_db"], attacker["controls"][attacker["strongest"]]["psnr_db"]
+    at = {name: float(place(value)) for name, value in reached.items() if np.isfinite(value)}
+    paths = [("guess", f"M{float(place(control['median'])):.2f} 15V85")]
+    if "median" in at:
+        paths += [
+            ("whole", f"M{at['min']:.2f} 50H{at['max']:.2f}"),
+            ("interval", f"M{at['q25']:.2f} 50H{at['q75']:.2f}"),
+            ("reached", f"M{at['median']:.2f} 50h0"),
+        ]
+    words = f"median {number(reached['median'], 'psnr_db')} dB, control {number(control['median'], 'psnr_db')} dB"
+    free = _attack_free(one)
+    if free:
+        middle, low, high = (float(place(free[name])) for name in ("median", "min", "max"))
+        paths += [("free", f"M{low:.2f} 78H{high:.2f}"), ("free mark", f"M{middle:.2f} 78h0")]
+    return {
+        "paths": paths,
+        "words": words,
+        "bound": f"attack-free {number(free['median'], 'psnr_db')} dB" if free else "",
+    }
+
+
+def _accuracy_bar(one: Mapping[str, Any]) -> dict[str, Any]:
+    if not one["utility"]:
+        return {"paths": [], "words": "not measured", "bound": ""}
+    last = 100 * one["utility"]["accuracy"][-1]
+    return {
+        "paths": [("interval", f"M0 50H{last:.2f}"), ("reached", f"M{last:.2f} 50h0")],
+        "words": f"{last:.1f} %",
+        "bound": "",
+    }
+
+
+def _ends_db(one: Mapping[str, Any]) -> list[float]:
+    """Smallest and largest PSNR of a row."""
+    attacker = one["attackers"][one["worst"]]
+    reached, free = attacker["attack"]["psnr_db"], _attack_free(one) or {}
+    control = attacker["controls"][attacker["strongest"]]["psnr_db"]["median"]
+    ends = [reached["min"], reached["max"], control, *(free[name] for name in ("min", "max") if name in free)]
+    return [value for value in ends if np.isfinite(value)]
+
+
+def _bound(one: Mapping[str, Any]) -> float | None:
+    """Largest share of games that differential privacy allows for the attacked release; `None` without guarantee."""
+    allowed = (one["privacy"] or {}).get("allowed")
+    return None if allowed is None else allowed["release"]
+
+
+def _attack_free(one: Mapping[str, Any]) -> Mapping[str, float] | None:
+    """Distribution over clients of the attack-free figure, if there is one."""
+    return (one.get("attack_free") or {}).get("psnr_db")
+
+
+def _limit(one: Mapping[str, Any]) -> str:
+    bound = _bound(one)
+    if bound is None:
+        return "nothing proves that a stronger attack finds none"
+    return f"differential privacy limits attacks with this knowledge to {100 * bound:.3g} % of images picked out"
+
+
+def _accuracy(one: Mapping[str, Any], settings: Sequence[Mapping[str, Any]]) -> str:
+    if not one["utility"]:
+        return ""
+    best = max(other["utility"]["accuracy"][-1] for other in settings if other["utility"])
+    own = one["utility"]["accuracy"][-1]
+    return f" (accuracy {100 * own:.1f} %{f', best setting {100 * best:.1f} %' if best > own else ''})"
+
+
+def _named(settings: Sequence[Mapping[str, Any]]) -> str:
+    names = [f"“{one['name']}”" for one in settings]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _verb(settings: Sequence[Mapping[str, Any]], singular: str, plural: str) -> str:
+    return singular if len(settings) == 1 else plural
