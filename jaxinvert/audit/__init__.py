@@ -5,6 +5,7 @@ update. `judge` turns the difference into a verdict in words. Only this package 
 truth.
 """
 
+from jaxinvert.audit.attack_free import AttackFree, attack_free
 from jaxinvert.audit.attacking import attack_and_score
 from jaxinvert.audit.auditing import audit
 from jaxinvert.audit.captured import Capture, Explained, audit_capture, explain_capture, job_of_capture
@@ -23,6 +24,7 @@ from jaxinvert.audit.weighing import judged
 __all__ = [
     "SIGNIFICANCE",
     "Allowed",
+    "AttackFree",
     "Attacked",
     "Audited",
     "Capture",
@@ -41,6 +43,7 @@ __all__ = [
     "Verdict",
     "allowed",
     "attack_and_score",
+    "attack_free",
     "audit",
     "audit_capture",
     "chance_of_any",

@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxinvert import jobs
 from jaxinvert.audit.along_training import along_training
+from jaxinvert.audit.attack_free import AttackFree, attack_free
 from jaxinvert.audit.attacking import attack_and_score, blind_attack
 from jaxinvert.audit.results import Audited, Scenario
 from jaxinvert.audit.running import Show
@@ -14,6 +15,8 @@ from jaxinvert.audit.scoring import ground_truth
 from jaxinvert.audit.utility import rounds_to_attack
 from jaxinvert.audit.weighing import judged
 from jaxinvert.search import Progress
+
+_MOST_EXAMPLES = 64
 
 
 def audit(
@@ -23,6 +26,7 @@ def audit(
     accuracy_rounds: int = 0,
     leakage_rounds: int = 0,
     with_lpips: bool = False,
+    with_attack_free: bool = False,
     folder: Path | None = None,
     on_progress: Show = lambda what, progress: None,
 ) -> list[Audited]:
@@ -35,6 +39,7 @@ def audit(
       leakage_rounds: number of points during this training at which the worst attacker attacks the same clients
         again, with the parameters of that round; see `rounds_to_attack`.
       with_lpips: whether to measure LPIPS, too.
+      with_attack_free: whether to compute the attack-free figure of every scenario, of some 64 examples at most.
       folder: stores the reconstructions, so that the same audit resumes after an interrupt.
       on_progress: called repeatedly with the current step.
 
@@ -49,6 +54,9 @@ def audit(
     audited = []
     for setting in settings:
         one, of_worst = _audited(setting, setup, num_candidates, with_lpips, folder, on_progress, blind)
+        if with_attack_free:
+            on_progress(f"{setting.name}: attack-free figure", None)
+            one = one._replace(attack_free=_attack_free(one.attackers[one.worst].config, of_worst))
         if accuracy_rounds:
             one = along_training(one, of_worst, accuracy_rounds, later_rounds, folder, on_progress)
         audited.append(one)
@@ -89,3 +97,9 @@ def _audited(
     assert ground is not None
     one = judged(setting.name, ground, found)._replace(note=setting.note)
     return one, setups[one.worst]
+
+
+def _attack_free(config: jobs.JobConfig, setup: jobs.Setup) -> AttackFree:
+    """The attack-free figure, of as many examples of every client as `_MOST_EXAMPLES` allows, at least one."""
+    most = max(1, _MOST_EXAMPLES // config.data.targets)
+    return attack_free(config, jobs.prepare(config, setup), most_examples=most)

@@ -14,6 +14,9 @@
        "leakage": [{                             # to the worst attacker after "round" rounds of training, or null
          "round", "identified", "excess_psnr_db", "strongest", "choice",   # as below; round 0 is the same attack
          "psnr_db": DISTRIBUTION}, ...],         # over images
+       "attack_free": {                         # see `AttackFree`; null if it was not requested
+         "psnr_db": DISTRIBUTION or null, "unbiased_db": DISTRIBUTION or null,     # over clients
+         "words", "reason", "unbiased_words"} or null,
        "attackers": {NAME: {
          "config": {...},
          "choice",                               # in words, the method that the attack "auto" chose, or null
@@ -48,6 +51,7 @@ from typing import Any
 import numpy as np
 
 from jaxinvert import jobs, metrics
+from jaxinvert.audit.attack_free import AttackFree
 from jaxinvert.audit.captured import Explained
 from jaxinvert.audit.evidence import Trials, rate
 from jaxinvert.audit.privacy import Training, allowed, privacy
@@ -88,6 +92,7 @@ def record(audited: Sequence[Audited], training: Training | None = None) -> dict
                 "privacy": _privacy(one, training),
                 "utility": None if one.utility is None else one.utility._asdict(),
                 "leakage": None if one.leakage is None else [_after(*each) for each in one.leakage.items()],
+                "attack_free": _attack_free(one.attack_free),
                 "attackers": {name: _attacker(attacked) for name, attacked in one.attackers.items()},
             }
             for one in audited
@@ -173,6 +178,19 @@ def _attacker(attacked: Attacked) -> dict[str, Any]:
             for image in attacked.summary["images"]
         ],
         "seconds_run": attacked.summary["seconds_run"],
+    }
+
+
+def _attack_free(found: AttackFree | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    figures = {"psnr_db": found.psnr_db, "unbiased_db": found.unbiased_db}
+    return {
+        **{
+            name: None if values is None else metrics.distribution("psnr_db", values.mean(axis=1))._asdict()
+            for name, values in figures.items()
+        },
+        **{name: getattr(found, name) for name in ("words", "reason", "unbiased_words")},
     }
 
 

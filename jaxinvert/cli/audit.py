@@ -37,6 +37,7 @@ class Audit(jobs.JobConfig):
       leakage_rounds: number of evenly spaced points during the training of accuracy_rounds, at most 5, at which the
         worst attacker attacks the same clients again with the current parameters; 0 = none.
       lpips: also measure LPIPS, a perceptual distance; needs `pip install 'jaxinvert[lpips]'`.
+      attack_free: also compute what each setting's updates allow by their derivative, before any attack.
       update: files with captured updates, one per client (safetensors, npz, Flax msgpack), to audit instead of
         simulated clients; each is from `num_examples` examples, and `defenses` names the one defense that was used.
       params: file of the parameters that the server sent to the clients of the captured updates.
@@ -62,6 +63,7 @@ class Audit(jobs.JobConfig):
     accuracy_rounds: int = 0
     leakage_rounds: int = 0
     lpips: bool = False
+    attack_free: bool = True
     update: tuple[Path, ...] = ()
     params: Path | None = None
     update_kind: captures.Kind = "pseudo-gradient"
@@ -122,6 +124,7 @@ def audit(command: Audit, command_line: str) -> int:
                         accuracy_rounds=command.accuracy_rounds,
                         leakage_rounds=command.leakage_rounds,
                         with_lpips=command.lpips,
+                        with_attack_free=command.attack_free,
                         folder=command.out,
                         on_progress=show,
                     )

@@ -1,30 +1,40 @@
-"""The command `jaxinvert rank`: shows the ranks of a job's updates and which closed forms apply."""
+"""The command `jaxinvert rank`: what a job's updates allow without an attack: closed forms, and a linear estimate."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxinvert import jobs
+from jaxinvert import audit, jobs
 from jaxinvert.attacks.closed_form.rank import RankReport, rank_report
 from jaxinvert.cli.console import bad_input
+from jaxinvert.jobs.groups import at_least
 
 
 @dataclass(frozen=True)
 class Rank(jobs.JobConfig):
-    """Show the ranks of clients' updates, and to how many updates each closed-form attack applies.
+    """Show the ranks of clients' updates, which closed-form attacks apply, and what a linear estimate would reach.
 
     Takes the arguments of `invert` and a few seconds; runs no attack. A single update to which a closed form applies
-    is a leak. If updates differ, the reason shown is that of such an update.
+    is a leak. If updates differ, the reason shown is that of such an update. The attack-free figure is the PSNR in dB
+    that the derivative of the update admits at the true images; it is an estimate, not a bound.
+
+    Attributes:
+      linear_examples: number of examples per client, the first ones of its batch, for the attack-free figure; 0 for
+        none. Each costs about as much as 100 steps of an attack.
     """
+
+    linear_examples: int = 1
 
     def __post_init__(self) -> None:
         """Checks the fields; raises BadInputError."""
         with bad_input():
             super().__post_init__()
+            at_least(0, linear_examples=self.linear_examples)
 
 
 def rank(command: Rank, command_line: str) -> int:
@@ -38,6 +48,9 @@ def rank(command: Rank, command_line: str) -> int:
         for client, batch in enumerate(task.truth.inputs)
     ]
     show(Console(), reports)
+    if command.linear_examples:
+        with bad_input():
+            show_attack_free(Console(), audit.attack_free(command, task, most_examples=command.linear_examples))
     return 0
 
 
@@ -63,6 +76,27 @@ def show(console: Console, reports: list[RankReport]) -> None:
         leaks = [one for one in of_form if one.applies]
         closed_forms.add_row(form.attack, _of_all(len(leaks), reports), Text((leaks or of_form)[0].reason))
     console.print(closed_forms)
+
+
+def show_attack_free(console: Console, found: audit.AttackFree) -> None:
+    """Prints the attack-free figure: median and range over the measured examples of all clients."""
+    if found.psnr_db is None or found.low_db is None or found.high_db is None:
+        return console.print(f"attack-free figure: none; {found.reason}", highlight=False, soft_wrap=True)
+    low, high = np.median(found.low_db), np.median(found.high_db)
+    lines = [
+        f"attack-free figure: {_median_and_range(found.psnr_db)}; by as many steps it is only known to lie between "
+        f"{low:.1f} and {high:.1f} dB (medians)",
+        f"  {found.words}",
+    ]
+    if found.unbiased_db is not None:
+        lines.append(f"  at most {_median_and_range(found.unbiased_db)} without bias: {found.unbiased_words}")
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _median_and_range(decibels: np.ndarray) -> str:
+    spread = f" ({decibels.min():.1f} to {decibels.max():.1f} over {decibels.size} examples)"
+    return f"{np.median(decibels):.1f} dB{spread if decibels.size > 1 else ''}"
 
 
 def _span(numbers: Iterable[int | None], *, unknown: str = "") -> str:

@@ -24,6 +24,8 @@ class Stream(enum.IntEnum):
     """Simulated training of all clients, which measures accuracy."""
     NULL_UPDATES = 7
     """Random updates for an audit's null control."""
+    ATTACK_FREE = 8
+    """Starts of the attack-free figure."""
 
 
 def stream(seed: int, name: Stream) -> Key:

@@ -126,7 +126,7 @@ def spectrum(batch_shape: Shape, *, around: Array | float = 0.5, fall: Scalar = 
             f"the picture to start at has shape {jnp.shape(around)}, expected {batch_shape[1:]} or {batch_shape}"
         )
     center = jnp.broadcast_to(jnp.asarray(around, jnp.float32), batch_shape)
-    waves, amplitude = _waves(batch_shape), _amplitude(batch_shape, fall)
+    waves, amplitude = _waves(batch_shape), amplitude_of_photographs(batch_shape, fall)
     noise = START_NOISE if jnp.ndim(around) else 0.5
 
     def init(key: Key) -> Array:
@@ -145,7 +145,8 @@ def spectrum(batch_shape: Shape, *, around: Array | float = 0.5, fall: Scalar = 
 
 def spectrum_of(inputs: Array, *, fall: Scalar = _FALL) -> Array:
     """The variables that `spectrum` decodes to `inputs` `[B, H, W, C]`."""
-    return jnp.einsum("bhwd,kh,lw,cd->bklc", inputs - 0.5, *_waves(inputs.shape)) / _amplitude(inputs.shape, fall)
+    waves = jnp.einsum("bhwd,kh,lw,cd->bklc", inputs - 0.5, *_waves(inputs.shape))
+    return waves / amplitude_of_photographs(inputs.shape, fall)
 
 
 def near(key: Key, inputs: Array, *, fall: Scalar = _FALL) -> Array:
@@ -159,8 +160,8 @@ def _waves(batch_shape: Shape) -> tuple[Array, Array, Array]:
     return cosine_basis(height), cosine_basis(width), opponent_colors(channels)
 
 
-def _amplitude(batch_shape: Shape, fall: Scalar = _FALL) -> Array:
-    """Amplitude of photographs at each frequency and color, `[1, H, W, C]`."""
+def amplitude_of_photographs(batch_shape: Shape, fall: Scalar = _FALL) -> Array:
+    """Amplitude of photographs at each frequency and color, `[1, H, W, C]`; see `spectrum`."""
     _, height, width, channels = batch_shape
     longest = max(height, width)
     frequency = jnp.hypot(

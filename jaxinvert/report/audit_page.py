@@ -15,7 +15,7 @@ from jaxinvert.audit import SIGNIFICANCE, Audited
 from jaxinvert.report.charts import MAX_KINDS, psnr_ranges
 from jaxinvert.report.cost_charts import cost_charts, round_charts
 from jaxinvert.report.pictures import as_byte_pairs, data_uri
-from jaxinvert.report.risk_chart import decision, risk_chart, worst_first
+from jaxinvert.report.risk_chart import attack_free_words, decision, risk_chart, worst_first
 from jaxinvert.report.templates import render
 from jaxinvert.report.wording import flattened, image_name, plural
 
@@ -75,6 +75,7 @@ def save_audit_html(
         cost_charts=cost_charts(record["settings"]), round_charts=round_charts(record["settings"]), kinds=MAX_KINDS,
         choices=choices_of(record["settings"]),
         decision=decision(record["settings"]), risk=risk_chart(record["settings"]),
+        attack_free_words=attack_free_words(record["settings"]),
         evidence=list(zip(rows, rows.values(), ranges)), scale=scale,
         picks=picks, columns=picture_columns(audited, picks), height=audited[0].ground.truth.inputs.shape[2],
         infinite=np.inf, image_name=image_name, assumptions=record["assumptions"],

@@ -50,6 +50,17 @@ def worst_first(settings: Sequence[Mapping[str, Any]]) -> int:
     return min(range(len(settings)), key=lambda index: _ORDER.index(settings[index]["verdict"]["level"]))
 
 
+def attack_free_words(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the attack-free figures assume, or why there is none, each with the names of its settings."""
+    of_words: dict[str, list[Mapping[str, Any]]] = {}
+    for one in settings:
+        found = one["attack_free"]
+        if found is not None:
+            said = f"no attack-free figure: {found['reason']}" if found["psnr_db"] is None else found["words"]
+            of_words.setdefault(said, []).append(one)
+    return [f"{_named(ones)}: {said}." for said, ones in of_words.items()]
+
+
 def risk_chart(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Paths, ticks and captions of the chart, for the template.
 
@@ -146,7 +157,7 @@ def _bound(one: Mapping[str, Any]) -> float | None:
 
 def _attack_free(one: Mapping[str, Any]) -> Mapping[str, float] | None:
     """Distribution over clients of the attack-free figure, if there is one."""
-    return (one.get("attack_free") or {}).get("psnr_db")
+    return (one["attack_free"] or {}).get("psnr_db")
 
 
 def _limit(one: Mapping[str, Any]) -> str:
