@@ -14,7 +14,8 @@ training images, the best that a generator could reach.
 Command:  python -m experiments.train_generator --data FILE.npz --out runs/generators/cifar10 --json FILE.json
           python -m experiments.train_generator --data FILE.npz --network style --batch-size 32 \
               --out runs/generators/cifar10-style --json FILE.json
-Shipped:  python -m experiments.train_generator --split public --epochs 300 --batch-size 48 --out runs/generators/photos
+Shipped:  python -m experiments.train_generator --split public --epochs 300 --batch-size 48 \
+              --out runs/generators/photos
 Smoke:    python -m experiments.train_generator --smoke
 Measured: see experiments/README.md
 """
