@@ -107,8 +107,8 @@ class Evidence(NamedTuple):
     Attributes:
       identified: clients with at least one image identified.
       in_class: whether candidates are limited to the class of the image, because the attacker was granted the labels.
-      excess: PSNR in dB above `strongest`; its p-value is the largest over all controls.
-      strongest: the control with the highest mean PSNR.
+      excess: score above `strongest`, in the unit of the measure; its p-value is the largest over all controls.
+      strongest: the control with the highest mean score.
       closest: the control with the largest p-value.
     """
 

@@ -195,9 +195,23 @@ def null(private: np.ndarray, labels: np.ndarray, same: np.ndarray, *, in_class:
     with_rivals = rivals.reshape(private.shape)
     clients = with_rivals.any(axis=1)
     chance = float(np.mean(1 - missed[clients])) if clients.any() else 1.0
-    return Null(
-        same[dealt].reshape(-1, *private.shape), private, with_rivals, same, chance, chances.reshape(private.shape)
-    )
+    dealt_of = same[dealt].reshape(-1, *private.shape)
+    if clients.any() and np.any(same != np.arange(len(same))):
+        chance = _chance_with_copies(dealt_of, with_rivals)
+    return Null(dealt_of, private, with_rivals, same, chance, chances.reshape(private.shape))
+
+
+def _chance_with_copies(dealt: np.ndarray, open_items: np.ndarray) -> float:
+    """Share of clients that random candidates `[M, T, B]` identify if others of them are private.
+
+    With copies among the candidates there is no closed form; the next permutation is the guess.
+    """
+    guesses = np.roll(dealt, -1, axis=0)
+    shares = []
+    for client in np.flatnonzero(open_items.any(axis=1)):
+        hits = (dealt[:, client, :, None] == guesses[:, client, None, :]).any(axis=2)
+        shares.append((hits & open_items[client]).any(axis=1).mean())
+    return float(np.mean(shares))
 
 
 def chance_of_any(num_private: int, num_candidates: int) -> float:
