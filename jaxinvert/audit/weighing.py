@@ -27,7 +27,8 @@ def judged(
     Args:
       name: name of the scenario.
       ground: truth and candidates.
-      found: by attacker: the job, which says what is `granted`, its summary, scores of the attack, and scores of its controls by name.
+      found: by attacker: the job, which says what is `granted`, its summary, scores of the attack, and scores of
+        its controls by name.
     """
     nulls: dict[bool, Null] = {}
     attackers = {attacker: weighed(ground, *reached, nulls) for attacker, reached in found.items()}
