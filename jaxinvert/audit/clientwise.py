@@ -1,4 +1,4 @@
-"""Attacks on clients one after the other, for records and text; every finished client is kept in the audit's folder."""
+"""Attacks on clients one after the other, for records and text; finished clients are kept in the audit's folder."""
 
 import hashlib
 import json
@@ -52,11 +52,10 @@ def attack_clients(
       folder: stores the results.
       on_progress: called before every client.
     """
-    num_clients, results = fields["targets"], []
+    num_clients, job, results = fields["targets"], _name(fields), []
     for client, own_key in enumerate(jax.random.split(key, num_clients)):
-        file = (
-            None if folder is None else folder / "attacks" / f"{_name(fields)}-{what.replace(' ', '-')}-{client}.npz"
-        )
+        name = f"{job}-{what.replace(' ', '-')}-{client}.npz"
+        file = None if folder is None else folder / "attacks" / name
         kept = None if file is None else _load(file)
         if kept is None:
             on_progress(f"{what}, client {client + 1} of {num_clients}", None)

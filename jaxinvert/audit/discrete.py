@@ -1,7 +1,7 @@
 """Scores of reconstructed records and token sequences: exact fields, and retrieval among candidates.
 
-Both are rows of fields. A field is right if it is within a tolerance of the true one: 0 for categories and tokens. The
-similarity for retrieval is the mean over fields of 1 or 0 for equal or different categories and tokens, and of
+Both are rows of fields. A field is right if it is within a tolerance of the true one: 0 for categories and tokens.
+The similarity for retrieval is the mean over fields of 1 or 0 for equal or different categories and tokens, and of
 `exp(-|x - y| / s)` for continuous values, where `s` is the standard deviation of the field.
 
 Rows of few categories are often equally similar to several candidates, and the first of them is picked. The private
@@ -84,7 +84,7 @@ class DiscreteScores(NamedTuple):
     @property
     def exact(self) -> np.ndarray:
         """`[T, B]`: whether all fields of a row are right."""
-        return self.correct.all(axis=2)
+        return np.asarray(self.correct.all(axis=2))
 
     @property
     def second_by_client(self) -> np.ndarray:

@@ -84,7 +84,7 @@ def record(audited: Sequence[Audited], training: Training | None = None) -> dict
                 "worst": one.worst,
                 "verdict": one.verdict._asdict(),
                 "note": one.note,
-                "privacy": _privacy(one, training),
+                "privacy": privacy_of(one, training),
                 "utility": None if one.utility is None else one.utility._asdict(),
                 "leakage": None if one.leakage is None else [_after(*each) for each in one.leakage.items()],
                 "attackers": {name: _attacker(attacked) for name, attacked in one.attackers.items()},
@@ -111,7 +111,8 @@ def record_of_capture(found: Mapping[str, tuple[JobConfig, Explained]]) -> dict[
     }
 
 
-def _privacy(one: Audited, training: Training | None) -> dict[str, Any] | None:
+def privacy_of(one: Audited, training: Training | None) -> dict[str, Any] | None:
+    """The guarantee of a scenario's defense with its bounds; `None` without a defense."""
     config = one.attackers[one.worst].config
     promised = privacy(config, training)
     if promised is None:
