@@ -100,7 +100,7 @@ def audit_discrete(command: AuditTable | AuditText, command_line: str) -> int:
     )
     begin = time.perf_counter()
     with progress_bar(console) as bar:
-        row = bar.add_task("preparing", total=None, loss="", speed="")
+        row = bar.add_task("preparing", total=1, loss="", speed="")
         bar.refresh()
 
         def show(what: str, _: Progress | None) -> None:
@@ -116,7 +116,7 @@ def audit_discrete(command: AuditTable | AuditText, command_line: str) -> int:
             bar.stop()
             console.print(f"interrupted; finished attacks are kept, and the same command resumes: {command.out}")
             return EXIT_INTERRUPTED
-        bar.update(row, description="audited", refresh=True)
+        bar.update(row, description="audited", completed=1, refresh=True)
     page = command.out / "report.html"
     title = command.table if isinstance(command, AuditTable) else f"text, {command.model}"
     with jobs.uninterruptible():
