@@ -9,14 +9,19 @@ from jaxinvert.audit.attack_free import AttackFree, attack_free
 from jaxinvert.audit.attacking import attack_and_score
 from jaxinvert.audit.auditing import audit
 from jaxinvert.audit.captured import Capture, Explained, audit_capture, explain_capture, job_of_capture
+from jaxinvert.audit.discrete import DiscreteGround, DiscreteScores
 from jaxinvert.audit.evidence import Evidence, Excess, Rate, Trials, excess, excess_over_all, mean_interval, rate
+from jaxinvert.audit.measures import Measure
 from jaxinvert.audit.plan import parse_defense, settings_for
 from jaxinvert.audit.privacy import Allowed, Privacy, Training, allowed, privacy
 from jaxinvert.audit.record import record, record_of_capture
+from jaxinvert.audit.record_discrete import record_discrete
 from jaxinvert.audit.results import Attacked, Audited, Scenario
 from jaxinvert.audit.retrieval import chance_of_any, identified, identified_of_all
 from jaxinvert.audit.running import Show
 from jaxinvert.audit.scoring import Ground, Scores, ground_truth, score
+from jaxinvert.audit.tabular import audit_table, table_settings
+from jaxinvert.audit.text import audit_text, text_settings
 from jaxinvert.audit.utility import Utility, rounds_to_attack, train_under
 from jaxinvert.audit.verdict import SIGNIFICANCE, Verdict, judge
 from jaxinvert.audit.weighing import judged
@@ -28,10 +33,13 @@ __all__ = [
     "Attacked",
     "Audited",
     "Capture",
+    "DiscreteGround",
+    "DiscreteScores",
     "Evidence",
     "Excess",
     "Explained",
     "Ground",
+    "Measure",
     "Privacy",
     "Rate",
     "Scenario",
@@ -46,6 +54,8 @@ __all__ = [
     "attack_free",
     "audit",
     "audit_capture",
+    "audit_table",
+    "audit_text",
     "chance_of_any",
     "excess",
     "excess_over_all",
@@ -61,9 +71,12 @@ __all__ = [
     "privacy",
     "rate",
     "record",
+    "record_discrete",
     "record_of_capture",
     "rounds_to_attack",
     "score",
     "settings_for",
+    "table_settings",
+    "text_settings",
     "train_under",
 ]

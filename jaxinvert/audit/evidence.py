@@ -7,9 +7,10 @@ Every attack is tested for two effects, each with a test that keeps its level fo
 - *Identification.* Null hypothesis: a client's reconstructions do not depend on which candidates are the client's,
   among those that the attacker cannot rule out (`retrieval.Null`). Permuting the clients' images among these
   candidates gives the null distribution of the number of clients identified, which accounts for duplicates,
-  candidates that are picked often, and whole batches. If the controls identify more than this distribution allows
-  (p < 0.2), it is no valid null: then the attack must also identify more clients than every control, by Fisher's
-  exact test.
+  candidates that are picked often, and whole batches. Other candidates may be unlike all clients' images: where there
+  are enough clients, permuting the images among the clients alone must be significant, too. If the controls identify
+  more than the null distribution allows (p < 0.2), it is not valid: then the attack must also identify more clients
+  than every control, by Fisher's exact test.
 - *Excess over the controls.* Null hypothesis: for at least one control, attack and control are exchangeable. Each
   control has its own signed-rank test, and the largest p-value counts (intersection-union test, Berger 1982), so a
   control that fails for some clients cannot mask another one.
@@ -107,8 +108,8 @@ class Evidence(NamedTuple):
     Attributes:
       identified: clients with at least one image identified.
       in_class: whether candidates are limited to the class of the image, because the attacker was granted the labels.
-      excess: PSNR in dB above `strongest`; its p-value is the largest over all controls.
-      strongest: the control with the highest mean PSNR.
+      excess: score above `strongest`, in the unit of the measure; its p-value is the largest over all controls.
+      strongest: the control with the highest mean score.
       closest: the control with the largest p-value.
     """
 
@@ -144,6 +145,7 @@ def identification(
     null_counts: np.ndarray,
     least_p_value: float,
     *,
+    swapped_counts: np.ndarray | None = None,
     chance: float,
     controls: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> Rate:
@@ -153,6 +155,8 @@ def identification(
       hits: `[T]` booleans, whether each client is identified; only clients that can be, possibly none.
       null_counts: `[M]` clients identified by the same reconstructions after each of `M` permutations.
       least_p_value: p-value of the largest possible number of hits.
+      swapped_counts: `[M]` the same after permutations of the private images among the clients alone; `None` if
+        there are too few clients for this test.
       chance: expected share of hits by guessing.
       controls: for each control its hits `[T]`, and its counts `[M]` after the same permutations.
     """
@@ -160,6 +164,8 @@ def identification(
     if not total:
         return Rate(0, 0, 0.0, 1.0, 1.0, 1.0, 1.0)
     p_value = permutation_p_value(count, null_counts)
+    if swapped_counts is not None:
+        p_value = max(p_value, permutation_p_value(count, swapped_counts))
     counts = [int(of_control.sum()) for of_control, _ in controls]
     doubts = [permutation_p_value(of_control, dealt) for of_control, (_, dealt) in zip(counts, controls)]
     if controls:

@@ -4,7 +4,7 @@ A defense is written `NAME`, `NAME:parameter=value,parameter=value`, or as a cha
 `top-k+gaussian:keep=0.1,scale=0.01`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jaxinvert.audit.results import Scenario
 from jaxinvert.defenses.registry import NONE
@@ -39,9 +39,7 @@ def _setting(config: JobConfig, text: str) -> Scenario:
     naive = config.replace(defense=name, defense_settings=numbers)
     if name == NONE:
         return Scenario("no defense", {NAIVE: naive})
-    attackers, title = {NAIVE: naive}, name
-    if numbers:
-        title += f" ({', '.join(f'{number} {value:g}' for number, value in numbers.items())})"
+    attackers, title = {NAIVE: naive}, title_of(name, numbers)
     try:
         adaptive = naive.replace(adaptive=True)
         check_needs(adaptive.granted, adaptive.needs, attack=f"an adaptive {adaptive.attacker.attack}")
@@ -49,6 +47,16 @@ def _setting(config: JobConfig, text: str) -> Scenario:
     except ValueError as error:
         return Scenario(title, attackers, f"without an adaptive attacker: {error}")
     return Scenario(title, attackers)
+
+
+def title_of(name: str, numbers: Mapping[str, float]) -> str:
+    """The name of a defense for people.
+
+    >>> title_of("top-k", {"keep": 0.1})
+    'top-k (keep 0.1)'
+    """
+    given = ", ".join(f"{number} {value:g}" for number, value in numbers.items())
+    return f"{name} ({given})" if given else name
 
 
 def parse_defense(text: str) -> tuple[str, dict[str, float]]:

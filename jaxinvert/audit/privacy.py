@@ -6,6 +6,7 @@ from typing import NamedTuple
 from jaxinvert.audit.evidence import Trials
 from jaxinvert.defenses.accounting import guarantee, shown_epsilon, success_bound, tight_epsilon
 from jaxinvert.jobs import JobConfig
+from jaxinvert.jobs.records import RecordsConfig
 
 _DELTA = 1e-5
 """Delta of the epsilon of one release, if the delta of the training is not given."""
@@ -37,7 +38,7 @@ class Privacy(NamedTuple):
     words: str
 
 
-def privacy(config: JobConfig, training: Training | None) -> Privacy | None:
+def privacy(config: JobConfig | RecordsConfig, training: Training | None) -> Privacy | None:
     """The guarantee of a job's defense over a whole training; `None` for a job without a defense.
 
     Raises:
@@ -87,7 +88,9 @@ class Allowed(NamedTuple):
     shown: float
 
 
-def allowed(config: JobConfig, trials: Mapping[str, Trials], training: Training | None) -> Allowed | None:
+def allowed(
+    config: JobConfig | RecordsConfig, trials: Mapping[str, Trials], training: Training | None
+) -> Allowed | None:
     """The bounds for a scenario with DP-SGD; `None` for other defenses, and if an attacker had no game to play.
 
     Args:
@@ -102,7 +105,8 @@ def allowed(config: JobConfig, trials: Mapping[str, Trials], training: Training 
         return None
     attacker = max(trials, key=lambda name: trials[name].count / trials[name].baseline)
     multiplier = config.defense.parameters["dp-sgd.multiplier"]
-    release = {"sampling_rate": 1.0, "noise_multiplier": multiplier, "num_steps": config.observation.rounds}
+    num_rounds = config.observation.rounds if isinstance(config, JobConfig) else 1  # a record is in one update
+    release = {"sampling_rate": 1.0, "noise_multiplier": multiplier, "num_steps": num_rounds}
     delta, baseline = _DELTA if training is None else training.delta, trials[attacker].baseline
     whole = None
     if training is not None:

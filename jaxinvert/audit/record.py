@@ -89,7 +89,7 @@ def record(audited: Sequence[Audited], training: Training | None = None) -> dict
                 "worst": one.worst,
                 "verdict": one.verdict._asdict(),
                 "note": one.note,
-                "privacy": _privacy(one, training),
+                "privacy": privacy_of(one, training),
                 "utility": None if one.utility is None else one.utility._asdict(),
                 "leakage": None if one.leakage is None else [_after(*each) for each in one.leakage.items()],
                 "attack_free": _attack_free(one.attack_free),
@@ -116,7 +116,8 @@ def record_of_capture(found: Mapping[str, tuple[JobConfig, Explained]]) -> dict[
     }
 
 
-def _privacy(one: Audited, training: Training | None) -> dict[str, Any] | None:
+def privacy_of(one: Audited, training: Training | None) -> dict[str, Any] | None:
+    """The guarantee of a scenario's defense with its bounds; `None` without a defense."""
     config = one.attackers[one.worst].config
     promised = privacy(config, training)
     if promised is None:
@@ -145,7 +146,7 @@ def _attacker(attacked: Attacked) -> dict[str, Any]:
         "choice": attacked.summary["choice"],
         "identified": attacked.identified._asdict(),
         "in_class": attacked.in_class,
-        "game": _game(attacked.trials),
+        "game": game_of(attacked.trials),
         "excess_psnr_db": attacked.excess._asdict(),
         "excess_ssim": attacked.gained._asdict(),
         "strongest": attacked.strongest,
@@ -194,7 +195,7 @@ def _attack_free(found: AttackFree | None) -> dict[str, Any] | None:
     }
 
 
-def _game(trials: Trials) -> dict[str, Any]:
+def game_of(trials: Trials) -> dict[str, Any]:
     """Games with the exact interval of the share won."""
     if not trials.total:
         return {**trials._asdict(), "low": 0.0, "high": 1.0}

@@ -1,17 +1,19 @@
 """What an audit takes and gives: scenarios, and the results of their attackers with the verdict."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from jaxinvert.audit.attack_free import AttackFree
 from jaxinvert.audit.evidence import Evidence, Excess, Rate, Trials
-from jaxinvert.audit.scoring import Ground, Scores
 from jaxinvert.audit.utility import Utility
 from jaxinvert.audit.verdict import Verdict
-from jaxinvert.jobs import JobConfig
+
+Job = TypeVar("Job")
+Scores = TypeVar("Scores")
+Ground = TypeVar("Ground")
 
 
-class Scenario(NamedTuple):
+class Scenario(NamedTuple, Generic[Job]):
     """One deployment, that is, training and defense, with its attackers.
 
     Attributes:
@@ -21,28 +23,28 @@ class Scenario(NamedTuple):
     """
 
     name: str
-    attackers: Mapping[str, JobConfig]
+    attackers: Mapping[str, Job]
     note: str = ""
 
 
-class Attacked(NamedTuple):
+class Attacked(NamedTuple, Generic[Job, Scores]):
     """The results of one attacker.
 
     Attributes:
       config: the job.
-      summary: the summary of the attack, see `jobs.measure`.
-      scores: scores of its reconstructions.
+      summary: the summary of the attack, for images see `jobs.measure`.
+      scores: scores of its reconstructions, see `measures.Scored`.
       controls: scores by name of the control.
       identified: clients with at least one image identified.
       in_class: whether candidates are limited to the class of the image, because the attacker was granted the labels.
       trials: identification of a single image per client.
-      strongest: the control with the highest mean PSNR.
-      closest: the control that the PSNR distinguishes least from the attack, that is, with the largest p-value.
-      excess: PSNR in dB above `strongest`, over clients; its p-value is that of `closest`.
-      gained: SSIM above `strongest`, over clients.
+      strongest: the control with the highest mean score, for images the PSNR.
+      closest: the control that the score distinguishes least from the attack, that is, with the largest p-value.
+      excess: score above `strongest`, over clients, in the unit of the measure; its p-value is that of `closest`.
+      gained: second score above `strongest`, over clients, for images the SSIM.
     """
 
-    config: JobConfig
+    config: Job
     summary: dict[str, Any]
     scores: Scores
     controls: dict[str, Scores]
@@ -60,7 +62,7 @@ class Attacked(NamedTuple):
         return Evidence(self.identified, self.in_class, self.excess, self.strongest, self.closest)
 
 
-class Audited(NamedTuple):
+class Audited(NamedTuple, Generic[Job, Scores, Ground]):
     """The results and the verdict of one scenario.
 
     Attributes:
@@ -78,10 +80,10 @@ class Audited(NamedTuple):
 
     name: str
     ground: Ground
-    attackers: dict[str, Attacked]
+    attackers: dict[str, Attacked[Job, Scores]]
     worst: str
     verdict: Verdict
     note: str = ""
     utility: Utility | None = None
-    leakage: dict[int, Attacked] | None = None
+    leakage: dict[int, Attacked[Job, Scores]] | None = None
     attack_free: AttackFree | None = None

@@ -46,6 +46,7 @@ class Null(NamedTuple):
     Attributes:
       dealt: `[M, T, B]` indices of random candidates in place of the private images, of the same class if labels are
         granted; copies have the index of the first of them.
+      swapped: `[M, T, B]` the same for random permutations of the private images among the clients alone.
       private: `[T, B]` indices of the private images.
       open: `[T, B]` whether an image has competing candidates; without any, its identification shows nothing.
       same: `[N]`, see `Pool`.
@@ -54,6 +55,7 @@ class Null(NamedTuple):
     """
 
     dealt: np.ndarray
+    swapped: np.ndarray
     private: np.ndarray
     open: np.ndarray
     same: np.ndarray
@@ -77,11 +79,18 @@ class Null(NamedTuple):
 
     def counts(self, picks: np.ndarray) -> np.ndarray:
         """`[M]`: number of clients that the same picks `[T, P]` identify after each permutation."""
+        return self._counts(picks, self.dealt)
+
+    def counts_swapped(self, picks: np.ndarray) -> np.ndarray:
+        """`counts` for permutations among the clients alone."""
+        return self._counts(picks, self.swapped)
+
+    def _counts(self, picks: np.ndarray, dealt: np.ndarray) -> np.ndarray:
         clients, picked = np.arange(len(picks))[:, None], np.where(picks == NOBODY, NOBODY, self.same[picks])
         chosen = np.zeros((len(picks), len(self.same) + 1), bool)
         chosen[clients, picked] = True
         chosen[:, NOBODY] = False
-        hits = chosen.ravel()[self.dealt + clients * chosen.shape[1]] & self.open
+        hits = chosen.ravel()[dealt + clients * chosen.shape[1]] & self.open
         return hits.any(axis=2).sum(axis=1)
 
 
@@ -181,12 +190,14 @@ def null(private: np.ndarray, labels: np.ndarray, same: np.ndarray, *, in_class:
     generator = np.random.default_rng(seed)
     groups = labels if in_class else np.zeros(len(labels), int)
     flat = private.ravel()
-    dealt = np.empty((_NUM_PERMUTATIONS, flat.size), np.int32)
+    dealt, swapped = np.empty((2, _NUM_PERMUTATIONS, flat.size), np.int32)
     rivals, missed, chances = np.zeros(flat.size, bool), np.ones(len(private)), np.ones(flat.size)
     for group in np.unique(groups[flat]):
         members, own = np.flatnonzero(groups == group), groups[flat] == group
         order = generator.random((_NUM_PERMUTATIONS, len(members)), np.float32).argsort(axis=1)[:, : own.sum()]
         dealt[:, own] = members[order]
+        among_own = generator.random((_NUM_PERMUTATIONS, int(own.sum())), np.float32).argsort(axis=1)
+        swapped[:, own] = flat[own][among_own]
         of_client = own.reshape(private.shape).sum(axis=1)
         rivals[own] = np.repeat(of_client, of_client) < len(members)
         copies = np.bincount(same[members]).max()
@@ -195,9 +206,24 @@ def null(private: np.ndarray, labels: np.ndarray, same: np.ndarray, *, in_class:
     with_rivals = rivals.reshape(private.shape)
     clients = with_rivals.any(axis=1)
     chance = float(np.mean(1 - missed[clients])) if clients.any() else 1.0
-    return Null(
-        same[dealt].reshape(-1, *private.shape), private, with_rivals, same, chance, chances.reshape(private.shape)
-    )
+    dealt_of = same[dealt].reshape(-1, *private.shape)
+    if clients.any() and np.any(same != np.arange(len(same))):
+        chance = _chance_with_copies(dealt_of, with_rivals)
+    swapped_of = same[swapped].reshape(-1, *private.shape)
+    return Null(dealt_of, swapped_of, private, with_rivals, same, chance, chances.reshape(private.shape))
+
+
+def _chance_with_copies(dealt: np.ndarray, open_items: np.ndarray) -> float:
+    """Share of clients that random candidates `[M, T, B]` identify if others of them are private.
+
+    With copies among the candidates there is no closed form; the next permutation is the guess.
+    """
+    guesses = np.roll(dealt, -1, axis=0)
+    shares = []
+    for client in np.flatnonzero(open_items.any(axis=1)):
+        hits = (dealt[:, client, :, None] == guesses[:, client, None, :]).any(axis=2)
+        shares.append((hits & open_items[client]).any(axis=1).mean())
+    return float(np.mean(shares))
 
 
 def chance_of_any(num_private: int, num_candidates: int) -> float:

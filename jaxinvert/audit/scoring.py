@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxinvert import metrics
 from jaxinvert.audit import retrieval
+from jaxinvert.audit.measures import IMAGES, Measure
 from jaxinvert.metrics import perceptual
 from jaxinvert.types import Batch
 
@@ -32,6 +33,21 @@ class Ground(NamedTuple):
     candidates: Images
     private: np.ndarray
     pool: retrieval.Pool | None = None
+
+    @property
+    def labels(self) -> np.ndarray:
+        """`[N]`: classes of the candidates."""
+        return self.candidates.labels
+
+    @property
+    def same(self) -> np.ndarray:
+        """`[N]`, see `retrieval.Pool`."""
+        return (self.pool or retrieval.pool(self.candidates.inputs)).same
+
+    @property
+    def measure(self) -> Measure:
+        """What is measured."""
+        return IMAGES
 
 
 class Scores(NamedTuple):
@@ -62,6 +78,16 @@ class Scores(NamedTuple):
     picked: np.ndarray | None = None
     picked_in_class: np.ndarray | None = None
     recognized: np.ndarray | None = None
+
+    @property
+    def by_client(self) -> np.ndarray:
+        """`[T]`: mean PSNR in dB."""
+        return self.psnr_db.mean(axis=1)
+
+    @property
+    def second_by_client(self) -> np.ndarray:
+        """`[T]`: mean SSIM."""
+        return self.ssim.mean(axis=1)
 
 
 def ground_truth(truth: Batch, images: np.ndarray, labels: np.ndarray, *, num_candidates: int) -> Ground:
@@ -115,7 +141,7 @@ def score(found: np.ndarray, used_labels: np.ndarray | None, ground: Ground, *, 
     for t, correlation in enumerate(retrieval.correlations(found, pool)):
         picked[t] = retrieval.pick(correlation)
         if in_class is not None and used_labels is not None:
-            in_class[t] = _picked_in_class(correlation, used_labels[t], ground.candidates.labels)
+            in_class[t] = pick_in_class(correlation, used_labels[t], ground.candidates.labels)
     return Scores(
         quality.psnr_db,
         quality.ssim,
@@ -130,8 +156,14 @@ def score(found: np.ndarray, used_labels: np.ndarray | None, ground: Ground, *, 
     )
 
 
-def _picked_in_class(correlation: np.ndarray, used_labels: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """`[B]`: candidates picked by the reconstructions of each class among the candidates of that class."""
+def pick_in_class(correlation: np.ndarray, used_labels: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """`[B]`: candidates picked by the reconstructions of each class among the candidates of that class.
+
+    Args:
+      correlation: `[B, N]`, see `retrieval.pick`.
+      used_labels: `[B]` classes of the reconstructions.
+      labels: `[N]` classes of the candidates.
+    """
     chosen = np.full(len(used_labels), retrieval.NOBODY)
     for label in np.unique(used_labels):
         made_for, members = used_labels == label, np.flatnonzero(labels == label)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from jaxinvert.audit.evidence import Evidence, clients_needed
+from jaxinvert.audit.measures import IMAGES, Measure
 
 SIGNIFICANCE = 0.01
 """Largest probability of a false "leaks" or "traces", for one scenario, over all its tests and attackers."""
@@ -30,7 +31,7 @@ class Verdict(NamedTuple):
     clients_needed: int
 
 
-def judge(evidence: Mapping[str, Evidence], *, num_candidates: int) -> tuple[str, Verdict]:
+def judge(evidence: Mapping[str, Evidence], *, num_candidates: int, measure: Measure = IMAGES) -> tuple[str, Verdict]:
     """Judges one scenario from the evidence of all its attackers.
 
     Each attacker has two tests, and every test gets an equal part of `SIGNIFICANCE` (Bonferroni). For each level the
@@ -38,7 +39,8 @@ def judge(evidence: Mapping[str, Evidence], *, num_candidates: int) -> tuple[str
 
     Args:
       evidence: evidence by name of the attacker.
-      num_candidates: number of candidates, including the private images.
+      num_candidates: number of candidates, including the private items.
+      measure: the words for the private items and their score.
 
     Returns:
       The name of the attacker whose evidence the verdict rests on, and the verdict.
@@ -49,26 +51,34 @@ def judge(evidence: Mapping[str, Evidence], *, num_candidates: int) -> tuple[str
     needed = clients_needed(enough)
     if evidence[identifies].identified.p_value < enough:
         one = evidence[identifies]
-        gain, picked, interval = _gain(one), _picked(one, num_candidates), _interval(one)
-        closer = gain if one.excess.low > 0 else f"the reconstructions need not be close in pixels: {gain}"
+        gain, picked, interval = _gain(one, measure), _picked(one, num_candidates, measure), _interval(one)
+        closer = gain if one.excess.low > 0 else f"the reconstructions need not be {measure.near}: {gain}"
         return identifies, Verdict(
             "leaks", f"This setting leaks: {picked}.", f"{_sentence(interval)} {_sentence(closer)}", needed
         )
     if evidence[closest].excess.p_value < enough:
         one = evidence[closest]
         details = " ".join(
-            map(_sentence, [_gain(one), _picked(one, num_candidates), _interval(one), *_blind_spots(one, enough)])
+            map(
+                _sentence,
+                [
+                    _gain(one, measure),
+                    _picked(one, num_candidates, measure),
+                    _interval(one),
+                    *_blind_spots(one, enough),
+                ],
+            )
         )
         return closest, Verdict(
             "traces",
-            "This setting shows traces of a leak: reconstructions are closer to the private images than every "
-            "control, but do not pick them out.",
+            f"This setting shows traces of a leak: reconstructions are closer to the private {measure.item}s than "
+            "every control, but do not pick them out.",
             details,
             needed,
         )
     most = max(evidence, key=lambda name: (evidence[name].identified.count, evidence[name].excess.mean))
     one = evidence[most]
-    gain, picked, interval = _gain(one), _picked(one, num_candidates), _interval(one)
+    gain, picked, interval = _gain(one, measure), _picked(one, num_candidates, measure), _interval(one)
     if one.excess.least_p_value >= enough:
         attackers = "one attacker" if len(evidence) == 1 else f"{len(evidence)} attackers"
         return most, Verdict(
@@ -89,12 +99,15 @@ def judge(evidence: Mapping[str, Evidence], *, num_candidates: int) -> tuple[str
     )
 
 
-def _picked(one: Evidence, num_candidates: int) -> str:
+def _picked(one: Evidence, num_candidates: int, measure: Measure) -> str:
     count, total = one.identified.count, one.identified.total
     if not total:
-        return "no client has competing candidates of its class, so the granted labels alone identify the images"
+        return (
+            "no client has competing candidates of its class, so the granted labels alone identify the "
+            f"{measure.item}s"
+        )
     among = "the candidates of its class" if one.in_class else f"{num_candidates} candidates"
-    return f"{count} of {total} clients had an image picked out among {among}"
+    return f"{count} of {total} clients had {measure.one} picked out among {among}"
 
 
 def _interval(one: Evidence) -> str:
@@ -102,12 +115,15 @@ def _interval(one: Evidence) -> str:
     return f"the 95 % interval is {_percent(low)} to {_percent(high)} of clients; guessing reaches {_percent(chance)}"
 
 
-def _gain(one: Evidence) -> str:
+def _gain(one: Evidence, measure: Measure) -> str:
     side = "above" if one.excess.mean >= 0 else "below"
     interval = f"95 % interval {one.excess.low:+.1f} to {one.excess.high:+.1f}"
     if not math.isfinite(one.excess.high):
         interval = "one client gives no interval"
-    return f"PSNR is {abs(one.excess.mean):.1f} dB {side} the strongest control, {one.strongest} ({interval})"
+    return (
+        f"{measure.score} is {abs(one.excess.mean):.1f} {measure.unit} {side} the strongest control, "
+        f"{one.strongest} ({interval})"
+    )
 
 
 def _blind_spots(one: Evidence, enough: float) -> list[str]:

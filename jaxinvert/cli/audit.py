@@ -12,7 +12,8 @@ from rich.text import Text
 
 from jaxinvert import audit as audits
 from jaxinvert import data, files, jobs, models, report
-from jaxinvert.cli.console import EXIT_INTERRUPTED, BadInputError, bad_input, progress_bar
+from jaxinvert.cli.console import EXIT_INTERRUPTED, bad_input, progress_bar
+from jaxinvert.cli.fields import training_of, with_file
 from jaxinvert.metrics import perceptual
 from jaxinvert.observation import captures
 from jaxinvert.search import Progress
@@ -21,6 +22,8 @@ from jaxinvert.search import Progress
 @dataclass(frozen=True)
 class Audit(jobs.JobConfig):
     """Judge whether clients' updates leak: run attacks and null controls under each defense, and give a verdict.
+
+    The private data are images; `jaxinvert audit table` and `jaxinvert audit text` do the same for records and text.
 
     Attributes:
       data: private data of the simulated clients. With two attackers, at least nine targets (clients) are needed for
@@ -85,7 +88,7 @@ def audit(command: Audit, command_line: str) -> int:
     """Runs the command; its exit status does not depend on the verdict."""
     console = Console()
     with bad_input():
-        command = _with_split(_with_file(command))
+        command = _with_split(with_file(command))
         config = jobs.JobConfig.of(**command.flat)
         capture = _capture(command)
         if capture is not None:
@@ -93,7 +96,7 @@ def audit(command: Audit, command_line: str) -> int:
         settings = audits.settings_for(config, command.defenses)
         if capture is not None and len(settings) > 1:
             raise ValueError(f"captured updates have one defense, not {len(settings)}: name the one that was used")
-        training = _training(command)
+        training = training_of(command.sampling_rate, command.training_steps, command.delta)
         if command.lpips:
             perceptual.check_available()
         for setting in settings:  # reports invalid values before the attacks
@@ -201,35 +204,6 @@ def _of_capture(
         "on_progress": show,
     }
     return [audits.audit_capture(setting, capture, model, others, **options)]
-
-
-def _training(command: Audit) -> audits.Training | None:
-    """The whole training that an epsilon covers, or `None` if it is not given.
-
-    Raises:
-      ValueError: if only one of sampling_rate and training_steps is given.
-    """
-    if command.sampling_rate is None and command.training_steps is None:
-        return None
-    if command.sampling_rate is None or command.training_steps is None:
-        raise ValueError("an epsilon needs both sampling_rate and training_steps")
-    return audits.Training(command.sampling_rate, command.training_steps, command.delta)
-
-
-def _with_file(command: Audit) -> Audit:
-    """The command with the fields of its YAML file, overridden by flags.
-
-    Raises:
-      ValueError: if the file is no YAML file of fields.
-    """
-    if command.file is None:
-        return command
-    defaults = jobs.flatten(Audit())
-    flags = {name: value for name, value in jobs.flatten(command).items() if value != defaults[name]}
-    try:
-        return jobs.build(Audit, {**jobs.typed(Audit, jobs.read_yaml(command.file)), **flags})
-    except (ValueError, BadInputError) as error:
-        raise ValueError(f"{command.file}: {error}") from error
 
 
 def _with_split(command: Audit) -> Audit:

@@ -18,6 +18,7 @@ from rich.text import Text
 from jaxinvert import data, jobs, labels, models
 from jaxinvert.attacks import adaptive, objectives, registry
 from jaxinvert.cli.audit import Audit, audit
+from jaxinvert.cli.audit_discrete import AuditTable, AuditText, audit_discrete
 from jaxinvert.cli.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, BadInputError, bad_input
 from jaxinvert.cli.invert import Invert, invert
 from jaxinvert.cli.rank import Rank, rank
@@ -52,6 +53,8 @@ class Prepare:
 Command = (
     Annotated[Invert, tyro.conf.subcommand("invert")]
     | Annotated[Audit, tyro.conf.subcommand("audit")]
+    | Annotated[AuditTable, tyro.conf.subcommand("audit table")]
+    | Annotated[AuditText, tyro.conf.subcommand("audit text")]
     | Annotated[Rank, tyro.conf.subcommand("rank")]
     | Annotated[Records, tyro.conf.subcommand("records")]
     | Annotated[Tokens, tyro.conf.subcommand("tokens")]
@@ -70,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command_line = shlex.join(["jaxinvert", *arguments])
-    if arguments[:2] == ["data", "prepare"]:  # two words, one command
-        arguments[:2] = ["data prepare"]
+    if tuple(arguments[:2]) in _TWO_WORDS:
+        arguments[:2] = [" ".join(arguments[:2])]
     try:
         _refuse_renamed_flags(arguments)
         command = tyro.cli(
@@ -90,6 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Console(stderr=True).print("interrupted before anything was reconstructed; nothing was written")
         return EXIT_INTERRUPTED
 
+
+_TWO_WORDS = {("data", "prepare"), ("audit", "table"), ("audit", "text")}
+"""Commands of two words, which the parser takes for one."""
 
 _RENAMED_FLAGS = {"--law": "--distribution"}
 """Old names of flags and their new names."""
@@ -177,6 +183,8 @@ def _prepare(command: Prepare, command_line: str) -> int:
 
 _COMMANDS: dict[type, Callable[..., int]] = {
     Audit: audit,
+    AuditTable: audit_discrete,
+    AuditText: audit_discrete,
     Invert: invert,
     Rank: rank,
     Records: invert_records,

@@ -77,6 +77,11 @@ class RecordsConfig:
         if self.adaptive:
             checks.check_adaptive(self.defense, entry_of(tableak))
 
+    @property
+    def granted(self) -> threat_models.ThreatModel:
+        """What the attacker is granted."""
+        return _GRANTED
+
 
 class RecordsTask(NamedTuple):
     """A prepared job with the truth, which is not passed to the attack.
@@ -101,8 +106,12 @@ class RecordsTask(NamedTuple):
     guesses: dict[str, np.ndarray]
 
 
-def prepare_records(config: RecordsConfig) -> RecordsTask:
+def prepare_records(config: RecordsConfig, chosen: np.ndarray | None = None) -> RecordsTask:
     """Draws the batches, initializes the network and simulates the clients.
+
+    Args:
+      config: the configuration.
+      chosen: `[T, B]` indices of the clients' records in the table; by default drawn for each client independently.
 
     Raises:
       ValueError: for an unknown table, too many records, or updates that are not finite.
@@ -115,9 +124,10 @@ def prepare_records(config: RecordsConfig) -> RecordsTask:
             f"num_examples is {config.num_examples}, expected fewer than the {len(dataset.images)} of {config.table}"
         )
     rng = np.random.default_rng((config.seed, config.num_examples))
-    chosen = np.stack(
-        [rng.choice(len(dataset.images), config.num_examples, replace=False) for _ in range(config.targets)]
-    )
+    if chosen is None:
+        chosen = np.stack(
+            [rng.choice(len(dataset.images), config.num_examples, replace=False) for _ in range(config.targets)]
+        )
     population = decode(schema, dataset.images)
     others = [np.delete(population, own, axis=0) for own in chosen]
     typical = [records.typical_record(schema, rest) for rest in others]
@@ -205,11 +215,6 @@ def measure_records(config: RecordsConfig, task: RecordsTask, found: Reconstruct
     pooled, num_done = match_inputs(task, np.asarray(found.inputs)), len(found.inputs)
     by_attack = {"tableak": pooled, "its best member": match_inputs(task, best_members(found))}
     by_guess = {f"guess: {name}": match_records(task, guess[:num_done]) for name, guess in task.guesses.items()}
-    known, unknown = knowledge(_GRANTED, defended=bool(config.defense.chain.names))
-    sentences = [
-        training_in_words(config.client, config.num_examples),
-        defense_in_words(config.defense, adaptive_attacker=config.adaptive),
-    ]
     return {
         "config": flatten(config, of=RecordsConfig),
         "rates": {
@@ -227,11 +232,21 @@ def measure_records(config: RecordsConfig, task: RecordsTask, found: Reconstruct
         ],
         "columns": [column.name for column in task.table.schema],
         "interrupted": num_done < config.targets,
-        "assumptions": {
-            "known": [*map(MEANINGS.get, known), "columns, categories, bounds, means and deviations of the table"],
-            "unknown": ["the records", *map(MEANINGS.get, unknown)],
-            "client": "; ".join(sentences),
-        },
+        "assumptions": assumptions(config),
         "versions": environment.versions(),
         "device": environment.device_name(),
+    }
+
+
+def assumptions(config: RecordsConfig) -> dict[str, Any]:
+    """What the attacker knows and does not know, and how the clients train, in words."""
+    known, unknown = knowledge(_GRANTED, defended=bool(config.defense.chain.names))
+    sentences = [
+        training_in_words(config.client, config.num_examples),
+        defense_in_words(config.defense, adaptive_attacker=config.adaptive),
+    ]
+    return {
+        "known": [*map(MEANINGS.get, known), "columns, categories, bounds, means and deviations of the table"],
+        "unknown": ["the records", *map(MEANINGS.get, unknown)],
+        "client": "; ".join(sentences),
     }

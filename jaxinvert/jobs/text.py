@@ -23,7 +23,7 @@ from jaxinvert.metrics import records
 from jaxinvert.models.text_transformer import TextModel, decoder, encoder
 from jaxinvert.observation import threat_models
 from jaxinvert.observation.observe import observe
-from jaxinvert.types import Batch, Reconstruction
+from jaxinvert.types import Batch, ClientUpdateFn, Observation, Reconstruction, SolveFn
 
 _NUM_CLASSES = 5
 _GRANTED = threat_models.LADDER["C"]
@@ -79,6 +79,11 @@ class TextConfig:
         return decoder(**options) if self.model == "decoder" else encoder(num_classes=_NUM_CLASSES, **options)
 
     @property
+    def granted(self) -> threat_models.ThreatModel:
+        """What the attacker is granted."""
+        return _GRANTED
+
+    @property
     def token_probabilities(self) -> np.ndarray:
         """The probability of every token, `[V]`."""
         zipf = self.distribution == "zipf"
@@ -96,15 +101,37 @@ class AttackedText(NamedTuple):
 def draw_text(config: TextConfig, number: int) -> Batch:
     """Draws a client's sequences `[B, n]` and labels: `[B, n]` for a decoder, `[B]` for an encoder."""
     rng = np.random.default_rng((config.seed, config.num_sequences, config.length, number))
-    tokens = _draw_tokens(config, rng)
+    tokens = draw_tokens(config, rng, config.num_sequences)
     labels = (
         rng.integers(0, _NUM_CLASSES, config.num_sequences) if config.model == "encoder" else rng.permuted(tokens)
     )
     return Batch(jnp.asarray(tokens, jnp.int32), jnp.asarray(labels, jnp.int32))
 
 
-def _draw_tokens(config: TextConfig, rng: np.random.Generator) -> np.ndarray:
-    return rng.choice(config.vocabulary, (config.num_sequences, config.length), p=config.token_probabilities)
+def draw_tokens(config: TextConfig, rng: np.random.Generator, num_sequences: int) -> np.ndarray:
+    """`[num_sequences, n]`: sequences of random tokens."""
+    return rng.choice(config.vocabulary, (num_sequences, config.length), p=config.token_probabilities)
+
+
+class TextTask(NamedTuple):
+    """The clients' network, their training and the attack on one client, compiled once for all clients."""
+
+    model: TextModel
+    client: ClientUpdateFn
+    solve: SolveFn
+
+
+def prepare_text(config: TextConfig) -> TextTask:
+    """Builds network, client and attack of a job."""
+    model = config.network()
+    client = jax.jit(fedsgd(model.loss_fn))
+    return TextTask(model, client, jax.jit(dager(TextProblem(client, model, config.num_sequences))))
+
+
+def observe_text(config: TextConfig, task: TextTask, number: int, batch: Batch) -> Observation:
+    """Everything that the attacker sees of client `number`, which trains its own network on the batch."""
+    params = task.model.init(jax.random.key(config.seed + number))
+    return observe(task.client, params, batch, threat_model=_GRANTED)
 
 
 def attack_text(config: TextConfig, *, on_progress: Callable[[int], None] = lambda done: None) -> list[AttackedText]:
@@ -114,16 +141,12 @@ def attack_text(config: TextConfig, *, on_progress: Callable[[int], None] = lamb
       config: the configuration.
       on_progress: called with the number of finished clients.
     """
-    model = config.network()
-    client = jax.jit(fedsgd(model.loss_fn))
-    solve = jax.jit(dager(TextProblem(client, model, config.num_sequences)))
-    attacked = []
+    task, attacked = prepare_text(config), []
     try:
         for number in range(config.targets):
             batch = draw_text(config, number)
-            params = model.init(jax.random.key(config.seed + number))
-            observation = observe(client, params, batch, threat_model=_GRANTED)
-            attacked.append(AttackedText(batch, jax.device_get(solve(jax.random.key(0), observation))))
+            observation = observe_text(config, task, number, batch)
+            attacked.append(AttackedText(batch, jax.device_get(task.solve(jax.random.key(0), observation))))
             on_progress(len(attacked))
     except KeyboardInterrupt:
         if not attacked:
@@ -153,7 +176,7 @@ def measure_text(config: TextConfig, attacked: list[AttackedText]) -> dict[str, 
     """The summary of the attacked clients, with a baseline: the content of the file that the command writes."""
     matched, guessed = [], []
     for number, (truth, found) in enumerate(attacked):
-        guess = _draw_tokens(config, np.random.default_rng((config.seed, number)))
+        guess = draw_tokens(config, np.random.default_rng((config.seed, number)), config.num_sequences)
         for tokens, correct in ((found.inputs, matched), (guess, guessed)):
             quality = records.evaluate_records(tokens, truth.inputs, np.zeros(config.length))
             correct.append(quality.correct)
@@ -176,13 +199,18 @@ def measure_text(config: TextConfig, attacked: list[AttackedText]) -> dict[str, 
             for is_exact, (truth, found) in zip(exact, attacked)
         ],
         "interrupted": len(attacked) < config.targets,
-        "assumptions": {
-            "known": [threat_models.MEANINGS[name] for name in ("update", "params", "num_examples")],
-            "unknown": ["the sequences", threat_models.MEANINGS["labels"], "the distribution of the tokens"],
-            "client": "FedSGD: one gradient of the mean loss over the batch; no defense",
-        },
+        "assumptions": assumptions(),
         "versions": environment.versions(),
         "device": environment.device_name(),
+    }
+
+
+def assumptions() -> dict[str, Any]:
+    """What the attacker knows and does not know, and how the clients train, in words."""
+    return {
+        "known": [threat_models.MEANINGS[name] for name in ("update", "params", "num_examples")],
+        "unknown": ["the sequences", threat_models.MEANINGS["labels"], "the distribution of the tokens"],
+        "client": "FedSGD: one gradient of the mean loss over the batch; no defense",
     }
 
 

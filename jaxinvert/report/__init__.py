@@ -1,5 +1,6 @@
 """Reports for people: self-contained HTML pages, PNG pictures and a terminal table of attacks, sweeps and audits."""
 
+from jaxinvert.report.audit_discrete_page import save_discrete_audit_html
 from jaxinvert.report.audit_page import save_audit_html
 from jaxinvert.report.capture_page import save_capture_html
 from jaxinvert.report.page import save_report_html
@@ -12,6 +13,7 @@ __all__ = [
     "captions",
     "save_audit_html",
     "save_capture_html",
+    "save_discrete_audit_html",
     "save_reconstructions_png",
     "save_report_html",
     "save_sweep_html",

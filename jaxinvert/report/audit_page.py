@@ -86,16 +86,20 @@ def save_audit_html(
 
 def picks_of(one: Audited) -> list[Pick]:
     """Images with the highest and the median PSNR, and random ones, without duplicates."""
-    psnr = one.attackers[one.worst].scores.psnr_db
-    order = np.argsort(psnr, axis=None, kind="stable")
-    at_random = np.random.default_rng(0).permutation(psnr.size)[:_NUM_RANDOM]
+    return picks_by(one.attackers[one.worst].scores.psnr_db)
+
+
+def picks_by(values: np.ndarray) -> list[Pick]:
+    """Items with the highest and the median value, and random ones, without duplicates; `values [T, B]`."""
+    order = np.argsort(values, axis=None, kind="stable")
+    at_random = np.random.default_rng(0).permutation(values.size)[:_NUM_RANDOM]
     chosen = {int(order[-1]): "worst leak", int(order[(len(order) - 1) // 2]): "median"}
     for index in at_random:
         chosen.setdefault(int(index), "at random")
-    width = psnr.shape[1]
+    width = values.shape[1]
     return [
         Pick(why, index // width, index % width)
-        for index, why in sorted(chosen.items(), key=lambda one: -psnr.flat[one[0]])
+        for index, why in sorted(chosen.items(), key=lambda one: -values.flat[one[0]])
     ]
 
 

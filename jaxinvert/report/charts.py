@@ -148,11 +148,14 @@ def sweep_chart(
     }  # fmt: skip
 
 
-def psnr_ranges(figures: Sequence[Mapping[str, float]]) -> tuple[str, list[list[tuple[str, str]]]]:
+def psnr_ranges(
+    figures: Sequence[Mapping[str, float]], *, unit: str = "dB"
+) -> tuple[str, list[list[tuple[str, str]]]]:
     """Box plots for the rows of a table, all on one scale.
 
     Args:
-      figures: `min`, `q25`, `median`, `q75` and `max` in dB of every row; nothing is drawn for NaN.
+      figures: `min`, `q25`, `median`, `q75` and `max` of every row; nothing is drawn for NaN.
+      unit: unit of the figures.
 
     Returns:
       The scale in words, and the paths of every row, in percent across and 50 down.
@@ -172,7 +175,7 @@ def psnr_ranges(figures: Sequence[Mapping[str, float]]) -> tuple[str, list[list[
         else []
         for row in at
     ]
-    return f"{low:.0f} to {high:.0f} dB", paths
+    return f"{low:.0f} to {high:.0f} {unit}", paths
 
 
 def _ticks_at(places: np.ndarray, values: np.ndarray) -> list[tuple[float, str]]:

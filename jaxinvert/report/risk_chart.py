@@ -2,19 +2,21 @@
 
 Three plots share the rows, one row for each setting:
 
-- *Images picked out.* The share of games that the attacker won, with its exact 95 % interval, and guessing. In a game
+- *Picked out.* The share of games that the attacker won, with its exact 95 % interval, and guessing. In a game
   the attacker picks one image of a client out of the candidates that it cannot rule out. Shares that differential
   privacy rules out, for an attacker without further knowledge, are shaded.
-- *PSNR.* The images of the strongest attacker, the strongest control, and the attack-free figure.
+- *PSNR*, or the share of fields or tokens that are right. What the attacker that the verdict rests on reached, the
+  strongest control, and the attack-free figure.
 - *Accuracy* of training under the defense, if it was measured.
 
 `decision` is the sentence above the chart. Together they must suffice to decide.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxinvert.report.charts import axis
 from jaxinvert.report.wording import number
@@ -61,23 +63,27 @@ def attack_free_words(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"{_named(ones)}: {said}." for said, ones in of_words.items()]
 
 
-def risk_chart(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def risk_chart(settings: Sequence[Mapping[str, Any]], *, item: str = "image") -> dict[str, Any]:
     """Paths, ticks and captions of the chart, for the template.
 
     Args:
-      settings: settings of an audit's record.
+      settings: settings of an audit's record, see `jaxinvert.audit.record`.
+      item: what is private: "image", or "record" or "sequence", whose score is the percentage that is right.
     """
-    place_db, ticks_db = axis([value for one in settings for value in _ends_db(one)], pad=0.04)
+    figure = "psnr_db" if item == "image" else "right"
+    place, ticks = axis([value for one in settings for value in _ends(one, figure)], pad=0.04)
     with_accuracy = any(one["utility"] for one in settings)
     return {
         "with_accuracy": with_accuracy,
-        "ticks": {"share": [(0.0, "0"), (50.0, "50"), (100.0, "100 %")], "psnr_db": ticks_db},
+        "item": item,
+        "score": {"image": "PSNR in dB", "record": "fields right in %", "sequence": "tokens right in %"}[item],
+        "ticks": {"share": [(0.0, "0"), (50.0, "50"), (100.0, "100 %")], "score": ticks},
         "rows": [
             {
                 "name": one["name"],
                 "level": one["verdict"]["level"],
-                "share": _share(one),
-                "psnr_db": _psnr(one, place_db),
+                "share": _share(one, item),
+                "score": _score(one, figure, place),
                 "accuracy": _accuracy_bar(one) if with_accuracy else None,
             }
             for one in settings
@@ -87,10 +93,10 @@ def risk_chart(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _share(one: Mapping[str, Any]) -> dict[str, Any]:
+def _share(one: Mapping[str, Any], item: str) -> dict[str, Any]:
     game = one["attackers"][one["worst"]]["game"]
     if not game["total"]:
-        return {"paths": [], "words": "no game: labels alone identify the images", "bound": ""}
+        return {"paths": [], "words": f"no game: labels alone identify the {item}s", "bound": ""}
     share, bound = 100 * game["count"] / game["total"], _bound(one)
     low, high, guess = (100 * game[name] for name in ("low", "high", "baseline"))
     paths = [] if bound is None else [("ruled-out", f"M{100 * bound:.2f} 15H100V85H{100 * bound:.2f}Z")]
@@ -106,9 +112,9 @@ def _share(one: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _psnr(one: Mapping[str, Any], place: Any) -> dict[str, Any]:
+def _score(one: Mapping[str, Any], figure: str, place: Callable[[ArrayLike], np.ndarray]) -> dict[str, Any]:
     attacker = one["attackers"][one["worst"]]
-    reached, control = attacker["attack"]["psnr_db"], attacker["controls"][attacker["strongest"]]["psnr_db"]
+    reached, control = attacker["attack"][figure], attacker["controls"][attacker["strongest"]][figure]
     at = {name: float(place(value)) for name, value in reached.items() if np.isfinite(value)}
     paths = [("guess", f"M{float(place(control['median'])):.2f} 15V85")]
     if "median" in at:
@@ -117,15 +123,16 @@ def _psnr(one: Mapping[str, Any], place: Any) -> dict[str, Any]:
             ("interval", f"M{at['q25']:.2f} 50H{at['q75']:.2f}"),
             ("reached", f"M{at['median']:.2f} 50h0"),
         ]
-    words = f"median {number(reached['median'], 'psnr_db')} dB, control {number(control['median'], 'psnr_db')} dB"
     free = _attack_free(one)
     if free:
         middle, low, high = (float(place(free[name])) for name in ("median", "min", "max"))
         paths += [("free", f"M{low:.2f} 78H{high:.2f}"), ("free mark", f"M{middle:.2f} 78h0")]
+    unit = "dB" if figure == "psnr_db" else "%"
+    median, of_control = (number(values["median"], figure) for values in (reached, control))
     return {
         "paths": paths,
-        "words": words,
-        "bound": f"attack-free {number(free['median'], 'psnr_db')} dB" if free else "",
+        "words": f"median {median} {unit}, control {of_control} {unit}",
+        "bound": f"attack-free {number(free['median'], figure)} {unit}" if free else "",
     }
 
 
@@ -140,11 +147,11 @@ def _accuracy_bar(one: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _ends_db(one: Mapping[str, Any]) -> list[float]:
-    """Smallest and largest PSNR of a row."""
+def _ends(one: Mapping[str, Any], figure: str) -> list[float]:
+    """Smallest and largest score of a row."""
     attacker = one["attackers"][one["worst"]]
-    reached, free = attacker["attack"]["psnr_db"], _attack_free(one) or {}
-    control = attacker["controls"][attacker["strongest"]]["psnr_db"]["median"]
+    reached, free = attacker["attack"][figure], _attack_free(one) or {}
+    control = attacker["controls"][attacker["strongest"]][figure]["median"]
     ends = [reached["min"], reached["max"], control, *(free[name] for name in ("min", "max") if name in free)]
     return [value for value in ends if np.isfinite(value)]
 
@@ -164,7 +171,7 @@ def _limit(one: Mapping[str, Any]) -> str:
     bound = _bound(one)
     if bound is None:
         return "nothing proves that a stronger attack finds none"
-    return f"differential privacy limits attacks with this knowledge to {100 * bound:.3g} % of images picked out"
+    return f"differential privacy limits attacks with this knowledge to {100 * bound:.3g} % picked out"
 
 
 def _accuracy(one: Mapping[str, Any], settings: Sequence[Mapping[str, Any]]) -> str:

@@ -1,0 +1,203 @@
+"""The audit of clients with tabular data: TabLeak and its null controls.
+
+The controls are those of `discrete.guesses`, and:
+
+| control       | the "reconstruction" of a client's records                                          |
+|---------------|--------------------------------------------------------------------------------------|
+| prior only    | TabLeak's pooled starts, without steps and without access to the update             |
+| random update | the same attack on normal noise with the norm of each tensor of the update          |
+| other client  | the same attack on the next client's update                                         |
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxinvert import jobs
+from jaxinvert.attacks.optimization.tableak import tableak
+from jaxinvert.audit import controls
+from jaxinvert.audit.clientwise import attack_clients, random_update
+from jaxinvert.audit.discrete import (
+    DiscreteGround,
+    DiscreteScores,
+    Field,
+    discrete_ground,
+    guesses,
+    score_discrete,
+)
+from jaxinvert.audit.measures import RECORDS
+from jaxinvert.audit.plan import ADAPTIVE, NAIVE, parse_defense, title_of
+from jaxinvert.audit.results import Audited, Scenario
+from jaxinvert.audit.running import Show
+from jaxinvert.audit.weighing import judged
+from jaxinvert.data.tabular import Table, load_table
+from jaxinvert.defenses.registry import NONE
+from jaxinvert.jobs import records
+from jaxinvert.jobs.groups import DefenseConfig
+from jaxinvert.jobs.records import RecordsConfig, RecordsTask
+from jaxinvert.metrics.records import tolerances
+from jaxinvert.schema import Column, decode
+from jaxinvert.search import split_shared
+from jaxinvert.types import Observation
+
+
+def table_settings(config: RecordsConfig, defenses: Sequence[str] = (NONE,)) -> list[Scenario[RecordsConfig]]:
+    """One scenario for each defense, with a naive attacker and, where one exists, an adaptive attacker.
+
+    Args:
+      config: the clients and the attack, without a defense.
+      defenses: written as in `plan`.
+
+    Raises:
+      ValueError: for an invalid defense, one that is named twice, or an empty list.
+    """
+    if config.defense.name != NONE or config.adaptive:
+        raise ValueError("an audit takes its defenses from the list `defenses`, and its attackers follow from them")
+    if not defenses or len(set(defenses)) < len(defenses):
+        raise ValueError(f"defenses are {list(defenses)}, expected at least one, and each only once")
+    return [_setting(config, text) for text in defenses]
+
+
+def _setting(config: RecordsConfig, text: str) -> Scenario[RecordsConfig]:
+    name, numbers = parse_defense(text)
+    naive = replace(config, defense=DefenseConfig(name, numbers))
+    if name == NONE:
+        return Scenario("no defense", {NAIVE: naive})
+    try:
+        return Scenario(title_of(name, numbers), {NAIVE: naive, ADAPTIVE: replace(naive, adaptive=True)})
+    except ValueError as error:
+        return Scenario(title_of(name, numbers), {NAIVE: naive}, f"without an adaptive attacker: {error}")
+
+
+def audit_table(
+    settings: Sequence[Scenario[RecordsConfig]],
+    *,
+    num_candidates: int = 100,
+    folder: Path | None = None,
+    on_progress: Show = lambda what, progress: None,
+) -> list[Audited[RecordsConfig, DiscreteScores, DiscreteGround]]:
+    """Runs all attackers and null controls of every scenario, and judges the evidence.
+
+    No two clients share a row of the table.
+
+    Args:
+      settings: the scenarios, see `table_settings`; they share everything except defense and attacker.
+      num_candidates: number of records, private ones and others of the table, to match reconstructions with.
+      folder: stores the reconstructions, so that the same audit resumes after an interrupt.
+      on_progress: called repeatedly with the current step.
+
+    Raises:
+      ValueError: for an invalid scenario, or a table with too few records.
+      ImportError: without scikit-learn.
+    """
+    on_progress("preparing", None)
+    first = next(iter(settings[0].attackers.values()))
+    table = load_table(first.table)
+    order = rows_of_clients(first, table)
+    shape = (first.targets, first.num_examples)
+    own = order[: shape[0] * shape[1]].reshape(shape)
+    rows = decode(table.schema, table.dataset.images)
+    among = order[: max(num_candidates, own.size)]
+    ground = discrete_ground(
+        rows[among],
+        table.dataset.labels[among],
+        shape=shape,
+        fields=fields_of(table),
+        measure=RECORDS,
+        rng=np.random.default_rng((first.seed, *shape)),
+    )
+    guessed = guesses(
+        ground, rows, own, np.random.default_rng((first.seed, 1)), row_labels=np.asarray(table.dataset.labels)
+    )
+    audited = []
+    for setting in settings:
+        found = {}
+        for attacker, config in setting.attackers.items():
+
+            def show(what: str, _: Any) -> None:
+                on_progress(f"{setting.name}, {attacker}: {what}", None)  # noqa: B023  only called in this iteration
+
+            show("preparing", None)
+            found[attacker] = _attacked(config, records.prepare_records(config, own), ground, guessed, folder, show)
+        audited.append(judged(setting.name, ground, found)._replace(note=setting.note))
+    return audited
+
+
+def rows_of_clients(config: RecordsConfig, table: Table) -> np.ndarray:
+    """`[N]`: random order of the table's rows; the first `T x B` are the clients', in order.
+
+    Raises:
+      ValueError: if the clients' records leave no other record.
+    """
+    needed, total = config.targets * config.num_examples, len(table.dataset.images)
+    if needed >= total:
+        raise ValueError(
+            f"{config.targets} clients of {config.num_examples} records need {needed} different records, and others "
+            f"to compare with, but {config.table} has {total}"
+        )
+    return np.random.default_rng(config.seed).permutation(total)
+
+
+def fields_of(table: Table) -> tuple[Field, ...]:
+    """The fields of a record, with tolerances and scales from the whole table."""
+    rows = decode(table.schema, table.dataset.images)
+    within = tolerances(table.schema, rows)
+    return tuple(
+        Field(column.name, float(tolerance), _scale(column, values), column.categories)
+        for column, tolerance, values in zip(table.schema, within, rows.T)
+    )
+
+
+def _scale(column: Column, values: np.ndarray) -> float:
+    return 0.0 if column.categories else float(values.std())
+
+
+def _attacked(
+    config: RecordsConfig,
+    task: RecordsTask,
+    ground: DiscreteGround,
+    guessed: dict[str, np.ndarray],
+    folder: Path | None,
+    on_progress: Show,
+) -> tuple[RecordsConfig, dict[str, Any], DiscreteScores, dict[str, DiscreteScores]]:
+    """Runs the attack and its controls, and returns an entry of `found` in `judged`."""
+    _, key = records.random_keys(config)
+    fields = jobs.flatten(config, of=RecordsConfig)
+    shared, per_target = split_shared(task.observations)
+
+    def observation(client: int) -> Observation:
+        return jax.tree.map(lambda leaf: leaf[client], per_target)._replace(**shared)
+
+    def noise(client: int) -> Observation:
+        own_key = jax.random.fold_in(jobs.stream(config.seed, jobs.Stream.NULL_UPDATES), client)
+        return random_update(own_key, observation(client))
+
+    def rows(inputs: np.ndarray) -> np.ndarray:
+        return np.stack([decode(task.table.schema, batch) for batch in inputs])
+
+    solve = jax.jit(task.solve)
+    reached = attack_clients("attack", fields, key, solve, observation, folder, on_progress)
+    on_noise = attack_clients("random update", fields, key, solve, noise, folder, on_progress)
+    blind = controls.blind(task.problem)._replace(objective=None)
+    starts = jax.jit(tableak(blind, num_members=config.members, num_steps=0))
+    prior = attack_clients("prior only", fields, key, starts, observation, folder, on_progress)
+    found = rows(reached.inputs)
+    shown = {**guessed, "prior only": rows(prior.inputs), "random update": rows(on_noise.inputs)}
+    if config.targets > 1:
+        shown["other client"] = controls.other_client(found)
+    labels = ground.true_labels  # granted; reconstructions are in their order
+    summary = {
+        "assumptions": records.assumptions(config),
+        "attack_loss": reached.attack_loss,
+        "choice": None,
+        "config": fields,
+        "versions": jobs.versions(),
+        "device": jobs.device_name(),
+        "seconds": reached.seconds,
+    }
+    scores = {name: score_discrete(one, labels, ground) for name, one in shown.items()}
+    return config, summary, score_discrete(found, labels, ground), scores
