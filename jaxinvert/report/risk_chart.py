@@ -18,9 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxinvert.report.charts import axis
+from jaxinvert.report.charts import HARDLY_DB, axis
 from jaxinvert.report.wording import number
 
+_MOST_DB = 60.0
+"""A higher PSNR is drawn here: no difference is visible."""
+_STRONGER_DB = 6.0
+"""From this difference on, the attack-free figure says that the attack was weak."""
 _ORDER = ("leaks", "traces", "inconclusive", "none")
 
 
@@ -33,9 +37,8 @@ def decision(settings: Sequence[Mapping[str, Any]]) -> str:
     by_level = {level: [one for one in settings if one["verdict"]["level"] == level] for level in _ORDER}
     sentences = []
     if by_level["leaks"]:
-        sentences.append(
-            f"{_named(by_level['leaks'])} {_verb(by_level['leaks'], 'leaks', 'leak')}: do not use it as is"
-        )
+        found = by_level["leaks"]
+        sentences.append(f"{_named(found)} {_verb(found, 'leaks', 'leak')}: do not send such updates")
     if by_level["traces"]:
         found = by_level["traces"]
         sentences.append(f"{_named(found)} {_verb(found, 'shows', 'show')} traces of a leak: treat as leaking")
@@ -44,6 +47,7 @@ def decision(settings: Sequence[Mapping[str, Any]]) -> str:
         sentences.append(f"Undecided for {_named(by_level['inconclusive'])}: audit at least {needed} clients")
     for one in by_level["none"]:
         sentences.append(f"No leak was found under {_named([one])}{_accuracy(one, settings)}; {_limit(one)}")
+        sentences += _warning(one)
     return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences)
 
 
@@ -71,12 +75,19 @@ def risk_chart(settings: Sequence[Mapping[str, Any]], *, item: str = "image") ->
       item: what is private: "image", or "record" or "sequence", whose score is the percentage that is right.
     """
     figure = "psnr_db" if item == "image" else "right"
-    place, ticks = axis([value for one in settings for value in _ends(one, figure)], pad=0.04)
+    most = _MOST_DB if item == "image" else 100.0
+    ends = np.array([value for one in settings for value in _ends(one, figure)])
+    along, ticks = axis(np.minimum(ends, most), pad=0.04)
+
+    def place(value: ArrayLike) -> np.ndarray:
+        return along(np.minimum(value, most))
+
+    score = {"image": "PSNR in dB", "record": "fields right in %", "sequence": "tokens right in %"}[item]
     with_accuracy = any(one["utility"] for one in settings)
     return {
         "with_accuracy": with_accuracy,
         "item": item,
-        "score": {"image": "PSNR in dB", "record": "fields right in %", "sequence": "tokens right in %"}[item],
+        "score": f"{score}, at most {most:.0f}" if (ends > most).any() else score,
         "ticks": {"share": [(0.0, "0"), (50.0, "50"), (100.0, "100 %")], "score": ticks},
         "rows": [
             {
@@ -172,6 +183,15 @@ def _limit(one: Mapping[str, Any]) -> str:
     if bound is None:
         return "nothing proves that a stronger attack finds none"
     return f"differential privacy limits attacks with this knowledge to {100 * bound:.3g} % picked out"
+
+
+def _warning(one: Mapping[str, Any]) -> list[str]:
+    """A warning if the update allows much more than the attack reached."""
+    free, reached = _attack_free(one), one["attackers"][one["worst"]]["attack"].get("psnr_db")
+    if not free or not reached or free["median"] < max(HARDLY_DB, reached["median"] + _STRONGER_DB):
+        return []
+    told = f"{number(free['median'], 'psnr_db')} dB instead of {number(reached['median'], 'psnr_db')} dB"
+    return [f"There, the attack-free figure is {told}: this attack was weak, so do not rely on its failure"]
 
 
 def _accuracy(one: Mapping[str, Any], settings: Sequence[Mapping[str, Any]]) -> str:
