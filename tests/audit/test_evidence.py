@@ -196,6 +196,27 @@ def test_clients_are_dealt_among_what_the_attacker_cannot_rule_out():
     assert dealt(labels, private, in_class=False).chance == pytest.approx(chance_of_any(2, 30))
 
 
+def test_picking_clients_apart_from_strangers_is_no_identification():
+    """Picks that are some client's image, whose ever: far more hits than among all candidates, but not of the own."""
+    generator, private = np.random.default_rng(1), np.arange(32)[:, None]
+    deals = dealt(np.zeros(320, int), private, in_class=False)
+    assert all(set(swap.ravel()) == set(range(32)) for swap in deals.swapped)
+    p_values = []
+    for _ in range(200):
+        picks = generator.integers(0, 32, (32, 1))
+        hits = int(deals.hits(picks).sum())
+        p_values.append(
+            [permutation_p_value(hits, counts) for counts in (deals.counts(picks), deals.counts_swapped(picks))]
+        )
+    strangers, clients = np.array(p_values).T
+    assert (
+        np.mean(strangers < 0.01) > 0.05
+    )  # hits are Poisson(1) instead of Poisson(0.1): 2 have a probability of .26
+    assert np.mean(clients < 0.05) <= 0.1
+    own = deals.counts_swapped(private)
+    assert permutation_p_value(32, own) == 1e-3
+
+
 def test_an_image_without_rivals_of_its_class_tells_nothing():
     deals = dealt([0, 1, 1], [[0], [1]], in_class=True)
     assert deals.clients.tolist() == [False, True]

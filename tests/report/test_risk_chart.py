@@ -38,9 +38,10 @@ def test_the_sentence_names_what_leaks_and_what_does_not_with_its_cost_and_its_l
         a_setting("few", "inconclusive"),
     ]
     assert risk_chart.decision(settings) == (
-        "“none” leaks: do not send such updates. “prune” shows traces of a leak: treat as leaking. Undecided for “few”: "
-        "audit at least 11 clients. No leak was found under “dp” (accuracy 50.0 %, best setting 70.0 %); differential "
-        "privacy limits attacks with this knowledge to 37.2 % picked out."
+        "“none” leaks: do not send such updates. “prune” shows traces of a leak: treat as leaking. "
+        "Undecided for “few”: audit at least 11 clients. "
+        "No leak was found under “dp” (accuracy 50.0 %, best setting 70.0 %); "
+        "differential privacy limits attacks with this knowledge to 37.2 % picked out."
     )
 
 
