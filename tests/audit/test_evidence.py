@@ -211,7 +211,7 @@ def test_picking_clients_apart_from_strangers_is_no_identification():
     strangers, clients = np.array(p_values).T
     assert (
         np.mean(strangers < 0.01) > 0.05
-    )  # hits are Poisson(1) instead of Poisson(0.1): 2 have a probability of .26
+    )  # hits are Poisson(1), not Poisson(0.1): 2 and more in .26
     assert np.mean(clients < 0.05) <= 0.1
     own = deals.counts_swapped(private)
     assert permutation_p_value(32, own) == 1e-3
