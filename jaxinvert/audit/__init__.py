@@ -5,7 +5,7 @@ update. `judge` turns the difference into a verdict in words. Only this package 
 truth.
 """
 
-from jaxinvert.audit.attack_free import AttackFree, attack_free
+from jaxinvert.audit.attack_free import RESIDUAL, AttackFree, attack_free
 from jaxinvert.audit.auditing import Attacked, Audited, Scenario, attack_and_score, audit, judged
 from jaxinvert.audit.captured import Capture, Explained, audit_capture, explain_capture, job_of_capture
 from jaxinvert.audit.evidence import Evidence, Excess, Rate, Trials, excess, excess_over_all, mean_interval, rate
@@ -19,6 +19,7 @@ from jaxinvert.audit.utility import Utility, rounds_to_attack, train_under
 from jaxinvert.audit.verdict import SIGNIFICANCE, Verdict, judge
 
 __all__ = [
+    "RESIDUAL",
     "SIGNIFICANCE",
     "Allowed",
     "AttackFree",

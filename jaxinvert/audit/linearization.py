@@ -99,12 +99,14 @@ def bidiagonals(
       num_steps: `k`, each of one JVP and one VJP; the smaller of it and of the number of pixels is used.
       num_probes: `M`, starts per example.
       num_examples: number of examples to start from, the first ones of the batch; `None` = all.
-      amplitude: `[1, H, W, C]` standard deviations of the prior in the orthonormal basis of cosines and opponent
-        colors; by default those of photographs, with a standard deviation of 1/4 per pixel. With 1, `S` only rotates.
+      amplitude: `[1, H, W, C]` or `[]`, standard deviations of the prior in the orthonormal basis of cosines and
+        opponent colors; by default those of photographs, with a standard deviation of 1/4 per pixel. With 1, `S` only
+        rotates.
     """
     shape = batch.inputs.shape
     if amplitude is None:
         amplitude = parametrizations.amplitude_of_photographs(shape, 1.0)
+    amplitude = jnp.broadcast_to(amplitude, (1, *shape[1:]))
     waves = cosine_basis(shape[1]), cosine_basis(shape[2]), opponent_colors(shape[3])
 
     def update_of(inputs: Array) -> Update:
