@@ -45,6 +45,7 @@ NETWORKS = ("lenet", "small-convnet", "resnet20-4", "vit-pre-norm")
 NOISE = (0.0, 0.1, 0.3, 1.0, 3.0)
 """Standard deviation of the noise, relative to the root mean square of the clients' updates."""
 NOISY = "LeNet with noise"
+FIGURES = ("estimate_db", "low_db", "influence_db")
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = tyro.cli(Config, description=__doc__, args=arguments)
     networks, exact = NETWORKS, {"lenet": 4, "small-convnet8": 4}
     if config.smoke:
-        config = replace(config, cases=(), noise=(0.0, 1.0), clients=4, steps=2)
+        config = replace(config, cases=(), noise=(1.0,), clients=4, steps=2)
         networks, exact = ("mlp-8",), {"mlp-8": 1}
     rows = [] if config.json is None or not config.json.exists() else json.loads(config.json.read_text())["rows"]
     done = {(row["kind"], row["case"], row["seed"], row["noise"]) for row in rows}
@@ -147,7 +148,7 @@ def influence(settings: jobs.JobConfig, task: jobs.Task) -> list[float]:
             rest = residual_scale(update, audit.RESIDUAL)
             return jax.tree.map(lambda leaf: jnp.sqrt(rest**2 + scale**2), update)
 
-        return bidiagonals(client, params, batch, noise, key, num_steps=8, num_probes=2, amplitude=jnp.ones(()))
+        return bidiagonals(client, params, batch, noise, key, num_steps=8, num_probes=1, amplitude=jnp.ones(()))
 
     pixels = math.prod(task.truth.inputs.shape[2:])
     keys = jax.random.split(jax.random.key(settings.seed), len(task.truth.inputs))
@@ -172,7 +173,12 @@ def attacked(client: Mapping[str, Any], noise: float, config: Config) -> dict[st
     if execution.interrupted:  # half a row is none
         raise KeyboardInterrupt
     psnr = [image["psnr_db"] for image in jobs.measure(settings, task, execution).summary["images"]]
-    return {**figures(settings, task), "attack_mean_db": float(np.mean(psnr)), "attack_db": psnr}
+    return {
+        **figures(settings, task),
+        "attack_steps": config.steps,
+        "attack_mean_db": float(np.mean(psnr)),
+        "attack_db": psnr,
+    }
 
 
 def seconds(model: str) -> dict[str, Any]:
@@ -248,7 +254,7 @@ def correlations(rows: Sequence[Mapping[str, Any]], attacks: Sequence[Mapping[st
     for row in attacks:
         if (figure := found.get((row["case"], row["seed"]))) is None or row["clients"] != figure["clients"]:
             continue
-        pair = (row["psnr_db"], figure["estimate_db"], figure["influence_db"])
+        pair = (row["psnr_db"], *(figure[name] for name in FIGURES))
         if row["clients"] >= 40:
             within[row["case"], row["seed"], row["attack"], row["steps"]] = [pair]
         longest = max(r["steps"] for r in attacks if (r["case"], r["attack"]) == (row["case"], row["attack"]))
@@ -259,16 +265,21 @@ def correlations(rows: Sequence[Mapping[str, Any]], attacks: Sequence[Mapping[st
     results = [correlated(pairs, *names) for names, pairs in within.items()]
     for name, pairs in across.items():
         of = "LeNet untrained, all initializations" if "LeNet" in name else "all networks and batches"
-        results.append(correlated(pairs, of, -1, name.split()[0], 0))
+        results.append(correlated(pairs, of, "all", name.split()[0], "longest"))
     noisy = [row for row in rows if row["kind"] == "clients" and row["case"] == NOISY]
-    triples = [(row["attack_db"], row["estimate_db"], row["influence_db"]) for row in noisy]
-    results += [correlated([one], f"{NOISY} {row['noise']:g}", 0, "spectral", 0) for one, row in zip(triples, noisy)]
-    return [*results, correlated(triples, f"{NOISY}, all levels", 0, "spectral", 0)]
+    triples = [(row["attack_db"], *(row[name] for name in FIGURES)) for row in noisy]
+    results += [
+        correlated([one], f"{NOISY} {row['noise']:g}", 0, "spectral", row["attack_steps"])
+        for one, row in zip(triples, noisy)
+    ]
+    if noisy:
+        results.append(correlated(triples, f"{NOISY}, all levels", 0, "spectral", noisy[0]["attack_steps"]))
+    return results
 
 
-def correlated(pairs: Sequence[tuple], case: str, seed: int, attack: str, steps: int) -> dict[str, Any]:
-    """One correlation over the clients of all pairs; a seed of -1 stands for several, 0 steps for the longest run."""
-    psnr, estimate, bound = (np.concatenate([pair[i] for pair in pairs]) for i in range(3))
+def correlated(pairs: Sequence[tuple], case: str, seed: int | str, attack: str, steps: int | str) -> dict[str, Any]:
+    """One correlation over the clients of all pairs, each of the PSNR and of `FIGURES`."""
+    psnr, estimate, low_bound, influenced = (np.concatenate([pair[i] for pair in pairs]) for i in range(4))
     rank, low, high = spearman(psnr, estimate)
     return {
         "kind": "correlation",
@@ -284,14 +295,15 @@ def correlated(pairs: Sequence[tuple], case: str, seed: int, attack: str, steps:
         "rank_correlation": rank,
         "low": low,
         "high": high,
-        "of_influence": spearman(psnr, bound)[0],
+        "of_lower_bound": spearman(psnr, low_bound)[0],
+        "of_influence": spearman(psnr, influenced)[0],
         "typical_error": float(np.median(np.abs(psnr - estimate))),
     }
 
 
 def spearman(left: np.ndarray, right: np.ndarray) -> tuple[float, float, float]:
     """Spearman's rank correlation with its 95 % interval."""
-    rank = float(stats.spearmanr(left, right).statistic)
+    rank = float(np.corrcoef(stats.rankdata(left), stats.rankdata(right))[0, 1])
     if len(left) < 4 or not abs(rank) < 1:
         return rank, rank, rank
     width = 1.96 * math.sqrt((1 + rank**2 / 2) / (len(left) - 3))
