@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         add("seconds", model, lambda model=model: seconds(model))
     for model, count in exact.items():
         add("exact", model, lambda model=model, count=count: against_exact(model, count))
-    small = {"model": "mlp-8", "size": 16} if config.smoke else {"model": "lenet"}
+    small = {"model": "mlp-8"} if config.smoke else {"model": "lenet"}
     for noise in config.noise:
         add("clients", NOISY, lambda noise=noise: attacked(small, noise, config), noise=noise)
     for case in config.cases:
@@ -202,7 +202,7 @@ def seconds(model: str) -> dict[str, Any]:
 
 def against_exact(model: str, count: int) -> dict[str, Any]:
     """The figure beside the exact one, whose Jacobian of all pixels is formed, at 16 pixels."""
-    settings = jobs.JobConfig.of(data="photos", split="train", model=model, size=16, targets=count)
+    settings = jobs.JobConfig.of(data="photos", model=model, size=16, targets=count)
     task = jobs.prepare(settings)
     found = audit.attack_free(settings, task)
     assert found.psnr_db is not None
