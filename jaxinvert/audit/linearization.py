@@ -10,8 +10,8 @@ and `F` is the Fisher information, so that the error of an estimate without bias
 `1/P trace F^-1` (Cramer-Rao). No matrix is formed: `F` is applied by one JVP and one VJP. A trace is the mean of
 `b^T f(A) b` over random signs `b` in the basis of frequencies, and `k` steps of the Golub-Kahan bidiagonalization of
 `J S` from `b` give two quadrature rules for it: Gauss (never above `b^T f(A) b`), and Gauss-Radau with a node at 0
-(never below). The spectrum spans many orders of magnitude, so the two are far apart after a few dozen steps; their
-geometric mean is close to the exact value, which `experiments.attack_free_risk` measures.
+(never below). The spectrum spans many orders of magnitude, so the two are far apart after a few dozen steps; the
+estimate is their geometric mean, a heuristic that `experiments.attack_free_risk` compares with the exact value.
 
 References:
   Zhang, Hong, Deng, Mahdavi, Zhou: Understanding deep gradient leakage via inversion influence functions. NeurIPS
