@@ -32,7 +32,7 @@ RESIDUAL = 0.01
 """Reference residual, relative to the norm of the update."""
 NUM_STEPS = 24
 """Steps of the bidiagonalization; each costs about as much as a step of an attack."""
-_NUM_PROBES = 2
+_NUM_PROBES = 1
 
 
 class AttackFree(NamedTuple):
@@ -144,7 +144,7 @@ def attack_free(
     num_steps: int = NUM_STEPS,
     most_examples: int | None = None,
 ) -> AttackFree:
-    """The attack-free figure of a job's clients; compiles once, and costs `2 num_steps` JVPs and VJPs per example.
+    """The attack-free figure of a job's clients; compiles once, and costs `num_steps` JVPs and VJPs per example.
 
     Args:
       config: the job.

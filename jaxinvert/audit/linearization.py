@@ -10,8 +10,8 @@ and `F` is the Fisher information, so that the error of an estimate without bias
 `1/P trace F^-1` (Cramer-Rao). No matrix is formed: `F` is applied by one JVP and one VJP. A trace is the mean of
 `b^T f(A) b` over random signs `b` in the basis of frequencies, and `k` steps of the Golub-Kahan bidiagonalization of
 `J S` from `b` give two quadrature rules for it: Gauss (never above `b^T f(A) b`), and Gauss-Radau with a node at 0
-(never below). The spectrum spans many orders of magnitude, so the two are far apart after a few dozen steps; their
-geometric mean is close to the exact value, which `experiments.attack_free_risk` measures.
+(never below). The spectrum spans many orders of magnitude, so the two are far apart after a few dozen steps; the
+estimate is their geometric mean, a heuristic that `experiments.attack_free_risk` compares with the exact value.
 
 References:
   Zhang, Hong, Deng, Mahdavi, Zhou: Understanding deep gradient leakage via inversion influence functions. NeurIPS
@@ -99,12 +99,14 @@ def bidiagonals(
       num_steps: `k`, each of one JVP and one VJP; the smaller of it and of the number of pixels is used.
       num_probes: `M`, starts per example.
       num_examples: number of examples to start from, the first ones of the batch; `None` = all.
-      amplitude: `[1, H, W, C]` standard deviations of the prior in the orthonormal basis of cosines and opponent
-        colors; by default those of photographs, with a standard deviation of 1/4 per pixel. With 1, `S` only rotates.
+      amplitude: `[1, H, W, C]` or `[]`, standard deviations of the prior in the orthonormal basis of cosines and
+        opponent colors; by default those of photographs, with a standard deviation of 1/4 per pixel. With 1, `S` only
+        rotates.
     """
     shape = batch.inputs.shape
     if amplitude is None:
         amplitude = parametrizations.amplitude_of_photographs(shape, 1.0)
+    amplitude = jnp.broadcast_to(amplitude, (1, *shape[1:]))
     waves = cosine_basis(shape[1]), cosine_basis(shape[2]), opponent_colors(shape[3])
 
     def update_of(inputs: Array) -> Update:

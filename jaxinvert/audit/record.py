@@ -15,7 +15,7 @@
          "round", "identified", "excess_psnr_db", "strongest", "choice",   # as below; round 0 is the same attack
          "psnr_db": DISTRIBUTION}, ...],         # over images
        "attack_free": {                         # see `AttackFree`; null if it was not requested
-         "psnr_db": DISTRIBUTION or null, "unbiased_db": DISTRIBUTION or null,     # over clients
+         "psnr_db", "low_db", "high_db", "unbiased_db": DISTRIBUTION or null,      # over clients
          "words", "reason", "unbiased_words"} or null,
        "attackers": {NAME: {
          "config": {...},
@@ -185,7 +185,7 @@ def _attacker(attacked: Attacked) -> dict[str, Any]:
 def _attack_free(found: AttackFree | None) -> dict[str, Any] | None:
     if found is None:
         return None
-    figures = {"psnr_db": found.psnr_db, "unbiased_db": found.unbiased_db}
+    figures = {name: getattr(found, name) for name in ("psnr_db", "low_db", "high_db", "unbiased_db")}
     return {
         **{
             name: None if values is None else metrics.distribution("psnr_db", values.mean(axis=1))._asdict()

@@ -25,7 +25,7 @@ class Rank(jobs.JobConfig):
 
     Attributes:
       linear_examples: number of examples per client, the first ones of its batch, for the attack-free figure; 0 for
-        none. Each costs about as much as 100 steps of an attack.
+        none. Each costs about as much as 50 steps of an attack.
     """
 
     linear_examples: int = 1

@@ -136,14 +136,14 @@ def _score(one: Mapping[str, Any], figure: str, place: Callable[[ArrayLike], np.
         ]
     free = _attack_free(one)
     if free:
-        middle, low, high = (float(place(free[name])) for name in ("median", "min", "max"))
+        middle, low, high = (float(place(value)) for value in free)
         paths += [("free", f"M{low:.2f} 78H{high:.2f}"), ("free mark", f"M{middle:.2f} 78h0")]
     unit = "dB" if figure == "psnr_db" else "%"
     median, of_control = (number(values["median"], figure) for values in (reached, control))
     return {
         "paths": paths,
         "words": f"median {median} {unit}, control {of_control} {unit}",
-        "bound": f"attack-free {number(free['median'], figure)} {unit}" if free else "",
+        "bound": f"attack-free {_range_db(free)}" if free else "",
     }
 
 
@@ -161,9 +161,9 @@ def _accuracy_bar(one: Mapping[str, Any]) -> dict[str, Any]:
 def _ends(one: Mapping[str, Any], figure: str) -> list[float]:
     """Smallest and largest score of a row."""
     attacker = one["attackers"][one["worst"]]
-    reached, free = attacker["attack"][figure], _attack_free(one) or {}
+    reached, free = attacker["attack"][figure], _attack_free(one) or ()
     control = attacker["controls"][attacker["strongest"]][figure]["median"]
-    ends = [reached["min"], reached["max"], control, *(free[name] for name in ("min", "max") if name in free)]
+    ends = [reached["min"], reached["max"], control, *free]
     return [value for value in ends if np.isfinite(value)]
 
 
@@ -173,9 +173,18 @@ def _bound(one: Mapping[str, Any]) -> float | None:
     return None if allowed is None else allowed["release"]
 
 
-def _attack_free(one: Mapping[str, Any]) -> Mapping[str, float] | None:
-    """Distribution over clients of the attack-free figure, if there is one."""
-    return (one["attack_free"] or {}).get("psnr_db")
+def _attack_free(one: Mapping[str, Any]) -> tuple[float, float, float] | None:
+    """The attack-free figure in dB and the ends of its range, each the median over clients, if there is one."""
+    found = one["attack_free"]
+    if found is None or found["psnr_db"] is None:
+        return None
+    middle, low, high = (float(found[name]["median"]) for name in ("psnr_db", "low_db", "high_db"))
+    return middle, low, high
+
+
+def _range_db(free: tuple[float, float, float]) -> str:
+    middle, low, high = (number(value, "psnr_db") for value in free)
+    return f"{middle} dB ({low} to {high})"
 
 
 def _limit(one: Mapping[str, Any]) -> str:
@@ -186,12 +195,13 @@ def _limit(one: Mapping[str, Any]) -> str:
 
 
 def _warning(one: Mapping[str, Any]) -> list[str]:
-    """A warning if the update allows much more than the attack reached."""
+    """A warning if the update allows much more than the attack reached, by the low end of the attack-free figure."""
     free, reached = _attack_free(one), one["attackers"][one["worst"]]["attack"].get("psnr_db")
-    if not free or not reached or free["median"] < max(HARDLY_DB, reached["median"] + _STRONGER_DB):
+    if not free or not reached or free[1] < max(HARDLY_DB, reached["median"] + _STRONGER_DB):
         return []
-    told = f"{number(free['median'], 'psnr_db')} dB instead of {number(reached['median'], 'psnr_db')} dB"
-    return [f"There, the attack-free figure is {told}: this attack was weak, so do not rely on its failure"]
+    median = number(reached["median"], "psnr_db")
+    told = f"the attack-free figure is {_range_db(free)} and the attack reached {median} dB"
+    return [f"There, {told}: it was weak, so do not rely on its failure"]
 
 
 def _accuracy(one: Mapping[str, Any], settings: Sequence[Mapping[str, Any]]) -> str:

@@ -209,9 +209,7 @@ def test_picking_clients_apart_from_strangers_is_no_identification():
             [permutation_p_value(hits, counts) for counts in (deals.counts(picks), deals.counts_swapped(picks))]
         )
     strangers, clients = np.array(p_values).T
-    assert (
-        np.mean(strangers < 0.01) > 0.05
-    )  # hits are Poisson(1), not Poisson(0.1): 2 and more in .26
+    assert np.mean(strangers < 0.01) > 0.05  # hits are Poisson(1), not Poisson(0.1): 2 and more in .26
     assert np.mean(clients < 0.05) <= 0.1
     own = deals.counts_swapped(private)
     assert permutation_p_value(32, own) == 1e-3

@@ -12,6 +12,11 @@ def a_distribution(median):
     return {"median": median, "mean": median, "std": 1.0, **ends}
 
 
+def an_attack_free_figure(median):
+    figures = {"low_db": median - 5, "psnr_db": median, "high_db": median + 8}
+    return {**{name: a_distribution(value) for name, value in figures.items()}, "words": "assumed", "reason": ""}
+
+
 def a_setting(name, level, *, reached=20.0, won=9, allowed=None, free=None, accuracy=None, figure="psnr_db"):
     attacker = {
         "game": {"count": won, "total": 9, "baseline": 0.1, "low": won / 9 - 0.1, "high": won / 9},
@@ -25,7 +30,7 @@ def a_setting(name, level, *, reached=20.0, won=9, allowed=None, free=None, accu
         "verdict": {"level": level, "clients_needed": 11},
         "privacy": None if allowed is None else {"allowed": {"release": allowed}},
         "utility": None if accuracy is None else {"accuracy": [0.1, accuracy]},
-        "attack_free": None if free is None else {"psnr_db": a_distribution(free), "words": "assumed", "reason": ""},
+        "attack_free": None if free is None else an_attack_free_figure(free),
         "attackers": {"naive": attacker},
     }
 
@@ -50,8 +55,8 @@ def test_without_a_guarantee_the_sentence_says_that_nothing_is_proved():
 
 
 def test_an_attack_that_is_far_below_the_attack_free_figure_is_called_weak():
-    weak, fair = (risk_chart.decision([a_setting("noise", "none", reached=9.0, free=free)]) for free in (39.0, 14.0))
-    assert "39.0 dB instead of 9.0 dB: this attack was weak" in weak
+    weak, fair = (risk_chart.decision([a_setting("noise", "none", reached=9.0, free=free)]) for free in (39.0, 19.0))
+    assert "the attack-free figure is 39.0 dB (34.0 to 47.0) and the attack reached 9.0 dB: it was weak" in weak
     assert "weak" not in fair
 
 
