@@ -53,6 +53,7 @@ class Config:
 
     Attributes:
       audits: number of simulated audits for every row of the result.
+      kinds: kinds of rows; by default all.
       clients: numbers of clients.
       examples: numbers of rows of a client.
       attackers: numbers of attackers.
@@ -63,6 +64,7 @@ class Config:
     """
 
     audits: int = 500
+    kinds: tuple[str, ...] = ("records", "coarse", "sequences", "short")
     clients: tuple[int, ...] = (9, 16)
     examples: tuple[int, ...] = (1, 4)
     attackers: tuple[int, ...] = (1, 2)
@@ -126,7 +128,7 @@ def simulated(config: Config, finished: Sequence[dict[str, Any]] = ()) -> Iterat
     names = ("truth", "rows", "clients", "examples", "attackers")
     known = {tuple(row[name] for name in names): row for row in finished}
     for examples, attackers, truth, kind, clients in itertools.product(
-        config.examples, config.attackers, (*NULLS, "planted"), KINDS, config.clients
+        config.examples, config.attackers, (*NULLS, "planted"), config.kinds, config.clients
     ):
         place = (truth, kind, clients, examples, attackers)
         if place in known:

@@ -126,7 +126,7 @@ def _attacked(
     if config.targets > 1:
         shown["other client"] = controls.other_client(reached.inputs)
     summary = {
-        "assumptions": text.assumptions(),
+        "assumptions": text.assumptions(config),
         "attack_loss": reached.attack_loss,
         "choice": None,
         "config": fields,

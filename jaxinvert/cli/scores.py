@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxinvert import files
+from jaxinvert import files, jobs
 from jaxinvert.cli.console import EXIT_INTERRUPTED, progress_bar
 
 
@@ -31,8 +31,9 @@ def finish(console: Console, summary: dict[str, Any], *, json_file: Path | None,
         shares = ("-" if row[name] is None else f"{row[name]:.1%}" for name in names)
         table.add_row(Text(label), *shares, style="dim" if label.startswith("guess") else None)
     console.print(table)
-    for title, said in summary["assumptions"].items():
-        text = said if isinstance(said, str) else "; ".join(said)
+    said = {**summary["assumptions"], "realism": jobs.realism_in_words(summary["assumptions"])}
+    for title, facts in said.items():
+        text = facts if isinstance(facts, str) else "; ".join(facts)
         console.print(f"{title}: {text}", highlight=False, markup=False, soft_wrap=True)
     if summary["interrupted"]:
         console.print(f"interrupted after {len(summary['targets'])} clients", style="bold red", highlight=False)

@@ -6,7 +6,7 @@ from typing import Any
 from jaxinvert.attacks import adaptive
 from jaxinvert.jobs.config import JobConfig
 from jaxinvert.jobs.groups import ClientConfig, DefenseConfig
-from jaxinvert.jobs.realism import prior_saw_victims, realism
+from jaxinvert.jobs.realism import as_dict, prior_saw_victims, realism
 from jaxinvert.models import Model
 from jaxinvert.observation.threat_models import MEANINGS, ThreatModel
 
@@ -48,14 +48,13 @@ def assumptions(config: JobConfig, model: Model, *, captured: bool = False) -> d
     prior = [f"what images look like: generator {generator.name}"] if generator else []
     if prior_saw_victims(config):
         prior.append("parts of the victims' own scenes: the generator was trained on them")
-    card = realism(config, model, captured=captured)
     return {
         "threat_model": observation.threat_model,
         "known": [*(meanings[field] for field in known), *prior],
         "unknown": ["the images", *(meanings[field] for field in unknown)],
         "client": "; ".join(sentences),
         "labels": how_labels[attacker.labels],
-        "realism": {"kind": card.kind, "facts": [fact._asdict() for fact in card.facts]},
+        "realism": as_dict(realism(config, model, captured=captured)),
     }
 
 

@@ -19,11 +19,12 @@ References:
   Huang et al.: Evaluating gradient inversion attacks and defenses in federated learning. NeurIPS 2021.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 
 from jaxinvert.jobs.config import JobConfig
+from jaxinvert.jobs.groups import ClientConfig, DefenseConfig
 from jaxinvert.models import Model
 from jaxinvert.priors import generators
 
@@ -57,40 +58,43 @@ class Realism(NamedTuple):
 
 
 def realism(config: JobConfig, model: Model, *, captured: bool = False) -> Realism:
-    """Collects the facts of a job.
+    """Collects the facts of a job on images.
 
     Args:
       config: the job.
       model: the clients' network.
       captured: whether the updates are captured ones: then their network and training are those of a deployment.
     """
-    facts = (
-        _examples(config),
-        _training(config, captured),
-        _parameters(config, captured),
+    return realism_of(
+        examples(config.num_private),
+        training(config.client, config.data.num_examples, captured=captured),
+        parameters(captured=captured, trained=config.model.checkpoint is not None),
         *_batch_norm(config, model),
         _labels(config),
         *_rounds(config),
         *_prior(config),
-        *_defense(config),
+        defense(config.defense, adaptive=config.attacker.adaptive),
     )
+
+
+def realism_of(*facts: Fact) -> Realism:
+    """A diagnostic upper bound if any fact favors the attacker, else as deployed."""
     favored = any(fact.favors == "attacker" for fact in facts)
     return Realism("diagnostic upper bound" if favored else "as deployed", facts)
 
 
-def prior_saw_victims(config: JobConfig) -> bool:
-    """Whether the attacker's generator may have been trained on parts of scenes that the simulated clients hold."""
-    shipped = config.attacker.generator_file == generators.DEFAULT
-    return shipped and config.data.name == "photos" and not config.data.holds_private_tiles
+def as_dict(card: Realism) -> dict[str, Any]:
+    """The card for a summary: `kind`, and `facts` with `name`, `value` and `favors`."""
+    return {"kind": card.kind, "facts": [fact._asdict() for fact in card.facts]}
 
 
-def _examples(config: JobConfig) -> Fact:
-    count = config.num_private
+def examples(count: int) -> Fact:
+    """How many examples an update is computed from."""
     return Fact("examples per update", f"{count:,}", "attacker" if count == 1 else "neither")
 
 
-def _training(config: JobConfig, captured: bool) -> Fact:
-    client, num_examples = config.client, config.data.num_examples
+def training(client: ClientConfig, num_examples: int, *, captured: bool = False) -> Fact:
+    """How a client with `num_examples` examples trains."""
     if client.kind == "fedsgd":
         return Fact("training", "one gradient (FedSGD)", "neither" if captured else "attacker")
     steps = client.local_training(num_examples).num_steps
@@ -101,15 +105,28 @@ def _training(config: JobConfig, captured: bool) -> Fact:
     return Fact("training", f"{words}, order {client.local_order}", "attacker" if known else "neither")
 
 
-def _parameters(config: JobConfig, captured: bool) -> Fact:
+def parameters(*, captured: bool = False, trained: bool = False) -> Fact:
+    """Where the network's parameters are from."""
     if captured:
         return Fact("parameters", "those that the server sent", "neither")
-    trained = config.model.checkpoint is not None
-    return Fact(
-        "parameters",
-        "from a checkpoint" if trained else "random, before training",
-        "neither" if trained else "attacker",
-    )
+    if trained:
+        return Fact("parameters", "from a checkpoint", "neither")
+    return Fact("parameters", "random, before training", "attacker")
+
+
+def defense(config: DefenseConfig, *, adaptive: bool) -> Fact:
+    """Whether the attacker adapts to the clients' defense."""
+    if not config.chain.names:
+        return Fact("defense", "none", "neither")
+    if adaptive:
+        return Fact("defense", "known to the attacker, who adapts", "neither")
+    return Fact("defense", "the attacker does not adapt", "client")
+
+
+def prior_saw_victims(config: JobConfig) -> bool:
+    """Whether the attacker's generator may have been trained on parts of scenes that the simulated clients hold."""
+    shipped = config.attacker.generator_file == generators.DEFAULT
+    return shipped and config.data.name == "photos" and not config.data.holds_private_tiles
 
 
 def _batch_norm(config: JobConfig, model: Model) -> list[Fact]:
@@ -142,16 +159,3 @@ def _prior(config: JobConfig) -> list[Fact]:
     return (
         [Fact("prior", "generator trained on the victims' scenes", "attacker")] if prior_saw_victims(config) else []
     )
-
-
-def _defense(config: JobConfig) -> list[Fact]:
-    if not config.defense.chain.names:
-        return [Fact("defense", "none", "neither")]
-    adaptive = config.attacker.adaptive
-    return [
-        Fact(
-            "defense",
-            "known to the attacker, who adapts" if adaptive else "the attacker does not adapt",
-            "neither" if adaptive else "client",
-        )
-    ]

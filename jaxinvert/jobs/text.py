@@ -16,8 +16,8 @@ from jaxinvert.attacks.closed_form.certificate import WORDS, Status
 from jaxinvert.attacks.closed_form.dager import dager
 from jaxinvert.attacks.problem import TextProblem
 from jaxinvert.clients import fedsgd
-from jaxinvert.jobs import environment
-from jaxinvert.jobs.groups import at_least
+from jaxinvert.jobs import environment, realism
+from jaxinvert.jobs.groups import ClientConfig, DefenseConfig, at_least
 from jaxinvert.jobs.yaml_fields import flatten
 from jaxinvert.metrics import records
 from jaxinvert.models.text_transformer import TextModel, decoder, encoder
@@ -199,18 +199,28 @@ def measure_text(config: TextConfig, attacked: list[AttackedText]) -> dict[str, 
             for is_exact, (truth, found) in zip(exact, attacked)
         ],
         "interrupted": len(attacked) < config.targets,
-        "assumptions": assumptions(),
+        "assumptions": assumptions(config),
         "versions": environment.versions(),
         "device": environment.device_name(),
     }
 
 
-def assumptions() -> dict[str, Any]:
+def assumptions(config: TextConfig) -> dict[str, Any]:
     """What the attacker knows and does not know, and how the clients train, in words."""
     return {
         "known": [threat_models.MEANINGS[name] for name in ("update", "params", "num_examples")],
         "unknown": ["the sequences", threat_models.MEANINGS["labels"], "the distribution of the tokens"],
         "client": "FedSGD: one gradient of the mean loss over the batch; no defense",
+        "realism": realism.as_dict(
+            realism.realism_of(
+                realism.examples(config.num_sequences),
+                realism.training(ClientConfig(), config.num_sequences),
+                realism.parameters(),
+                realism.Fact("labels", "not used", "neither"),
+                realism.Fact("text", "random tokens, not language", "neither"),
+                realism.defense(DefenseConfig(), adaptive=False),
+            )
+        ),
     }
 
 
