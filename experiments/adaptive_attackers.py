@@ -3,7 +3,7 @@
 Setting: one image per client, FedSGD, labels known, Inverting Gradients with one start; threat model C, in which the
 server that set the training knows the defense. The adaptive attacker differs in the client that it simulates and in
 how it compares updates (`jaxinvert list`). `gain_db` is the mean over images of the difference, with its 95 %
-interval; the committed rows are older and hold the difference of the two medians with a bootstrap interval.
+interval; the committed rows are older and hold the difference of the two medians, without an interval.
 Strengths are not at matched utility, so rows compare attackers, not defenses. The counters of "sign" and "qsgd" were
 chosen among a few on the first four of these photos with small-convnet; that of "top-k" was sharpened after matching
 the transmitted support alone had lost to the naive attacker there in 200 steps (-0.7 dB at 10 %, -4.8 dB at 1 %).

@@ -12,7 +12,7 @@ same keys:
   consensus   pixelwise median of the best four of all
 
 `share_of_steps` counts evaluated iterates of all lanes; `gap_db` is the mean over images of the difference to "all",
-with its 95 % interval; the committed rows are older and hold the difference of medians with a bootstrap interval.
+with its 95 % interval; the committed rows are older and hold the difference of medians, without an interval.
 The second table is PSNR against steps: the median over images of whatever has the lowest attack loss when so many
 steps are spent, replayed from one recording of the 16 restarts; "in turn" finishes one restart after the other.
 
