@@ -2,14 +2,15 @@
 
     minimize over v:   D(v) exp(tv TV(x)),   D = 1 - cos(g(x), g*),   x = 1/2 + cosine transform of (s v)
 
-`g` are the gradients of kernels: those of biases and normalization layers carry little spatial information and may
-dominate an update. `s` is the spectrum of photographs: one unit of a variable is the typical amplitude of photographs
-at its frequency, so Adam changes large shapes more than details, and coarse structure is found before fine structure
-without stages. As a factor, the prior has the same influence at every scale of `D`: its weight is `tv D`, which
-vanishes if the update can be matched exactly and remains if noise prevents that. (`D` sums squared residuals; if
-their unknown variance is set to its maximum-likelihood value, the negative log-posterior is `log D` times a constant
-plus the prior.) Adam uses plain gradients; its second moment averages over about 20 steps, because gradients shrink
-by orders of magnitude, and its learning rate follows half a cosine.
+`g` is the update with the gradients of biases and normalization layers in a fixed proportion to those of kernels
+(`objectives.balanced_cosine`): they carry little spatial information and may dominate an update, but behind some
+networks only they determine contrast. `s` is the spectrum of photographs: one unit of a variable is the typical
+amplitude of photographs at its frequency, so Adam changes large shapes more than details, and coarse structure is
+found before fine structure without stages. As a factor, the prior has the same influence at every scale of `D`: its
+weight is `tv D`, which vanishes if the update can be matched exactly and remains if noise prevents that. (`D` sums
+squared residuals; if their unknown variance is set to its maximum-likelihood value, the negative log-posterior is
+`log D` times a constant plus the prior.) Adam uses plain gradients; its second moment averages over about 20 steps,
+because gradients shrink by orders of magnitude, and its learning rate follows half a cosine.
 
 Clients with BatchNorm in train mode remove brightness and contrast by normalization, so their update hardly depends
 on them. The running statistics that such clients send do: if the attacker sees them, `D` has a second term, the
@@ -48,7 +49,7 @@ def spectral(
     guess: Callable[[Problem], Guess | None] = where_readable,
     start_images: Array | None = None,
 ) -> Attack:
-    """Spectral matching: matches kernel gradients over an image's frequencies, from a guess; this library's own.
+    """Spectral matching: matches gradients over an image's frequencies, from a guess; this library's own.
 
     Args:
       problem: labels are known or optimized; any batch size, FedSGD or FedAvg clients.
@@ -68,7 +69,7 @@ def spectral(
     if first_images is not None and problem.joint_labels:
         raise ValueError("spectral: a guess needs known labels, but problem.joint_labels is True")
     unexplained = observation_distance(
-        problem, problem.objective or objectives.kernel_cosine, batch_norm=batch_norm, name="spectral"
+        problem, problem.objective or objectives.balanced_cosine, batch_norm=batch_norm, name="spectral"
     )
 
     def distance(observation: Observation, batch: Batch) -> Array:
