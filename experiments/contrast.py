@@ -1,10 +1,11 @@
 """Contrast: spectral matching with biases and norms left out of its distance, at a fixed share, or as they are sent.
 
 Setting: untrained networks, single images, labels known, one start, one compilation per network. The objectives are
-`kernel_cosine`, `balanced_cosine` (the attack's: biases and norms have 0.3 of the kernels' norm), and `cosine`. `relu-2` has three convolutions and two classes, as Flax starts it: zero biases, so that kernels'
-gradients are the same at every contrast up to a factor. `noise` is normal noise on the update with so many times its
-root mean square. `gain_db` is the mean over images of the difference to kernels alone on the same update, with its
-95 % interval; `contrast` is the least-squares factor from true to found images around the mean color, averaged.
+`kernel_cosine`, `balanced_cosine` (the attack's: biases and norms have 0.3 of the kernels' norm), and `cosine`.
+`relu-2` has three convolutions and two classes, as Flax starts it: zero biases, so that kernels' gradients are the
+same at every contrast up to a factor. `noise` is normal noise on the update with so many times its root mean square.
+`gain_db` is the mean over images of the difference to kernels alone on the same update, with its 95 % interval;
+`contrast` is the least-squares factor from true to found images around the mean color, averaged.
 
 Command:  python -m experiments.contrast --json FILE.json
 Smoke:    python -m experiments.contrast --smoke
