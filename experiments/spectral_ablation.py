@@ -1,12 +1,11 @@
 """What each part of spectral matching is worth: without it, on the images that it was tuned on.
 
-Rows compare with the whole attack. Behind four networks they take away its first guess, compare kernels alone, or let
-biases and norms count as much as they do in the update. Behind two, they take one part of the descent away or change
-it: the spectrum (pixels instead, or another fall), the multiplied prior (added instead, with weights for exact
-updates and for noisy ones), Adam's short memory, plain gradients, half a cosine; or they add one: the input of the
-last dense layer, known in closed form for one example, as a second distance; L-BFGS on the logarithm of the same loss
-for the last fifth of the steps; or a choice by attack loss between gradients and their signs, each for half of the
-steps.
+Rows compare with the whole attack. Behind four networks they take away its first guess, or let biases and norms count
+beside kernels. Behind two, they take one part of the descent away or change it: the spectrum (pixels instead, or
+another fall), the multiplied prior (added instead, with weights for exact updates and for noisy ones), Adam's short
+memory, plain gradients, half a cosine; or they add one: the input of the last dense layer, known in closed form for
+one example, as a second distance; L-BFGS on the logarithm of the same loss for the last fifth of the steps; or a
+choice by attack loss between gradients and their signs, each for half of the steps.
 `noise` is normal noise on the update with so many times its root mean square. Each row's `gain_db` is the mean over
 images of its difference to the whole attack on the same update, with its 95 % interval.
 
@@ -85,18 +84,15 @@ SETTINGS = (
     Setting("resnet20-4", 300, 4, every_part=False, noises=(0.0,)),
 )
 
-TITLE, WHOLE, BLIND, KERNELS, BIASES = (
+TITLE, WHOLE, BLIND, BIASES = (
     "What the parts of spectral matching are worth",
     "whole",
     "no first guess",
-    "kernels alone",
     "biases, too",
 )
-EVERYWHERE = (WHOLE, BLIND, KERNELS, BIASES)
 VARIANTS: dict[str, Mapping[str, Any]] = {
     WHOLE: {},
     BLIND: {"guessed": False},
-    KERNELS: {"objective": objectives.kernel_cosine},
     BIASES: {"objective": objectives.cosine},
     "pixels instead of frequencies": {"pixels": True},
     "flat spectrum": {"fall": 0.0},
@@ -133,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     for setting in settings:
         for noise in setting.noises:
-            tried = variants if setting.every_part else {name: variants[name] for name in EVERYWHERE}
+            tried = variants if setting.every_part else {name: variants[name] for name in (WHOLE, BLIND, BIASES)}
             missing = {n: changed for n, changed in tried.items() if (setting.model, noise, n) not in finished}
             if not missing:
                 continue
@@ -206,7 +202,7 @@ def solver(
 
 def finished_by_line_search(problem: Problem, first: SolveFn, num_steps: int) -> SolveFn:
     """L-BFGS from where `first` ends, on the logarithm of the attack's loss, which has the same minimum."""
-    unexplained = update_distance(problem.client_update, objectives.balanced_cosine)
+    unexplained = update_distance(problem.client_update, objectives.kernel_cosine)
 
     def distance(observation: Observation, batch: Batch) -> Array:
         return jnp.log(unexplained(observation, batch)) + regularizers.total_variation(batch.inputs)
@@ -229,7 +225,7 @@ def variant(
     horizon: int,
     *,
     guessed: bool = True,
-    objective: Objective = objectives.balanced_cosine,
+    objective: Objective = objectives.kernel_cosine,
     pixels: bool = False,
     fall: float = 1.5,
     tv: float = 1.0,

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import pytest
 from flax import linen
 
-from jaxinvert import clients, data, models
+from jaxinvert import Problem, clients, data, models, observe
 from jaxinvert.attacks import objectives
+from jaxinvert.attacks.optimization.spectral import share_of_biases
 from jaxinvert.types import Batch
 
 CHANGED = {
@@ -48,6 +49,10 @@ BLIND = (
 )
 """Where kernels alone see no contrast."""
 
+INVARIANT = {
+    "BatchNorm in train mode": (linen.relu, partial(linen.BatchNorm, use_running_average=False), 0.0, 10)
+}
+
 
 class Network(linen.Module):
     """Two convolutions, with or without norms, and a dense head."""
@@ -67,10 +72,10 @@ class Network(linen.Module):
 
 
 def distances(name):
-    """By changed picture: the distance of the attack, and that of kernels alone."""
+    """The share of biases that the attack chooses, and by changed picture its distance and that of kernels alone."""
     photo = data.load("photos", split="test[:1]")
     truth = jnp.asarray(photo.images[:, ::4, ::4])
-    activation, norm, bias, num_outputs = NETWORKS[name]
+    activation, norm, bias, num_outputs = (NETWORKS | INVARIANT)[name]
     model = models.from_linen(
         Network(activation, norm, bias, num_outputs),
         name="net",
@@ -87,18 +92,31 @@ def distances(name):
     params, labels = model.init(jax.random.key(0)), jnp.zeros(1, int)
     center = jnp.asarray(photo.mean)[None, None, None]
 
+    seen = observe(client, params, Batch(truth, labels))
+    share = jax.jit(lambda: share_of_biases(Problem(client, model, num_examples=1), seen))()
+
     @jax.jit
     def between(factor, offset):
-        observed = client(params, Batch(truth, labels))
         simulated = client(params, Batch(center + factor * (truth - center) + offset, labels))
-        return objectives.balanced_cosine(simulated, observed), objectives.kernel_cosine(simulated, observed)
+        return (
+            objectives.balanced_cosine(simulated, seen.update, share=share),
+            objectives.kernel_cosine(simulated, seen.update),
+        )
 
-    return {change: [float(value) for value in between(*by)] for change, by in CHANGED.items()}
+    return float(share), {change: [float(value) for value in between(*by)] for change, by in CHANGED.items()}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_another_contrast_or_brightness_raises_the_distance(name):
-    found = distances(name)
+    share, found = distances(name)
     assert all(seen > 1e-4 for seen, _ in found.values()), found
     contrast_by_kernels = max(found[change][1] for change in CHANGED if "contrast" in change)
     assert (contrast_by_kernels < 1e-9) == (name in BLIND), found
+    assert share == pytest.approx(0.3 if name in BLIND else 0.0)
+
+
+@pytest.mark.parametrize("name", INVARIANT)
+def test_where_nothing_tells_contrast_kernels_stay_alone(name):
+    share, found = distances(name)
+    assert found["half the contrast"][1] < 1e-6
+    assert share == 0.0

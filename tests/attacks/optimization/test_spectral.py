@@ -27,7 +27,7 @@ def test_the_prior_multiplies_the_distance(victim):
     x = attack.decode(state, victim.observation).inputs
     _, info = attack.step(jax.random.key(0), state, victim.observation)
     simulated = victim.client_update(victim.params, Batch(x, victim.batch.labels))
-    distance = objectives.balanced_cosine(simulated, victim.observation.update)
+    distance = objectives.kernel_cosine(simulated, victim.observation.update)
     expected = distance * np.exp(0.7 * float(regularizers.total_variation(x)))
     np.testing.assert_allclose(info.attack_loss, expected, rtol=1e-4)
 
