@@ -49,9 +49,7 @@ BLIND = (
 )
 """Where kernels alone see no contrast."""
 
-INVARIANT = {
-    "BatchNorm in train mode": (linen.relu, partial(linen.BatchNorm, use_running_average=False), 0.0, 10)
-}
+INVARIANT = {"BatchNorm in train mode": (linen.relu, partial(linen.BatchNorm, use_running_average=False), 0.0, 10)}
 
 
 class Network(linen.Module):
