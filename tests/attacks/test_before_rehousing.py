@@ -1,8 +1,7 @@
 """Attacks and label rules give what they gave before the package was re-housed (commit 49650b9).
 
 `before_rehousing.json` was recorded by that commit. On the same kind of machine and version of jaxlib results are
-equal bit for bit; elsewhere, where compilers round differently, attack losses agree after a few steps. The entry of
-`spectral` was recorded anew when its distance changed from `kernel_cosine` to `balanced_cosine`.
+equal bit for bit; elsewhere, where compilers round differently, attack losses agree after a few steps.
 """
 
 import hashlib
