@@ -85,6 +85,31 @@ def kernel_cosine(simulated: Update, observed: Update) -> Array:
     return cosine(chosen(simulated), chosen(observed))
 
 
+_LARGEST_FACTOR = 100.0
+
+
+def balanced_cosine(simulated: Update, observed: Update, *, share: Scalar = 0.3) -> Array:
+    """`cosine` after biases and norms are multiplied to have `share` of the kernels' norm in the observed update.
+
+    Kernels carry the spatial information, but may not determine contrast: behind a ReLU network with zero biases, and
+    an error that is one number (two classes, or a regression), all kernels' gradients at `c x` are those at `x` times
+    the same factor. The biases' gradients have another factor. With a fixed share they count in every network and
+    dominate none. Both updates are multiplied by the same number, which depends on the observed one alone.
+
+    Args:
+      simulated: `g`.
+      observed: `g*`.
+      share: norm of all biases and normalization parameters together, relative to the kernels' norm. They are
+        enlarged by 100 at most: a bias in front of BatchNorm in train mode has a gradient of rounding errors only.
+    """
+    kernels = tree_norm([leaf for leaf in jax.tree.leaves(observed) if leaf.ndim > 1])
+    others = tree_norm([leaf for leaf in jax.tree.leaves(observed) if leaf.ndim <= 1])
+    factor = jnp.minimum(share * kernels / jnp.where(others == 0, 1.0, others), _LARGEST_FACTOR)
+    factor = jnp.where((kernels == 0) | (others == 0), 1.0, factor)
+    balanced = partial(jax.tree.map, lambda leaf: leaf if leaf.ndim > 1 else leaf * factor.astype(leaf.dtype))
+    return cosine(balanced(simulated), balanced(observed))
+
+
 def _unit_scale(update: Update) -> Array:
     """`1 / |update|`; 0 for a zero update, NaN if the norm overflows, which would otherwise match everything."""
     norm = tree_norm(update)

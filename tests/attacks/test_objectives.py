@@ -66,6 +66,26 @@ def test_the_cosine_of_kernels_does_not_see_biases_unless_there_is_nothing_else(
     assert float(objectives.kernel_cosine(*biases)) == pytest.approx(float(objectives.cosine(*biases)))
 
 
+def test_the_balanced_cosine_gives_biases_a_fixed_share_whatever_their_norm():
+    """By hand: kernels agree; biases have 0.3 of the kernels' norm in the observed update, and are orthogonal."""
+    observed = {"bias": jnp.array([1.0, 0.0]), "kernel": jnp.array([[3.0, 4.0]])}
+    simulated = {"bias": jnp.array([0.0, 1.0]), "kernel": jnp.array([[3.0, 4.0]])}
+    for size in (0.1, 1.0, 100.0):
+        pair = [{**update, "bias": size * update["bias"]} for update in (simulated, observed)]
+        assert float(objectives.balanced_cosine(*pair)) == pytest.approx(0.09 / 1.09, rel=1e-4)
+    alone = [{"bias": update["bias"]} for update in (simulated, observed)]
+    unbiased = [{"kernel": update["kernel"]} for update in (simulated, observed)]
+    assert float(objectives.balanced_cosine(*alone)) == pytest.approx(1.0)
+    assert float(objectives.balanced_cosine(*unbiased)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_balanced_cosine_does_not_enlarge_rounding_errors():
+    """A bias in front of BatchNorm in train mode: its gradient is zero but for rounding, and agrees with nothing."""
+    observed = {"bias": jnp.array([1e-7, 0.0]), "kernel": jnp.array([[0.6, 0.8]])}
+    simulated = {"bias": jnp.array([0.0, 1e-7]), "kernel": jnp.array([[0.6, 0.8]])}
+    assert float(objectives.balanced_cosine(simulated, observed)) < 1e-9
+
+
 @pytest.mark.parametrize("objective", [objectives.cosine, objectives.angular])
 def test_scale_free_objectives_ignore_a_positive_factor_and_see_the_sign(objective):
     opposite = jax.tree.map(lambda leaf: -2 * leaf, G)

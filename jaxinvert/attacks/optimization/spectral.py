@@ -3,13 +3,15 @@
     minimize over v:   D(v) exp(tv TV(x)),   D = 1 - cos(g(x), g*),   x = 1/2 + cosine transform of (s v)
 
 `g` are the gradients of kernels: those of biases and normalization layers carry little spatial information and may
-dominate an update. `s` is the spectrum of photographs: one unit of a variable is the typical amplitude of photographs
-at its frequency, so Adam changes large shapes more than details, and coarse structure is found before fine structure
-without stages. As a factor, the prior has the same influence at every scale of `D`: its weight is `tv D`, which
-vanishes if the update can be matched exactly and remains if noise prevents that. (`D` sums squared residuals; if
-their unknown variance is set to its maximum-likelihood value, the negative log-posterior is `log D` times a constant
-plus the prior.) Adam uses plain gradients; its second moment averages over about 20 steps, because gradients shrink
-by orders of magnitude, and its learning rate follows half a cosine.
+dominate an update. Behind some networks only they tell contrast (`objectives.balanced_cosine`). The attack tries on a
+random picture whether that is so; if it is, biases and norms are compared too, with 0.3 of the kernels' norm.
+`s` is the spectrum of photographs: one unit of a variable is the typical
+amplitude of photographs at its frequency, so Adam changes large shapes more than details, and coarse structure is
+found before fine structure without stages. As a factor, the prior has the same influence at every scale of `D`: its
+weight is `tv D`, which vanishes if the update can be matched exactly and remains if noise prevents that. (`D` sums
+squared residuals; if their unknown variance is set to its maximum-likelihood value, the negative log-posterior is
+`log D` times a constant plus the prior.) Adam uses plain gradients; its second moment averages over about 20 steps,
+because gradients shrink by orders of magnitude, and its learning rate follows half a cosine.
 
 Clients with BatchNorm in train mode remove brightness and contrast by normalization, so their update hardly depends
 on them. The running statistics that such clients send do: if the attacker sees them, `D` has a second term, the
@@ -24,7 +26,9 @@ docs/spectral.md explains the effect of each part; experiments/spectral.py measu
 """
 
 from collections.abc import Callable
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -34,7 +38,11 @@ from jaxinvert.attacks.matching import observation_distance, search_inputs
 from jaxinvert.attacks.problem import Problem, declare
 from jaxinvert.attacks.schedules import cosine_decay
 from jaxinvert.priors import parametrizations, regularizers
-from jaxinvert.types import Array, Attack, Batch, Key, Observation, Scalar
+from jaxinvert.types import Array, Attack, AttackInfo, AttackState, Batch, Key, Observation, Scalar
+
+_SHARE = 0.3
+_BLIND = 1e-6
+"""Cosine distance between the gradients at two contrasts below which they do not tell contrast."""
 
 
 @declare("labels", joint_labels=True, every_round=True, adapts=True)
@@ -48,7 +56,7 @@ def spectral(
     guess: Callable[[Problem], Guess | None] = where_readable,
     start_images: Array | None = None,
 ) -> Attack:
-    """Spectral matching: matches kernel gradients over an image's frequencies, from a guess; this library's own.
+    """Spectral matching: matches gradients over an image's frequencies, from a guess; this library's own.
 
     Args:
       problem: labels are known or optimized; any batch size, FedSGD or FedAvg clients.
@@ -67,24 +75,54 @@ def spectral(
     first_images = guess(problem) if start_images is None else None
     if first_images is not None and problem.joint_labels:
         raise ValueError("spectral: a guess needs known labels, but problem.joint_labels is True")
-    unexplained = observation_distance(
-        problem, problem.objective or objectives.kernel_cosine, batch_norm=batch_norm, name="spectral"
-    )
 
-    def distance(observation: Observation, batch: Batch) -> Array:
-        return unexplained(observation, batch) * jnp.exp(tv * regularizers.total_variation(batch.inputs))
+    def built(share: Scalar) -> Attack:
+        objective = problem.objective or partial(objectives.balanced_cosine, share=share)
+        unexplained = observation_distance(problem, objective, batch_norm=batch_norm, name="spectral")
+
+        def distance(observation: Observation, batch: Batch) -> Array:
+            return unexplained(observation, batch) * jnp.exp(tv * regularizers.total_variation(batch.inputs))
+
+        return search_inputs(
+            distance,
+            optimizer=optax.chain(
+                optax.scale_by_adam(b2=0.95, eps=1e-12),  # gradients near a match fall below the usual 1e-8
+                optax.scale_by_learning_rate(cosine_decay(learning_rate, horizon)),
+            ),
+            parametrization=problem.with_soft_labels(images) if problem.joint_labels else images,
+            start=start if first_images else None,
+            name="spectral",
+        )
 
     def start(key: Key, observation: Observation) -> Array:
         assert first_images is not None
         return parametrizations.near(key, first_images(observation))
 
-    return search_inputs(
-        distance,
-        optimizer=optax.chain(
-            optax.scale_by_adam(b2=0.95, eps=1e-12),  # gradients near a match fall below the usual 1e-8
-            optax.scale_by_learning_rate(cosine_decay(learning_rate, horizon)),
-        ),
-        parametrization=problem.with_soft_labels(images) if problem.joint_labels else images,
-        start=start if first_images else None,
-        name="spectral",
+    def init(key: Key, observation: Observation) -> AttackState:
+        share = jnp.zeros(()) if problem.objective else share_of_biases(problem, observation)
+        return built(share).init(key, observation)._replace(carried=share)
+
+    def step(key: Key, state: AttackState, observation: Observation) -> tuple[AttackState, AttackInfo]:
+        return built(state.carried).step(key, state, observation)
+
+    return Attack(init, step, built(0.0).decode)
+
+
+def share_of_biases(problem: Problem, observation: Observation) -> Array:
+    """0.3 if the gradients of biases and norms tell contrast and those of kernels do not, else 0: `[]`.
+
+    Compares the gradients of a random picture with those of the same picture at half its contrast, around the mean
+    color that the network subtracts. Reads the parameters and, if they are there, the labels.
+    """
+    picture = parametrizations.spectrum(problem.batch_shape)
+    inputs = picture.decode(picture.init(jax.random.key(0)))
+    labels = jnp.zeros(problem.num_examples, int) if observation.labels is None else observation.labels
+    full, half = (
+        problem.client_update(
+            observation.params, Batch(problem.mean_image + factor * (inputs - problem.mean_image), labels)
+        )
+        for factor in (1.0, 0.5)
     )
+    by_kernels = objectives.kernel_cosine(half, full)
+    by_all = objectives.balanced_cosine(half, full, share=_SHARE)
+    return jnp.where((by_kernels < _BLIND) & (by_all > 10 * _BLIND), _SHARE, 0.0)
