@@ -152,6 +152,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if config.json is not None:
             harness.save(config.json, title, list(rows.values()))
     harness.publish(title, list(rows.values()))
+    nulls = [row for key, row in rows.items() if key.truth.removeprefix("simulated: ") in NULLS]
+    alarms = [row["leaks"] + row["traces"] for row in nulls]
+    total = sum(row["audits"] for row in nulls)
+    print(f"simulated nulls: {sum(alarms)} false alarms in {total:,} audits, at most {max(alarms)} in a cell")
 
 
 def simulated(config: Config) -> Iterator[tuple[Key, Callable[[], Measured]]]:

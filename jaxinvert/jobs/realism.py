@@ -66,14 +66,14 @@ def realism(config: JobConfig, model: Model, *, captured: bool = False) -> Reali
       captured: whether the updates are captured ones: then their network and training are those of a deployment.
     """
     return realism_of(
-        examples(config.num_private),
-        training(config.client, config.data.num_examples, captured=captured),
-        parameters(captured=captured, trained=config.model.checkpoint is not None),
+        of_examples(config.num_private),
+        of_training(config.client, config.data.num_examples, captured=captured),
+        of_parameters(captured=captured, trained=config.model.checkpoint is not None),
         *_batch_norm(config, model),
         _labels(config),
         *_rounds(config),
         *_prior(config),
-        defense(config.defense, adaptive=config.attacker.adaptive),
+        of_defense(config.defense, adaptive=config.attacker.adaptive),
     )
 
 
@@ -88,12 +88,12 @@ def as_dict(card: Realism) -> dict[str, Any]:
     return {"kind": card.kind, "facts": [fact._asdict() for fact in card.facts]}
 
 
-def examples(count: int) -> Fact:
+def of_examples(count: int) -> Fact:
     """How many examples an update is computed from."""
     return Fact("examples per update", f"{count:,}", "attacker" if count == 1 else "neither")
 
 
-def training(client: ClientConfig, num_examples: int, *, captured: bool = False) -> Fact:
+def of_training(client: ClientConfig, num_examples: int, *, captured: bool = False) -> Fact:
     """How a client with `num_examples` examples trains."""
     if client.kind == "fedsgd":
         return Fact("training", "one gradient (FedSGD)", "neither" if captured else "attacker")
@@ -105,7 +105,7 @@ def training(client: ClientConfig, num_examples: int, *, captured: bool = False)
     return Fact("training", f"{words}, order {client.local_order}", "attacker" if known else "neither")
 
 
-def parameters(*, captured: bool = False, trained: bool = False) -> Fact:
+def of_parameters(*, captured: bool = False, trained: bool = False) -> Fact:
     """Where the network's parameters are from."""
     if captured:
         return Fact("parameters", "those that the server sent", "neither")
@@ -114,7 +114,7 @@ def parameters(*, captured: bool = False, trained: bool = False) -> Fact:
     return Fact("parameters", "random, before training", "attacker")
 
 
-def defense(config: DefenseConfig, *, adaptive: bool) -> Fact:
+def of_defense(config: DefenseConfig, *, adaptive: bool) -> Fact:
     """Whether the attacker adapts to the clients' defense."""
     if not config.chain.names:
         return Fact("defense", "none", "neither")

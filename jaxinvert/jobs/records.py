@@ -19,10 +19,11 @@ from jaxinvert.attacks.problem import Problem
 from jaxinvert.attacks.registry import entry_of
 from jaxinvert.data.tabular import Table, load_table
 from jaxinvert.defenses.registry import extended
-from jaxinvert.jobs import checks, environment, realism
+from jaxinvert.jobs import checks, environment
 from jaxinvert.jobs.assumptions import defense_in_words, knowledge, training_in_words
 from jaxinvert.jobs.deployment import Deployment, secret_order
 from jaxinvert.jobs.groups import ClientConfig, DefenseConfig, at_least, less_than
+from jaxinvert.jobs.realism import Fact, as_dict, of_defense, of_examples, of_parameters, of_training, realism_of
 from jaxinvert.jobs.streams import Stream, stream
 from jaxinvert.jobs.yaml_fields import flatten
 from jaxinvert.metrics import records
@@ -249,13 +250,13 @@ def assumptions(config: RecordsConfig) -> dict[str, Any]:
         "known": [*map(MEANINGS.get, known), "columns, categories, bounds, means and deviations of the table"],
         "unknown": ["the records", *map(MEANINGS.get, unknown)],
         "client": "; ".join(sentences),
-        "realism": realism.as_dict(
-            realism.realism_of(
-                realism.examples(config.num_examples),
-                realism.training(config.client, config.num_examples),
-                realism.parameters(),
-                realism.Fact("labels", "granted", "attacker"),
-                realism.defense(config.defense, adaptive=config.adaptive),
+        "realism": as_dict(
+            realism_of(
+                of_examples(config.num_examples),
+                of_training(config.client, config.num_examples),
+                of_parameters(),
+                Fact("labels", "granted", "attacker"),
+                of_defense(config.defense, adaptive=config.adaptive),
             )
         ),
     }

@@ -16,8 +16,9 @@ from jaxinvert.attacks.closed_form.certificate import WORDS, Status
 from jaxinvert.attacks.closed_form.dager import dager
 from jaxinvert.attacks.problem import TextProblem
 from jaxinvert.clients import fedsgd
-from jaxinvert.jobs import environment, realism
+from jaxinvert.jobs import environment
 from jaxinvert.jobs.groups import ClientConfig, DefenseConfig, at_least
+from jaxinvert.jobs.realism import Fact, as_dict, of_defense, of_examples, of_parameters, of_training, realism_of
 from jaxinvert.jobs.yaml_fields import flatten
 from jaxinvert.metrics import records
 from jaxinvert.models.text_transformer import TextModel, decoder, encoder
@@ -211,14 +212,14 @@ def assumptions(config: TextConfig) -> dict[str, Any]:
         "known": [threat_models.MEANINGS[name] for name in ("update", "params", "num_examples")],
         "unknown": ["the sequences", threat_models.MEANINGS["labels"], "the distribution of the tokens"],
         "client": "FedSGD: one gradient of the mean loss over the batch; no defense",
-        "realism": realism.as_dict(
-            realism.realism_of(
-                realism.examples(config.num_sequences),
-                realism.training(ClientConfig(), config.num_sequences),
-                realism.parameters(),
-                realism.Fact("labels", "not used", "neither"),
-                realism.Fact("text", "random tokens, not language", "neither"),
-                realism.defense(DefenseConfig(), adaptive=False),
+        "realism": as_dict(
+            realism_of(
+                of_examples(config.num_sequences),
+                of_training(ClientConfig(), config.num_sequences),
+                of_parameters(),
+                Fact("labels", "not used", "neither"),
+                Fact("text", "random tokens, not language", "neither"),
+                of_defense(DefenseConfig(), adaptive=False),
             )
         ),
     }

@@ -308,4 +308,4 @@ def test_page_needs_nothing_from_elsewhere_and_is_accessible(tmp_path):
     assert len(ids) == len(set(ids))
     assert {attrs["aria-labelledby"] for _, attrs in page.elements if "aria-labelledby" in attrs} == set(ids)
     headings = len([1 for cell in page.all("th") if cell["scope"] == "col"])
-    assert headings == 1 + 2 + 11 + 6  # rank, fields, figures; and the numbers of the chart
+    assert headings == 1 + 2 + 12 + 6  # rank, fields, figures and realism; and the numbers of the chart
