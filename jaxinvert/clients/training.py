@@ -116,14 +116,14 @@ def fedavg(
 ) -> ClientUpdateFn:
     """Local training over `num_epochs` passes: the update is `params - local_params` (McMahan et al. 2017, FedAvg).
 
-    A client with `B` examples takes `S = num_epochs * B / batch_size` steps. The update is the sum of the steps, not
-    the difference of two rounded sets of parameters: one full-batch step of `optax.sgd(r)` gives exactly `r` times
-    the FedSGD update, where a subtraction in float32 would lose up to 6e-8 of each *parameter*.
+    A client with `B` examples takes `S = num_epochs * ceil(B / batch_size)` steps. The update is the sum of the
+    steps, not the difference of two rounded sets of parameters: one full-batch step of `optax.sgd(r)` gives exactly
+    `r` times the FedSGD update, where a subtraction in float32 would lose up to 6e-8 of each *parameter*.
 
     | case                             | behavior                                                           |
     |----------------------------------|--------------------------------------------------------------------|
     | `params["batch_stats"]`          | not trained: hidden from the optimizer; the update is zero there   |
-    | `B` no multiple of `batch_size`  | rejected: the last mini-batch would weight its examples differently|
+    | `B` no multiple of `batch_size`  | the last mini-batch of every pass is smaller, so its examples weigh more |
     | memory of the reverse pass       | one step's activations; inputs, parameters and state of all steps  |
     | Adam where a gradient is 0       | NaN derivatives in the inputs, unless `optax.adam(..., eps_root=1e-12)` |
 
@@ -147,8 +147,7 @@ def fedavg(
         `gradients.mean_gradient`.
 
     Returns:
-      `(params, batch) -> update`, differentiable in `batch.inputs` and soft labels. Raises ValueError when traced
-      with a `B` that is no multiple of `batch_size`. Not jitted.
+      `(params, batch) -> update`, differentiable in `batch.inputs` and soft labels. Not jitted.
 
     Raises:
       ValueError: for a `batch_size` or `num_epochs` below 1.
@@ -311,10 +310,8 @@ def _local_training(
 
     def train(params: Params, batch: Batch) -> tuple[Update, ArrayTree]:
         num_examples = batch.inputs.shape[0]
-        size = num_examples if batch_size is None else batch_size
-        if num_examples % size:
-            raise ValueError(f"batch_size must divide the client's {num_examples} examples, got {size}")
-        order = _example_order(num_examples, num_epochs, order_key).reshape(-1, size)
+        size = min(num_examples, num_examples if batch_size is None else batch_size)
+        order, num_steps = _example_order(num_examples, num_epochs, order_key), num_epochs * -(-num_examples // size)
 
         def step(carry: _Carry, step_input: tuple[Batch, tuple[Key, ...]]) -> tuple[_Carry, ArrayTree]:
             (update, state), (minibatch, key_of_loss) = carry, step_input
@@ -325,16 +322,39 @@ def _local_training(
             update = jax.tree.map(lambda u, c: (u - c).astype(u.dtype), update, change)
             return (update, state), measure(local_params, minibatch)
 
-        if len(order) > 1:
+        if num_steps > 1:
             # Store only each step's parameters for the reverse pass and recompute its activations there.
             step = jax.checkpoint(step, prevent_cse=False)
-        minibatches = jax.tree.map(lambda leaf: jnp.asarray(leaf)[order], batch)
-        keys = () if dropout_key is None else (jax.random.split(dropout_key, len(order)),)
+        keys = () if dropout_key is None else (jax.random.split(dropout_key, num_steps),)
         start = (jax.tree.map(jnp.zeros_like, params), optimizer.init(params))
-        (update, _), measured = lax.scan(step, start, (minibatches, keys))
-        return update, measured
+        if num_examples % size == 0:
+            minibatches = jax.tree.map(lambda leaf: jnp.asarray(leaf)[order.reshape(-1, size)], batch)
+            (update, _), measured = lax.scan(step, start, (minibatches, keys))
+            return update, measured
+        passes = jax.tree.map(lambda leaf: jnp.asarray(leaf)[order], batch)
+        keys = jax.tree.map(lambda k: k.reshape(num_epochs, -1, *k.shape[1:]), keys)
+        (update, _), measured = lax.scan(_uneven_pass(step, size), start, (passes, keys))
+        return update, jax.tree.map(lambda leaf: leaf.reshape(num_steps, *leaf.shape[2:]), measured)
 
     return train
+
+
+def _uneven_pass(step: Callable, size: int) -> Callable:
+    """One pass over the examples: all whole mini-batches of `size`, then the smaller one that is left."""
+
+    def one_pass(carry: _Carry, inputs: tuple[Batch, tuple[Key, ...]]) -> tuple[_Carry, ArrayTree]:
+        examples, keys = inputs
+        whole = len(examples.inputs) // size * size
+
+        def cut(leaf: Array) -> Array:
+            return leaf[:whole].reshape(-1, size, *leaf.shape[1:])
+
+        carry, measured = lax.scan(step, carry, (jax.tree.map(cut, examples), jax.tree.map(lambda k: k[:-1], keys)))
+        left = jax.tree.map(lambda leaf: leaf[whole:], examples)
+        carry, last = step(carry, (left, jax.tree.map(lambda k: k[-1], keys)))
+        return carry, jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), measured, last)
+
+    return one_pass
 
 
 def _check_dropout_in_chunks(dropout_key: Key | None, chunk_size: int | None) -> None:

@@ -11,11 +11,23 @@ from jaxinvert.jobs.groups import AttackerConfig, ClientConfig, DefenseConfig, O
 BatchNormMode = Literal["eval", "train"]
 
 
-def check_batches(client: ClientConfig, num_examples: int, *, batch_norm: BatchNormMode = "eval") -> None:
-    """Raises ValueError for local batches or chunks that do not fit the clients' examples or network."""
-    if num_examples % client.num_examples_per_step(num_examples):
+def check_batches(
+    client: ClientConfig, num_examples: int, *, batch_norm: BatchNormMode = "eval", reads: Collection[str] = ()
+) -> None:
+    """Raises ValueError for local batches or chunks that do not fit the clients' network or the label rule.
+
+    Args:
+      client: how the clients train.
+      num_examples: number of each client's examples.
+      batch_norm: mode of the clients' BatchNorm layers.
+      reads: the fields of an observation that the label rule reads.
+    """
+    uneven = num_examples % client.num_examples_per_step(num_examples)
+    if uneven and "local_training" in reads:
         raise ValueError(
-            f"local_batch_size is {client.local_batch_size}, expected a divisor of num_examples {num_examples}"
+            f"the last of {num_examples} examples in local batches of {client.local_batch_size} are a batch of {uneven}, "
+            "whose gradient weighs each of them more, but the label rule assumes equal weights; the sign rules "
+            "(bias-sign, idlg, llg, yin) do not"
         )
     if client.gradient_chunk is not None and batch_norm == "train":
         raise ValueError(

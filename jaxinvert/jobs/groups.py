@@ -71,7 +71,8 @@ class ClientConfig:
       local_lr: learning rate of a fedavg client's local optimizer.
       local_weight_decay: decoupled weight decay of a fedavg client, multiplied by the local learning rate.
       local_epochs: number of passes of a fedavg client over its examples.
-      local_batch_size: number of examples per local step of a fedavg client; by default all.
+      local_batch_size: number of examples per local step of a fedavg client; by default all. If it does not divide
+        the client's examples, the last step of every pass takes the rest.
       local_order: whether the attacker knows the order in which a fedavg client visits its examples.
       gradient_chunk: number of examples per gradient computation, which bounds the memory for large batches; by
         default all. Not possible with batch_norm="train", which couples examples.
@@ -101,15 +102,15 @@ class ClientConfig:
                     raise ValueError(f"{item.name} is {getattr(self, item.name)}, which only client='fedavg' uses")
 
     def num_examples_per_step(self, num_examples: int) -> int:
-        """Number of examples per local gradient of a client with `num_examples` examples."""
-        return num_examples if self.kind == "fedsgd" else self.local_batch_size or num_examples
+        """Number of examples per local gradient of a client with `num_examples` examples, but for a smaller last one."""
+        return num_examples if self.kind == "fedsgd" else min(self.local_batch_size or num_examples, num_examples)
 
     def local_training(self, num_examples: int) -> LocalTraining:
         """Learning rate and number of local steps of a client with `num_examples` examples."""
         if self.kind == "fedsgd":
             return FEDSGD
         return LocalTraining(
-            self.local_lr, self.local_epochs * num_examples // self.num_examples_per_step(num_examples)
+            self.local_lr, self.local_epochs * -(-num_examples // self.num_examples_per_step(num_examples))
         )
 
 
