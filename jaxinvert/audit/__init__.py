@@ -6,10 +6,11 @@ truth.
 """
 
 from jaxinvert.audit.auditing import Attacked, Audited, Scenario, attack_and_score, audit, judged
-from jaxinvert.audit.captured import Capture, Explained, audit_capture, explain_capture, job_of_capture
+from jaxinvert.audit.captured import Explained, audit_capture, explain_capture, job_of_capture
 from jaxinvert.audit.evidence import Evidence, Excess, Rate, Trials, excess, excess_over_all, mean_interval, rate
 from jaxinvert.audit.plan import parse_defense, settings_for
 from jaxinvert.audit.privacy import Allowed, Privacy, Training, allowed, privacy
+from jaxinvert.audit.reading import Capture, Seen, observe_capture, read_capture, true_batches
 from jaxinvert.audit.record import record, record_of_capture
 from jaxinvert.audit.retrieval import chance_of_any, identified, identified_of_all
 from jaxinvert.audit.running import Show
@@ -31,6 +32,7 @@ __all__ = [
     "Rate",
     "Scenario",
     "Scores",
+    "Seen",
     "Show",
     "Training",
     "Trials",
@@ -51,13 +53,16 @@ __all__ = [
     "judge",
     "judged",
     "mean_interval",
+    "observe_capture",
     "parse_defense",
     "privacy",
     "rate",
+    "read_capture",
     "record",
     "record_of_capture",
     "rounds_to_attack",
     "score",
     "settings_for",
     "train_under",
+    "true_batches",
 ]

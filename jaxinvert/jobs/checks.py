@@ -25,7 +25,7 @@ def check_batches(
     uneven = num_examples % client.num_examples_per_step(num_examples)
     if uneven and "local_training" in reads:
         raise ValueError(
-            f"the last of {num_examples} examples in local batches of {client.local_batch_size} are a batch of {uneven}, "
+            f"{num_examples} examples in local batches of {client.local_batch_size} leave a last batch of {uneven}, "
             "whose gradient weighs each of them more, but the label rule assumes equal weights; the sign rules "
             "(bias-sign, idlg, llg, yin) do not"
         )

@@ -118,7 +118,7 @@ class Deployment(NamedTuple):
         client = self.client
         make = {
             "sgd": optax.sgd,
-            "momentum": partial(optax.sgd, momentum=0.9),
+            "momentum": partial(optax.sgd, momentum=client.local_momentum),
             # The attacker differentiates through the square root; eps_root keeps its argument above zero.
             "adam": partial(optax.adam, eps_root=1e-12),
         }[client.local_optimizer]

@@ -67,8 +67,9 @@ class ClientConfig:
 
     Attributes:
       kind: a "fedsgd" client sends one gradient, a "fedavg" client the change of its parameters by local training.
-      local_optimizer: local optimizer of a fedavg client: plain SGD, SGD with momentum 0.9, or Adam.
+      local_optimizer: local optimizer of a fedavg client: plain SGD, SGD with momentum, or Adam.
       local_lr: learning rate of a fedavg client's local optimizer.
+      local_momentum: momentum of the local optimizer "momentum".
       local_weight_decay: decoupled weight decay of a fedavg client, multiplied by the local learning rate.
       local_epochs: number of passes of a fedavg client over its examples.
       local_batch_size: number of examples per local step of a fedavg client; by default all. If it does not divide
@@ -81,6 +82,7 @@ class ClientConfig:
     kind: Annotated[Literal["fedsgd", "fedavg"], tyro.conf.arg(name="client")] = "fedsgd"
     local_optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
     local_lr: float = 0.01
+    local_momentum: float = 0.9
     local_weight_decay: float = 0.0
     local_epochs: int = 1
     local_batch_size: int | None = None
@@ -96,13 +98,17 @@ class ClientConfig:
                 f"local_weight_decay is {self.local_weight_decay}, expected a finite number of at least 0"
             )
         positive(local_lr=self.local_lr)
+        if not 0 < self.local_momentum < 1:
+            raise ValueError(f"local_momentum is {self.local_momentum}, expected a number between 0 and 1")
+        if self.local_momentum != 0.9 and self.local_optimizer != "momentum":
+            raise ValueError(f"local_momentum is {self.local_momentum}, which only local_optimizer='momentum' uses")
         if self.kind == "fedsgd":
             for item in fields(self):
                 if item.name.startswith("local_") and getattr(self, item.name) != item.default:
                     raise ValueError(f"{item.name} is {getattr(self, item.name)}, which only client='fedavg' uses")
 
     def num_examples_per_step(self, num_examples: int) -> int:
-        """Number of examples per local gradient of a client with `num_examples` examples, but for a smaller last one."""
+        """Number of examples per local gradient of a client with `num_examples` examples; the last may have fewer."""
         return num_examples if self.kind == "fedsgd" else min(self.local_batch_size or num_examples, num_examples)
 
     def local_training(self, num_examples: int) -> LocalTraining:

@@ -69,6 +69,19 @@ def load_images(path: Path, input_shape: Shape) -> Array:
         return jnp.asarray(_inputs(tensors, input_shape))
 
 
+def num_labels(path: Path) -> int:
+    """The number of labels in a file of true examples, from its header.
+
+    Raises:
+      FileNotFoundError, ValueError: see `load_batch`.
+    """
+    with open_tensors(path, what="true images") as tensors:
+        shape = _find(tensors, "labels").shape
+        if not shape or shape[0] < 1:
+            raise ValueError(f"labels have shape {shape}, expected one per example")
+        return shape[0]
+
+
 def _inputs(tensors: Mapping[str, Stored], input_shape: Shape) -> np.ndarray:
     stored, shape = _find(tensors, "inputs"), tuple(input_shape)
     if stored.shape[1:] != shape or stored.shape[0] == 0:

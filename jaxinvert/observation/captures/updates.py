@@ -40,7 +40,8 @@ def as_update(tree: ArrayTree, params: Params, *, kind: Kind) -> Update:
       kind: see the table.
 
     Returns:
-      The pseudo-gradient. Running statistics are not part of an update: everything under "batch_stats" becomes zero.
+      The pseudo-gradient. Running statistics are not part of an update: everything under "batch_stats" becomes zero,
+      see `sent_statistics`.
 
     Raises:
       ValueError: for an unknown kind, a tree unlike `params`, values that are not finite, or an update of zeros
@@ -54,3 +55,23 @@ def as_update(tree: ArrayTree, params: Params, *, kind: Kind) -> Update:
         update = {**update, "batch_stats": jax.tree.map(jnp.zeros_like, params["batch_stats"])}
     check_update(params, update)
     return update
+
+
+def sent_statistics(tree: ArrayTree, params: Params, *, kind: Kind) -> ArrayTree | None:
+    """The running statistics that a client sent with its update: BatchNorm's, after its local training.
+
+    Args:
+      tree: the captured tensors, a tree like `params`; statistics that the file lacks are zero.
+      params: the parameters that the server sent to the client.
+      kind: see `as_update`.
+
+    Returns:
+      A tree like `params["batch_stats"]`, or `None` if the model has none, or the client sent none.
+    """
+    if not isinstance(params, Mapping) or not params.get("batch_stats"):
+        return None
+    captured, before = tree["batch_stats"], params["batch_stats"]
+    if not any(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(captured)):
+        return None
+    change = jax.tree.map(KINDS[kind], before, captured)
+    return jax.tree.map(jnp.subtract, before, change)
