@@ -8,8 +8,9 @@
 Every call leaves a folder that can be read: files are whole or absent, and `capture.json` names who came.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,12 @@ class Writer:
         elif normalization is not None:
             mean, std = ([float(value) for value in values] for values in normalization)
             self._facts["normalization"] = {"mean": mean, "std": std}
-        self._clients: dict[str, dict[str, int]] = {}
         manifest.checked({**self._facts, "clients": {}})
 
     def params(self, arrays: Arrays) -> None:
         """Writes what the server sends to all clients."""
         self._tensors("params", arrays)
-        self._write()
+        self._write({})
 
     def client(self, client: str, arrays: Arrays, *, num_examples: int | None = None) -> None:
         """Writes what a client returned.
@@ -74,8 +74,7 @@ class Writer:
           ValueError: for another name, or tensors of other than numbers.
         """
         self._tensors(f"client-{manifest.check_client_id(client)}", arrays)
-        self._clients[client] = {} if num_examples is None else {"num_examples": int(num_examples)}
-        self._write()
+        self._write({client: {} if num_examples is None else {"num_examples": int(num_examples)}})
 
     def truth(self, client: str, inputs: Any, labels: Any) -> None:
         """Writes a client's true examples, for the auditor; see `write_truth`."""
@@ -90,11 +89,30 @@ class Writer:
             raise ValueError(f"{name}: {strange[0]} holds {tensors[strange[0]].dtype}, expected numbers")
         write_atomically(self.folder / f"{name}.safetensors", lambda file: file.write(save(tensors)))
 
-    def _write(self) -> None:
-        facts = {**self._facts, "clients": self._clients}
-        manifest.checked(facts)
-        text = json.dumps(facts, indent=1, allow_nan=False) + "\n"
-        write_atomically(self.folder / manifest.FILE, lambda file: file.write(text.encode()))
+    def _write(self, came: Mapping[str, Mapping[str, int]]) -> None:
+        """Writes `capture.json` with the clients that came now or before, which another writer may have written."""
+        file = self.folder / manifest.FILE
+        with _only_writer(self.folder):
+            before = manifest.read_manifest(file).clients if file.exists() else {}
+            known = {name: {} if size is None else {"num_examples": size} for name, size in before.items()}
+            facts = {**self._facts, "clients": {**known, **came}}
+            manifest.checked(facts)
+            text = json.dumps(facts, indent=1, allow_nan=False) + "\n"
+            write_atomically(file, lambda opened: opened.write(text.encode()))
+
+
+@contextlib.contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """Waits for other threads and processes that write the facts of the same round."""
+    lock = folder / ".lock"
+    with open(lock, "w", encoding="utf-8") as opened:
+        try:
+            import fcntl
+
+            fcntl.flock(opened, fcntl.LOCK_EX)  # released when the file is closed
+        except ImportError:  # not on this platform: one writer at a time
+            pass
+        yield
 
 
 def write_truth(
