@@ -19,6 +19,7 @@ from jaxinvert.models.model import Model, first_batch_norm, from_functions, from
 from jaxinvert.models.registry import REGISTRY, create, names
 from jaxinvert.models.resnet import resnet_cifar, resnet_imagenet
 from jaxinvert.models.small_convnet import small_convnet, small_convnet_bn
+from jaxinvert.models.tensors import Tensor, from_named, named_shapes, to_named
 from jaxinvert.models.vit import vit
 from jaxinvert.models.wide_convnet import wide_convnet
 
@@ -26,6 +27,7 @@ __all__ = [
     "BATCH_NORM_MOMENTUM",
     "REGISTRY",
     "Model",
+    "Tensor",
     "binary_cross_entropy",
     "check_eval_mode",
     "convnet",
@@ -36,11 +38,13 @@ __all__ = [
     "first_batch_norm",
     "from_functions",
     "from_linen",
+    "from_named",
     "import_model",
     "is_external",
     "lenet",
     "load_checkpoint",
     "mlp",
+    "named_shapes",
     "names",
     "read_facts",
     "resnet_cifar",
@@ -49,6 +53,7 @@ __all__ = [
     "small_convnet",
     "small_convnet_bn",
     "source_of",
+    "to_named",
     "vit",
     "wide_convnet",
 ]

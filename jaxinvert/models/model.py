@@ -12,7 +12,7 @@ client's gradient has the same tree as `params`, and its `batch_stats` leaves ar
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,8 @@ class Model(NamedTuple):
       loss_fn: `(params, batch) -> []`, what the clients minimize if it is not the mean cross-entropy; see `loss`.
       drawn_loss_fn: `(params, batch, key) -> []`, what they minimize instead if the network draws random numbers in
         training, which `apply` leaves out.
+      tensors: names and layouts of the tensors in files of the network's library, a `tensors.Tensor` for each; `None`
+        if files name them by path and have the same layout, as those of Flax do.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Model(NamedTuple):
     batch_statistics: Callable[[Params, Array], ArrayTree]
     loss_fn: LossFn | None = None
     drawn_loss_fn: Callable[[Params, Batch, Key], Array] | None = None
+    tensors: tuple[Any, ...] | None = None
 
     @property
     def loss(self) -> LossFn:
