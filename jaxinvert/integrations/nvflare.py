@@ -108,8 +108,5 @@ def defense_of(filters: Sequence[Any], *, num_steps: int = 1) -> str | None:
 
 
 def _resolved(value: Any) -> Any:
-    """The tensor itself, if it is one that is loaded when it is used."""
-    for name in ("resolve", "load", "materialize"):
-        if not hasattr(value, "shape") and callable(getattr(value, name, None)):
-            return getattr(value, name)()
-    return value
+    """The tensor itself, if it is one that NVFlare keeps on disk until it is used."""
+    return value.materialize() if callable(getattr(value, "materialize", None)) else value

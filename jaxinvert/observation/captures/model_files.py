@@ -3,12 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-import numpy as np
-
 from jaxinvert import models
 from jaxinvert.observation.captures.trees import load_tree
-from jaxinvert.trees import leaves_by_path, path_name
 from jaxinvert.types import ArrayTree
 
 
@@ -29,19 +25,7 @@ def load_for_model(
     Raises:
       FileNotFoundError, ValueError: see `load_tree`.
     """
-    like = jax.eval_shape(model.init, jax.random.key(0))
-    named = to_named(model, like)
-    found = load_tree(path, named, what=what, may_lack=may_lack, order=[*named])
-    return from_named(model, {name: np.asarray(leaf) for name, leaf in found.items()}, like=like)
-
-
-def to_named(model: models.Model, tree: ArrayTree) -> dict:
-    """The leaves by path."""
-    del model
-    return leaves_by_path(tree)
-
-
-def from_named(model: models.Model, arrays: dict[str, np.ndarray], *, like: ArrayTree) -> ArrayTree:
-    """The tree of named leaves."""
-    del model
-    return jax.tree_util.tree_map_with_path(lambda path, _: jax.numpy.asarray(arrays[path_name(path)]), like)
+    shapes = models.named_shapes(model)
+    order = [tensor.name for tensor in model.tensors] if model.tensors else [*shapes]
+    found = load_tree(path, shapes, what=what, may_lack=may_lack, order=order)
+    return models.from_named(model, found)

@@ -92,7 +92,9 @@ def test_tensors_without_names_are_matched_by_order(tmp_path):
 def test_an_ambiguous_order_is_named(tmp_path):
     like = {"b": jnp.zeros(2), "a": jnp.zeros(2)}
     np.savez(tmp_path / "x.npz", np.ones(2), np.zeros(2))
-    with pytest.raises(ValueError, match="both the order of the library and the alphabetical order .* arr_0 is b or a"):
+    with pytest.raises(
+        ValueError, match="both the order of the library and the alphabetical order .* arr_0 is b or a"
+    ):
         load_tree(tmp_path / "x.npz", like, order=["b", "a"])
     with pytest.raises(ValueError, match="has 2 tensors without names, expected 3"):
         load_tree(tmp_path / "x.npz", LIKE, order=[*LIKE])
@@ -120,7 +122,9 @@ def test_a_model_is_read_from_its_own_names_in_half_precision(dtype, tmp_path):
 
 
 def _named(tree):
-    return [(jax.tree_util.keystr(p, simple=True, separator="/"), leaf) for p, leaf in jax.tree.leaves_with_path(tree)]
+    return [
+        (jax.tree_util.keystr(p, simple=True, separator="/"), leaf) for p, leaf in jax.tree.leaves_with_path(tree)
+    ]
 
 
 def open_params(folder):
