@@ -79,7 +79,7 @@ def audit_capture(
     for attacker, config in setting.attackers.items():
         truth = true_batches(config, capture.truth, model)
         ground = _ground(truth, others, num_candidates)
-        names = others.class_names if others else tuple(map(str, range(model.num_classes)))
+        names = others.class_names if others else tuple(map(str, range(models.num_labels(model))))
         seen = read_capture(config, capture, model)
         task = jobs.Task(jobs.Program(config, model), seen.observation, truth, names)
         notes |= dict.fromkeys([*seen.notes, *likely_mistakes(config, task.program, seen, truth, other_mode)])
@@ -200,7 +200,10 @@ def _as_bytes(images: np.ndarray) -> np.ndarray:
 def _ground(truth: Batch, others: data.Dataset | None, num_candidates: int) -> Ground:
     """Truth and candidates: true images first, then others that are not copies of them."""
     images = np.asarray(truth.inputs).reshape(-1, *truth.inputs.shape[2:])
-    labels = np.ravel(truth.labels)
+    labels = np.asarray(truth.labels).reshape(len(images), *truth.labels.shape[2:])
+    if others is not None and others.labels.shape[1:] != labels.shape[1:]:
+        others = others._replace(labels=np.full(len(others.labels), -1, np.int32))  # labels of another kind
+        labels = models.label_ids(labels)
     if others is not None:
         own = {image.tobytes() for image in _as_bytes(images)}
         new = np.array([image.tobytes() not in own for image in _as_bytes(others.images)], bool)

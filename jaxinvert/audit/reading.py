@@ -155,7 +155,9 @@ def true_batches(config: JobConfig, file: Path | tuple[Path, ...], model: models
     """
     shape = (config.data.targets, config.num_private)
     files = (file,) if isinstance(file, Path) else file
-    batches = [captures.load_batch(one, model.input_shape, model.num_classes) for one in files]
+    batches = [
+        captures.load_batch(one, model.input_shape, models.num_labels(model), task=model.task) for one in files
+    ]
     for one, batch in zip(files, batches):
         wanted = shape[0] * shape[1] // len(files)
         if len(batch.labels) != wanted:
@@ -187,6 +189,14 @@ def _granted_labels(config: JobConfig, capture: Capture, model: models.Model) ->
 
 def _with_scale(config: JobConfig, seen: Observation, model: models.Model) -> tuple[Observation, tuple[str, ...]]:
     """The observation with updates divided by the estimated learning rate, or without any training known."""
+    if model.task != "classes" or config.defense.chain.names:
+        of_what = "updates with a defense" if config.defense.chain.names else f"the task {model.task}"
+        told = f"it is not estimated for {of_what}"
+        if "local_training" in (*config.needs, *config.rule_needs):
+            raise ValueError(
+                f"the clients' learning rate is not given, and {told}: give local_lr with client='fedavg'"
+            )
+        return seen._replace(local_training=None), (f"The scale of the updates is unknown: {told}.",)
     try:
         rate = estimated_rate(
             seen.params,

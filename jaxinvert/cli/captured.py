@@ -1,7 +1,7 @@
 """The part of `jaxinvert audit` about captured updates: what a captured round says, and which flags change it."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -211,7 +211,12 @@ def judge_capture(
     """
     dataset = data.load(command.data.name, split=command.data.split, size=command.data.size)
     shape = tuple(command.input_shape or dataset.images.shape[1:])
-    model, other_mode = _networks(command, shape, command.num_classes or dataset.num_classes)
+    own = models.is_external(command.model.name) and command.capture is not None  # has as many logits as it has
+    num_classes = command.num_classes or (None if own else dataset.num_classes)
+    model, other_mode = _networks(command, shape, num_classes)
+    model = _for_labels(model, capture)
+    other_mode = other_mode and _for_labels(other_mode, capture)
+    setting = setting._replace(attackers={name: _with_rule(one, model) for name, one in setting.attackers.items()})
     if capture.truth is None:
         return {
             name: (config, audits.explain_capture(config, capture, model, folder=command.out, on_progress=show))
@@ -229,6 +234,22 @@ def judge_capture(
     return [audits.audit_capture(setting, capture, model, others, **options)]
 
 
+def _for_labels(model: models.Model, capture: audits.Capture) -> models.Model:
+    """The model for the task that the true labels tell; without them, one logit is taken to be for two classes."""
+    if capture.truth is not None:
+        labels = [captures.load_labels(path) for path in capture.truths]
+        if len({one.shape[1:] for one in labels} | {one.dtype for one in labels}) > 2:
+            raise ValueError("the clients' true labels are of different forms")
+        return models.with_task(model, np.concatenate(labels))
+    return models.with_task(model, np.array([0, 1])) if model.num_classes == 1 else model
+
+
+def _with_rule(config: jobs.JobConfig, model: models.Model) -> jobs.JobConfig:
+    """The job, whose labels are restored by the rule for the network's task unless one is named."""
+    restores = config.attacker.labels == "restored" and config.attacker.label_rule is None
+    return config.replace(label_rule="sigmoid") if restores and model.task in ("binary", "multi-label") else config
+
+
 def _are_candidates(command: Any, dataset: data.Dataset, private: np.ndarray) -> bool:
     """Whether the data set's images compete with the private ones: if it was named, or holds some of them."""
     if dataset.images.shape[1:] != private.shape[2:]:
@@ -237,17 +258,20 @@ def _are_candidates(command: Any, dataset: data.Dataset, private: np.ndarray) ->
     return named or same_kind(private, dataset.images)
 
 
-def _networks(command: Any, shape: tuple[int, ...], num_classes: int) -> tuple[models.Model, models.Model | None]:
+def _networks(
+    command: Any, shape: tuple[int, ...], num_classes: int | None
+) -> tuple[models.Model, models.Model | None]:
     """The clients' network, and the same with BatchNorm in the other mode, if it has such layers and a choice."""
     name, mode = command.model.name, command.model.batch_norm
-    facts: Mapping[str, Any] = {"input_shape": shape, "num_classes": num_classes}
-    facts = {**facts, "mean": command.mean, "std": command.std}
+    facts: dict[str, Any] = {"input_shape": shape, "num_classes": num_classes}
+    facts |= {"mean": command.mean, "std": command.std}
 
     def made(mode: str) -> models.Model:
-        return models.create(name, **facts, **({} if mode == "eval" else {"batch_norm": mode}))
+        options: dict[str, Any] = {} if mode == "eval" else {"batch_norm": mode}
+        return models.create(name, **facts, **options)
 
     if models.is_external(name):
-        model = models.create(name, **facts)
+        model = models.import_model(name, **facts)
         if mode == "eval":
             models.check_eval_mode(model)
         return model, None

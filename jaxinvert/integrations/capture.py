@@ -49,7 +49,7 @@ class Writer:
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = Path(folder)
-        self._facts = {"format": manifest.FORMAT, "kind": kind, **(facts or {})}
+        self._facts = {"format": manifest.FORMAT, "kind": kind, **json.loads(json.dumps(facts or {}))}
         if isinstance(normalization, str):
             self._facts["normalization"] = normalization
         elif normalization is not None:

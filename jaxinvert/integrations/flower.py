@@ -7,10 +7,11 @@ The three lines, in a server and a client of the message API (flwr >= 1.30):
     strategy = flower.Recording(FedAvg(), "captures", normalization=((0.5,) * 3, (0.5,) * 3))
     app = ClientApp(mods=[flower.truth_mod("captures", my_examples)])      # only where the auditor may have the truth
 
-A round is then audited by `jaxinvert audit --capture captures/round-0001 --model my_net:make`. `Recording` sees what the
-server sees: with secure aggregation, single updates never reach a strategy, and there is nothing to record. A client
-mod must be the first of its list, so that it sees the examples and no other mod's change.
+A round is then audited by `jaxinvert audit --capture captures/round-0001 --model my_net:make`. `Recording` sees what
+the server sees: with secure aggregation, single updates never reach a strategy, and there is nothing to record. A
+client mod must be the first of its list, so that it sees the examples and no other mod's change.
 """
+# pyright: reportMissingImports=false
 
 import logging
 import math

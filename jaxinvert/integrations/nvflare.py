@@ -15,6 +15,7 @@ NVFlare counts rounds from 0. A round is then audited by `jaxinvert audit --capt
 my_net:make`. Filters of the clients run before the server sees an update, and are named by `facts={"defense": ...}`,
 see `defense_of`. With homomorphic encryption the server sees no update, and there is nothing to record.
 """
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,8 +89,8 @@ class CaptureFilter(DXOFilter):
 def defense_of(filters: Sequence[Any], *, num_steps: int = 1) -> str | None:
     """The clients' defense as `jaxinvert audit` spells it, read off NVFlare's own filters; `None` for none.
 
-    `PercentilePrivacy` clips each step's share of an update and drops the smallest entries over all tensors; ours drops
-    them tensor by tensor.
+    `PercentilePrivacy` clips each step's share of an update and drops the smallest entries over all tensors; ours
+    drops them tensor by tensor.
 
     Args:
       filters: the clients' output filters.

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
+from jaxinvert import labels
 from jaxinvert.attacks import adaptive
 from jaxinvert.attacks.registry import Entry
 from jaxinvert.jobs.groups import AttackerConfig, ClientConfig, DefenseConfig, ObservationConfig, attacks_that
@@ -63,6 +64,38 @@ def check_attack(
         raise ValueError(
             "the label rule assumes an update that is the sum of gradients times the learning rate, which requires "
             "plain sgd; the sign rules (bias-sign, idlg, llg, yin) do not"
+        )
+
+
+def check_task(attacker: AttackerConfig, task: str) -> None:
+    """Raises ValueError for an attack or for labels that assume classes, if the network is for something else.
+
+    Args:
+      attacker: the attack and the attacker's knowledge.
+      task: the network's, see `models.tasks`.
+    """
+    if task == "classes":
+        return
+    entry = attacker.entry
+    if attacker.labels == "joint":
+        raise ValueError(f"labels='joint' optimizes softmax labels of classes, but the network's task is {task}")
+    if "labels" not in entry.needs and not entry.traits.any_loss:
+        able = attacks_that(lambda entry: entry.traits.any_loss or "labels" in entry.needs)
+        raise ValueError(
+            f"attack {attacker.attack!r} assumes softmax cross-entropy, but the network's task is {task}; "
+            f"{able} do not"
+        )
+
+
+def check_rule(rule: str, task: str) -> None:
+    """Raises ValueError for a label rule that assumes another loss than that of the network's task."""
+    for_tasks = labels.REGISTRY[rule].tasks
+    if task not in for_tasks:
+        others = [name for name, one in labels.REGISTRY.items() if task in one.tasks]
+        hint = f"label rule {' or '.join(others)} does not" if others else "no rule restores such labels: grant them"
+        raise ValueError(
+            f"label rule {rule!r} is for the task {' or '.join(for_tasks)} and its loss, but the network's is "
+            f"{task}; {hint}"
         )
 
 

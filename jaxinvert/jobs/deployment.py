@@ -193,7 +193,7 @@ def network(config: ModelConfig, defenses: Chain, dataset: data.Dataset) -> tupl
     )
     if config.batch_norm == "eval" and models.is_external(config.name):
         models.check_eval_mode(model)
-    model = extended(defenses, model)
+    model = models.with_task(extended(defenses, model), dataset.labels)
     if config.checkpoint is None:
         return model, None
     return model, models.load_checkpoint(config.checkpoint, jax.eval_shape(model.init, jax.random.key(0)))

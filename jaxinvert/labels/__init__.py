@@ -13,7 +13,8 @@
 
 A factory returns a pure `RecoverLabels`, `observation -> counts [K]` (int32, sum exactly `num_examples`), which may
 be jitted and vmapped. `labels_from_counts` turns counts into the labels that an attack on the images takes. All rules
-assume mean softmax cross-entropy and find the last dense layer by its declared path.
+assume mean softmax cross-entropy and find the last dense layer by its declared path, but for `sigmoid`, which is for
+sigmoid outputs.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from jaxinvert.labels.algebra import ilrg, rlg
 from jaxinvert.labels.dummies import natural_noise, surrogate_gaussian, surrogate_images, white_noise
 from jaxinvert.labels.moments import moments
 from jaxinvert.labels.rounding import labels_from_counts, round_counts
+from jaxinvert.labels.sigmoid import several_labels, sigmoid
 from jaxinvert.labels.signs import bias_sign, idlg, llg, yin
 from jaxinvert.labels.zero_shot import llg_star, zero_shot
 from jaxinvert.types import ApplyFn, Key, RecoverLabels, Shape
@@ -41,6 +43,8 @@ __all__ = [
     "natural_noise",
     "rlg",
     "round_counts",
+    "several_labels",
+    "sigmoid",
     "surrogate_gaussian",
     "surrogate_images",
     "white_noise",
@@ -65,11 +69,13 @@ class Rule(NamedTuple):
       factory: `LabelProblem -> RecoverLabels`.
       needs: the fields of the observation that it reads; all others may be `None`.
       summary: one-line description.
+      tasks: the model's tasks that it is for, see `models.tasks`.
     """
 
     factory: Callable[[LabelProblem], RecoverLabels]
     needs: tuple[str, ...]
     summary: str
+    tasks: tuple[str, ...] = ("classes",)
 
 
 _SIGNS = ("update", "num_examples")
@@ -92,6 +98,11 @@ def _moments(problem: LabelProblem) -> RecoverLabels:
     return moments(problem.apply, dummies=dummies, head=problem.head)
 
 
+def _sigmoid(problem: LabelProblem) -> RecoverLabels:
+    dummies = natural_noise(problem.key, input_shape=problem.input_shape)
+    return sigmoid(problem.apply, dummies=dummies, head=problem.head)
+
+
 REGISTRY: dict[str, Rule] = {
     "idlg": Rule(lambda s: idlg(head=s.head), _SIGNS, "most negative column (Zhao et al. 2020); one example"),
     "bias-sign": Rule(lambda s: bias_sign(head=s.head), _SIGNS, "negative bias gradients"),
@@ -111,5 +122,11 @@ REGISTRY: dict[str, Rule] = {
         lambda s: moments(s.apply, dummies=surrogate_images(), head=s.head),
         _PUBLIC,
         "the same with public images as dummies",
+    ),
+    "sigmoid": Rule(
+        _sigmoid,
+        _MODEL,
+        "for one logit, or several labels of one example: signs of bias gradients, and sigmoids of dummy inputs",
+        ("binary", "multi-label"),
     ),
 }

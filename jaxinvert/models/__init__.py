@@ -13,12 +13,27 @@ from jaxinvert.models.external import check_eval_mode, import_model, is_external
 from jaxinvert.models.feature_map import feature_map, features
 from jaxinvert.models.layers import BATCH_NORM_MOMENTUM
 from jaxinvert.models.lenet import lenet
-from jaxinvert.models.losses import binary_cross_entropy, cross_entropy
+from jaxinvert.models.losses import (
+    binary_cross_entropy,
+    cross_entropy,
+    one_logit_cross_entropy,
+    squared_error,
+)
 from jaxinvert.models.mlp import mlp
 from jaxinvert.models.model import Model, first_batch_norm, from_functions, from_linen
 from jaxinvert.models.registry import REGISTRY, create, names
 from jaxinvert.models.resnet import resnet_cifar, resnet_imagenet
 from jaxinvert.models.small_convnet import small_convnet, small_convnet_bn
+from jaxinvert.models.tasks import (
+    as_outputs,
+    check_labels,
+    label_ids,
+    label_in_words,
+    mean_outputs,
+    num_labels,
+    task_of,
+    with_task,
+)
 from jaxinvert.models.tensors import Tensor, from_named, named_shapes, to_named
 from jaxinvert.models.vit import vit
 from jaxinvert.models.wide_convnet import wide_convnet
@@ -28,8 +43,10 @@ __all__ = [
     "REGISTRY",
     "Model",
     "Tensor",
+    "as_outputs",
     "binary_cross_entropy",
     "check_eval_mode",
+    "check_labels",
     "convnet",
     "create",
     "cross_entropy",
@@ -41,11 +58,16 @@ __all__ = [
     "from_named",
     "import_model",
     "is_external",
+    "label_ids",
+    "label_in_words",
     "lenet",
     "load_checkpoint",
+    "mean_outputs",
     "mlp",
     "named_shapes",
     "names",
+    "num_labels",
+    "one_logit_cross_entropy",
     "read_facts",
     "resnet_cifar",
     "resnet_imagenet",
@@ -53,7 +75,10 @@ __all__ = [
     "small_convnet",
     "small_convnet_bn",
     "source_of",
+    "squared_error",
+    "task_of",
     "to_named",
     "vit",
     "wide_convnet",
+    "with_task",
 ]

@@ -207,7 +207,8 @@ def _network_and_loss(returned: Any, name: str) -> tuple[Any, Any]:
 def _with_classes_and_head(model: Model, num_classes: int | None) -> Model:
     """Fills in the number of classes and the head, inferred from the shapes of parameters and logits."""
     params, logits = _shapes(model)
-    num_classes = num_classes or (logits.shape[-1] if getattr(logits, "ndim", 0) == 2 else 1)
+    of_logits = logits.shape[-1] if getattr(logits, "ndim", 0) == 2 else 1
+    num_classes = of_logits if num_classes is None or (of_logits, num_classes) == (1, 2) else num_classes
     heads = [
         path.removesuffix("/kernel")
         for path, leaf in leaves_by_path(params).items()
@@ -221,16 +222,15 @@ def _checked(model: Model, name: str, *, input_shape: Sequence[int] | None, num_
     """Returns the model after checking the shapes of its inputs, logits and loss."""
     if input_shape is not None and tuple(input_shape) != tuple(model.input_shape):
         raise ValueError(f"model {name} takes inputs {tuple(model.input_shape)}, expected {tuple(input_shape)}")
-    if num_classes is not None and num_classes != model.num_classes:
+    one_logit = (model.num_classes, num_classes) == (1, 2)  # two classes may have one logit, see `tasks`
+    if num_classes is not None and num_classes != model.num_classes and not one_logit:
         raise ValueError(f"model {name} has {model.num_classes} classes, expected {num_classes}")
     params, logits = _shapes(model)
     expected = (_BATCH_SIZE, model.num_classes)
     if getattr(logits, "shape", None) != expected or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"the logits of model {name} are {_described(logits)}, expected floats {expected}: [B, K]")
     if model.loss_fn is not None:
-        labels: Any = jax.ShapeDtypeStruct((_BATCH_SIZE,), jnp.int32)
-        with _failure_named(f"the loss of model {name} failed on {_BATCH_SIZE} examples"):
-            loss = jax.eval_shape(model.loss, params, Batch(_inputs(model), labels))
+        loss = _loss_shape(model, params)
         if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
             raise ValueError(f"the loss of model {name} is {_described(loss)}, expected one float")
     return model
@@ -238,6 +238,20 @@ def _checked(model: Model, name: str, *, input_shape: Sequence[int] | None, num_
 
 _BATCH_SIZE = 3
 """Batch size for checking shapes: neither 1, which would be broadcast, nor a common number of classes."""
+
+
+def _loss_shape(model: Model, params: Params) -> Any:
+    """The shape of the loss on integer labels, or else on the first other form of labels that it takes."""
+    one_each, per_logit = (_BATCH_SIZE,), (_BATCH_SIZE, model.num_classes)
+    failures = []
+    for shape, dtype in ((one_each, jnp.int32), (per_logit, jnp.float32), (one_each, jnp.float32)):
+        labels: Any = jax.ShapeDtypeStruct(shape, dtype)
+        try:
+            with _failure_named(f"the loss of model {model.name} failed on {_BATCH_SIZE} examples"):
+                return jax.eval_shape(model.loss, params, Batch(_inputs(model), labels))
+        except ValueError as error:
+            failures.append(error)
+    raise failures[0]
 
 
 def _shapes(model: Model) -> tuple[Params, Any]:

@@ -29,7 +29,7 @@ class Model(NamedTuple):
     Attributes:
       name: name in the registry; sizes other than the published ones are appended.
       input_shape: `(H, W, C)` of one example.
-      num_classes: `K`.
+      num_classes: `K`, the number of logits.
       head: path of the last dense layer in `params`, keys joined by "/": holds `kernel [features, K]` and `bias [K]`.
         Label recovery and closed-form attacks use it instead of assuming that the head is the last two leaves.
       init: `key -> params`.
@@ -42,6 +42,7 @@ class Model(NamedTuple):
       loss_fn: `(params, batch) -> []`, what the clients minimize if it is not the mean cross-entropy; see `loss`.
       drawn_loss_fn: `(params, batch, key) -> []`, what they minimize instead if the network draws random numbers in
         training, which `apply` leaves out.
+      task: what the network is trained for, see `tasks`.
       tensors: names and layouts of the tensors in files of the network's library, a `tensors.Tensor` for each; `None`
         if files name them by path and have the same layout, as those of Flax do.
     """
@@ -57,6 +58,7 @@ class Model(NamedTuple):
     batch_statistics: Callable[[Params, Array], ArrayTree]
     loss_fn: LossFn | None = None
     drawn_loss_fn: Callable[[Params, Batch, Key], Array] | None = None
+    task: str = "classes"
     tensors: tuple[Any, ...] | None = None
 
     @property

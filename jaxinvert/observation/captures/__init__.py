@@ -6,7 +6,7 @@ files of a captured round, `load_for_model` and `as_update` turn a file into an 
 read the images that reconstructions are compared with. All results are finite arrays of known shape.
 """
 
-from jaxinvert.observation.captures.images import load_batch, load_images, num_labels
+from jaxinvert.observation.captures.images import load_batch, load_images, load_labels, num_labels
 from jaxinvert.observation.captures.model_files import load_for_model
 from jaxinvert.observation.captures.rounds import Round, open_round, without_update
 from jaxinvert.observation.captures.trees import load_tree
@@ -20,6 +20,7 @@ __all__ = [
     "load_batch",
     "load_for_model",
     "load_images",
+    "load_labels",
     "load_tree",
     "num_labels",
     "open_round",

@@ -68,9 +68,12 @@ def test_normalized_truth_is_undone_or_refused(tmp_path):
     ],
 )
 def test_an_incomplete_round_is_named(prepare, message, tmp_path):
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+    def opened():
         prepare(tmp_path / "captures")
-        open_round(tmp_path / "captures")
+        return open_round(tmp_path / "captures")
+
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        opened()
 
 
 LIKE = {"conv.weight": jnp.zeros((2, 3)), "conv.bias": jnp.zeros(2), "head.weight": jnp.zeros((4, 2))}
@@ -93,7 +96,7 @@ def test_an_ambiguous_order_is_named(tmp_path):
     like = {"b": jnp.zeros(2), "a": jnp.zeros(2)}
     np.savez(tmp_path / "x.npz", np.ones(2), np.zeros(2))
     with pytest.raises(
-        ValueError, match="both the order of the library and the alphabetical order .* arr_0 is b or a"
+        ValueError, match=r"both the order of the library and the alphabetical order .* arr_0 is b or a"
     ):
         load_tree(tmp_path / "x.npz", like, order=["b", "a"])
     with pytest.raises(ValueError, match="has 2 tensors without names, expected 3"):
