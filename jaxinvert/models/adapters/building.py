@@ -84,11 +84,13 @@ def model_of_call(
 
     @fast_convolutions
     def apply(params: Params, inputs: Array, key: Key | None = None) -> Array:
-        return call(tensors_from(tensors, params), inputs, key=key)
+        with jax.numpy_rank_promotion("allow"):  # other libraries broadcast silently
+            return call(tensors_from(tensors, params), inputs, key=key)
 
     def statistics_of(params: Params, inputs: Array) -> ArrayTree:
         found: dict[str, Any] = {}
-        call(tensors_from(tensors, params), inputs, statistics=found)
+        with jax.numpy_rank_promotion("allow"):
+            call(tensors_from(tensors, params), inputs, statistics=found)
         return nested({f"{layer}/{kind}": value for layer, by in found.items() for kind, value in by.items()})
 
     options = {"input_shape": input_shape, "num_classes": num_classes, "mean": mean, "std": std}
@@ -126,7 +128,8 @@ def number_of_logits(call: Call, values: Mapping[str, Any], input_shape: Sequenc
     """
     inputs = jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)
     arrays = {name: jnp.asarray(value) for name, value in values.items()}
-    logits = jax.eval_shape(lambda x: call(arrays, x), inputs)
+    with jax.numpy_rank_promotion("allow"):
+        logits = jax.eval_shape(lambda x: call(arrays, x), inputs)
     if getattr(logits, "ndim", 0) != 2:
         raise ValueError(f"the network's output is {getattr(logits, 'shape', type(logits))}, expected logits [B, K]")
     return logits.shape[1]

@@ -74,9 +74,11 @@ def from_equinox(
         images = inputs.transpose(0, 3, 1, 2) if channels == "first" else inputs
         keys = None if key is None else jax.random.split(key, len(inputs))
 
+        own_state = jax.tree.unflatten(jax.tree.structure(state), jax.tree.leaves(state))  # a state is used once
+
         def one(image: Array, own: Key | None) -> Array:
             options = {"key": own} if takes_key else {}
-            return network(image, **options) if state is None else network(image, state, **options)[0]
+            return network(image, **options) if state is None else network(image, own_state, **options)[0]
 
         axis = next(iter(axis_names), None)
         return jax.vmap(one, in_axes=(0, None if keys is None else 0), axis_name=axis)(images, keys)

@@ -49,7 +49,7 @@ def from_haiku(
     with_state = isinstance(transformed, hk.TransformedWithState)
     if not with_state:
         transformed = hk.with_empty_state(transformed)
-    example = jnp.zeros((1, *input_shape))
+    example = jax.random.uniform(jax.random.key(0), (2, *input_shape))  # its statistics are the first state
     eval_mode = mode_arguments(transformed.apply, training=False)
     train_mode = mode_arguments(transformed.apply, training=True)
     params, state = transformed.init(jax.random.key(0), example, **train_mode)

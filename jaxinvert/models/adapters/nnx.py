@@ -4,6 +4,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -61,11 +62,10 @@ def from_nnx(
         statistics: dict[str, Any] | None = None,
     ) -> Array:
         filled = {path: variables[path].replace(given[name]) for name, path in spelled.items()}
-        network = nnx.merge(graph, nnx.from_flat_state({**random, **filled}))
+        network = nnx.merge(graph, nnx.from_flat_state({**_generators(random, key), **filled}))
         network.eval()
         if key is not None:
             network.train()
-            nnx.reseed(network, default=key, dropout=key)
         for path, layer in list(nnx.iter_modules(network)):
             if isinstance(layer, nnx.BatchNorm):
                 layer.use_running_average = batch_norm == "eval"
@@ -87,6 +87,15 @@ def from_nnx(
         head=last_dense(tensors, shapes, classes) if head is None else head,
         draws=dropout == "train" and bool(random),
     )
+
+
+def _generators(random: Mapping[Any, Any], key: Key | None) -> dict[Any, Any]:
+    """The states of the random number generators; with a key, new ones."""
+    drawn = {}
+    for number, (path, variable) in enumerate(random.items()):
+        is_key = isinstance(variable, nnx.RngKey) and key is not None
+        drawn[path] = variable.replace(jax.random.fold_in(key, number) if is_key else variable[...])
+    return drawn
 
 
 class _Observed:
