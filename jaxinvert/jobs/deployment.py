@@ -21,12 +21,14 @@ from jaxinvert.clients import (
     local_batch_statistics,
     running_statistics,
     securely_aggregated,
+    sending,
 )
 from jaxinvert.defenses.recipe import ClientFacts, Parameters
 from jaxinvert.defenses.registry import Chain, defended, extended
 from jaxinvert.jobs.config import JobConfig
 from jaxinvert.jobs.groups import ClientConfig, ModelConfig
 from jaxinvert.jobs.streams import Stream, stream
+from jaxinvert.trees import moved
 from jaxinvert.types import ArrayTree, Batch, ClientUpdateFn, Key, Params, Update
 
 
@@ -99,19 +101,22 @@ class Deployment(NamedTuple):
         change: optax.GradientTransformation | None = None,
     ) -> ClientUpdateFn:
         """One client's training; `change` transforms every local gradient before the client's optimizer."""
-        chunk_size = self.client.gradient_chunk
+        chunk_size, model = self.client.gradient_chunk, self.model
         if self.client.kind == "fedsgd":
-            return fedsgd(loss_fn, change=change, dropout_key=dropout_key, chunk_size=chunk_size)
-        steps = self._local_steps()
-        return fedavg(
-            loss_fn,
-            optimizer=steps.optimizer if change is None else optax.chain(change, steps.optimizer),
-            batch_size=steps.batch_size,
-            num_epochs=steps.num_epochs,
-            order_key=order_key,
-            dropout_key=dropout_key,
-            chunk_size=chunk_size,
-        )
+            train = fedsgd(loss_fn, change=change, dropout_key=dropout_key, chunk_size=chunk_size)
+        else:
+            steps = self._local_steps()
+            train = fedavg(
+                loss_fn,
+                optimizer=steps.optimizer if change is None else optax.chain(change, steps.optimizer),
+                batch_size=steps.batch_size,
+                num_epochs=steps.num_epochs,
+                order_key=order_key,
+                dropout_key=dropout_key,
+                chunk_size=chunk_size,
+                frozen=model.frozen,
+            )
+        return sending(train, frozen=model.frozen, personal=model.personal)
 
     def _local_steps(self) -> _LocalSteps:
         """The arguments of local training; for FedSGD clients, one step over all examples."""
@@ -238,7 +243,7 @@ def earlier_rounds(
         updates = jax.vmap(client, in_axes=(None, 0, 0))(params, batches, own_keys)
         sent.append(params)
         received.append(updates)
-        params = jax.tree.map(lambda p, u: p - server_rate * u.mean(axis=0), params, updates)
+        params = moved(params, jax.tree.map(lambda u: u.mean(axis=0), updates), server_rate)
     earlier_params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *sent)
     earlier_updates = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *received)
     return earlier_params, earlier_updates, params

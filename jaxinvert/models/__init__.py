@@ -7,8 +7,10 @@ published network by name, and `load_checkpoint` reads trained parameters for it
 pure function, into a client's loss; `model.loss` is the one that a model's clients minimize.
 """
 
+from jaxinvert.models.adapters import from_equinox, from_haiku, from_keras, from_nnx, from_torch
 from jaxinvert.models.checkpoints import load_checkpoint, read_facts, save_checkpoint
 from jaxinvert.models.convnet import convnet
+from jaxinvert.models.declared import leaf_paths, with_frozen, with_personal
 from jaxinvert.models.external import check_eval_mode, import_model, is_external, source_of
 from jaxinvert.models.feature_map import feature_map, features
 from jaxinvert.models.layers import BATCH_NORM_MOMENTUM
@@ -53,13 +55,19 @@ __all__ = [
     "feature_map",
     "features",
     "first_batch_norm",
+    "from_equinox",
     "from_functions",
+    "from_haiku",
+    "from_keras",
     "from_linen",
     "from_named",
+    "from_nnx",
+    "from_torch",
     "import_model",
     "is_external",
     "label_ids",
     "label_in_words",
+    "leaf_paths",
     "lenet",
     "load_checkpoint",
     "mean_outputs",
@@ -80,5 +88,7 @@ __all__ = [
     "to_named",
     "vit",
     "wide_convnet",
+    "with_frozen",
+    "with_personal",
     "with_task",
 ]

@@ -5,8 +5,8 @@ be attacked; the networks in this package are those used in published attacks. `
 a Flax module or a pair of functions into a `Model`.
 
 `params` is the *full* Flax variables dictionary, `{"params": ..., "batch_stats": ...}`: everything the server sends.
-Running statistics of BatchNorm are sent but not trained, so `apply` stops their gradient with `stop_gradient`: a
-client's gradient has the same tree as `params`, and its `batch_stats` leaves are exactly zero.
+Running statistics, buffers and integers are sent but not trained, so `apply` stops their gradient: a client's
+gradient has the same tree as `params`, and these leaves are exactly zero. `roles` has the rule.
 """
 
 import functools
@@ -20,6 +20,7 @@ from flax import linen
 
 from jaxinvert.models.batch_norm import record_batch_norm, sow_batch_statistics
 from jaxinvert.models.losses import cross_entropy
+from jaxinvert.models.roles import untrained_cut_off
 from jaxinvert.types import ApplyFn, Array, ArrayTree, Batch, Key, LossFn, Params
 
 
@@ -45,6 +46,8 @@ class Model(NamedTuple):
       task: what the network is trained for, see `tasks`.
       tensors: names and layouts of the tensors in files of the network's library, a `tensors.Tensor` for each; `None`
         if files name them by path and have the same layout, as those of Flax do.
+      frozen: paths of the leaves that clients do not train, beside those read off; see `roles` and `with_frozen`.
+      personal: paths of the leaves that clients train but do not send; see `with_personal`.
     """
 
     name: str
@@ -60,6 +63,8 @@ class Model(NamedTuple):
     drawn_loss_fn: Callable[[Params, Batch, Key], Array] | None = None
     task: str = "classes"
     tensors: tuple[Any, ...] | None = None
+    frozen: tuple[str, ...] = ()
+    personal: tuple[str, ...] = ()
 
     @property
     def loss(self) -> LossFn:
@@ -128,13 +133,13 @@ def from_linen(
 
     def apply(params: Params, inputs: Array) -> Array:
         # "mutable" lets BatchNorm in train mode write its running statistics, which are then dropped.
-        logits, _ = module.apply(_untrained_cut_off(params), _normalized(inputs, facts), mutable=["batch_stats"])
+        logits, _ = module.apply(untrained_cut_off(params), _normalized(inputs, facts), mutable=["batch_stats"])
         return logits
 
     def batch_statistics(params: Params, inputs: Array) -> ArrayTree:
         with linen.intercept_methods(sow_batch_statistics):
             _, written = module.apply(
-                _untrained_cut_off(params),
+                untrained_cut_off(params),
                 _normalized(inputs, facts),
                 mutable=["batch_stats", "batch_statistics"],
             )
@@ -183,7 +188,7 @@ def from_functions(
     facts = _facts(name, input_shape, num_classes, mean, std)
 
     def apply_to_pixels(params: Params, inputs: Array) -> Array:
-        return apply(_untrained_cut_off(params), _normalized(inputs, facts))
+        return apply(untrained_cut_off(params), _normalized(inputs, facts))
 
     def batch_statistics(params: Params, inputs: Array) -> ArrayTree:
         del inputs
@@ -236,13 +241,6 @@ def _normalized(inputs: Array, facts: _Facts) -> Array:
     per_channel = (1, 1, 1, channels)
     centered = inputs - jnp.asarray(facts.mean, inputs.dtype).reshape(per_channel)
     return centered / jnp.asarray(facts.std, inputs.dtype).reshape(per_channel)
-
-
-def _untrained_cut_off(params: Params) -> Params:
-    """`params` with the gradient of running statistics stopped."""
-    if not isinstance(params, Mapping) or "batch_stats" not in params:
-        return params
-    return {**params, "batch_stats": jax.lax.stop_gradient(params["batch_stats"])}
 
 
 def _three_positive(input_shape: Sequence[int]) -> tuple[int, int, int]:
