@@ -77,7 +77,7 @@ def likely_mistakes(
     params, captured = seen.params, seen.observation.update
     declared = _fit(_simulated(client, params, truth), captured)
     if declared.share >= _WHOLE:
-        return _length(config, seen, declared)
+        return _length(seen, declared)
     tried = _alternatives(program, client, seen, truth, other_mode)
     name, best = max(tried.items(), key=lambda item: item[1], default=("", 0.0))
     so_far = f"The true images, with the training as declared, explain {declared.share:.0%} of the updates"
@@ -121,15 +121,13 @@ def _alternatives(
     return tried
 
 
-def _length(config: JobConfig, seen: Seen, declared: _Fit) -> tuple[str, ...]:
+def _length(seen: Seen, declared: _Fit) -> tuple[str, ...]:
     length = float(np.median(declared.length))
     if seen.observation.local_training is None or _LENGTHS[0] <= length <= _LENGTHS[1]:
         return ()
-    rate = config.local_training.learning_rate * length
-    of_what = "learning rate" if config.client.kind == "fedavg" else "gradient's scale, a learning rate left in it,"
     return (
-        f"The updates are {length:.3g} times as long as the declared training gives: the {of_what} is probably "
-        f"{rate:.3g}.",
+        f"The updates are {length:.3g} times as long as the declared training gives: the learning rate is probably "
+        f"{length:.3g} times what is declared.",
     )
 
 

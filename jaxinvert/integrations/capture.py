@@ -21,7 +21,7 @@ from jaxinvert import manifest
 from jaxinvert.files import save_arrays, write_atomically
 
 Arrays = Mapping[str, Any] | Sequence[Any]
-"""Tensors by name, or a list in the order of the library; NumPy arrays or PyTorch tensors."""
+"""Tensors by name, nested or not, or a list in the order of the library; arrays of NumPy, JAX or PyTorch."""
 
 
 class Writer:
@@ -81,10 +81,8 @@ class Writer:
         write_truth(self.folder, client, inputs, labels)
 
     def _tensors(self, name: str, arrays: Arrays) -> None:
-        named = (
-            arrays.items() if isinstance(arrays, Mapping) else ((f"arr_{i}", each) for i, each in enumerate(arrays))
-        )
-        tensors = {str(key): as_numpy(value) for key, value in named}
+        named = arrays if isinstance(arrays, Mapping) else {f"arr_{i}": each for i, each in enumerate(arrays)}
+        tensors = {key: as_numpy(value) for key, value in _flat(named).items()}
         if strange := [key for key, value in tensors.items() if value.dtype.kind not in "biufV"]:
             raise ValueError(f"{name}: {strange[0]} holds {tensors[strange[0]].dtype}, expected numbers")
         write_atomically(self.folder / f"{name}.safetensors", lambda file: file.write(save(tensors)))
@@ -99,6 +97,14 @@ class Writer:
             manifest.checked(facts)
             text = json.dumps(facts, indent=1, allow_nan=False) + "\n"
             write_atomically(file, lambda opened: opened.write(text.encode()))
+
+
+def _flat(named: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Tensors by path: nested mappings, such as Flax's, are joined by "/"."""
+    found: dict[str, Any] = {}
+    for key, value in named.items():
+        found |= _flat(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 @contextlib.contextmanager
