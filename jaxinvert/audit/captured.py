@@ -175,6 +175,11 @@ def job_of_capture(config: JobConfig, capture: Capture) -> tuple[JobConfig, Capt
     if client.kind == "fedavg" and plain and config.local_training.num_steps == 1:
         capture = capture._replace(rate=client.local_lr)
         config = config.replace(client="fedsgd", **_NO_TRAINING)
+        return config, capture
+    unscaled = capture.kind != "pseudo-gradient" and client.kind == "fedsgd"
+    by_default = config.attacker.labels == "restored" and config.attacker.label_rule is None
+    if unscaled and by_default and config.num_private == 1:
+        config = config.replace(label_rule="bias-sign")  # exact for one example at any scale
     return config, capture
 
 

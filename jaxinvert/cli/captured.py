@@ -171,27 +171,21 @@ def _chosen(captured: captures.Round, wanted: Sequence[str], num_examples: int |
     if 0 < len(without) < len(names):
         notes.append(f"Without true images and left out: {', '.join(without[:6])}.")
         names = [name for name in names if name in captured.truths]
-    if num_examples is None:
-        sizes = {name: _size_of(captured, name) for name in names}
-        if unknown := [name for name, size in sizes.items() if size is None]:
-            raise ValueError(f"the number of examples of client {unknown[0]!r} is not known: give num_examples")
-        by_size: dict[int, list[str]] = {}
-        for name, size in sizes.items():
-            by_size.setdefault(int(size or 0), []).append(name)
-        num_examples = max(by_size, key=lambda size: (len(by_size[size]), -size))
-        if len(by_size) > 1:
-            others = {size: len(group) for size, group in sorted(by_size.items()) if size != num_examples}
-            told = ", ".join(f"{count} of {size}" for size, count in others.items())
-            notes.append(
-                f"Clients of {num_examples} examples are audited; left out are clients of other sizes ({told}), "
-                "which --clients names."
-            )
-        names = by_size[num_examples]
-    else:
-        names = [name for name in names if _size_of(captured, name) in (None, num_examples)]
-        if not names:
-            raise ValueError(f"no client in {captured.folder} has {num_examples} examples")
-    return _Chosen(tuple(names), num_examples, tuple(notes))
+    by_size: dict[int, list[str]] = {}
+    for name in names:
+        size = _size_of(captured, name) or num_examples
+        if size is None:
+            raise ValueError(f"the number of examples of client {name!r} is not known: give num_examples")
+        by_size.setdefault(size, []).append(name)
+    chosen = num_examples or max(by_size, key=lambda size: (len(by_size[size]), -size))
+    if chosen not in by_size:
+        raise ValueError(f"no client in {captured.folder} has {chosen} examples")
+    if others := [f"{len(group)} of {size}" for size, group in sorted(by_size.items()) if size != chosen]:
+        notes.append(
+            f"Clients of {chosen} examples are audited; left out are clients of other sizes ({', '.join(others)}), "
+            "which --clients names."
+        )
+    return _Chosen(tuple(by_size[chosen]), chosen, tuple(notes))
 
 
 def _size_of(captured: captures.Round, name: str) -> int | None:
