@@ -21,6 +21,7 @@ from jaxinvert.audit.scoring import Ground, ground_truth
 from jaxinvert.jobs import JobConfig
 from jaxinvert.observation import captures, threat_models
 from jaxinvert.search import check_targets
+from jaxinvert.trees import of_what_was_sent
 from jaxinvert.types import Array, Batch, Observation, Params, Update
 
 
@@ -77,7 +78,7 @@ def observe_capture(config: JobConfig, capture: Capture, model: models.Model) ->
         raise ValueError(f"defense {part[0]!r} is a part of the network: name a model that includes it")
     like = jax.eval_shape(model.init, jax.random.key(0))
     params = captures.load_tree(capture.params, like, what="parameters")
-    trees = [captures.load_tree(path, like, may_lack=("batch_stats",)) for path in capture.updates]
+    trees = [captures.load_tree(path, like, may_lack=("batch_stats",), partial=True) for path in capture.updates]
     updates = [captures.as_update(tree, params, kind=capture.kind) for tree in trees]
     labels = None
     if granted.labels:
@@ -199,7 +200,7 @@ def explained(program: jobs.Program, seen: Observation, inputs: np.ndarray, labe
     """
 
     def share(params: Params, update: Update, batch: Batch) -> Array:
-        simulated = program.problem.client_update(params, batch)
+        simulated = of_what_was_sent(program.problem.client_update(params, batch), update)
         pairs = [*zip(jax.tree.leaves(simulated), jax.tree.leaves(update))]
         inner = sum(jnp.vdot(mine, theirs) for mine, theirs in pairs)
         mine, theirs = (sum(jnp.vdot(leaf, leaf) for leaf in side) for side in zip(*pairs))

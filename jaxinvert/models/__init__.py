@@ -17,7 +17,7 @@ from jaxinvert.models.layers import BATCH_NORM_MOMENTUM
 from jaxinvert.models.lenet import lenet
 from jaxinvert.models.losses import binary_cross_entropy, cross_entropy
 from jaxinvert.models.mlp import mlp
-from jaxinvert.models.model import Model, first_batch_norm, from_functions, from_linen
+from jaxinvert.models.model import Calibration, Model, first_batch_norm, from_functions, from_linen
 from jaxinvert.models.registry import REGISTRY, create, names
 from jaxinvert.models.resnet import resnet_cifar, resnet_imagenet
 from jaxinvert.models.small_convnet import small_convnet, small_convnet_bn
@@ -28,6 +28,7 @@ from jaxinvert.models.wide_convnet import wide_convnet
 __all__ = [
     "BATCH_NORM_MOMENTUM",
     "REGISTRY",
+    "Calibration",
     "Model",
     "Tensor",
     "binary_cross_entropy",

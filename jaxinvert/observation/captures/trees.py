@@ -16,7 +16,9 @@ _COLLECTION = "params/"
 _MANY, _MAX_SHOWN = 4, 240
 
 
-def load_tree(path: Path, like: ArrayTree, *, what: str = "update", may_lack: Sequence[str] = ()) -> ArrayTree:
+def load_tree(
+    path: Path, like: ArrayTree, *, what: str = "update", may_lack: Sequence[str] = (), partial: bool = False
+) -> ArrayTree:
     """Reads a safetensors, npz or Flax msgpack file into a tree with the structure, shapes and dtypes of `like`.
 
     The format is detected from the content. A tensor is named by its path, `params/conv1/kernel`; "." may replace
@@ -38,6 +40,8 @@ def load_tree(path: Path, like: ArrayTree, *, what: str = "update", may_lack: Se
       like: arrays or `jax.ShapeDtypeStruct`, such as `jax.eval_shape(model.init, key)`.
       what: the expected content, for messages.
       may_lack: top-level keys of `like`, such as "batch_stats", that the file may omit entirely; they become zeros.
+      partial: whether any tensor may be missing, as in the update of a client that trains or sends some layers only;
+        they become zeros.
 
     Returns:
       A tree of finite arrays with the structure of `like`.
@@ -56,7 +60,8 @@ def load_tree(path: Path, like: ArrayTree, *, what: str = "update", may_lack: Se
         absent = {
             name
             for name in expected.keys() - stored.keys()
-            if (top := name.split("/")[0]) in may_lack and not any(found.startswith(f"{top}/") for found in stored)
+            if (partial and stored)
+            or ((top := name.split("/")[0]) in may_lack and not any(found.startswith(f"{top}/") for found in stored))
         }
         if missing := sorted(expected.keys() - stored.keys() - absent):
             others = f"it has {_some(sorted(tensors))}" if tensors else "it is empty"
