@@ -30,6 +30,14 @@ def moved(params: ArrayTree, update: ArrayTree, rate: Scalar = 1.0) -> ArrayTree
     return jax.tree.map(step, params, update)
 
 
+def of_what_was_sent(simulated: ArrayTree, observed: ArrayTree) -> ArrayTree:
+    """The simulated update without the tensors that were not sent, zero everywhere in the observed one.
+
+    A tensor of zeros is a frozen or personal layer, or running statistics, not a gradient that happened to be zero.
+    """
+    return jax.tree.map(lambda g, g_star: jnp.where(jnp.any(g_star != 0), g, jnp.zeros_like(g)), simulated, observed)
+
+
 def tree_sum(tree: ArrayTree) -> Array:
     """Sum of all elements of all leaves: `[]`."""
     return sum((jnp.sum(leaf) for leaf in jax.tree.leaves(tree)), start=jnp.zeros(()))

@@ -64,6 +64,7 @@ def where_readable(problem: Problem) -> Guess | None:
     """
     params = jax.eval_shape(problem.model.init, jax.random.key(0))
     readable = has_head(params, problem.model.head) and problem.objective is None and not problem.joint_labels
+    readable = readable and not problem.model.calibration.refusal
     return regressed(problem) if readable else None
 
 

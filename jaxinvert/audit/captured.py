@@ -23,6 +23,7 @@ from jaxinvert.audit.running import Show, attack, found_in
 from jaxinvert.audit.scoring import Ground, ground_truth
 from jaxinvert.jobs import JobConfig
 from jaxinvert.jobs.groups import ClientConfig
+from jaxinvert.trees import of_what_was_sent
 from jaxinvert.types import Array, Batch, Observation, Params, Update
 
 
@@ -144,7 +145,7 @@ def explained(program: jobs.Program, seen: Observation, inputs: np.ndarray, labe
     """
 
     def share(params: Params, update: Update, batch: Batch) -> Array:
-        simulated = program.problem.client_update(params, batch)
+        simulated = of_what_was_sent(program.problem.client_update(params, batch), update)
         pairs = [*zip(jax.tree.leaves(simulated), jax.tree.leaves(update))]
         inner = sum(jnp.vdot(mine, theirs) for mine, theirs in pairs)
         mine, theirs = (sum(jnp.vdot(leaf, leaf) for leaf in side) for side in zip(*pairs))

@@ -23,7 +23,7 @@ import numpy as np
 from jaxinvert import jobs, models
 from jaxinvert.audit.reading import Seen
 from jaxinvert.jobs import JobConfig
-from jaxinvert.trees import tree_inner, tree_squared_norm
+from jaxinvert.trees import of_what_was_sent, tree_inner, tree_squared_norm
 from jaxinvert.types import Array, ArrayTree, Batch, Params, Update
 
 _WHOLE = 0.98
@@ -138,6 +138,7 @@ def _simulated(client, params: Params, truth: Batch) -> Update:
 
 def _fit(simulated: Update, captured: Update) -> _Fit:
     def one(mine: ArrayTree, theirs: ArrayTree) -> tuple[Array, Array]:
+        mine = of_what_was_sent(mine, theirs)
         inner, own, other = tree_inner(mine, theirs), tree_squared_norm(mine), tree_squared_norm(theirs)
         tiny = jnp.finfo(jnp.float32).tiny
         return inner / jnp.maximum(jnp.sqrt(own * other), tiny), inner / jnp.maximum(own, tiny)

@@ -14,7 +14,7 @@ from jaxinvert.labels.scale import estimated_rate
 from jaxinvert.observation import captures, threat_models
 from jaxinvert.observation.observe import FEDSGD
 from jaxinvert.search import check_targets
-from jaxinvert.trees import scaled, tree_inner, tree_norm
+from jaxinvert.trees import is_float, of_what_was_sent, scaled, tree_inner, tree_norm
 from jaxinvert.types import ArrayTree, Batch, Observation, Params, Update
 
 
@@ -92,7 +92,7 @@ def read_capture(config: JobConfig, capture: Capture, model: models.Model) -> Se
     params = captures.load_for_model(capture.params, model, what="parameters")
     updates, statistics = [], []
     for path in capture.updates:
-        tree = captures.load_for_model(path, model, may_lack=("batch_stats",))
+        tree = captures.load_for_model(path, model, partial=True)
         check_kind(tree, params, kind=capture.kind, path=path)
         updates.append(captures.as_update(tree, params, kind=capture.kind))
         statistics.append(captures.sent_statistics(tree, params, kind=capture.kind))
@@ -125,8 +125,11 @@ def check_kind(tree: ArrayTree, params: Params, *, kind: captures.Kind, path: Pa
     Raises:
       ValueError: naming the file, the cosine, and the likely kind.
     """
-    norms = float(tree_norm(tree)) * float(tree_norm(params))
-    cosine = float(tree_inner(tree, params)) / norms if norms > 0 else 0.0
+    sent = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(tree) if is_float(leaf)]
+    before = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(params) if is_float(leaf)]
+    before = of_what_was_sent(before, sent)
+    norms = float(tree_norm(sent)) * float(tree_norm(before))
+    cosine = float(tree_inner(sent, before)) / norms if norms > 0 else 0.0
     if kind != "weights" and cosine > _ALONG:
         raise ValueError(
             f"{path} has a cosine of {cosine:.3f} with the parameters that were sent: these look like weights after "
@@ -189,8 +192,9 @@ def _granted_labels(config: JobConfig, capture: Capture, model: models.Model) ->
 
 def _with_scale(config: JobConfig, seen: Observation, model: models.Model) -> tuple[Observation, tuple[str, ...]]:
     """The observation with updates divided by the estimated learning rate, or without any training known."""
-    if model.task != "classes" or config.defense.chain.names:
-        of_what = "updates with a defense" if config.defense.chain.names else f"the task {model.task}"
+    loss = model.calibration
+    if model.task != "classes" or config.defense.chain.names or loss.refusal or loss.smoothing or loss.tempered:
+        of_what = "updates with a defense" if config.defense.chain.names else f"this loss of the task {model.task}"
         told = f"it is not estimated for {of_what}"
         if "local_training" in (*config.needs, *config.rule_needs):
             raise ValueError(
@@ -212,6 +216,7 @@ def _with_scale(config: JobConfig, seen: Observation, model: models.Model) -> tu
         if "local_training" in (*config.needs, *config.rule_needs):
             raise
         return seen._replace(local_training=None), (f"The scale of the updates is unknown: {error}.",)
+    rate /= loss.factor * (config.num_private if loss.summed else 1)
     return seen._replace(update=scaled(seen.update, 1 / rate), local_training=FEDSGD), (
         f"The clients' learning rate is not given; {rate:.3g} is estimated from the labels, for one local step.",
     )

@@ -1,9 +1,10 @@
 """The part of `jaxinvert audit` about captured updates: what a captured round says, and which flags change it."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import tyro
 
@@ -264,10 +265,16 @@ def _networks(
         options: dict[str, Any] = {} if mode == "eval" else {"batch_norm": mode}
         return models.create(name, **facts, **options)
 
-    if models.is_external(name):
-        model = models.import_model(name, **facts)
-        if mode == "eval":
-            models.check_eval_mode(model)
+    if not models.is_external(name):
+        model = made(mode)
+        return model, made("train" if mode == "eval" else "eval") if models.first_batch_norm(model) else None
+    model = models.import_model(name, **facts, batch_norm=mode)
+    if mode == "eval":
+        models.check_eval_mode(model)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    if not isinstance(params, Mapping) or not params.get("batch_stats"):
         return model, None
-    model = made(mode)
-    return model, made("train" if mode == "eval" else "eval") if models.first_batch_norm(model) else None
+    try:
+        return model, models.import_model(name, **facts, batch_norm="train" if mode == "eval" else "eval")
+    except ValueError:  # the network decides its mode itself
+        return model, None

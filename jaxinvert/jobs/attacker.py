@@ -145,14 +145,16 @@ class Program:
         return self.config.attacker.entry.build(problem, traced.hyperparameters, traced.horizon)
 
     def _restore_labels(self, key: Key, observations: Observation) -> Array:
-        problem = labels.LabelProblem(self.model.apply, self.model.head, self.model.input_shape, key)
         check_rule(self.config.chosen_label_rule, self.model.task)
         if self.model.task == "multi-label":
             shared, per_target = split_shared(observations)
             return jax.lax.map(
                 lambda target: labels.several_labels(target._replace(**shared), head=self.model.head), per_target
             )
-        rule = labels.REGISTRY[self.config.chosen_label_rule].factory(problem)
+        problem = labels.LabelProblem(
+            self.model.apply, self.model.head, self.model.input_shape, key, self.model.calibration
+        )
+        rule = labels.rule_for(self.config.chosen_label_rule, problem)
         shared, per_target = split_shared(observations)
 
         def restore(target: Observation) -> Array:

@@ -21,12 +21,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from jaxinvert.labels.algebra import ilrg, rlg
+from jaxinvert.labels.calibration import calibrated, calibrated_for, check_calibration
 from jaxinvert.labels.dummies import natural_noise, surrogate_gaussian, surrogate_images, white_noise
 from jaxinvert.labels.moments import moments
 from jaxinvert.labels.rounding import labels_from_counts, round_counts
 from jaxinvert.labels.sigmoid import several_labels, sigmoid
 from jaxinvert.labels.signs import bias_sign, idlg, llg, yin
 from jaxinvert.labels.zero_shot import llg_star, zero_shot
+from jaxinvert.models import Calibration
 from jaxinvert.types import ApplyFn, Key, RecoverLabels, Shape
 
 __all__ = [
@@ -34,6 +36,9 @@ __all__ = [
     "LabelProblem",
     "Rule",
     "bias_sign",
+    "calibrated",
+    "calibrated_for",
+    "check_calibration",
     "idlg",
     "ilrg",
     "labels_from_counts",
@@ -43,6 +48,7 @@ __all__ = [
     "natural_noise",
     "rlg",
     "round_counts",
+    "rule_for",
     "several_labels",
     "sigmoid",
     "surrogate_gaussian",
@@ -54,12 +60,21 @@ __all__ = [
 
 
 class LabelProblem(NamedTuple):
-    """What a label rule is built for: the model, the path of its last layer, its input shape, a key for dummies."""
+    """What a label rule is built for.
+
+    Attributes:
+      apply: the model.
+      head: path of its last dense layer.
+      input_shape: `(H, W, C)`.
+      key: for dummy inputs.
+      calibration: how the clients' loss relates to the mean cross-entropy.
+    """
 
     apply: ApplyFn
     head: str
     input_shape: Shape
     key: Key
+    calibration: Calibration = Calibration()
 
 
 class Rule(NamedTuple):
@@ -83,9 +98,28 @@ _MODEL = ("params", "update", "num_examples", "local_training")
 _PUBLIC = (*_MODEL, "surrogate")
 
 
+def rule_for(name: str, problem: LabelProblem) -> RecoverLabels:
+    """A registered rule, calibrated for the clients' loss.
+
+    Raises:
+      ValueError: if the rule cannot be used with this loss; the message says why.
+    """
+    if "classes" not in REGISTRY[name].tasks:
+        return REGISTRY[name].factory(problem)
+    check_calibration(name, problem.calibration)
+    return calibrated(
+        REGISTRY[name].factory(problem),
+        problem.calibration,
+        name=name,
+        apply=problem.apply,
+        head=problem.head,
+        input_shape=problem.input_shape,
+    )
+
+
 def _zero_shot(problem: LabelProblem) -> RecoverLabels:
     dummies = natural_noise(problem.key, input_shape=problem.input_shape)
-    return zero_shot(problem.apply, dummies=dummies, head=problem.head)
+    return zero_shot(problem.apply, dummies=dummies, head=problem.head, smoothing=problem.calibration.smoothing)
 
 
 def _llg_star(problem: LabelProblem) -> RecoverLabels:
@@ -95,7 +129,7 @@ def _llg_star(problem: LabelProblem) -> RecoverLabels:
 
 def _moments(problem: LabelProblem) -> RecoverLabels:
     dummies = natural_noise(problem.key, input_shape=problem.input_shape)
-    return moments(problem.apply, dummies=dummies, head=problem.head)
+    return moments(problem.apply, dummies=dummies, head=problem.head, smoothing=problem.calibration.smoothing)
 
 
 def _sigmoid(problem: LabelProblem) -> RecoverLabels:
@@ -113,13 +147,13 @@ REGISTRY: dict[str, Rule] = {
     "ilrg": Rule(lambda s: ilrg(head=s.head), _MODEL, "least squares over class embeddings (Ma et al. 2023)"),
     "zero-shot": Rule(_zero_shot, _MODEL, "expected softmax of dummy inputs (Geng et al. 2021)"),
     "zero-shot-surrogate": Rule(
-        lambda s: zero_shot(s.apply, dummies=surrogate_images(), head=s.head),
+        lambda s: zero_shot(s.apply, dummies=surrogate_images(), head=s.head, smoothing=s.calibration.smoothing),
         _PUBLIC,
         "the same with public images as dummies",
     ),
     "moments": Rule(_moments, _MODEL, "zero-shot counts corrected by the kernel's gradient"),
     "moments-surrogate": Rule(
-        lambda s: moments(s.apply, dummies=surrogate_images(), head=s.head),
+        lambda s: moments(s.apply, dummies=surrogate_images(), head=s.head, smoothing=s.calibration.smoothing),
         _PUBLIC,
         "the same with public images as dummies",
     ),

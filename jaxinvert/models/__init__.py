@@ -22,7 +22,7 @@ from jaxinvert.models.losses import (
     squared_error,
 )
 from jaxinvert.models.mlp import mlp
-from jaxinvert.models.model import Model, first_batch_norm, from_functions, from_linen
+from jaxinvert.models.model import Calibration, Model, first_batch_norm, from_functions, from_linen
 from jaxinvert.models.registry import REGISTRY, create, names
 from jaxinvert.models.resnet import resnet_cifar, resnet_imagenet
 from jaxinvert.models.small_convnet import small_convnet, small_convnet_bn
@@ -43,6 +43,7 @@ from jaxinvert.models.wide_convnet import wide_convnet
 __all__ = [
     "BATCH_NORM_MOMENTUM",
     "REGISTRY",
+    "Calibration",
     "Model",
     "Tensor",
     "as_outputs",

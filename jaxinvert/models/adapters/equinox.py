@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxinvert.models.adapters.building import last_dense, library, model_of_call, number_of_logits
-from jaxinvert.models.adapters.modes import Mode, check_modes
 from jaxinvert.models.layers import unknown_value
 from jaxinvert.models.model import Model
+from jaxinvert.models.modes import Mode, check_modes
 from jaxinvert.models.tensors import Tensor
 from jaxinvert.types import Array, Key
 

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 
 from jaxinvert.models.adapters.building import last_dense, library, model_of_call, number_of_logits
-from jaxinvert.models.adapters.modes import Mode, check_modes, mode_arguments
 from jaxinvert.models.model import Model
+from jaxinvert.models.modes import Mode, check_modes, mode_arguments
 from jaxinvert.models.tensors import Tensor, leaves_from, nested
 from jaxinvert.types import Array, Key, Params
 

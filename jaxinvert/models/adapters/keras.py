@@ -12,9 +12,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxinvert.models.adapters.building import last_dense, library, model_of_call, number_of_logits
-from jaxinvert.models.adapters.modes import Mode, check_modes
 from jaxinvert.models.declared import with_frozen
 from jaxinvert.models.model import Model
+from jaxinvert.models.modes import Mode, check_modes
 from jaxinvert.models.tensors import Tensor
 from jaxinvert.types import Array, Key
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxinvert.models.adapters.building import last_dense, model_of_call, number_of_logits
-from jaxinvert.models.adapters.modes import Mode, check_modes
 from jaxinvert.models.model import Model
+from jaxinvert.models.modes import Mode, check_modes
 from jaxinvert.models.tensors import Tensor
 from jaxinvert.types import Array, Key
 

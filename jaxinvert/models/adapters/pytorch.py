@@ -5,18 +5,16 @@ work as for a Flax network, and fast convolutions apply. In memory, kernels have
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from jaxinvert.models.adapters.building import last_dense, library, model_of_call, number_of_logits
 from jaxinvert.models.adapters.torch_graph import Graph, evaluate, export_graph, pixel_layers
 from jaxinvert.models.adapters.torch_layers import PixelKernel
 from jaxinvert.models.declared import with_frozen
-from jaxinvert.models.layers import unknown_value
 from jaxinvert.models.model import Model
+from jaxinvert.models.modes import Mode, check_modes
 from jaxinvert.models.tensors import Tensor, to_leaf
 from jaxinvert.types import Array, Key
-
-Mode = Literal["eval", "train"]
 
 
 def from_torch(
@@ -57,9 +55,7 @@ def from_torch(
         be run in JAX; for an unknown mode.
     """
     library("torch", extra="torch")
-    for what, mode in (("batch_norm", batch_norm), ("dropout", dropout)):
-        if mode not in ("eval", "train"):
-            raise unknown_value(what, mode, ("eval", "train"))
+    check_modes(batch_norm, dropout)
     height, width, channels = input_shape
     shape = (channels, height, width)
     graph = _exported(module, shape, batch_norm=batch_norm, others="eval")

@@ -9,7 +9,7 @@ from jaxinvert.types import ArrayTree
 
 
 def load_for_model(
-    path: Path, model: models.Model, *, what: str = "update", may_lack: Sequence[str] = ()
+    path: Path, model: models.Model, *, what: str = "update", may_lack: Sequence[str] = (), partial: bool = False
 ) -> ArrayTree:
     """Reads parameters, or an update, of a model.
 
@@ -18,6 +18,7 @@ def load_for_model(
       model: the clients' network.
       what: the expected content, for messages.
       may_lack: see `load_tree`.
+      partial: see `load_tree`.
 
     Returns:
       A tree of finite arrays with the structure of `model.init`'s result.
@@ -27,5 +28,5 @@ def load_for_model(
     """
     shapes = models.named_shapes(model)
     order = [tensor.name for tensor in model.tensors] if model.tensors else [*shapes]
-    found = load_tree(path, shapes, what=what, may_lack=may_lack, order=order)
+    found = load_tree(path, shapes, what=what, may_lack=may_lack, partial=partial, order=order)
     return models.from_named(model, found)

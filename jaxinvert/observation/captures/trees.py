@@ -23,6 +23,7 @@ def load_tree(
     *,
     what: str = "update",
     may_lack: Sequence[str] = (),
+    partial: bool = False,
     order: Sequence[str] | None = None,
 ) -> ArrayTree:
     """Reads a safetensors, npz or Flax msgpack file into a tree with the structure, shapes and dtypes of `like`.
@@ -47,6 +48,8 @@ def load_tree(
       like: arrays or `jax.ShapeDtypeStruct`, such as `jax.eval_shape(model.init, key)`.
       what: the expected content, for messages.
       may_lack: top-level keys of `like`, such as "batch_stats", that the file may omit entirely; they become zeros.
+      partial: whether any tensor may be missing, as in the update of a client that trains or sends some layers only;
+        they become zeros.
       order: the paths in the order in which their library lists them, for tensors without names; by default that of
         the tree alone.
 
@@ -67,7 +70,8 @@ def load_tree(
         absent = {
             name
             for name in expected.keys() - stored.keys()
-            if (top := name.split("/")[0]) in may_lack and not any(found.startswith(f"{top}/") for found in stored)
+            if (partial and stored)
+            or ((top := name.split("/")[0]) in may_lack and not any(found.startswith(f"{top}/") for found in stored))
         }
         if missing := sorted(expected.keys() - stored.keys() - absent):
             others = f"it has {_some(sorted(tensors))}" if tensors else "it is empty"

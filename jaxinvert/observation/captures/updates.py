@@ -7,6 +7,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from jaxinvert.clients.gradients import no_update
+from jaxinvert.models.roles import trained_leaves
 from jaxinvert.observation.observe import check_update
 from jaxinvert.types import Array, ArrayTree, Params, Update
 
@@ -40,8 +42,8 @@ def as_update(tree: ArrayTree, params: Params, *, kind: Kind) -> Update:
       kind: see the table.
 
     Returns:
-      The pseudo-gradient. Running statistics are not part of an update: everything under "batch_stats" becomes zero,
-      see `sent_statistics`.
+      The pseudo-gradient. What is not trained is zero in it: running statistics (see `sent_statistics`), buffers,
+      integers (see `models.roles`). A tensor of zeros was not sent, also among weights: its update is zero.
 
     Raises:
       ValueError: for an unknown kind, a tree unlike `params`, values that are not finite, or an update of zeros
@@ -50,9 +52,14 @@ def as_update(tree: ArrayTree, params: Params, *, kind: Kind) -> Update:
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
     check_update(params, tree)
-    update: Any = jax.tree.map(KINDS[kind], params, tree)
-    if isinstance(params, Mapping) and "batch_stats" in params:
-        update = {**update, "batch_stats": jax.tree.map(jnp.zeros_like, params["batch_stats"])}
+
+    def difference(before: Array, captured: Array, is_trained: bool) -> Array:
+        if not is_trained:
+            return no_update(before)
+        sent = jnp.any(captured != 0)
+        return jnp.where(sent, KINDS[kind](before, captured), jnp.zeros_like(before))
+
+    update: Any = jax.tree.map(difference, params, tree, trained_leaves(params))
     check_update(params, update)
     return update
 

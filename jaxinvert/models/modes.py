@@ -27,16 +27,3 @@ def mode_arguments(function: Callable[..., Any], *, training: bool) -> dict[str,
     names = inspect.signature(function).parameters
     given = {name: training for name in _TRAINING if name in names}
     return given | {name: not training for name in _EVALUATING if name in names}
-
-
-def one_switch(arguments: dict[str, bool], *, name: str, batch_norm: Mode, dropout: Mode, draws: bool) -> None:
-    """Checks that a network with a single switch for all layers is not asked for two modes.
-
-    Raises:
-      ValueError: if BatchNorm is to be in train mode and random layers, which the switch turns on, too, are not.
-    """
-    if arguments and draws and batch_norm == "train" and dropout == "eval":
-        raise ValueError(
-            f"{name}: its argument {next(iter(arguments))!r} sets BatchNorm and dropout together, so "
-            "batch_norm='train' needs dropout='train'"
-        )
