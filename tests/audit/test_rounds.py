@@ -111,7 +111,7 @@ def test_the_likely_mistake_is_named(tmp_path):
     written(tmp_path)
     assert mistakes(tmp_path, rate=0.1) == ""
     plain = models.create("mlp", input_shape=(32, 32, 3))
-    assert "with mean 0.5 and std 0.5 they would explain 100%" in mistakes(tmp_path, plain, rate=0.1)
+    assert "with mean 0.5 and std 0.5 they would explain 100.0%" in mistakes(tmp_path, plain, rate=0.1)
     assert "another order of clients" in mistakes(tmp_path, rate=0.1, reorder=[1, 2, 0])
     assert "10 times as long as the declared training gives" in mistakes(tmp_path, rate=0.01)
     for path in tmp_path.glob("client-*"):
@@ -140,7 +140,7 @@ def test_the_flatten_order_is_named(tmp_path):
     config = jobs.JobConfig.of(model="lenet", targets=1, attack="spectral")
     truth = jax.tree.map(lambda leaf: leaf[None], batch)
     (told,) = diagnosis.likely_mistakes(config, jobs.Program(config, model), seen, truth)
-    assert "the rows of params/head/kernel in the other flatten order they would explain 100%" in told
+    assert "the rows of params/head/kernel in the other flatten order they would explain 100.0%" in told
 
 
 def delta_of(folder, model, labels):
