@@ -134,11 +134,11 @@ def test_what_a_rule_cannot_do_it_refuses_with_the_reason():
             )
         )
     )
-    with pytest.raises(ValueError, match="assumes softmax cross-entropy .*bias is not that of softmax cross-entropy"):
+    with pytest.raises(ValueError, match=r"assumes softmax cross-entropy .*bias is not that"):
         restored(squared)
     with pytest.raises(ValueError, match="no dense layer is the head of model net: grant the labels"):
         restored(inspected(linen_model(Gated())), "idlg")
-    with pytest.raises(ValueError, match="assumes hard labels, but the loss smooths them by 0.1"):
+    with pytest.raises(ValueError, match="assumes hard labels, but the loss smooths them by"):
         restored(with_loss(smoothing=0.1), "bias-sign")
     with pytest.raises(ValueError, match="'ilrg' cannot be used with a temperature"):
         restored(with_loss(module=Tempered()), "ilrg")
