@@ -257,24 +257,30 @@ def _networks(
     command: Any, shape: tuple[int, ...], num_classes: int | None
 ) -> tuple[models.Model, models.Model | None]:
     """The clients' network, and the same with BatchNorm in the other mode, if it has such layers and a choice."""
-    name, mode = command.model.name, command.model.batch_norm
-    facts: dict[str, Any] = {"input_shape": shape, "num_classes": num_classes}
-    facts |= {"mean": command.mean, "std": command.std}
+    given = command.model
+    facts: dict[str, Any] = {
+        "input_shape": shape,
+        "num_classes": num_classes,
+        "mean": command.mean,
+        "std": command.std,
+    }
+    external = models.is_external(given.name)
 
     def made(mode: str) -> models.Model:
-        options: dict[str, Any] = {} if mode == "eval" else {"batch_norm": mode}
-        return models.create(name, **facts, **options)
+        defaults = {"batch_norm": "eval", "dropout": "eval", "head": None}
+        values = {"batch_norm": mode, "dropout": given.dropout, "head": given.head}
+        options = {name: value for name, value in values.items() if value != defaults[name]}
+        make = models.import_model if external else models.create
+        model = make(given.name, **facts, **options)
+        return models.with_personal(models.with_frozen(model, given.frozen), given.personal)
 
-    if not models.is_external(name):
-        model = made(mode)
-        return model, made("train" if mode == "eval" else "eval") if models.first_batch_norm(model) else None
-    model = models.import_model(name, **facts, batch_norm=mode)
-    if mode == "eval":
+    model = made(given.batch_norm)
+    if external and given.batch_norm == "eval":
         models.check_eval_mode(model)
     params = jax.eval_shape(model.init, jax.random.key(0))
     if not isinstance(params, Mapping) or not params.get("batch_stats"):
         return model, None
     try:
-        return model, models.import_model(name, **facts, batch_norm="train" if mode == "eval" else "eval")
+        return model, made("train" if given.batch_norm == "eval" else "eval")
     except ValueError:  # the network decides its mode itself
         return model, None

@@ -4,7 +4,8 @@ from typing import Any
 
 from jaxinvert.attacks import adaptive
 from jaxinvert.jobs.config import JobConfig
-from jaxinvert.jobs.groups import ClientConfig, DefenseConfig
+from jaxinvert.jobs.deployment import NUM_DRAWS
+from jaxinvert.jobs.groups import ClientConfig, DefenseConfig, ModelConfig
 from jaxinvert.observation.threat_models import MEANINGS, ThreatModel
 
 
@@ -19,6 +20,10 @@ def assumptions(config: JobConfig) -> dict[str, Any]:
     sentences += [
         defense_in_words(config.defense, adaptive_attacker=attacker.adaptive),
         f"BatchNorm, if any, in {config.model.batch_norm} mode",
+        "dropout, if any, off"
+        if config.model.dropout == "eval"
+        else f"dropout drawn by the clients; the attacker averages {NUM_DRAWS} draws of its own",
+        *_roles_in_words(config.model),
     ]
     several_steps = config.num_examples_per_step < config.data.num_examples
     order_guessed = ", with a guessed order across local steps" if several_steps else ""
@@ -42,6 +47,11 @@ def assumptions(config: JobConfig) -> dict[str, Any]:
         "client": "; ".join(sentences),
         "labels": how_labels[attacker.labels],
     }
+
+
+def _roles_in_words(model: ModelConfig) -> list[str]:
+    sentences = [f"layers not trained: {', '.join(model.frozen)}"] if model.frozen else []
+    return sentences + ([f"layers not sent: {', '.join(model.personal)}"] if model.personal else [])
 
 
 def knowledge(granted: ThreatModel, *, defended: bool, several_rounds: bool = False) -> tuple[list[str], list[str]]:

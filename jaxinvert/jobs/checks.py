@@ -7,7 +7,14 @@ from typing import Literal
 from jaxinvert import labels
 from jaxinvert.attacks import adaptive
 from jaxinvert.attacks.registry import Entry
-from jaxinvert.jobs.groups import AttackerConfig, ClientConfig, DefenseConfig, ObservationConfig, attacks_that
+from jaxinvert.jobs.groups import (
+    AttackerConfig,
+    ClientConfig,
+    DefenseConfig,
+    ModelConfig,
+    ObservationConfig,
+    attacks_that,
+)
 
 BatchNormMode = Literal["eval", "train"]
 
@@ -120,6 +127,18 @@ def check_defense(
             raise ValueError(f"defense {name!r} adds layers for which {checkpoint} has no parameters")
         if recipe.one_step and client.kind != "fedsgd":
             raise ValueError(f"defense {name!r} is defined for one gradient: it needs client='fedsgd'")
+
+
+def check_dropout(model: ModelConfig, client: ClientConfig, defense: DefenseConfig) -> None:
+    """Raises ValueError for random layers that draw together with what is not simulated for them."""
+    if model.dropout == "eval":
+        return
+    if defense.chain.names:
+        raise ValueError(f"dropout is 'train', but defense {defense.name!r} is only simulated with dropout='eval'")
+    if client.gradient_chunk is not None:
+        raise ValueError(
+            f"dropout is 'train', but gradient_chunk is {client.gradient_chunk}: chunks would share draws"
+        )
 
 
 def check_adaptive(defense: DefenseConfig, entry: Entry, *, aggregate: int = 1) -> None:

@@ -64,6 +64,7 @@ class JobConfig:
         checks.check_defense(
             self.defense, self.client, num_examples, batch_norm=batch_norm, checkpoint=self.model.checkpoint
         )
+        checks.check_dropout(self.model, self.client, self.defense)
         if self.attacker.adaptive:
             checks.check_adaptive(self.defense, entry, aggregate=self.observation.aggregate)
 

@@ -31,6 +31,9 @@ from jaxinvert.jobs.streams import Stream, stream
 from jaxinvert.trees import moved
 from jaxinvert.types import ArrayTree, Batch, ClientUpdateFn, Key, Params, Update
 
+NUM_DRAWS = 4
+"""Draws of random layers over which an attacker averages the update of a simulated client."""
+
 
 class _LocalSteps(NamedTuple):
     """The arguments of `clients.fedavg` that define local training."""
@@ -49,6 +52,7 @@ class Deployment(NamedTuple):
       num_examples: number of examples in each client's batch.
       defenses: the clients' defenses.
       aggregate: number of clients whose mean update is all that the server sees.
+      draws: whether the clients' random layers draw; the attacker simulates them by draws of its own.
     """
 
     client: ClientConfig
@@ -56,6 +60,7 @@ class Deployment(NamedTuple):
     num_examples: int
     defenses: Chain
     aggregate: int = 1
+    draws: bool = False
 
     def facts(self, order_key: Key | None = None) -> ClientFacts:
         """The facts about a client from which defenses and adaptive attackers are built."""
@@ -70,11 +75,27 @@ class Deployment(NamedTuple):
           order_key: key of the local order, if the order is secret.
         """
         facts = self.facts(order_key)
+        if self.draws:
+            return self._of_all(lambda params, batch, key: self._drawn(key, order_key)(params, batch))
         return self._of_all(defended(self.defenses, facts, parameters, facts.train(self.model.loss)))
 
     def simulated_update(self) -> ClientUpdateFn:
         """The client that a non-adaptive attacker simulates: without defenses, examples in the order of the batch."""
-        return self._of_all(self._train(self.model.loss))
+        if not self.draws:
+            return self._of_all(self._train(self.model.loss))
+        keys = jax.random.split(jax.random.key(0), NUM_DRAWS)
+
+        def mean_of_draws(params: Params, batch: Batch) -> Update:
+            updates = jax.vmap(lambda key: self._drawn(key)(params, batch))(keys)
+            return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), updates)
+
+        return self._of_all(mean_of_draws)
+
+    def _drawn(self, key: Key, order_key: Key | None = None) -> ClientUpdateFn:
+        """One client's training with random layers that draw."""
+        if self.model.drawn_loss_fn is None:
+            raise ValueError(f"dropout is 'train', but model {self.model.name} has no random layers that could draw")
+        return self._train(self.model.drawn_loss_fn, order_key=order_key, dropout_key=key)
 
     def sent_statistics(self, order_key: Key | None = None) -> Callable[[Params, Batch], ArrayTree]:
         """The running statistics that clients with BatchNorm in train mode send with their updates."""
@@ -141,7 +162,12 @@ class Deployment(NamedTuple):
 def deployment_of(config: JobConfig, model: models.Model) -> Deployment:
     """The deployment of a job; `model` includes the layers that its defenses add."""
     return Deployment(
-        config.client, model, config.data.num_examples, config.defense.chain, config.observation.aggregate
+        config.client,
+        model,
+        config.data.num_examples,
+        config.defense.chain,
+        config.observation.aggregate,
+        draws=config.model.dropout == "train",
     )
 
 
@@ -187,7 +213,10 @@ def network(config: ModelConfig, defenses: Chain, dataset: data.Dataset) -> tupl
         raise ValueError(f"{config.checkpoint} is of model {trained}, but model is {config.name}")
     if not config.normalized and "mean" in facts:
         raise ValueError(f"normalized is False, but {config.checkpoint} was trained on normalized images")
-    architecture: Mapping[str, Any] = {} if config.batch_norm == "eval" else {"batch_norm": config.batch_norm}
+    defaults = {"batch_norm": "eval", "dropout": "eval", "head": None}
+    architecture: Mapping[str, Any] = {
+        name: getattr(config, name) for name, default in defaults.items() if getattr(config, name) != default
+    }
     model = models.create(
         config.name,
         input_shape=dataset.images.shape[1:],
@@ -198,6 +227,7 @@ def network(config: ModelConfig, defenses: Chain, dataset: data.Dataset) -> tupl
     )
     if config.batch_norm == "eval" and models.is_external(config.name):
         models.check_eval_mode(model)
+    model = models.with_personal(models.with_frozen(model, config.frozen), config.personal)
     model = models.with_task(extended(defenses, model), dataset.labels)
     if config.checkpoint is None:
         return model, None

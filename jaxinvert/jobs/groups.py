@@ -53,12 +53,21 @@ class ModelConfig:
       normalized: whether the network normalizes its inputs by the data set's mean and standard deviation.
       checkpoint: safetensors file with the network's parameters; by default they are randomly initialized.
       batch_norm: whether the clients' BatchNorm layers use running statistics ("eval") or batch statistics ("train").
+      dropout: whether the clients' dropout and other random layers are off ("eval"), or draw ("train"); the attacker
+        then simulates clients by draws of its own. For your own network.
+      head: path of your own network's last dense layer, such as `params/classifier`; by default it is found.
+      frozen: layers of the network that the clients do not train, by path or by the library's names.
+      personal: layers that the clients train but do not send, such as personal heads.
     """
 
     name: Annotated[str, tyro.conf.arg(name="model")] = "lenet"
     normalized: bool = True
     checkpoint: Path | None = None
     batch_norm: Literal["eval", "train"] = "eval"
+    dropout: Literal["eval", "train"] = "eval"
+    head: str | None = None
+    frozen: tuple[str, ...] = ()
+    personal: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

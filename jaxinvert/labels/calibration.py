@@ -2,13 +2,13 @@
 
 Rules are derived for `dL/dW = 1/B sum_i h_i (p_i - e_{y_i})`. Another loss of the same logits changes this by
 
-| loss                        | `dL/db`, `dL/dW` become                     | rules                                         |
-|-----------------------------|---------------------------------------------|-----------------------------------------------|
-| `f` times the mean          | times f                                     | all, after division                           |
-| a sum over examples         | times B                                     | all, after division                           |
-| logits times `s`            | times s; features are effectively `s h`     | all but `ilrg`; only the bias is divided by s |
-| label smoothing `a`         | labels `(1 - a) e_y + a / K`                | `moments`, `zero-shot`, `idlg`, `yin`         |
-| anything else               |                                             | none                                          |
+| loss                | `dL/db`, `dL/dW` become                 | rules                                         |
+|---------------------|-----------------------------------------|-----------------------------------------------|
+| `f` times the mean  | times f                                 | all, after division                           |
+| a sum over examples | times B                                 | all, after division                           |
+| logits times `s`    | times s; features are effectively `s h` | all but `ilrg`; only the bias is divided by s |
+| label smoothing `a` | labels `(1 - a) e_y + a / K`            | `moments`, `zero-shot`, `idlg`, `yin`         |
+| anything else       |                                         | none                                          |
 """
 
 import jax

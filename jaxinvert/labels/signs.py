@@ -25,8 +25,8 @@ def idlg(*, head: str = "params/head") -> RecoverLabels:
     """`y = argmin_n db_n`, or without a bias `argmin_n sum_m dW_mn` (Zhao et al. 2020): all examples in one class.
 
     Reads `update`, `num_examples`. Exact for `B = 1` and for batches of a single class: with a bias for any features;
-    without one if they are non-negative and not all zero. The paper's column sums are rounding noise for features that
-    sum to zero, such as those of LayerNorm.
+    without one if they are non-negative and not all zero. The paper's column sums are rounding noise for features
+    that sum to zero, such as those of LayerNorm.
 
     Args:
       head: path of the last dense layer.
