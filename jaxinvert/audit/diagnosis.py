@@ -6,7 +6,7 @@ is named. None of this is visible to an attack.
 
 | mistake | tried |
 | --- | --- |
-| normalization | none, 0.5 / 0.5, the constants of CIFAR-10, ImageNet and MNIST, pixels in [0, 255] |
+| normalization | none, 0.5 / 0.5, 0.5 / 0.25, the constants of CIFAR-10, ImageNet and MNIST, pixels in [0, 255] |
 | flatten order | rows of dense layers as (channel, position) instead of (position, channel) |
 | kind | the update with the opposite sign; differences instead of weights |
 | BatchNorm mode | the other one |
@@ -36,6 +36,7 @@ _NORMALIZATIONS = {
     3: {
         "no normalization": ((0.0,) * 3, (1.0,) * 3),
         "mean 0.5 and std 0.5": ((0.5,) * 3, (0.5,) * 3),
+        "mean 0.5 and std 0.25": ((0.5,) * 3, (0.25,) * 3),
         "the mean and std of CIFAR-10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
         "the mean and std of ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         "pixels in [0, 255]": ((0.0,) * 3, (1 / 255,) * 3),
@@ -43,6 +44,7 @@ _NORMALIZATIONS = {
     1: {
         "no normalization": ((0.0,), (1.0,)),
         "mean 0.5 and std 0.5": ((0.5,), (0.5,)),
+        "mean 0.5 and std 0.25": ((0.5,), (0.25,)),
         "the mean and std of MNIST": ((0.1307,), (0.3081,)),
         "pixels in [0, 255]": ((0.0,), (1 / 255,)),
     },

@@ -111,7 +111,7 @@ def test_the_likely_mistake_is_named(tmp_path):
     written(tmp_path)
     assert mistakes(tmp_path, rate=0.1) == ""
     plain = models.create("mlp", input_shape=(32, 32, 3))
-    assert "with mean 0.5 and std 0.5 they would explain 100.0%" in mistakes(tmp_path, plain, rate=0.1)
+    assert "with mean 0.5 and std 0.25 they would explain 100.0%" in mistakes(tmp_path, plain, rate=0.1)
     assert "another order of clients" in mistakes(tmp_path, rate=0.1, reorder=[1, 2, 0])
     assert "10 times as long as the declared training gives" in mistakes(tmp_path, rate=0.01)
     for path in tmp_path.glob("client-*"):
