@@ -20,3 +20,9 @@ $(VENV)/.installed: requirements.txt setup.py
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
+
+# All optional libraries, so that the tests of their networks and frameworks run, too. TORCH narrows the release.
+TORCH ?= torch
+$(VENV)/.installed-all: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --editable '.[integrations]' '$(TORCH)'
+	touch $@

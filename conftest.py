@@ -5,6 +5,7 @@ disk, and programs are hardly optimized.
 """
 
 import importlib.metadata
+import importlib.util
 import os
 import pathlib
 
@@ -18,4 +19,9 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax
 
+collect_ignore = [  # their doctests need their framework
+    f"jaxinvert/integrations/{name}.py"
+    for name, module in (("flower", "flwr"), ("nvflare", "nvflare"))
+    if importlib.util.find_spec(module) is None
+]
 jax.config.update("jax_numpy_rank_promotion", "raise")

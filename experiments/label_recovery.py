@@ -68,7 +68,7 @@ class Config:
     models: tuple[str, ...] = ("small-convnet", "lenet")
     checkpoints: tuple[Path, ...] = ()
     num_classes: int | None = None
-    rules: tuple[str, ...] = tuple(labels.REGISTRY)
+    rules: tuple[str, ...] = tuple(name for name, rule in labels.REGISTRY.items() if "classes" in rule.tasks)
     batch_sizes: tuple[int, ...] = (1, 8, 32, 128, 512)
     laws: tuple[str, ...] = LABEL_LAWS
     trials: int = 40
@@ -322,7 +322,7 @@ def plot(rows: list[dict], file: Path) -> None:
     for (model, epochs), row_of_panels in zip(networks, panels):
         for law, panel in zip(laws, row_of_panels):
             here = [row for row in fedsgd if (row["model"], row["epochs"], row["law"]) == (model, epochs, law)]
-            for rule in labels.REGISTRY:
+            for rule in Config().rules:
                 rates = sorted((row["batch"], row["exact"], row["exact_low"], row["exact_high"]) for row in here
                                if row["rule"] == rule)  # fmt: skip
                 sizes, exact, low, high = zip(*rates)

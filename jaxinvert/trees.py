@@ -16,6 +16,28 @@ def leaves_by_path(tree: object) -> dict[str, Array]:
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def is_float(leaf: object) -> bool:
+    """Whether an array, or its shape and dtype, holds floats; others have no gradient."""
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+
+
+def moved(params: ArrayTree, update: ArrayTree, rate: Scalar = 1.0) -> ArrayTree:
+    """`params - rate * update`: the parameters after a pseudo-gradient; leaves of integers stay as they are."""
+
+    def step(leaf: Array, change: Array) -> Array:
+        return (leaf - rate * change).astype(leaf.dtype) if is_float(leaf) else leaf
+
+    return jax.tree.map(step, params, update)
+
+
+def of_what_was_sent(simulated: ArrayTree, observed: ArrayTree) -> ArrayTree:
+    """The simulated update without the tensors that were not sent, zero everywhere in the observed one.
+
+    A tensor of zeros is a frozen or personal layer, or running statistics, not a gradient that happened to be zero.
+    """
+    return jax.tree.map(lambda g, g_star: jnp.where(jnp.any(g_star != 0), g, jnp.zeros_like(g)), simulated, observed)
+
+
 def tree_sum(tree: ArrayTree) -> Array:
     """Sum of all elements of all leaves: `[]`."""
     return sum((jnp.sum(leaf) for leaf in jax.tree.leaves(tree)), start=jnp.zeros(()))

@@ -13,6 +13,7 @@ FLOORS = [
     "trees",
     "files",
     "schema",
+    "manifest",
     "nn",
     "models",
     "data",
@@ -30,6 +31,7 @@ FLOORS = [
     "sweeps",
     "audit",
     "report",
+    "integrations",
     "cli",
     "__main__",
 ]

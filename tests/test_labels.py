@@ -12,7 +12,7 @@ from jaxinvert.types import Batch, LocalTraining, Observation
 
 NUM_CLASSES, IMAGE = 5, (6, 6, 1)
 FEDSGD = LocalTraining(1.0, 1)
-RULES = sorted(labels.REGISTRY)
+RULES = sorted(name for name, rule in labels.REGISTRY.items() if "classes" in rule.tasks)
 
 
 def apply(params, inputs):

@@ -19,6 +19,7 @@ from jaxinvert.defenses.quantization import qsgd_step
 from jaxinvert.defenses.recipe import ClientFacts, Parameters, dp_scale, per_example_clipping
 from jaxinvert.defenses.registry import Chain
 from jaxinvert.defenses.weights import row_noise_scales
+from jaxinvert.trees import of_what_was_sent
 from jaxinvert.types import Array, Batch, ClientUpdateFn, Objective, Params, Scalar, Update
 
 
@@ -211,7 +212,7 @@ def adapt(
             adapted = adapted if counter.distance is None else counter.distance(facts, own, simulated.params)
         for counter, own in counters:
             adapted = counter.restrict(facts, own, simulated.params, adapted)
-        return adapted(simulated.update, observed)
+        return adapted(of_what_was_sent(simulated.update, observed), observed)
 
     return simulate, distance
 

@@ -36,11 +36,11 @@ import jax.numpy as jnp
 
 from jaxinvert.attacks.problem import Problem
 from jaxinvert.labels.head import find_head, has_head
-from jaxinvert.models import features
+from jaxinvert.models import Model, as_outputs, features, mean_outputs
 from jaxinvert.observation.observe import require
 from jaxinvert.priors import parametrizations
 from jaxinvert.priors.dead_leaves import dead_leaves
-from jaxinvert.types import ApplyFn, Array, Key, Observation, Params, Shape
+from jaxinvert.types import Array, Key, Observation, Params, Shape
 
 Guess = Callable[[Observation], Array]
 """`observation -> inputs [B, H, W, C]` in [0, 1]."""
@@ -64,6 +64,7 @@ def where_readable(problem: Problem) -> Guess | None:
     """
     params = jax.eval_shape(problem.model.init, jax.random.key(0))
     readable = has_head(params, problem.model.head) and problem.objective is None and not problem.joint_labels
+    readable = readable and not problem.model.calibration.refusal
     return regressed(problem) if readable else None
 
 
@@ -85,13 +86,13 @@ def regressed(problem: Problem, *, num_pictures: int = NUM_PICTURES) -> Guess:
     """
     if num_pictures < 2:
         raise ValueError(f"num_pictures is {num_pictures}, a regression needs at least 2")
-    apply, head, batch_shape = problem.model.apply, problem.model.head, problem.batch_shape
+    head, batch_shape = problem.model.head, problem.batch_shape
 
     def guess(observation: Observation) -> Array:
         params = require(observation, "params", attack="regression")
         labels = require(observation, "labels", attack="regression")
         gradient = find_head(observation.update, head).kernel
-        known = _read_pictures(apply, head, params, batch_shape, num_pictures)
+        known = _read_pictures(problem.model, params, batch_shape, num_pictures)
         read = inputs_behind(gradient, labels, known)
 
         places = _places(len(gradient))
@@ -110,17 +111,19 @@ class KnownPictures(NamedTuple):
     Attributes:
       frequencies: `[N, M]`, the pictures' frequencies.
       features: `[N, F]`, the inputs of the last dense layer.
-      prediction: `[K]`, the mean softmax.
+      prediction: `[K]`, the mean output: softmax, sigmoid, or the logits of a regression.
+      task: the model's, see `models.tasks`.
     """
 
     frequencies: Array
     features: Array
     prediction: Array
+    task: str = "classes"
 
 
-def _read_pictures(apply: ApplyFn, head: str, params: Params, batch_shape: Shape, num_pictures: int) -> KnownPictures:
+def _read_pictures(model: Model, params: Params, batch_shape: Shape, num_pictures: int) -> KnownPictures:
     """Draws `N` pictures, rounded up to whole batches, from a fixed key: lanes with equal parameters share them."""
-    batch_size = batch_shape[0]
+    apply, head, batch_size = model.apply, model.head, batch_shape[0]
     seed = jax.lax.optimization_barrier(0)  # keeps the compiler from constant-folding the pictures
     keys = jax.random.split(jax.random.key(seed), -(-num_pictures // batch_size))
 
@@ -133,7 +136,7 @@ def _read_pictures(apply: ApplyFn, head: str, params: Params, batch_shape: Shape
     frequencies, read_of_them = (leaf.reshape(-1, leaf.shape[-1]) for leaf in batches)
     kernel, bias = find_head(params, head)
     logits = read_of_them @ kernel + (0 if bias is None else bias[None])
-    return KnownPictures(frequencies, read_of_them, jnp.mean(jax.nn.softmax(logits), axis=0))
+    return KnownPictures(frequencies, read_of_them, jnp.mean(mean_outputs(logits, model.task), axis=0), model.task)
 
 
 def inputs_behind(gradient: Array, labels: Array, known: KnownPictures) -> Array:
@@ -147,7 +150,7 @@ def inputs_behind(gradient: Array, labels: Array, known: KnownPictures) -> Array
       labels: `[B]`, or `[B, K]` soft labels or several labels per example.
       known: the synthetic pictures.
     """
-    targets = jax.nn.one_hot(labels, len(known.prediction)) if labels.ndim == 1 else labels
+    targets = as_outputs(labels, task=known.task, num_logits=len(known.prediction))
     wrong = known.prediction[None] - targets
     inverse = jnp.linalg.pinv(wrong)
     told = wrong @ inverse  # projection onto what the gradient determines; examples of one class stay equal

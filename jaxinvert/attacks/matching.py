@@ -19,6 +19,7 @@ from jaxinvert.clients import running_statistics
 from jaxinvert.labels import labels_from_counts
 from jaxinvert.observation.observe import check_update, require
 from jaxinvert.priors.regularizers import zero
+from jaxinvert.trees import of_what_was_sent
 from jaxinvert.types import (
     Array,
     ArrayTree,
@@ -72,11 +73,17 @@ def gradient_matching(
 
 
 def update_distance(client_update: ClientUpdateFn, objective: Objective) -> Callable[[Observation, Batch], Array]:
-    """`(observation, batch) -> objective(simulated update, observed update)`, averaged over all observed rounds."""
+    """`(observation, batch) -> objective(simulated update, observed update)`, averaged over all observed rounds.
+
+    Tensors that were not sent are not compared, see `trees.of_what_was_sent`.
+    """
 
     def distance(observation: Observation, batch: Batch) -> Array:
         def in_round(params: Params, update: Update) -> Array:
-            return objective(client_update(params, batch), update)
+            simulated = client_update(params, batch)
+            if jax.tree.structure(simulated) == jax.tree.structure(update):  # else the objective sees to it
+                simulated = of_what_was_sent(simulated, update)
+            return objective(simulated, update)
 
         last = in_round(observation.params, observation.update)
         if observation.earlier_params is None or observation.earlier_updates is None:

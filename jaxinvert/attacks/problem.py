@@ -129,6 +129,7 @@ class Traits(NamedTuple):
       generates: whether it needs `Problem.prior`.
       restores_labels: whether it restores labels by a rule that assumes updates to be sums of equally weighted
         gradients.
+      any_loss: whether it needs no labels and works for any loss; attacks that read labels do anyway.
       reports: keys of `Reconstruction.info` that are kept in the record of every target.
       reconstructs: what a client holds: attacks on images are registered by name, those on records and text are not.
     """
@@ -140,6 +141,7 @@ class Traits(NamedTuple):
     adapts: bool = False
     generates: bool = False
     restores_labels: bool = False
+    any_loss: bool = False
     reports: tuple[str, ...] = ()
     reconstructs: Literal["images", "records", "text"] = "images"
 

@@ -8,12 +8,13 @@ truth.
 from jaxinvert.audit.attack_free import RESIDUAL, AttackFree, attack_free
 from jaxinvert.audit.attacking import attack_and_score
 from jaxinvert.audit.auditing import audit
-from jaxinvert.audit.captured import Capture, Explained, audit_capture, explain_capture, job_of_capture
+from jaxinvert.audit.captured import Explained, audit_capture, explain_capture, job_of_capture
 from jaxinvert.audit.discrete import DiscreteGround, DiscreteScores
 from jaxinvert.audit.evidence import Evidence, Excess, Rate, Trials, excess, excess_over_all, mean_interval, rate
 from jaxinvert.audit.measures import Measure
 from jaxinvert.audit.plan import parse_defense, settings_for
 from jaxinvert.audit.privacy import Allowed, Privacy, Training, allowed, privacy
+from jaxinvert.audit.reading import Capture, Seen, observe_capture, read_capture, true_batches
 from jaxinvert.audit.record import record, record_of_capture
 from jaxinvert.audit.record_discrete import record_discrete
 from jaxinvert.audit.results import Attacked, Audited, Scenario
@@ -45,6 +46,7 @@ __all__ = [
     "Rate",
     "Scenario",
     "Scores",
+    "Seen",
     "Show",
     "Training",
     "Trials",
@@ -68,9 +70,11 @@ __all__ = [
     "judge",
     "judged",
     "mean_interval",
+    "observe_capture",
     "parse_defense",
     "privacy",
     "rate",
+    "read_capture",
     "record",
     "record_discrete",
     "record_of_capture",
@@ -80,4 +84,5 @@ __all__ = [
     "table_settings",
     "text_settings",
     "train_under",
+    "true_batches",
 ]

@@ -5,7 +5,8 @@ verified, only the share of the update that it explains: the squared cosine betw
 that the reconstruction would cause. The same share is computed for random updates.
 """
 
-import hashlib
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,30 +17,16 @@ import numpy as np
 from jaxinvert import data, jobs, models
 from jaxinvert.audit import controls
 from jaxinvert.audit.attacking import attack_and_score, blind_attack
+from jaxinvert.audit.diagnosis import likely_mistakes
+from jaxinvert.audit.reading import Capture, digest_of, read_capture, true_batches
 from jaxinvert.audit.results import Audited, Scenario
 from jaxinvert.audit.running import Show, attack, found_in
 from jaxinvert.audit.scoring import Ground, ground_truth
 from jaxinvert.audit.weighing import judged
 from jaxinvert.jobs import JobConfig
-from jaxinvert.observation import captures, threat_models
-from jaxinvert.search import check_targets
+from jaxinvert.jobs.groups import ClientConfig
+from jaxinvert.trees import of_what_was_sent
 from jaxinvert.types import Array, Batch, Observation, Params, Update
-
-
-class Capture(NamedTuple):
-    """Files captured in one round: the parameters that the server sent and the updates that clients returned.
-
-    Attributes:
-      params: file of the parameters that all these clients started from.
-      updates: one file for each client.
-      kind: what an update file holds, see `captures.as_update`.
-      truth: file of the true `inputs` and `labels`, concatenated over clients, if the auditor has them.
-    """
-
-    params: Path
-    updates: tuple[Path, ...]
-    kind: captures.Kind = "pseudo-gradient"
-    truth: Path | None = None
 
 
 class Explained(NamedTuple):
@@ -52,6 +39,7 @@ class Explained(NamedTuple):
       on_noise: `[T, B, H, W, C]` reconstructions of random updates.
       share_of_noise: `[T]` share of each random update that its reconstruction explains, 0 ... 1.
       assumptions: what the attacker knows, see `jobs.assumptions`.
+      notes: sentences about what was assumed or estimated.
     """
 
     reconstruction: np.ndarray
@@ -60,61 +48,7 @@ class Explained(NamedTuple):
     on_noise: np.ndarray
     share_of_noise: np.ndarray
     assumptions: dict[str, Any]
-
-
-def observe_capture(config: JobConfig, capture: Capture, model: models.Model) -> Observation:
-    """Reads the attacker's observation of all captured clients, limited to what the threat model grants.
-
-    Args:
-      config: the job, with as many targets as there are updates.
-      capture: the files; the truth is only read for labels that the job grants.
-      model: the clients' network.
-
-    Raises:
-      FileNotFoundError: if a file is missing.
-      ValueError: for a file that does not fit the model, or if labels are granted but no truth file is given.
-    """
-    granted = config.granted
-    threat_models.check_needs(granted, config.needs, attack=config.attacker.attack)
-    chain = config.defense.chain
-    if part := [name for name, recipe in zip(chain.names, chain.recipes) if recipe.changes_model]:
-        raise ValueError(f"defense {part[0]!r} is a part of the network: name a model that includes it")
-    like = jax.eval_shape(model.init, jax.random.key(0))
-    params = captures.load_tree(capture.params, like, what="parameters")
-    trees = [captures.load_tree(path, like, may_lack=("batch_stats",)) for path in capture.updates]
-    updates = [captures.as_update(tree, params, kind=capture.kind) for tree in trees]
-    labels = None
-    if granted.labels:
-        if capture.truth is None:
-            raise ValueError(
-                f"attack {config.attacker.attack!r} is granted the labels, which are read from the truth file: give "
-                "truth, or labels='restored'"
-            )
-        labels = true_batches(config, capture.truth, model).labels
-    seen = Observation(
-        params=params,
-        update=jax.tree.map(lambda *leaves: jnp.stack(leaves), *updates),
-        labels=labels,
-        num_examples=config.data.num_examples,
-        local_training=config.local_training,
-        defense=config.defense.parameters,
-    )
-    seen = seen._replace(**dict.fromkeys(granted.withheld))
-    check_targets(seen)
-    return seen
-
-
-def true_batches(config: JobConfig, file: Path, model: models.Model) -> Batch:
-    """The true images of all captured clients: `inputs [T, B, H, W, C]`, `labels [T, B]`.
-
-    Raises:
-      ValueError: if the file does not hold `T x B` images.
-    """
-    batch = captures.load_batch(file, model.input_shape, model.num_classes)
-    shape = (config.data.targets, config.num_private)
-    if len(batch.labels) != shape[0] * shape[1]:
-        raise ValueError(f"{file} holds {len(batch.labels)} examples, expected {shape[0]} clients of {shape[1]}")
-    return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), batch)
+    notes: tuple[str, ...] = ()
 
 
 def audit_capture(
@@ -123,6 +57,7 @@ def audit_capture(
     model: models.Model,
     others: data.Dataset | None,
     *,
+    other_mode: models.Model | None = None,
     num_candidates: int = 100,
     with_lpips: bool = False,
     folder: Path | None = None,
@@ -135,27 +70,36 @@ def audit_capture(
       capture: the files, including the truth.
       model: the clients' network.
       others: further candidates of the same kind; copies of the true images are left out.
+      other_mode: the same network with BatchNorm in the other mode, if it has such layers, to name a wrong mode.
       num_candidates: see `audit`.
       with_lpips: see `audit`.
       folder: stores the reconstructions.
       on_progress: called repeatedly with the current step.
 
     Raises:
-      FileNotFoundError, ValueError: see `observe_capture`.
+      FileNotFoundError, ValueError: see `read_capture`.
     """
     assert capture.truth is not None
-    found, ground, blind = {}, None, {}
+    found, ground, blind, notes = {}, None, {}, dict.fromkeys(capture.notes)
     for attacker, config in setting.attackers.items():
         truth = true_batches(config, capture.truth, model)
         ground = _ground(truth, others, num_candidates)
-        names = others.class_names if others else tuple(map(str, range(model.num_classes)))
-        task = jobs.Task(jobs.Program(config, model), observe_capture(config, capture, model), truth, names, True)
+        names = others.class_names if others else tuple(map(str, range(models.num_labels(model))))
+        seen = read_capture(config, capture, model)
+        task = jobs.Task(jobs.Program(config, model), seen.observation, truth, names, captured=True)
+        notes |= dict.fromkeys([*seen.notes, *likely_mistakes(config, task.program, seen, truth, other_mode)])
         kept = folder and folder / digest_of(capture)
-        seen = blind_attack(config, task, kept, on_progress, blind)
+        prior = blind_attack(config, task, kept, on_progress, blind)
         options = {"with_lpips": with_lpips, "folder": kept, "on_progress": on_progress}
-        found[attacker] = attack_and_score(config, task, ground, blind=seen, **options)
+        found[attacker] = attack_and_score(config, task, ground, blind=prior, **options)
     assert ground is not None
-    return judged(setting.name, ground, found)._replace(note=setting.note)
+    return _saying(judged(setting.name, ground, found)._replace(note=setting.note), [*notes])
+
+
+def _saying(one: Audited, notes: Sequence[str]) -> Audited:
+    """The audited scenario, whose verdict also says what was assumed about the capture."""
+    certainty = " ".join([one.verdict.certainty, *notes])
+    return one._replace(verdict=one.verdict._replace(certainty=certainty))
 
 
 def explain_capture(
@@ -176,9 +120,10 @@ def explain_capture(
       on_progress: called repeatedly with the current step.
 
     Raises:
-      FileNotFoundError, ValueError: see `observe_capture`.
+      FileNotFoundError, ValueError: see `read_capture`.
     """
-    program, seen = jobs.Program(config, model), observe_capture(config, capture, model)
+    program, read = jobs.Program(config, model), read_capture(config, capture, model)
+    seen = read.observation
     kept = folder and folder / digest_of(capture)
     found, used = found_in(attack("attack", config, program, seen, kept, on_progress))
     noise = controls.random_update(jobs.stream(config.seed, jobs.Stream.NULL_UPDATES), seen)
@@ -190,6 +135,7 @@ def explain_capture(
         on_noise,
         explained(program, noise, on_noise, used_on_noise),
         jobs.assumptions(config, model, captured=True),
+        (*capture.notes, *read.notes),
     )
 
 
@@ -204,7 +150,7 @@ def explained(program: jobs.Program, seen: Observation, inputs: np.ndarray, labe
     """
 
     def share(params: Params, update: Update, batch: Batch) -> Array:
-        simulated = program.problem.client_update(params, batch)
+        simulated = of_what_was_sent(program.problem.client_update(params, batch), update)
         pairs = [*zip(jax.tree.leaves(simulated), jax.tree.leaves(update))]
         inner = sum(jnp.vdot(mine, theirs) for mine, theirs in pairs)
         mine, theirs = (sum(jnp.vdot(leaf, leaf) for leaf in side) for side in zip(*pairs))
@@ -215,38 +161,63 @@ def explained(program: jobs.Program, seen: Observation, inputs: np.ndarray, labe
     return np.asarray(jax.jit(jax.vmap(share, in_axes=(None, 0, 0)))(seen.params, seen.update, batches))
 
 
-def job_of_capture(config: JobConfig, capture: Capture) -> JobConfig:
-    """The job with one target per captured update; labels are restored if they are not granted.
+def job_of_capture(config: JobConfig, capture: Capture) -> tuple[JobConfig, Capture]:
+    """The job with one target per captured update, and the capture as the job takes it.
+
+    Labels are restored if they are not granted. One local step of plain SGD sends its gradient times the learning
+    rate: updates are divided by the rate, and the clients are FedSGD clients.
 
     Raises:
       ValueError: for a job that does not apply to captured updates.
     """
     if config.model.checkpoint is not None:
         raise ValueError(f"checkpoint is {config.model.checkpoint}, but captured updates come with their parameters")
-    if config.observation.rounds > 1 or config.model.batch_norm == "train":
-        raise ValueError("a capture is one round, without running statistics: rounds=1 and batch_norm='eval'")
+    if config.observation.rounds > 1:
+        raise ValueError(f"rounds is {config.observation.rounds}, but a capture is one round")
     unknown = config.granted.labels and config.attacker.labels == "known" and capture.truth is None
-    return config.replace(targets=len(capture.updates), labels="restored" if unknown else config.attacker.labels)
+    config = config.replace(targets=len(capture.updates), labels="restored" if unknown else config.attacker.labels)
+    client = config.client
+    plain = client.local_optimizer == "sgd" and not client.local_weight_decay
+    if client.kind == "fedavg" and plain and config.local_training.num_steps == 1:
+        capture = capture._replace(rate=client.local_lr)
+        config = config.replace(client="fedsgd", **_NO_TRAINING)
+        return config, capture
+    unscaled = capture.kind != "pseudo-gradient" and client.kind == "fedsgd"
+    by_default = config.attacker.labels == "restored" and config.attacker.label_rule is None
+    if unscaled and by_default and config.num_private == 1:
+        config = config.replace(label_rule="bias-sign")  # exact for one example at any scale
+    return config, capture
 
 
-def digest_of(capture: Capture) -> str:
-    """A digest of the contents of all files, which identifies the capture.
+_NO_TRAINING = {item.name: item.default for item in fields(ClientConfig) if item.name.startswith("local_")}
+"""The fields of local training with their defaults."""
 
-    Raises:
-      ValueError: if a file cannot be read.
+
+def same_kind(private: np.ndarray, images: np.ndarray) -> bool:
+    """Whether a data set holds any of the private images, up to rounding to bytes.
+
+    Args:
+      private: `[T, B, H, W, C]` in [0, 1].
+      images: `[N, H, W, C]` in [0, 1].
     """
-    files = [capture.params, *capture.updates, *([] if capture.truth is None else [capture.truth])]
-    content = "".join(map(jobs.digest, files)) + capture.kind
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    own = {image.tobytes() for image in _as_bytes(private.reshape(-1, *private.shape[2:]))}
+    return any(image.tobytes() in own for image in _as_bytes(images))
+
+
+def _as_bytes(images: np.ndarray) -> np.ndarray:
+    return np.rint(np.asarray(images) * 255).astype(np.uint8)
 
 
 def _ground(truth: Batch, others: data.Dataset | None, num_candidates: int) -> Ground:
     """Truth and candidates: true images first, then others that are not copies of them."""
     images = np.asarray(truth.inputs).reshape(-1, *truth.inputs.shape[2:])
-    labels = np.ravel(truth.labels)
+    labels = np.asarray(truth.labels).reshape(len(images), *truth.labels.shape[2:])
+    if others is not None and others.labels.shape[1:] != labels.shape[1:]:
+        others = others._replace(labels=np.full(len(others.labels), -1, np.int32))  # labels of another kind
+        labels = models.label_ids(labels)
     if others is not None:
-        own = {image.tobytes() for image in images}
-        new = np.array([image.tobytes() not in own for image in others.images], bool)
+        own = {image.tobytes() for image in _as_bytes(images)}
+        new = np.array([image.tobytes() not in own for image in _as_bytes(others.images)], bool)
         images = np.concatenate([images, others.images[new]])
         labels = np.concatenate([labels, others.labels[new]])
     return ground_truth(truth, images, labels, num_candidates=num_candidates)

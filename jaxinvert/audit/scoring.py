@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxinvert import metrics
+from jaxinvert import metrics, models
 from jaxinvert.audit import retrieval
 from jaxinvert.audit.measures import IMAGES, Measure
 from jaxinvert.metrics import perceptual
@@ -27,12 +27,15 @@ class Ground(NamedTuple):
       candidates: private images and others of the same kind, `inputs [N, H, W, C]`, `labels [N]`.
       private: `[T, B]` index of each private image among the candidates.
       pool: the candidates, prepared for `score`; by default prepared in every call.
+      of_classes: whether labels are classes; else they are numbers of distinct labels, and an attack that knows
+        labels knows the true ones.
     """
 
     truth: Images
     candidates: Images
     private: np.ndarray
     pool: retrieval.Pool | None = None
+    of_classes: bool = True
 
     @property
     def labels(self) -> np.ndarray:
@@ -102,16 +105,20 @@ def ground_truth(truth: Batch, images: np.ndarray, labels: np.ndarray, *, num_ca
     Raises:
       ValueError: if `images` do not begin with the private ones.
     """
-    targets, size = truth.labels.shape
+    targets, size = truth.labels.shape[:2]
+    ids = models.label_ids(labels)
     num_private = targets * size
     if len(images) < num_private or not np.array_equal(
         images[:num_private], truth.inputs.reshape(-1, *images.shape[1:])
     ):
         raise ValueError(f"the first {num_private} candidates must be the private images, in their order")
     total = max(num_candidates, num_private)
-    candidates = Images(np.asarray(images[:total], np.float32), np.asarray(labels[:total]))
+    candidates = Images(np.asarray(images[:total], np.float32), ids[:total])
     private = np.arange(num_private).reshape(targets, size)
-    return Ground(Images(*map(np.asarray, truth)), candidates, private, retrieval.pool(candidates.inputs))
+    of_classes = truth.labels.ndim == 2 and bool(np.issubdtype(truth.labels.dtype, np.integer))
+    own = np.asarray(truth.labels) if of_classes else ids[:num_private].reshape(targets, size)
+    pool = retrieval.pool(candidates.inputs)
+    return Ground(Images(np.asarray(truth.inputs), own), candidates, private, pool, of_classes)
 
 
 def score(found: np.ndarray, used_labels: np.ndarray | None, ground: Ground, *, with_lpips: bool = False) -> Scores:
@@ -127,6 +134,8 @@ def score(found: np.ndarray, used_labels: np.ndarray | None, ground: Ground, *, 
       ValueError: see `perceptual.lpips`.
     """
     found = np.asarray(found, np.float32)
+    if used_labels is not None and not ground.of_classes:
+        used_labels = ground.truth.labels
     quality = jax.tree.map(lambda *leaves: np.stack(leaves), *map(metrics.evaluate, found, ground.truth.inputs))
     matched = np.take_along_axis(found, quality.permutation[:, :, None, None, None], axis=1)
     pool = ground.pool or retrieval.pool(ground.candidates.inputs)

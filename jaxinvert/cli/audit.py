@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxinvert import audit as audits
-from jaxinvert import data, files, jobs, models, report
+from jaxinvert import files, jobs, report
+from jaxinvert.cli.captured import capture_of, judge_capture, with_round
 from jaxinvert.cli.console import EXIT_INTERRUPTED, bad_input, progress_bar
 from jaxinvert.cli.fields import training_of, with_file
 from jaxinvert.metrics import perceptual
@@ -41,6 +42,9 @@ class Audit(jobs.JobConfig):
         worst attacker attacks the same clients again with the current parameters; 0 = none.
       lpips: also measure LPIPS, a perceptual distance; needs `pip install 'jaxinvert[lpips]'`.
       attack_free: also compute what each setting's updates allow by their derivative, before any attack.
+      capture: folder of a captured round, see `jaxinvert.integrations`; its `capture.json` gives all the facts below
+        that flags do not change.
+      clients: names of the clients of the captured round to audit; by default all with the same number of examples.
       update: files with captured updates, one per client (safetensors, npz, Flax msgpack), to audit instead of
         simulated clients; each is from `num_examples` examples, and `defenses` names the one defense that was used.
       params: file of the parameters that the server sent to the clients of the captured updates.
@@ -48,6 +52,8 @@ class Audit(jobs.JobConfig):
         (pseudo-gradient), parameters after minus before (delta), or parameters after training (weights).
       truth: npz with the true `inputs` and `labels` of the clients of the captured updates, concatenated over
         clients; needed for scores and a verdict.
+      mean: per-channel means that the clients of captured updates subtract from pixels in [0, 1]; by default none.
+      std: per-channel standard deviations by which they divide.
       input_shape: height, width and channels of one example of captured updates; by default those of `data`.
       num_classes: number of classes of the model of captured updates; by default that of `data`.
       sampling_rate: probability that an example takes part in one step of the whole training; together with
@@ -67,10 +73,14 @@ class Audit(jobs.JobConfig):
     leakage_rounds: int = 0
     lpips: bool = False
     attack_free: bool = True
+    capture: Path | None = None
+    clients: tuple[str, ...] = ()
     update: tuple[Path, ...] = ()
     params: Path | None = None
     update_kind: captures.Kind = "pseudo-gradient"
     truth: Path | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     input_shape: tuple[int, int, int] | None = None
     num_classes: int | None = None
     sampling_rate: float | None = None
@@ -88,11 +98,11 @@ def audit(command: Audit, command_line: str) -> int:
     """Runs the command; its exit status does not depend on the verdict."""
     console = Console()
     with bad_input():
-        command = _with_split(with_file(command))
+        command = _with_split(with_file(with_round(command, command_line)))
         config = jobs.JobConfig.of(**command.flat)
-        capture = _capture(command)
+        capture = capture_of(command)
         if capture is not None:
-            config = audits.job_of_capture(config, capture)
+            config, capture = audits.job_of_capture(config, capture)
         settings = audits.settings_for(config, command.defenses)
         if capture is not None and len(settings) > 1:
             raise ValueError(f"captured updates have one defense, not {len(settings)}: name the one that was used")
@@ -132,7 +142,7 @@ def audit(command: Audit, command_line: str) -> int:
                         on_progress=show,
                     )
                 else:
-                    found = _of_capture(command, settings[0], capture, show)
+                    found = judge_capture(command, settings[0], capture, show)
         except KeyboardInterrupt:
             bar.update(row, description="interrupted", refresh=True)
             bar.stop()
@@ -153,57 +163,6 @@ def audit(command: Audit, command_line: str) -> int:
             _print_verdicts(found, console)
     console.print(f"{time.perf_counter() - begin:,.0f} s; page: {page}", highlight=False, soft_wrap=True)
     return 0
-
-
-def _capture(command: Audit) -> audits.Capture | None:
-    """The captured files, or `None` if no updates are given.
-
-    Raises:
-      ValueError: if a required file is not given, or if training is requested, which needs simulated clients.
-    """
-    if not command.update:
-        if command.params is not None or command.truth is not None:
-            raise ValueError("params and truth belong to captured updates, whose files are missing: give update, too")
-        return None
-    if command.params is None:
-        raise ValueError("captured updates need the parameters that the server sent to the clients: give params")
-    for name in ("accuracy_rounds", "leakage_rounds"):
-        if getattr(command, name):
-            raise ValueError(
-                f"{name} is {getattr(command, name)}, but captured clients cannot be trained: leave it out"
-            )
-    return audits.Capture(command.params, command.update, command.update_kind, command.truth)
-
-
-def _of_capture(
-    command: Audit, setting: audits.Scenario, capture: audits.Capture, show: audits.Show
-) -> list[audits.Audited] | dict[str, tuple[jobs.JobConfig, audits.Explained]]:
-    """Judges captured updates if their truth is known, else measures the shares of the updates explained.
-
-    Raises:
-      ValueError: for files that do not fit the model.
-    """
-    shape, num_classes, others, mean, std = command.input_shape, command.num_classes, None, None, None
-    if shape is None or num_classes is None:
-        others = data.load(command.data.name, split=command.data.split, size=command.data.size)
-        shape, num_classes = shape or others.images.shape[1:], num_classes or others.num_classes
-        if command.model.normalized:
-            mean, std = others.mean, others.std
-        if others.images.shape[1:] != tuple(shape):
-            others = None
-    model = models.create(command.model.name, input_shape=shape, num_classes=num_classes, mean=mean, std=std)
-    if capture.truth is None:
-        return {
-            name: (config, audits.explain_capture(config, capture, model, folder=command.out, on_progress=show))
-            for name, config in setting.attackers.items()
-        }
-    options = {
-        "num_candidates": command.candidates,
-        "with_lpips": command.lpips,
-        "folder": command.out,
-        "on_progress": show,
-    }
-    return [audits.audit_capture(setting, capture, model, others, **options)]
 
 
 def _with_split(command: Audit) -> Audit:

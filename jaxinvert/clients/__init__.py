@@ -12,6 +12,7 @@ from jaxinvert.clients.training import (
     local_batch_statistics,
     only_trained,
     securely_aggregated,
+    sending,
 )
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "only_trained",
     "running_statistics",
     "securely_aggregated",
+    "sending",
 ]

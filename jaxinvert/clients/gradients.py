@@ -8,11 +8,12 @@ from flax import linen
 from jax import lax
 
 from jaxinvert.models.batch_norm import refuse_train_mode
-from jaxinvert.types import ArrayTree, Batch, ClientUpdateFn, LossFn, Params
+from jaxinvert.trees import is_float
+from jaxinvert.types import Array, ArrayTree, Batch, ClientUpdateFn, LossFn, Params
 
 
 def mean_gradient(loss_fn: LossFn, *, chunk_size: int | None = None) -> ClientUpdateFn:
-    """Returns `(params, batch) -> d loss_fn / d params`, the tree of `params`.
+    """Returns `(params, batch) -> d loss_fn / d params`, the tree of `params`; float zeros for integer leaves.
 
     With a `chunk_size`, the memory of the gradient and of its derivatives in the batch does not grow with the batch:
     chunks are computed sequentially and recomputed in the reverse pass, which stores only their examples.
@@ -26,8 +27,9 @@ def mean_gradient(loss_fn: LossFn, *, chunk_size: int | None = None) -> ClientUp
     Raises:
       ValueError: for a `chunk_size` below 1; when traced, naming the first BatchNorm layer in train mode.
     """
+    grad = _gradient_of_floats(loss_fn)
     if chunk_size is None:
-        return jax.grad(loss_fn)
+        return grad
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
 
@@ -38,12 +40,12 @@ def mean_gradient(loss_fn: LossFn, *, chunk_size: int | None = None) -> ClientUp
 
         def add(total: ArrayTree, chunk: Batch) -> tuple[ArrayTree, None]:
             share = chunk.inputs.shape[0] / num_examples
-            return jax.tree.map(lambda t, g: t + share * g, total, jax.grad(loss_fn)(params, chunk)), None
+            return jax.tree.map(lambda t, g: t + share * g, total, grad(params, chunk)), None
 
         add = jax.checkpoint(add, prevent_cse=False)
         chunks = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, size, *leaf.shape[1:]), batch)
         with linen.intercept_methods(refuse_train_mode):
-            total, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, params), chunks)
+            total, _ = lax.scan(add, jax.tree.map(no_update, params), chunks)
             if whole < num_examples:
                 total, _ = add(total, jax.tree.map(lambda leaf: leaf[whole:], batch))
         return total
@@ -72,10 +74,11 @@ def per_example_gradients(loss_fn: LossFn, *, chunk_size: int | None = None) -> 
     >>> per_example_gradients(loss_fn)(jnp.ones(2), batch).tolist()
     [[2.0, 0.0], [0.0, 0.0]]
     """
+    grad = _gradient_of_floats(loss_fn)
 
     def gradients(params: Params, batch: Batch) -> ArrayTree:
         def one(example: Batch) -> ArrayTree:
-            return jax.grad(loss_fn)(params, jax.tree.map(lambda leaf: leaf[None], example))
+            return grad(params, jax.tree.map(lambda leaf: leaf[None], example))
 
         with linen.intercept_methods(refuse_train_mode):
             if chunk_size is None:
@@ -83,3 +86,27 @@ def per_example_gradients(loss_fn: LossFn, *, chunk_size: int | None = None) -> 
             return lax.map(one, batch, batch_size=chunk_size)
 
     return gradients
+
+
+def no_update(leaf: Array) -> Array:
+    """The update of a leaf that is not trained: zeros, also for integers floats."""
+    return jnp.zeros(leaf.shape, leaf.dtype if is_float(leaf) else jnp.float32)
+
+
+def _gradient_of_floats(loss_fn: LossFn) -> ClientUpdateFn:
+    """`jax.grad(loss_fn)` for parameters that may hold integers, such as counters and index tables."""
+
+    def gradient(params: Params, batch: Batch) -> ArrayTree:
+        leaves, structure = jax.tree.flatten(params)
+        if all(map(is_float, leaves)):
+            return jax.grad(loss_fn)(params, batch)
+
+        def of_floats(floats: list[Array]) -> Array:
+            given = iter(floats)
+            filled = [next(given) if is_float(leaf) else leaf for leaf in leaves]
+            return loss_fn(structure.unflatten(filled), batch)
+
+        grads = iter(jax.grad(of_floats)([leaf for leaf in leaves if is_float(leaf)]))
+        return structure.unflatten([next(grads) if is_float(leaf) else no_update(leaf) for leaf in leaves])
+
+    return gradient

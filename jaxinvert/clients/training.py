@@ -15,15 +15,16 @@ References:
   Abadi et al.: Deep learning with differential privacy. CCS 2016, arXiv:1607.00133.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxinvert.clients.gradients import mean_gradient, per_example_gradients
-from jaxinvert.trees import tree_norm
+from jaxinvert.clients.gradients import mean_gradient, no_update, per_example_gradients
+from jaxinvert.models.roles import sent_leaves, trained_leaves
+from jaxinvert.trees import moved, tree_norm
 from jaxinvert.types import Array, ArrayTree, Batch, ClientUpdateFn, Key, LossFn, Params, Scalar, Update
 
 AnyLossFn = Callable[..., Array]
@@ -113,17 +114,18 @@ def fedavg(
     order_key: Key | None = None,
     dropout_key: Key | None = None,
     chunk_size: int | None = None,
+    frozen: Sequence[str] = (),
 ) -> ClientUpdateFn:
     """Local training over `num_epochs` passes: the update is `params - local_params` (McMahan et al. 2017, FedAvg).
 
-    A client with `B` examples takes `S = num_epochs * B / batch_size` steps. The update is the sum of the steps, not
-    the difference of two rounded sets of parameters: one full-batch step of `optax.sgd(r)` gives exactly `r` times
-    the FedSGD update, where a subtraction in float32 would lose up to 6e-8 of each *parameter*.
+    A client with `B` examples takes `S = num_epochs * ceil(B / batch_size)` steps. The update is the sum of the
+    steps, not the difference of two rounded sets of parameters: one full-batch step of `optax.sgd(r)` gives exactly
+    `r` times the FedSGD update, where a subtraction in float32 would lose up to 6e-8 of each *parameter*.
 
     | case                             | behavior                                                           |
     |----------------------------------|--------------------------------------------------------------------|
-    | `params["batch_stats"]`          | not trained: hidden from the optimizer; the update is zero there   |
-    | `B` no multiple of `batch_size`  | rejected: the last mini-batch would weight its examples differently|
+    | statistics, buffers, integers    | not trained: hidden from the optimizer; the update is zero there   |
+    | `B` no multiple of `batch_size`  | the last mini-batch of every pass is smaller, so its examples weigh more |
     | memory of the reverse pass       | one step's activations; inputs, parameters and state of all steps  |
     | Adam where a gradient is 0       | NaN derivatives in the inputs, unless `optax.adam(..., eps_root=1e-12)` |
 
@@ -145,10 +147,10 @@ def fedavg(
       dropout_key: split into one key per step for `loss_fn`; as secret as the order.
       chunk_size: examples whose gradient is computed at once, to save memory for large mini-batches; see
         `gradients.mean_gradient`.
+      frozen: paths of leaves or layers that are not trained, `Model.frozen`.
 
     Returns:
-      `(params, batch) -> update`, differentiable in `batch.inputs` and soft labels. Raises ValueError when traced
-      with a `B` that is no multiple of `batch_size`. Not jitted.
+      `(params, batch) -> update`, differentiable in `batch.inputs` and soft labels. Not jitted.
 
     Raises:
       ValueError: for a `batch_size` or `num_epochs` below 1.
@@ -160,7 +162,15 @@ def fedavg(
     """
     _check_dropout_in_chunks(dropout_key, chunk_size)
     train = _local_training(
-        loss_fn, _nothing, optimizer, batch_size, num_epochs, order_key, dropout_key, chunk_size=chunk_size
+        loss_fn,
+        _nothing,
+        optimizer,
+        batch_size,
+        num_epochs,
+        order_key,
+        dropout_key,
+        chunk_size=chunk_size,
+        frozen=frozen,
     )
 
     def client_update(params: Params, batch: Batch) -> Update:
@@ -271,18 +281,19 @@ def securely_aggregated(client_update: AnyClientUpdateFn, *, num_clients: int) -
     return update_of_all
 
 
-def only_trained(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Excludes `params["batch_stats"]` from the optimizer: running statistics are sent but not trained.
+def only_trained(optimizer: optax.GradientTransformation, frozen: Sequence[str] = ()) -> optax.GradientTransformation:
+    """Excludes from the optimizer what is not trained: running statistics, buffers, integers, frozen layers.
 
     Their gradients are zero, but weight decay would still shrink them, and Adam's square root would make derivatives
-    NaN.
+    NaN. See `models.roles`.
+
+    Args:
+      optimizer: any.
+      frozen: paths of leaves or layers that are not trained, `Model.frozen`.
     """
 
     def labels(params: Params) -> ArrayTree:
-        def label(path: tuple, _: Array) -> str:
-            return "kept" if path and getattr(path[0], "key", None) == "batch_stats" else "trained"
-
-        return jax.tree_util.tree_map_with_path(label, params)
+        return jax.tree.map(lambda trained: "trained" if trained else "kept", trained_leaves(params, frozen))
 
     return optax.partition({"trained": optimizer, "kept": optax.set_to_zero()}, labels)
 
@@ -301,40 +312,82 @@ def _local_training(
     dropout_key: Key | None = None,
     *,
     chunk_size: int | None = None,
+    frozen: Sequence[str] = (),
 ) -> Callable[[Params, Batch], tuple[Update, ArrayTree]]:
     """`(params, batch) -> (update, measured [S, ...])`: the unrolled training, with `measure` before each step."""
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if num_epochs < 1:
         raise ValueError(f"num_epochs must be at least 1, got {num_epochs}")
-    optimizer = only_trained(optimizer)
+    optimizer = only_trained(optimizer, frozen)
 
     def train(params: Params, batch: Batch) -> tuple[Update, ArrayTree]:
         num_examples = batch.inputs.shape[0]
-        size = num_examples if batch_size is None else batch_size
-        if num_examples % size:
-            raise ValueError(f"batch_size must divide the client's {num_examples} examples, got {size}")
-        order = _example_order(num_examples, num_epochs, order_key).reshape(-1, size)
+        size = min(num_examples, num_examples if batch_size is None else batch_size)
+        order, num_steps = _example_order(num_examples, num_epochs, order_key), num_epochs * -(-num_examples // size)
 
         def step(carry: _Carry, step_input: tuple[Batch, tuple[Key, ...]]) -> tuple[_Carry, ArrayTree]:
             (update, state), (minibatch, key_of_loss) = carry, step_input
-            local_params = jax.tree.map(jnp.subtract, params, update)
+            local_params = moved(params, update)
             gradient = mean_gradient(lambda p, b: loss_fn(p, b, *key_of_loss), chunk_size=chunk_size)
             grad = gradient(local_params, minibatch)
             change, state = optimizer.update(grad, state, local_params)
-            update = jax.tree.map(lambda u, c: (u - c).astype(u.dtype), update, change)
+            update = moved(update, change)
             return (update, state), measure(local_params, minibatch)
 
-        if len(order) > 1:
+        if num_steps > 1:
             # Store only each step's parameters for the reverse pass and recompute its activations there.
             step = jax.checkpoint(step, prevent_cse=False)
-        minibatches = jax.tree.map(lambda leaf: jnp.asarray(leaf)[order], batch)
-        keys = () if dropout_key is None else (jax.random.split(dropout_key, len(order)),)
-        start = (jax.tree.map(jnp.zeros_like, params), optimizer.init(params))
-        (update, _), measured = lax.scan(step, start, (minibatches, keys))
-        return update, measured
+        keys = () if dropout_key is None else (jax.random.split(dropout_key, num_steps),)
+        start = (jax.tree.map(no_update, params), optimizer.init(params))
+        if num_examples % size == 0:
+            minibatches = jax.tree.map(lambda leaf: jnp.asarray(leaf)[order.reshape(-1, size)], batch)
+            (update, _), measured = lax.scan(step, start, (minibatches, keys))
+            return update, measured
+        passes = jax.tree.map(lambda leaf: jnp.asarray(leaf)[order], batch)
+        keys = jax.tree.map(lambda k: k.reshape(num_epochs, -1, *k.shape[1:]), keys)
+        (update, _), measured = lax.scan(_uneven_pass(step, size), start, (passes, keys))
+        return update, jax.tree.map(lambda leaf: leaf.reshape(num_steps, *leaf.shape[2:]), measured)
 
     return train
+
+
+def _uneven_pass(step: Callable, size: int) -> Callable:
+    """One pass over the examples: all whole mini-batches of `size`, then the smaller one that is left."""
+
+    def one_pass(carry: _Carry, inputs: tuple[Batch, tuple[Key, ...]]) -> tuple[_Carry, ArrayTree]:
+        examples, keys = inputs
+        whole = len(examples.inputs) // size * size
+
+        def cut(leaf: Array) -> Array:
+            return leaf[:whole].reshape(-1, size, *leaf.shape[1:])
+
+        carry, measured = lax.scan(step, carry, (jax.tree.map(cut, examples), jax.tree.map(lambda k: k[:-1], keys)))
+        left = jax.tree.map(lambda leaf: leaf[whole:], examples)
+        carry, last = step(carry, (left, jax.tree.map(lambda k: k[-1], keys)))
+        return carry, jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), measured, last)
+
+    return one_pass
+
+
+def sending(
+    client_update: AnyClientUpdateFn, *, frozen: Sequence[str] = (), personal: Sequence[str] = ()
+) -> AnyClientUpdateFn:
+    """The client that keeps some of its layers: their update is zero, as if it was not sent.
+
+    Args:
+      client_update: the client's training, `(params, batch) -> update`, or with a key as third argument.
+      frozen: paths of leaves or layers that are not trained, `Model.frozen`.
+      personal: paths of leaves or layers that are trained but not sent, `Model.personal`.
+    """
+    if not personal and not frozen:
+        return client_update
+
+    def sent_update(params: Params, batch: Batch, *key: Key | None) -> Update:
+        sent = sent_leaves(params, frozen, personal)
+        return jax.tree.map(lambda u, s: u if s else jnp.zeros_like(u), client_update(params, batch, *key), sent)
+
+    return sent_update
 
 
 def _check_dropout_in_chunks(dropout_key: Key | None, chunk_size: int | None) -> None:

@@ -16,8 +16,8 @@ class Dataset(NamedTuple):
     Attributes:
       name: the name or path it was loaded from.
       images: `[N, H, W, C]` float32 in [0, 1].
-      labels: `[N]` int32 in [0, num_classes).
-      num_classes: `K`, number of classes of the full set, also for a slice.
+      labels: `[N]` int32 in [0, num_classes); or float32, `[N, K]` several or soft labels, `[N]` values to predict.
+      num_classes: `K`, number of classes of the full set, also for a slice; of columns, for float labels.
       class_names: `K` names.
       mean: per channel, in [0, 1] pixels; a model of this set subtracts it from its inputs.
       std: per channel, in [0, 1] pixels; a model of this set divides its inputs by it. Both are published constants,

@@ -20,6 +20,8 @@ def load_npz(path: pathlib.Path, *, split: str, size: int | None) -> Dataset:
     | --- | --- | --- |
     | `SPLIT_images` | `[N, H, W, C]` or `[N, H, W]` uint8, C is 1 or 3 | e.g. `train_images`, `test_images` |
     | `SPLIT_labels` | `[N]` integers | classes from 0 |
+    | | `[N, K]` integers or floats | several labels per image, soft labels, or values to predict |
+    | | `[N]` floats | a value to predict |
     | `images`, `labels` | the same | the split `test` of a file with one split |
     | `class_names` | `[K]` strings, optional | else `K` is the file's largest label plus one |
     | `mean`, `std` | `[C]` floats, [0, 1] pixels, optional | else CIFAR-10's (C = 3) or 0.5 / 0.25 (C = 1) |
@@ -57,7 +59,10 @@ def _read(path: pathlib.Path, arrays: np.lib.npyio.NpzFile, *, split: str, size:
     if not image_keys:
         raise ValueError(f"it has no array SPLIT_images, only {', '.join(arrays) or 'nothing'}")
     labels = {name: _labels(arrays, key.removesuffix("images") + "labels") for name, key in image_keys.items()}
-    largest = max((int(values.max()) for values in labels.values() if values.size), default=0)
+    classes = [values for values in labels.values() if np.issubdtype(values.dtype, np.integer)]
+    largest = max((int(values.max()) for values in classes if values.size), default=0)
+    if not classes:
+        largest = max(values.shape[1] if values.ndim > 1 else 1 for values in labels.values()) - 1
     class_names = (
         tuple(str(name) for name in arrays["class_names"].ravel())
         if "class_names" in arrays
@@ -76,7 +81,7 @@ def _read(path: pathlib.Path, arrays: np.lib.npyio.NpzFile, *, split: str, size:
         images=to_float(
             pixels.resize(image, size) for part in selections for image in images[part.split][part.start : part.stop]
         ),
-        labels=np.concatenate([labels[part.split][part.start : part.stop] for part in selections]).astype(np.int32),
+        labels=np.concatenate([labels[part.split][part.start : part.stop] for part in selections]),
         num_classes=len(class_names),
         class_names=class_names,
         mean=normalization.mean,
@@ -99,11 +104,16 @@ def _labels(arrays: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
     if key not in arrays:
         raise ValueError(f"it has no array {key}")
     labels = arrays[key]
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"{key} is {labels.dtype} {labels.shape}, expected integers [N]")
+    whole = np.issubdtype(labels.dtype, np.integer)
+    if labels.ndim not in (1, 2) or not (whole or np.issubdtype(labels.dtype, np.floating)):
+        raise ValueError(f"{key} is {labels.dtype} {labels.shape}, expected integers [N], or floats [N] or [N, K]")
+    if labels.ndim == 2 or not whole:
+        if not np.all(np.isfinite(labels)):
+            raise ValueError(f"{key} holds values that are not finite")
+        return labels.astype(np.float32)
     if labels.size and (labels.min() < 0 or labels.max() > np.iinfo(np.int32).max):
         raise ValueError(f"{key} ranges from {labels.min()} to {labels.max()}, expected classes from 0")
-    return labels
+    return labels.astype(np.int32)
 
 
 def _normalization(arrays: np.lib.npyio.NpzFile, num_channels: int) -> Normalization:

@@ -5,7 +5,8 @@ from typing import Any
 
 from jaxinvert.attacks import adaptive
 from jaxinvert.jobs.config import JobConfig
-from jaxinvert.jobs.groups import ClientConfig, DefenseConfig
+from jaxinvert.jobs.deployment import NUM_DRAWS
+from jaxinvert.jobs.groups import ClientConfig, DefenseConfig, ModelConfig
 from jaxinvert.jobs.realism import as_dict, prior_saw_victims, realism
 from jaxinvert.models import Model
 from jaxinvert.observation.threat_models import MEANINGS, ThreatModel
@@ -28,6 +29,10 @@ def assumptions(config: JobConfig, model: Model, *, captured: bool = False) -> d
     sentences += [
         defense_in_words(config.defense, adaptive_attacker=attacker.adaptive),
         f"BatchNorm, if any, in {config.model.batch_norm} mode",
+        "dropout, if any, off"
+        if config.model.dropout == "eval"
+        else f"dropout drawn by the clients; the attacker averages {NUM_DRAWS} draws of its own",
+        *_roles_in_words(config.model),
     ]
     several_steps = config.num_examples_per_step < config.data.num_examples
     order_guessed = ", with a guessed order across local steps" if several_steps else ""
@@ -56,6 +61,11 @@ def assumptions(config: JobConfig, model: Model, *, captured: bool = False) -> d
         "labels": how_labels[attacker.labels],
         "realism": as_dict(realism(config, model, captured=captured)),
     }
+
+
+def _roles_in_words(model: ModelConfig) -> list[str]:
+    sentences = [f"layers not trained: {', '.join(model.frozen)}"] if model.frozen else []
+    return sentences + ([f"layers not sent: {', '.join(model.personal)}"] if model.personal else [])
 
 
 def realism_in_words(assumptions: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from jaxinvert.attacks.adaptive import adapt
 from jaxinvert.attacks.problem import Problem
 from jaxinvert.defenses.recipe import Parameters
 from jaxinvert.jobs.automatic import AUTO, closed_form_job
+from jaxinvert.jobs.checks import check_rule, check_task
 from jaxinvert.jobs.config import JobConfig
 from jaxinvert.jobs.deployment import Deployment, deployment_of
 from jaxinvert.parallel.devices import first_devices
@@ -56,6 +57,7 @@ class Program:
         model: models.Model,
         told: Callable[[Problem], Problem] = lambda problem: problem,
     ) -> None:
+        check_task(config.attacker, model.task)
         self.config = compiled_form(config)
         self.model = model
         self._told = told
@@ -143,8 +145,16 @@ class Program:
         return self.config.attacker.entry.build(problem, traced.hyperparameters, traced.horizon)
 
     def _restore_labels(self, key: Key, observations: Observation) -> Array:
-        problem = labels.LabelProblem(self.model.apply, self.model.head, self.model.input_shape, key)
-        rule = labels.REGISTRY[self.config.chosen_label_rule].factory(problem)
+        check_rule(self.config.chosen_label_rule, self.model.task)
+        if self.model.task == "multi-label":
+            shared, per_target = split_shared(observations)
+            return jax.lax.map(
+                lambda target: labels.several_labels(target._replace(**shared), head=self.model.head), per_target
+            )
+        problem = labels.LabelProblem(
+            self.model.apply, self.model.head, self.model.input_shape, key, self.model.calibration
+        )
+        rule = labels.rule_for(self.config.chosen_label_rule, problem)
         shared, per_target = split_shared(observations)
 
         def restore(target: Observation) -> Array:

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxinvert.attacks.closed_form.rank import rank_report
 from jaxinvert.attacks.optimization.spectral import spectral
-from jaxinvert.attacks.registry import register
+from jaxinvert.attacks.registry import REGISTRY, register
 from jaxinvert.jobs.config import JobConfig
 from jaxinvert.types import Observation, Reconstruction, Shape
 
@@ -37,20 +37,22 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(config: JobConfig, observations: Observation, image_shape: Shape) -> Choice:
+def choose(config: JobConfig, observations: Observation, image_shape: Shape, task: str = "classes") -> Choice:
     """Chooses a closed form from the ranks of the first update and the clients' configuration.
 
     Args:
       config: the job.
       observations: one per client, leading axis `T`.
       image_shape: `(H, W, C)`.
+      task: the network's, see `models.tasks`.
     """
     update = jax.tree.map(lambda leaf: leaf[0], observations.update)
     forms = {
         form.attack: form for form in rank_report(update, batch_shape=(config.num_private, *image_shape)).closed_forms
     }
     for name in _CLOSED_FORMS:
-        if forms[name].applies and _fits(name, config):
+        any_loss = task == "classes" or REGISTRY[name].traits.any_loss
+        if forms[name].applies and any_loss and _fits(name, config):
             return Choice(name, forms[name].reason)
     return Choice(None, "no closed form is exact for this network, batch and update")
 

@@ -4,18 +4,38 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
+from jaxinvert import labels
 from jaxinvert.attacks import adaptive
 from jaxinvert.attacks.registry import Entry
-from jaxinvert.jobs.groups import AttackerConfig, ClientConfig, DefenseConfig, ObservationConfig, attacks_that
+from jaxinvert.jobs.groups import (
+    AttackerConfig,
+    ClientConfig,
+    DefenseConfig,
+    ModelConfig,
+    ObservationConfig,
+    attacks_that,
+)
 
 BatchNormMode = Literal["eval", "train"]
 
 
-def check_batches(client: ClientConfig, num_examples: int, *, batch_norm: BatchNormMode = "eval") -> None:
-    """Raises ValueError for local batches or chunks that do not fit the clients' examples or network."""
-    if num_examples % client.num_examples_per_step(num_examples):
+def check_batches(
+    client: ClientConfig, num_examples: int, *, batch_norm: BatchNormMode = "eval", reads: Collection[str] = ()
+) -> None:
+    """Raises ValueError for local batches or chunks that do not fit the clients' network or the label rule.
+
+    Args:
+      client: how the clients train.
+      num_examples: number of each client's examples.
+      batch_norm: mode of the clients' BatchNorm layers.
+      reads: the fields of an observation that the label rule reads.
+    """
+    uneven = num_examples % client.num_examples_per_step(num_examples)
+    if uneven and "local_training" in reads:
         raise ValueError(
-            f"local_batch_size is {client.local_batch_size}, expected a divisor of num_examples {num_examples}"
+            f"{num_examples} examples in local batches of {client.local_batch_size} leave a last batch of {uneven}, "
+            "whose gradient weighs each of them more, but the label rule assumes equal weights; the sign rules "
+            "(bias-sign, idlg, llg, yin) do not"
         )
     if client.gradient_chunk is not None and batch_norm == "train":
         raise ValueError(
@@ -54,6 +74,38 @@ def check_attack(
         )
 
 
+def check_task(attacker: AttackerConfig, task: str) -> None:
+    """Raises ValueError for an attack or for labels that assume classes, if the network is for something else.
+
+    Args:
+      attacker: the attack and the attacker's knowledge.
+      task: the network's, see `models.tasks`.
+    """
+    if task == "classes":
+        return
+    entry = attacker.entry
+    if attacker.labels == "joint":
+        raise ValueError(f"labels='joint' optimizes softmax labels of classes, but the network's task is {task}")
+    if "labels" not in entry.needs and not entry.traits.any_loss:
+        able = attacks_that(lambda entry: entry.traits.any_loss or "labels" in entry.needs)
+        raise ValueError(
+            f"attack {attacker.attack!r} assumes softmax cross-entropy, but the network's task is {task}; "
+            f"{able} do not"
+        )
+
+
+def check_rule(rule: str, task: str) -> None:
+    """Raises ValueError for a label rule that assumes another loss than that of the network's task."""
+    for_tasks = labels.REGISTRY[rule].tasks
+    if task not in for_tasks:
+        others = [name for name, one in labels.REGISTRY.items() if task in one.tasks]
+        hint = f"label rule {' or '.join(others)} does not" if others else "no rule restores such labels: grant them"
+        raise ValueError(
+            f"label rule {rule!r} is for the task {' or '.join(for_tasks)} and its loss, but the network's is "
+            f"{task}; {hint}"
+        )
+
+
 def check_defense(
     defense: DefenseConfig,
     client: ClientConfig,
@@ -75,6 +127,18 @@ def check_defense(
             raise ValueError(f"defense {name!r} adds layers for which {checkpoint} has no parameters")
         if recipe.one_step and client.kind != "fedsgd":
             raise ValueError(f"defense {name!r} is defined for one gradient: it needs client='fedsgd'")
+
+
+def check_dropout(model: ModelConfig, client: ClientConfig, defense: DefenseConfig) -> None:
+    """Raises ValueError for random layers that draw together with what is not simulated for them."""
+    if model.dropout == "eval":
+        return
+    if defense.chain.names:
+        raise ValueError(f"dropout is 'train', but defense {defense.name!r} is only simulated with dropout='eval'")
+    if client.gradient_chunk is not None:
+        raise ValueError(
+            f"dropout is 'train', but gradient_chunk is {client.gradient_chunk}: chunks would share draws"
+        )
 
 
 def check_adaptive(defense: DefenseConfig, entry: Entry, *, aggregate: int = 1) -> None:

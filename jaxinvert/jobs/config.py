@@ -57,13 +57,14 @@ class JobConfig:
         at_least(0, seed=self.seed)
         less_than(2**32, seed=self.seed)
         batch_norm, num_examples, entry = self.model.batch_norm, self.data.num_examples, self.attacker.entry
-        checks.check_batches(self.client, num_examples, batch_norm=batch_norm)
+        checks.check_batches(self.client, num_examples, batch_norm=batch_norm, reads=self.rule_needs)
         checks.check_attack(
             self.attacker, self.client, self.observation, batch_norm=batch_norm, reads=self.rule_needs
         )
         checks.check_defense(
             self.defense, self.client, num_examples, batch_norm=batch_norm, checkpoint=self.model.checkpoint
         )
+        checks.check_dropout(self.model, self.client, self.defense)
         if self.attacker.adaptive:
             checks.check_adaptive(self.defense, entry, aggregate=self.observation.aggregate)
 

@@ -21,13 +21,18 @@ from jaxinvert.clients import (
     local_batch_statistics,
     running_statistics,
     securely_aggregated,
+    sending,
 )
 from jaxinvert.defenses.recipe import ClientFacts, Parameters
 from jaxinvert.defenses.registry import Chain, defended, extended
 from jaxinvert.jobs.config import JobConfig
 from jaxinvert.jobs.groups import ClientConfig, ModelConfig
 from jaxinvert.jobs.streams import Stream, stream
+from jaxinvert.trees import moved
 from jaxinvert.types import ArrayTree, Batch, ClientUpdateFn, Key, Params, Update
+
+NUM_DRAWS = 4
+"""Draws of random layers over which an attacker averages the update of a simulated client."""
 
 
 class _LocalSteps(NamedTuple):
@@ -47,6 +52,7 @@ class Deployment(NamedTuple):
       num_examples: number of examples in each client's batch.
       defenses: the clients' defenses.
       aggregate: number of clients whose mean update is all that the server sees.
+      draws: whether the clients' random layers draw; the attacker simulates them by draws of its own.
     """
 
     client: ClientConfig
@@ -54,6 +60,7 @@ class Deployment(NamedTuple):
     num_examples: int
     defenses: Chain
     aggregate: int = 1
+    draws: bool = False
 
     def facts(self, order_key: Key | None = None) -> ClientFacts:
         """The facts about a client from which defenses and adaptive attackers are built."""
@@ -68,11 +75,27 @@ class Deployment(NamedTuple):
           order_key: key of the local order, if the order is secret.
         """
         facts = self.facts(order_key)
+        if self.draws:
+            return self._of_all(lambda params, batch, key: self._drawn(key, order_key)(params, batch))
         return self._of_all(defended(self.defenses, facts, parameters, facts.train(self.model.loss)))
 
     def simulated_update(self) -> ClientUpdateFn:
         """The client that a non-adaptive attacker simulates: without defenses, examples in the order of the batch."""
-        return self._of_all(self._train(self.model.loss))
+        if not self.draws:
+            return self._of_all(self._train(self.model.loss))
+        keys = jax.random.split(jax.random.key(0), NUM_DRAWS)
+
+        def mean_of_draws(params: Params, batch: Batch) -> Update:
+            updates = jax.vmap(lambda key: self._drawn(key)(params, batch))(keys)
+            return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), updates)
+
+        return self._of_all(mean_of_draws)
+
+    def _drawn(self, key: Key, order_key: Key | None = None) -> ClientUpdateFn:
+        """One client's training with random layers that draw."""
+        if self.model.drawn_loss_fn is None:
+            raise ValueError(f"dropout is 'train', but model {self.model.name} has no random layers that could draw")
+        return self._train(self.model.drawn_loss_fn, order_key=order_key, dropout_key=key)
 
     def sent_statistics(self, order_key: Key | None = None) -> Callable[[Params, Batch], ArrayTree]:
         """The running statistics that clients with BatchNorm in train mode send with their updates."""
@@ -99,26 +122,29 @@ class Deployment(NamedTuple):
         change: optax.GradientTransformation | None = None,
     ) -> ClientUpdateFn:
         """One client's training; `change` transforms every local gradient before the client's optimizer."""
-        chunk_size = self.client.gradient_chunk
+        chunk_size, model = self.client.gradient_chunk, self.model
         if self.client.kind == "fedsgd":
-            return fedsgd(loss_fn, change=change, dropout_key=dropout_key, chunk_size=chunk_size)
-        steps = self._local_steps()
-        return fedavg(
-            loss_fn,
-            optimizer=steps.optimizer if change is None else optax.chain(change, steps.optimizer),
-            batch_size=steps.batch_size,
-            num_epochs=steps.num_epochs,
-            order_key=order_key,
-            dropout_key=dropout_key,
-            chunk_size=chunk_size,
-        )
+            train = fedsgd(loss_fn, change=change, dropout_key=dropout_key, chunk_size=chunk_size)
+        else:
+            steps = self._local_steps()
+            train = fedavg(
+                loss_fn,
+                optimizer=steps.optimizer if change is None else optax.chain(change, steps.optimizer),
+                batch_size=steps.batch_size,
+                num_epochs=steps.num_epochs,
+                order_key=order_key,
+                dropout_key=dropout_key,
+                chunk_size=chunk_size,
+                frozen=model.frozen,
+            )
+        return sending(train, frozen=model.frozen, personal=model.personal)
 
     def _local_steps(self) -> _LocalSteps:
         """The arguments of local training; for FedSGD clients, one step over all examples."""
         client = self.client
         make = {
             "sgd": optax.sgd,
-            "momentum": partial(optax.sgd, momentum=0.9),
+            "momentum": partial(optax.sgd, momentum=client.local_momentum),
             # The attacker differentiates through the square root; eps_root keeps its argument above zero.
             "adam": partial(optax.adam, eps_root=1e-12),
         }[client.local_optimizer]
@@ -136,7 +162,12 @@ class Deployment(NamedTuple):
 def deployment_of(config: JobConfig, model: models.Model) -> Deployment:
     """The deployment of a job; `model` includes the layers that its defenses add."""
     return Deployment(
-        config.client, model, config.data.num_examples, config.defense.chain, config.observation.aggregate
+        config.client,
+        model,
+        config.data.num_examples,
+        config.defense.chain,
+        config.observation.aggregate,
+        draws=config.model.dropout == "train",
     )
 
 
@@ -182,7 +213,10 @@ def network(config: ModelConfig, defenses: Chain, dataset: data.Dataset) -> tupl
         raise ValueError(f"{config.checkpoint} is of model {trained}, but model is {config.name}")
     if not config.normalized and "mean" in facts:
         raise ValueError(f"normalized is False, but {config.checkpoint} was trained on normalized images")
-    architecture: Mapping[str, Any] = {} if config.batch_norm == "eval" else {"batch_norm": config.batch_norm}
+    defaults = {"batch_norm": "eval", "dropout": "eval", "head": None}
+    architecture: Mapping[str, Any] = {
+        name: getattr(config, name) for name, default in defaults.items() if getattr(config, name) != default
+    }
     model = models.create(
         config.name,
         input_shape=dataset.images.shape[1:],
@@ -193,7 +227,8 @@ def network(config: ModelConfig, defenses: Chain, dataset: data.Dataset) -> tupl
     )
     if config.batch_norm == "eval" and models.is_external(config.name):
         models.check_eval_mode(model)
-    model = extended(defenses, model)
+    model = models.with_personal(models.with_frozen(model, config.frozen), config.personal)
+    model = models.with_task(extended(defenses, model), dataset.labels)
     if config.checkpoint is None:
         return model, None
     return model, models.load_checkpoint(config.checkpoint, jax.eval_shape(model.init, jax.random.key(0)))
@@ -241,7 +276,7 @@ def earlier_rounds(
         updates = jax.vmap(client, in_axes=(None, 0, 0))(params, batches, own_keys)
         sent.append(params)
         received.append(updates)
-        params = jax.tree.map(lambda p, u: p - server_rate * u.mean(axis=0), params, updates)
+        params = moved(params, jax.tree.map(lambda u: u.mean(axis=0), updates), server_rate)
     earlier_params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *sent)
     earlier_updates = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *received)
     return earlier_params, earlier_updates, params

@@ -81,7 +81,7 @@ def _automatic(
     config: JobConfig, program: Program, observations: Observation, search: Callable[[], Execution]
 ) -> Execution:
     """The attack `auto`: tries a closed form if one may be exact, then searches if it leaves updates unexplained."""
-    closed_form, reason = automatic.choose(config, observations, program.model.input_shape)
+    closed_form, reason = automatic.choose(config, observations, program.model.input_shape, program.model.task)
     search_name = automatic.search_in_words(config)
     if closed_form is None:
         return search()._replace(choice=f"{search_name} ({reason})")

@@ -64,12 +64,21 @@ class ModelConfig:
       normalized: whether the network normalizes its inputs by the data set's mean and standard deviation.
       checkpoint: safetensors file with the network's parameters; by default they are randomly initialized.
       batch_norm: whether the clients' BatchNorm layers use running statistics ("eval") or batch statistics ("train").
+      dropout: whether the clients' dropout and other random layers are off ("eval"), or draw ("train"); the attacker
+        then simulates clients by draws of its own. For your own network.
+      head: path of your own network's last dense layer, such as `params/classifier`; by default it is found.
+      frozen: layers of the network that the clients do not train, by path or by the library's names.
+      personal: layers that the clients train but do not send, such as personal heads.
     """
 
     name: Annotated[str, tyro.conf.arg(name="model")] = "lenet"
     normalized: bool = True
     checkpoint: Path | None = None
     batch_norm: Literal["eval", "train"] = "eval"
+    dropout: Literal["eval", "train"] = "eval"
+    head: str | None = None
+    frozen: tuple[str, ...] = ()
+    personal: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,11 +87,13 @@ class ClientConfig:
 
     Attributes:
       kind: a "fedsgd" client sends one gradient, a "fedavg" client the change of its parameters by local training.
-      local_optimizer: local optimizer of a fedavg client: plain SGD, SGD with momentum 0.9, or Adam.
+      local_optimizer: local optimizer of a fedavg client: plain SGD, SGD with momentum, or Adam.
       local_lr: learning rate of a fedavg client's local optimizer.
+      local_momentum: momentum of the local optimizer "momentum".
       local_weight_decay: decoupled weight decay of a fedavg client, multiplied by the local learning rate.
       local_epochs: number of passes of a fedavg client over its examples.
-      local_batch_size: number of examples per local step of a fedavg client; by default all.
+      local_batch_size: number of examples per local step of a fedavg client; by default all. If it does not divide
+        the client's examples, the last step of every pass takes the rest.
       local_order: whether the attacker knows the order in which a fedavg client visits its examples.
       gradient_chunk: number of examples per gradient computation, which bounds the memory for large batches; by
         default all. Not possible with batch_norm="train", which couples examples.
@@ -91,6 +102,7 @@ class ClientConfig:
     kind: Annotated[Literal["fedsgd", "fedavg"], tyro.conf.arg(name="client")] = "fedsgd"
     local_optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
     local_lr: float = 0.01
+    local_momentum: float = 0.9
     local_weight_decay: float = 0.0
     local_epochs: int = 1
     local_batch_size: int | None = None
@@ -106,21 +118,25 @@ class ClientConfig:
                 f"local_weight_decay is {self.local_weight_decay}, expected a finite number of at least 0"
             )
         positive(local_lr=self.local_lr)
+        if not 0 < self.local_momentum < 1:
+            raise ValueError(f"local_momentum is {self.local_momentum}, expected a number between 0 and 1")
+        if self.local_momentum != 0.9 and self.local_optimizer != "momentum":
+            raise ValueError(f"local_momentum is {self.local_momentum}, which only local_optimizer='momentum' uses")
         if self.kind == "fedsgd":
             for item in fields(self):
                 if item.name.startswith("local_") and getattr(self, item.name) != item.default:
                     raise ValueError(f"{item.name} is {getattr(self, item.name)}, which only client='fedavg' uses")
 
     def num_examples_per_step(self, num_examples: int) -> int:
-        """Number of examples per local gradient of a client with `num_examples` examples."""
-        return num_examples if self.kind == "fedsgd" else self.local_batch_size or num_examples
+        """Number of examples per local gradient of a client with `num_examples` examples; the last may have fewer."""
+        return num_examples if self.kind == "fedsgd" else min(self.local_batch_size or num_examples, num_examples)
 
     def local_training(self, num_examples: int) -> LocalTraining:
         """Learning rate and number of local steps of a client with `num_examples` examples."""
         if self.kind == "fedsgd":
             return FEDSGD
         return LocalTraining(
-            self.local_lr, self.local_epochs * num_examples // self.num_examples_per_step(num_examples)
+            self.local_lr, self.local_epochs * -(-num_examples // self.num_examples_per_step(num_examples))
         )
 
 

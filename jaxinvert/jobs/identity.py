@@ -36,6 +36,9 @@ def job_name(config: JobConfig, digests: dict[Path, str] | None = None) -> str:
     plain |= {"settings": hyperparameters, "tv": None, "lr": None}
     if config.attacker.generator_file is None:  # keeps names from before generators existed
         del plain["generator"]
+    for name, value in {"dropout": "eval", "head": None, "frozen": (), "personal": ()}.items():
+        if getattr(config.model, name) == value:  # keeps names from before these fields existed
+            del plain[name]
     if not config.defense.chain.names:  # keeps names from before defenses existed
         for name in ("defense", "defense_settings", "adaptive"):
             del plain[name]

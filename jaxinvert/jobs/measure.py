@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxinvert import metrics
+from jaxinvert import metrics, models
 from jaxinvert.jobs import environment
 from jaxinvert.jobs.assumptions import assumptions
 from jaxinvert.jobs.config import JobConfig
@@ -40,8 +40,8 @@ def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
         {
             "target": t,
             "example": b,
-            "label": int(true_labels[t, b]),
-            "class_name": task.class_names[int(true_labels[t, b])],
+            "label": true_labels[t, b].tolist(),
+            "class_name": models.label_in_words(true_labels[t, b], task.class_names),
             "psnr_db": float(quality.psnr_db[t, b]),
             "ssim": float(quality.ssim[t, b]),
             "mse": float(quality.mse[t, b]),

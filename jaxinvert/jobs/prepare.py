@@ -113,7 +113,7 @@ def prepare(config: JobConfig, setup: Setup | None = None) -> Task:
     model, wanted = program.model, config.data.targets * config.num_private
     params = trained or clients.init(stream(config.seed, Stream.PARAMETERS))
     flat = Batch(jnp.asarray(dataset.images[:wanted]), jnp.asarray(dataset.labels[:wanted]))
-    check_batch(flat, input_shape=model.input_shape, num_classes=model.num_classes)
+    check_batch(flat, input_shape=model.input_shape, num_classes=models.num_labels(model), task=model.task)
     truth = jax.tree.map(lambda leaf: leaf.reshape(config.data.targets, config.num_private, *leaf.shape[1:]), flat)
     parameters, order_key = config.defense.parameters, secret_order(config.client, config.seed)
     client = partial(clients.send, order_key, parameters)

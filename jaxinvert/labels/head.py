@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxinvert.observation.observe import require
-from jaxinvert.trees import leaves_by_path, path_name
+from jaxinvert.trees import leaves_by_path, moved, path_name
 from jaxinvert.types import ApplyFn, Array, ArrayTree, LocalTraining, Observation, Params
 
 
@@ -123,7 +123,7 @@ def respond(
     if isinstance(training.num_steps, int) and training.num_steps == 1:
         return server
     weight = (training.num_steps - 1) / (2 * jnp.asarray(training.num_steps, jnp.float32))
-    client = outputs(jax.tree.map(jnp.subtract, params, observation.update))
+    client = outputs(moved(params, observation.update))
     # With one step the weight is 0; the client's outputs, possibly not finite after a large step, must not enter.
     return jax.tree.map(lambda q, r: jnp.where(weight > 0, (1 - weight) * q + weight * r, q), server, client)
 

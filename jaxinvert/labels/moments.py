@@ -23,7 +23,7 @@ from jax.scipy.sparse.linalg import cg
 
 from jaxinvert.labels.dummies import Dummies
 from jaxinvert.labels.head import Response, biased_head, respond, step_scale
-from jaxinvert.labels.rounding import project_counts, proven_counts, round_counts_above
+from jaxinvert.labels.rounding import hard_counts, project_counts, proven_counts, round_counts_above
 from jaxinvert.observation.observe import require
 from jaxinvert.types import ApplyFn, Array, Observation, RecoverLabels
 
@@ -38,6 +38,7 @@ def moments(
     head: str = "params/head",
     max_moments: int = 256,
     num_sweeps: int = 3,
+    smoothing: float = 0.0,
 ) -> RecoverLabels:
     """Zero-shot counts corrected by generalized least squares on the kernel's gradient; see the module docstring.
 
@@ -51,6 +52,7 @@ def moments(
       head: path of the last dense layer.
       max_moments: static; approximate limit on the number of second moments, `K` for each direction of the features.
       num_sweeps: static; how often the covariance is recomputed from the counts.
+      smoothing: label smoothing `a` of the clients' loss.
 
     Raises:
       ValueError: at trace time, if the layer, its bias or a field is missing.
@@ -80,7 +82,8 @@ def moments(
         for _ in range(num_sweeps):
             covariance = _covariance(dummy, project_counts(counts, num_examples), num_examples)
             counts = surprise[0] - _predicted(covariance, surprise)
-        return round_counts_above(counts, proven_counts(update.bias * scale, num_examples), num_examples)
+        proven = proven_counts(update.bias * scale, num_examples, smoothing)
+        return round_counts_above(hard_counts(counts, num_examples, smoothing), proven, num_examples)
 
     return recover
 

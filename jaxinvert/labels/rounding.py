@@ -61,7 +61,14 @@ def round_counts_above(estimate: Array, at_least: Array, num_examples: int | Arr
     return at_least + round_counts(estimate - at_least, num_examples - jnp.sum(at_least))
 
 
-def proven_counts(bias_gradient: Array, num_examples: int | Array) -> Array:
+def hard_counts(smoothed: Array, num_examples: int | Array, smoothing: float) -> Array:
+    """The class counts `n` behind the sums of smoothed labels, `(1 - a) n + a B / K`, for label smoothing `a`."""
+    if not smoothing:
+        return smoothed
+    return (smoothed - smoothing * num_examples / smoothed.size) / (1 - smoothing)
+
+
+def proven_counts(bias_gradient: Array, num_examples: int | Array, smoothing: float = 0.0) -> Array:
     """Lower bounds `[K]` on the counts, for any model output: `B db_n = sum_i p_in - count_n >= -count_n`.
 
     A negative entry proves presence; above that, rounding errors of a thousandth of an example are tolerated. Local
@@ -74,7 +81,7 @@ def proven_counts(bias_gradient: Array, num_examples: int | Array) -> Array:
     | -2.0002 | 2      |
     | -2.3    | 3      |
     """
-    excess = -num_examples * bias_gradient
+    excess = hard_counts(-num_examples * bias_gradient, num_examples, smoothing)
     return jnp.where(excess > 0, jnp.maximum(jnp.ceil(excess - 1e-3), 1.0), 0.0)
 
 

@@ -22,10 +22,11 @@ from jaxinvert.types import Array, Observation, RecoverLabels
 
 
 def idlg(*, head: str = "params/head") -> RecoverLabels:
-    """`y = argmin_n sum_m dW_mn` (Zhao et al. 2020): assigns all examples to one class.
+    """`y = argmin_n db_n`, or without a bias `argmin_n sum_m dW_mn` (Zhao et al. 2020): all examples in one class.
 
-    Reads `update`, `num_examples`. Exact for `B = 1` and for batches of a single class, if the features are
-    non-negative and not all zero. No bias needed.
+    Reads `update`, `num_examples`. Exact for `B = 1` and for batches of a single class: with a bias for any features;
+    without one if they are non-negative and not all zero. The paper's column sums are rounding noise for features
+    that sum to zero, such as those of LayerNorm.
 
     Args:
       head: path of the last dense layer.
@@ -36,8 +37,9 @@ def idlg(*, head: str = "params/head") -> RecoverLabels:
 
     def recover(observation: Observation) -> Array:
         num_examples = require(observation, "num_examples", attack="idlg")
-        column_sums = jnp.sum(find_head(observation.update, head).kernel, axis=0)
-        return jnp.zeros(column_sums.size, jnp.int32).at[jnp.argmin(column_sums)].set(num_examples)
+        kernel, bias = find_head(observation.update, head)
+        errors = jnp.sum(kernel, axis=0) if bias is None else bias
+        return jnp.zeros(errors.size, jnp.int32).at[jnp.argmin(errors)].set(num_examples)
 
     return recover
 

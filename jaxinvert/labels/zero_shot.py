@@ -11,12 +11,14 @@ import jax.numpy as jnp
 
 from jaxinvert.labels.dummies import Dummies
 from jaxinvert.labels.head import biased_head, find_head, respond, step_scale
-from jaxinvert.labels.rounding import repeated_argmin, round_counts
+from jaxinvert.labels.rounding import hard_counts, repeated_argmin, round_counts
 from jaxinvert.observation.observe import require
 from jaxinvert.types import ApplyFn, Array, Observation, RecoverLabels
 
 
-def zero_shot(apply: ApplyFn, *, dummies: Dummies, head: str = "params/head", use_bias: bool = True) -> RecoverLabels:
+def zero_shot(
+    apply: ApplyFn, *, dummies: Dummies, head: str = "params/head", use_bias: bool = True, smoothing: float = 0.0
+) -> RecoverLabels:
     r"""Zero-shot counts (Geng et al. 2021): `count_n = B p_hat_n - B db_n`.
 
     Without a bias, `count_n = B p_hat_n - B (sum_m dW_mn) / O_hat`, where `O_hat` is the mean of the summed features.
@@ -29,6 +31,7 @@ def zero_shot(apply: ApplyFn, *, dummies: Dummies, head: str = "params/head", us
       dummies: the inputs to average over.
       head: path of the last dense layer.
       use_bias: static; whether to use the bias gradient, which is more accurate than the kernel's.
+      smoothing: label smoothing `a` of the clients' loss.
 
     Raises:
       ValueError: at trace time, if the layer, its bias (with `use_bias`), or a field is missing.
@@ -44,7 +47,8 @@ def zero_shot(apply: ApplyFn, *, dummies: Dummies, head: str = "params/head", us
         else:
             column_sums = jnp.sum(find_head(observation.update, head).kernel, axis=0)
             shift = column_sums * scale / jnp.mean(answers.projections)
-        return round_counts(num_examples * (jnp.mean(answers.probabilities, axis=(0, 1)) - shift), num_examples)
+        smoothed = num_examples * (jnp.mean(answers.probabilities, axis=(0, 1)) - shift)
+        return round_counts(hard_counts(smoothed, num_examples, smoothing), num_examples)
 
     return recover
 

@@ -5,14 +5,13 @@ modules that you trust.
 """
 
 import contextlib
-import functools
 import importlib
 import importlib.util
 import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,19 @@ import jax
 import jax.numpy as jnp
 from flax import linen
 
+from jaxinvert.models.adapters.by_type import adapted, kind_of
 from jaxinvert.models.batch_norm import refuse_train_mode
+from jaxinvert.models.heads import inspected
 from jaxinvert.models.layers import unknown_value
-from jaxinvert.models.model import Model, from_functions, from_linen
+from jaxinvert.models.model import Model, from_functions
+from jaxinvert.models.modes import Mode, check_modes, mode_arguments
 from jaxinvert.trees import leaves_by_path
 from jaxinvert.types import Array, Batch, Params
 
-_EXPECTED = "a jaxinvert.models.Model, a flax.linen module, or a pair (init, apply); a loss function may follow"
+_EXPECTED = (
+    "a jaxinvert.models.Model, a network of Flax, PyTorch, Haiku, Equinox or Keras, or a pair (init, apply); a loss "
+    "function may follow"
+)
 
 
 def is_external(name: str) -> bool:
@@ -43,6 +48,8 @@ def import_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     head: str | None = None,
+    batch_norm: Mode = "eval",
+    dropout: Mode = "eval",
     **options: Any,
 ) -> Model:
     """Imports a module, calls its function, and makes a `Model` from the result.
@@ -53,11 +60,14 @@ def import_model(
     | it returns | the network takes |
     | --- | --- |
     | a `Model` | pixels |
-    | a Flax module, or `(init, apply)` | pixels, if the function takes `mean` or `std`; else normalized pixels |
-    | `(model, loss_fn)`, `(module, loss_fn)`, `(init, apply, loss_fn)` | the same; clients minimize `loss_fn` |
+    | a network of a library, or `(init, apply)` | pixels, if the function takes `mean` or `std`; else normalized |
+    | `(network, loss_fn)`, `(init, apply, loss_fn)` | the same; clients minimize `loss_fn` |
 
-    A loss is `(params, batch) -> []` of a `jaxinvert.Batch` of pixels and integer labels; without one, clients
-    minimize the mean cross-entropy. The network decides the mode of its BatchNorm layers.
+    The libraries are Flax (linen and NNX), PyTorch, Haiku, Equinox and Keras. A loss is `(params, batch) -> []` of a
+    `jaxinvert.Batch` of pixels and labels; for a network of another library than Flax linen it is
+    `(logits, labels) -> []`. Without one, clients minimize the mean cross-entropy. Head and loss are checked
+    numerically, see `inspection`. A function that takes `batch_norm` is given its mode; else the library's adapter
+    sets the modes. A linen module without an argument for its mode, and a pair of functions, decide themselves.
 
     Args:
       name: such as "my_net:make", or "package.module:function".
@@ -66,7 +76,9 @@ def import_model(
       mean: `C` per-channel means of pixels in [0, 1]; `None` = no shift.
       std: `C` per-channel standard deviations; `None` = no scale.
       head: path of the last dense layer in the parameters, for attacks that read it. By default a `Model`'s own, else
-        "params/head", or the only dense layer with `K` outputs; "" if there are several.
+        the dense layer whose outputs are the logits; "" if there is none.
+      batch_norm: mode of the BatchNorm layers.
+      dropout: "eval" without random numbers, or "train" with draws, see `Model.drawn_loss_fn`.
       **options: further arguments of the function.
 
     Raises:
@@ -76,6 +88,10 @@ def import_model(
     """
     function = _import_function(name)
     accepted = _parameters(function, name)
+    modes = {"batch_norm": batch_norm, "dropout": dropout}
+    check_modes(**modes)
+    if "batch_norm" in accepted:
+        options["batch_norm"] = batch_norm
     for option in options:
         if option not in accepted:
             raise unknown_value(f"option of model {name!r}:", option, accepted)
@@ -86,22 +102,73 @@ def import_model(
     with _failure_named(f"{name} failed when called with {', '.join(arguments) or 'nothing'}"):
         returned = function(**arguments)
     network, loss_fn = _network_and_loss(returned, name)
+    theirs = not isinstance(network, Model)
     if not isinstance(network, Model):
         if input_shape is None:
             raise ValueError(f"model {name} needs input_shape: its result has none")
         if {"mean", "std"} & accepted.keys():
             mean = std = None
-        is_module = isinstance(network, linen.Module)
-        make = functools.partial(from_linen, network) if is_module else functools.partial(from_functions, *network)
-        facts = {"input_shape": input_shape, "num_classes": num_classes or 1, "mean": mean, "std": std}
-        network = make(name=name, head="", **facts)
-        network = _with_classes_and_head(network, num_classes)
-    return _checked(
+        _check_modes_are_set(network, modes, accepted, name)
+        network, loss_fn = _as_model(
+            network,
+            loss_fn,
+            name=name,
+            input_shape=input_shape,
+            num_classes=num_classes,
+            mean=mean,
+            std=std,
+            modes=modes,
+        )
+    model = _checked(
         network._replace(loss_fn=loss_fn or network.loss_fn, head=network.head if head is None else head),
         name,
         input_shape=input_shape,
         num_classes=num_classes,
     )
+    return inspected(model, head=head) if theirs or loss_fn is not None else model
+
+
+def _as_model(
+    network: Any,
+    loss_fn: Any,
+    *,
+    name: str,
+    input_shape: Sequence[int],
+    num_classes: int | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    modes: Mapping[str, Any],
+) -> tuple[Model, Any]:
+    """The model of a network of any library or of a pair of functions, and its loss of parameters and batch."""
+    kind = kind_of(network)
+    facts = {"input_shape": input_shape, "mean": mean, "std": std, "name": name, "head": ""}
+    with _failure_named(f"model {name} cannot be imported"):
+        if kind is None:
+            model = from_functions(*network, num_classes=num_classes or 1, **facts)
+        elif kind == "Flax module":
+            model = adapted(network, num_classes=num_classes or 1, **facts, **modes)
+        else:
+            model = adapted(network, **facts, **modes)
+    if kind in (None, "Flax module"):
+        return _with_classes_and_head(model, num_classes), loss_fn
+    if loss_fn is None:
+        return model, None
+    apply = model.apply
+
+    def of_logits(params: Params, batch: Batch) -> Array:
+        return loss_fn(apply(params, batch.inputs), batch.labels)
+
+    return model, of_logits
+
+
+def _check_modes_are_set(network: Any, modes: Mapping[str, str], accepted: Mapping[str, bool], name: str) -> None:
+    """Raises ValueError for a mode "train" that nothing would set."""
+    kind = kind_of(network)
+    if kind is not None and (kind != "Flax module" or mode_arguments(network.__call__, training=True)):
+        return
+    for what, mode in modes.items():
+        if mode == "train" and not (what == "batch_norm" and what in accepted):
+            raise unknown_value(f"option of model {name!r}:", what, accepted)
 
 
 def check_eval_mode(model: Model) -> None:
@@ -192,9 +259,11 @@ _NOT_FOREIGN = ("<", *(os.path.dirname(file) for file in (jax.__file__, flax.__f
 
 def _network_and_loss(returned: Any, name: str) -> tuple[Any, Any]:
     match returned:
-        case Model() | linen.Module():
+        case Model():
             return returned, None
-        case (Model() | linen.Module() as network, loss_fn) if callable(loss_fn):
+        case _ if kind_of(returned) is not None:
+            return returned, None
+        case (network, loss_fn) if callable(loss_fn) and (isinstance(network, Model) or kind_of(network) is not None):
             return network, loss_fn
         case (init, apply) if callable(init) and callable(apply):
             return (init, apply), None
@@ -207,7 +276,8 @@ def _network_and_loss(returned: Any, name: str) -> tuple[Any, Any]:
 def _with_classes_and_head(model: Model, num_classes: int | None) -> Model:
     """Fills in the number of classes and the head, inferred from the shapes of parameters and logits."""
     params, logits = _shapes(model)
-    num_classes = num_classes or (logits.shape[-1] if getattr(logits, "ndim", 0) == 2 else 1)
+    of_logits = logits.shape[-1] if getattr(logits, "ndim", 0) == 2 else 1
+    num_classes = of_logits if num_classes is None or (of_logits, num_classes) == (1, 2) else num_classes
     heads = [
         path.removesuffix("/kernel")
         for path, leaf in leaves_by_path(params).items()
@@ -221,16 +291,15 @@ def _checked(model: Model, name: str, *, input_shape: Sequence[int] | None, num_
     """Returns the model after checking the shapes of its inputs, logits and loss."""
     if input_shape is not None and tuple(input_shape) != tuple(model.input_shape):
         raise ValueError(f"model {name} takes inputs {tuple(model.input_shape)}, expected {tuple(input_shape)}")
-    if num_classes is not None and num_classes != model.num_classes:
+    one_logit = (model.num_classes, num_classes) == (1, 2)  # two classes may have one logit, see `tasks`
+    if num_classes is not None and num_classes != model.num_classes and not one_logit:
         raise ValueError(f"model {name} has {model.num_classes} classes, expected {num_classes}")
     params, logits = _shapes(model)
     expected = (_BATCH_SIZE, model.num_classes)
     if getattr(logits, "shape", None) != expected or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"the logits of model {name} are {_described(logits)}, expected floats {expected}: [B, K]")
     if model.loss_fn is not None:
-        labels: Any = jax.ShapeDtypeStruct((_BATCH_SIZE,), jnp.int32)
-        with _failure_named(f"the loss of model {name} failed on {_BATCH_SIZE} examples"):
-            loss = jax.eval_shape(model.loss, params, Batch(_inputs(model), labels))
+        loss = _loss_shape(model, params)
         if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
             raise ValueError(f"the loss of model {name} is {_described(loss)}, expected one float")
     return model
@@ -238,6 +307,20 @@ def _checked(model: Model, name: str, *, input_shape: Sequence[int] | None, num_
 
 _BATCH_SIZE = 3
 """Batch size for checking shapes: neither 1, which would be broadcast, nor a common number of classes."""
+
+
+def _loss_shape(model: Model, params: Params) -> Any:
+    """The shape of the loss on integer labels, or else on the first other form of labels that it takes."""
+    one_each, per_logit = (_BATCH_SIZE,), (_BATCH_SIZE, model.num_classes)
+    failures = []
+    for shape, dtype in ((one_each, jnp.int32), (per_logit, jnp.float32), (one_each, jnp.float32)):
+        labels: Any = jax.ShapeDtypeStruct(shape, dtype)
+        try:
+            with _failure_named(f"the loss of model {model.name} failed on {_BATCH_SIZE} examples"):
+                return jax.eval_shape(model.loss, params, Batch(_inputs(model), labels))
+        except ValueError as error:
+            failures.append(error)
+    raise failures[0]
 
 
 def _shapes(model: Model) -> tuple[Params, Any]:

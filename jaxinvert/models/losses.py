@@ -1,4 +1,4 @@
-"""Training losses for clients, built from any `apply`: softmax and sigmoid cross-entropy."""
+"""Training losses for clients, built from any `apply`: cross-entropies and the squared error."""
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +50,47 @@ def binary_cross_entropy(apply: ApplyFn) -> LossFn:
                 f"got {labels.dtype} {labels.shape}"
             )
         return -jnp.mean(labels * jax.nn.log_sigmoid(logits) + (1 - labels) * jax.nn.log_sigmoid(-logits))
+
+    return loss_fn
+
+
+def one_logit_cross_entropy(apply: ApplyFn) -> LossFn:
+    """Mean sigmoid cross-entropy of one logit, for two classes: `-1/B sum_b y_b log p_b + (1 - y_b) log(1 - p_b)`.
+
+    Args:
+      apply: `(params, inputs [B, ...]) -> logits [B, 1]`.
+
+    Returns:
+      `(params, batch) -> []`, with `p = sigmoid(logit)`. Labels are `[B]` integers or floats in [0, 1]. Raises
+      ValueError when traced with logits or labels of another shape.
+    """
+
+    def loss_fn(params: Params, batch: Batch) -> Array:
+        logits, labels = apply(params, batch.inputs), jnp.asarray(batch.labels)
+        if logits.shape[1:] != (1,) or labels.shape != logits.shape[:1]:
+            raise ValueError(f"one logit needs logits [B, 1] and labels [B], got {logits.shape} and {labels.shape}")
+        logit, wanted = logits[:, 0], labels.astype(logits.dtype)
+        return -jnp.mean(wanted * jax.nn.log_sigmoid(logit) + (1 - wanted) * jax.nn.log_sigmoid(-logit))
+
+    return loss_fn
+
+
+def squared_error(apply: ApplyFn) -> LossFn:
+    """Mean squared error over batch and outputs, for regression: `1/(B K) sum_bk (z_bk - y_bk)^2`.
+
+    Args:
+      apply: `(params, inputs [B, ...]) -> outputs [B, K]`.
+
+    Returns:
+      `(params, batch) -> []`. Labels are `[B, K]` floats, or `[B]` for one output. Raises ValueError when traced with
+      labels of another shape.
+    """
+
+    def loss_fn(params: Params, batch: Batch) -> Array:
+        outputs, labels = apply(params, batch.inputs), jnp.asarray(batch.labels)
+        if labels.shape not in (outputs.shape, outputs.shape[:1] if outputs.shape[1:] == (1,) else ()):
+            raise ValueError(f"labels must be [B, K] to go with outputs {outputs.shape}, got {labels.shape}")
+        return jnp.mean(jnp.square(outputs - labels.reshape(outputs.shape)))
 
     return loss_fn
 

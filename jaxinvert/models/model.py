@@ -5,22 +5,43 @@ be attacked; the networks in this package are those used in published attacks. `
 a Flax module or a pair of functions into a `Model`.
 
 `params` is the *full* Flax variables dictionary, `{"params": ..., "batch_stats": ...}`: everything the server sends.
-Running statistics of BatchNorm are sent but not trained, so `apply` stops their gradient with `stop_gradient`: a
-client's gradient has the same tree as `params`, and its `batch_stats` leaves are exactly zero.
+Running statistics, buffers and integers are sent but not trained, so `apply` stops their gradient: a client's
+gradient has the same tree as `params`, and these leaves are exactly zero. `roles` has the rule.
 """
 
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen
+from flax.errors import InvalidRngError
 
 from jaxinvert.models.batch_norm import record_batch_norm, sow_batch_statistics
 from jaxinvert.models.losses import cross_entropy
+from jaxinvert.models.modes import Mode, check_modes, mode_arguments
+from jaxinvert.models.roles import untrained_cut_off
 from jaxinvert.types import ApplyFn, Array, ArrayTree, Batch, Key, LossFn, Params
+
+
+class Calibration(NamedTuple):
+    """How a client's loss relates to the mean cross-entropy of its logits, as far as label rules need it.
+
+    Attributes:
+      factor: constant factor of the loss.
+      summed: whether it is a sum over examples instead of a mean.
+      smoothing: label smoothing `a`: the label is `(1 - a) one_hot + a / K`.
+      tempered: whether the logits are a multiple of the head's outputs, by a temperature among the parameters.
+      refusal: why label rules cannot be used; empty if they can.
+    """
+
+    factor: float = 1.0
+    summed: bool = False
+    smoothing: float = 0.0
+    tempered: bool = False
+    refusal: str = ""
 
 
 class Model(NamedTuple):
@@ -29,7 +50,7 @@ class Model(NamedTuple):
     Attributes:
       name: name in the registry; sizes other than the published ones are appended.
       input_shape: `(H, W, C)` of one example.
-      num_classes: `K`.
+      num_classes: `K`, the number of logits.
       head: path of the last dense layer in `params`, keys joined by "/": holds `kernel [features, K]` and `bias [K]`.
         Label recovery and closed-form attacks use it instead of assuming that the head is the last two leaves.
       init: `key -> params`.
@@ -42,6 +63,12 @@ class Model(NamedTuple):
       loss_fn: `(params, batch) -> []`, what the clients minimize if it is not the mean cross-entropy; see `loss`.
       drawn_loss_fn: `(params, batch, key) -> []`, what they minimize instead if the network draws random numbers in
         training, which `apply` leaves out.
+      task: what the network is trained for, see `tasks`.
+      tensors: names and layouts of the tensors in files of the network's library, a `tensors.Tensor` for each; `None`
+        if files name them by path and have the same layout, as those of Flax do.
+      calibration: how the loss relates to the mean cross-entropy of the logits.
+      frozen: paths of the leaves that clients do not train, beside those read off; see `roles` and `with_frozen`.
+      personal: paths of the leaves that clients train but do not send; see `with_personal`.
     """
 
     name: str
@@ -55,6 +82,11 @@ class Model(NamedTuple):
     batch_statistics: Callable[[Params, Array], ArrayTree]
     loss_fn: LossFn | None = None
     drawn_loss_fn: Callable[[Params, Batch, Key], Array] | None = None
+    task: str = "classes"
+    tensors: tuple[Any, ...] | None = None
+    calibration: Calibration = Calibration()
+    frozen: tuple[str, ...] = ()
+    personal: tuple[str, ...] = ()
 
     @property
     def loss(self) -> LossFn:
@@ -90,6 +122,8 @@ def from_linen(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     head: str = "params/head",
+    batch_norm: Mode = "eval",
+    dropout: Mode = "eval",
 ) -> Model:
     """Makes a `Model` from a Flax linen module whose `__call__` maps normalized inputs to logits.
 
@@ -97,16 +131,19 @@ def from_linen(
     statistics, and a client's update never contains new running statistics. `Model.batch_statistics` returns the
     batch's statistics, in train mode and in eval mode (where earlier layers normalize by their running statistics).
 
-    The functions of the result are not jitted.
+    A module whose `__call__` has an argument `train`, `training`, `is_training`, `deterministic` or `inference` is
+    told its mode by it. Other modules decide themselves. The functions of the result are not jitted.
 
     Args:
-      module: maps `[B, H, W, C]` to logits `[B, K]`; needs no random numbers when applied.
+      module: maps `[B, H, W, C]` to logits `[B, K]`; needs no random numbers in eval mode.
       name: name of the model in reports.
       input_shape: `(H, W, C)`, all positive.
       num_classes: `K`, at least 1.
       mean: `C` per-channel means of pixels in [0, 1]; `None` = zeros.
       std: `C` positive per-channel standard deviations; `None` = ones.
       head: path of the module's last dense layer, from the root of the variables.
+      batch_norm: mode of the BatchNorm layers, for a module that takes one.
+      dropout: "train" draws random numbers in `drawn_loss_fn`; `apply` has none.
 
     Returns:
       The model.
@@ -116,22 +153,43 @@ def from_linen(
         `[B, *input_shape]`.
     """
     facts = _facts(name, input_shape, num_classes, mean, std)
+    check_modes(batch_norm, dropout)
+    quiet = mode_arguments(module.__call__, training=batch_norm == "train")
+    drawing = mode_arguments(module.__call__, training=True)
 
     def init(key: Key) -> Params:
         # lazy_init only traces the forward pass for its shapes; only the initializers run.
-        return module.lazy_init(key, jax.ShapeDtypeStruct((1, *facts.input_shape), jnp.float32))
+        keys = {"params": key, "dropout": key} if quiet and batch_norm == "train" else key
+        return module.lazy_init(keys, jax.ShapeDtypeStruct((1, *facts.input_shape), jnp.float32), **quiet)
+
+    def logits_of(params: Params, inputs: Array, key: Key | None) -> Array:
+        # "mutable" lets BatchNorm in train mode write its running statistics, which are then dropped.
+        rngs = None if key is None else {"dropout": key}
+        given, normalized = untrained_cut_off(params), _normalized(inputs, facts)
+        try:
+            logits, _ = module.apply(
+                given, normalized, mutable=["batch_stats"], rngs=rngs, **(quiet if key is None else drawing)
+            )
+        except InvalidRngError as error:
+            raise ValueError(
+                f"{name} draws random numbers in this mode: choose dropout='train', or give its __call__ an argument "
+                f"'train' or 'deterministic' ({str(error).splitlines()[0]})"
+            ) from error
+        return logits
 
     def apply(params: Params, inputs: Array) -> Array:
-        # "mutable" lets BatchNorm in train mode write its running statistics, which are then dropped.
-        logits, _ = module.apply(_untrained_cut_off(params), _normalized(inputs, facts), mutable=["batch_stats"])
-        return logits
+        return logits_of(params, inputs, None)
+
+    def drawn_loss(params: Params, batch: Batch, key: Key) -> Array:
+        return cross_entropy(lambda p, x: logits_of(p, x, key))(params, batch)
 
     def batch_statistics(params: Params, inputs: Array) -> ArrayTree:
         with linen.intercept_methods(sow_batch_statistics):
             _, written = module.apply(
-                _untrained_cut_off(params),
+                untrained_cut_off(params),
                 _normalized(inputs, facts),
                 mutable=["batch_stats", "batch_statistics"],
+                **quiet,
             )
         return written.get("batch_statistics", {})
 
@@ -141,6 +199,7 @@ def from_linen(
         apply=apply,
         batch_statistics=batch_statistics,
         num_classes=num_classes,
+        drawn_loss_fn=drawn_loss if dropout == "train" else None,
         **facts._asdict(),
     )
 
@@ -178,7 +237,7 @@ def from_functions(
     facts = _facts(name, input_shape, num_classes, mean, std)
 
     def apply_to_pixels(params: Params, inputs: Array) -> Array:
-        return apply(_untrained_cut_off(params), _normalized(inputs, facts))
+        return apply(untrained_cut_off(params), _normalized(inputs, facts))
 
     def batch_statistics(params: Params, inputs: Array) -> ArrayTree:
         del inputs
@@ -231,13 +290,6 @@ def _normalized(inputs: Array, facts: _Facts) -> Array:
     per_channel = (1, 1, 1, channels)
     centered = inputs - jnp.asarray(facts.mean, inputs.dtype).reshape(per_channel)
     return centered / jnp.asarray(facts.std, inputs.dtype).reshape(per_channel)
-
-
-def _untrained_cut_off(params: Params) -> Params:
-    """`params` with the gradient of running statistics stopped."""
-    if not isinstance(params, Mapping) or "batch_stats" not in params:
-        return params
-    return {**params, "batch_stats": jax.lax.stop_gradient(params["batch_stats"])}
 
 
 def _three_positive(input_shape: Sequence[int]) -> tuple[int, int, int]:

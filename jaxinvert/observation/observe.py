@@ -8,6 +8,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxinvert.clients import AnyClientUpdateFn
+from jaxinvert.models.tasks import check_labels
 from jaxinvert.observation.threat_models import KNOWN_LABELS, ThreatModel
 from jaxinvert.trees import leaves_by_path
 from jaxinvert.types import (
@@ -172,13 +173,14 @@ def require(observation: Observation, field: str, *, attack: str) -> ArrayTree:
     return value
 
 
-def check_batch(batch: Batch, *, input_shape: tuple[int, ...], num_classes: int) -> None:
+def check_batch(batch: Batch, *, input_shape: tuple[int, ...], num_classes: int, task: str | None = None) -> None:
     """Raises ValueError for a batch that the model cannot have trained on.
 
     Args:
       batch: `inputs [B, *input_shape]` in [0, 1], integer `labels [B]` in [0, num_classes).
       input_shape: the model's `(H, W, C)`.
-      num_classes: `K`.
+      num_classes: `K`, the number of label values; see `models.num_labels`.
+      task: the model's, for which labels may have another form; by default classes without soft labels.
 
     Raises:
       ValueError: naming the wrong shape or value.
@@ -186,18 +188,16 @@ def check_batch(batch: Batch, *, input_shape: tuple[int, ...], num_classes: int)
     inputs, labels = batch.inputs, batch.labels
     if inputs.shape[1:] != tuple(input_shape):
         raise ValueError(f"inputs have shape {tuple(inputs.shape)}, expected (B, {', '.join(map(str, input_shape))})")
-    if labels.shape != inputs.shape[:1]:
+    if labels.shape[:1] != inputs.shape[:1] or (task is None and labels.ndim > 1):
         raise ValueError(f"labels have shape {tuple(labels.shape)}, expected ({inputs.shape[0]},): one per input")
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
+    if task is None and not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"labels have dtype {labels.dtype}, expected integer classes")
     if _is_concrete(batch):
         if not np.all(np.isfinite(inputs)):
             raise ValueError("inputs hold non-finite values")
         if np.min(inputs) < 0 or np.max(inputs) > 1:
             raise ValueError(f"inputs range over [{np.min(inputs):g}, {np.max(inputs):g}], expected [0, 1]")
-        wrong = np.unique(np.asarray(labels)[(np.asarray(labels) < 0) | (np.asarray(labels) >= num_classes)])
-        if wrong.size:
-            raise ValueError(f"labels {wrong.tolist()} are outside [0, {num_classes}), the model's classes")
+        check_labels(labels, task=task or "classes", num_classes=num_classes)
 
 
 def check_update(params: Params, update: Update) -> None:

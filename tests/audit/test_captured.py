@@ -7,12 +7,15 @@ from flax import serialization
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
-from jaxinvert import audit, files, jobs
+from jaxinvert import audit, data, files, jobs
 from jaxinvert.cli import main
 from tests.report.test_report import Page
 
 CONFIG = jobs.JobConfig.of(model="mlp", targets=3, restarts=1, steps=40, tv=1e-3)
+PHOTOS = data.load("photos", split="test[:1]")
+NORMALIZED = ["--mean", *map(str, PHOTOS.mean), "--std", *map(str, PHOTOS.std)]
 FLAGS = ["--model", "mlp", "--restarts", "1", "--steps", "40", "--tv", "1e-3", "--update-kind", "delta"]
+FLAGS += ["--client", "fedavg", "--local-lr", "1", *NORMALIZED]
 
 
 @pytest.fixture(scope="module")
@@ -31,17 +34,17 @@ def capture(task, tmp_path_factory):
     inputs, labels = (np.asarray(leaf)[:, 0] for leaf in task.truth)
     np.savez(folder / "truth.npz", inputs=inputs, labels=labels)
     updates = tuple(folder / f"delta{t}.safetensors" for t in range(CONFIG.data.targets))
-    return audit.Capture(folder / "params.msgpack", updates, "delta", folder / "truth.npz")
+    return audit.Capture(folder / "params.msgpack", updates, "delta", folder / "truth.npz", rate=1.0)
 
 
 def test_a_capture_is_seen_as_the_simulated_clients_are(task, capture):
-    seen = audit.captured.observe_capture(CONFIG, capture, task.model)
+    seen = audit.observe_capture(CONFIG, capture, task.model)
     for name in ("params", "update", "labels"):
         jax.tree.map(np.testing.assert_array_equal, getattr(seen, name), getattr(task.observations, name))
     assert seen.num_examples == 1
     stranger = jobs.JobConfig.of(model="mlp", targets=3, threat_model="B")
     with pytest.raises(ValueError, match="withholds: num_examples"):
-        audit.captured.observe_capture(stranger, capture, task.model)
+        audit.observe_capture(stranger, capture, task.model)
 
 
 def test_with_the_truth_there_is_a_verdict(capture, tmp_path):
@@ -54,13 +57,13 @@ def test_with_the_truth_there_is_a_verdict(capture, tmp_path):
 
 
 def test_without_the_truth_there_is_none_but_updates_are_explained(task, capture, tmp_path):
-    blind = audit.job_of_capture(CONFIG, capture._replace(truth=None))
+    blind, _ = audit.job_of_capture(CONFIG, capture._replace(truth=None))
     assert blind.attacker.labels == "restored"
     found = audit.explain_capture(blind, capture._replace(truth=None), task.model)
     assert found.share.shape == (3,)
     assert found.share.min() > 0.3
     assert found.share_of_noise.max() < 0.03
-    seen = audit.captured.observe_capture(blind, capture, task.model)
+    seen = audit.observe_capture(blind, capture, task.model)
     inputs, labels = map(np.asarray, task.truth)
     np.testing.assert_allclose(audit.captured.explained(task.program, seen, inputs, labels), 1, rtol=1e-5)
     from jaxinvert import report
@@ -93,4 +96,4 @@ def test_an_incomplete_capture_is_refused_in_one_line(flags, message, tmp_path, 
 def test_a_truth_of_another_size_is_refused(task, capture):
     four = jobs.JobConfig.of(model="mlp", targets=4)
     with pytest.raises(ValueError, match="3 examples, expected 4 clients of 1"):
-        audit.captured.true_batches(four, capture.truth, task.model)
+        audit.true_batches(four, capture.truth, task.model)

@@ -215,13 +215,28 @@ def test_memory_does_not_grow_with_the_activations_of_the_steps():
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"num_epochs": 0}, "num_epochs must be at least 1, got 0"),
-        ({"batch_size": 4}, "batch_size must divide the client's 6 examples, got 4"),
-        ({"batch_size": 7}, "batch_size must divide the client's 6 examples, got 7"),
     ],
 )
 def test_wrong_values_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         clients.fedavg(LOSS, optimizer=optax.sgd(0.1), **options)(*single())
+
+
+@pytest.mark.parametrize("num_epochs", [1, 2])
+def test_the_last_mini_batch_of_every_pass_may_be_smaller(num_epochs):
+    """Six examples in mini-batches of four, then two: by hand, with momentum across the steps of all passes."""
+    params, batch = single()
+    update = clients.fedavg(LOSS, optimizer=optax.sgd(0.1, momentum=0.9), batch_size=4, num_epochs=num_epochs)
+    local, velocity = params, jax.tree.map(jnp.zeros_like, params)
+    for _ in range(num_epochs):
+        for places in (slice(0, 4), slice(4, 6)):
+            gradient = jax.grad(LOSS)(local, jax.tree.map(lambda leaf, places=places: leaf[places], batch))
+            velocity = jax.tree.map(lambda v, g: 0.9 * v + g, velocity, gradient)
+            local = jax.tree.map(lambda p, v: p - 0.1 * v, local, velocity)
+    expected = jax.tree.map(jnp.subtract, params, local)
+    assert_trees_close(update(params, batch), expected, rtol=1e-4, atol=1e-6)
+    larger = clients.fedavg(LOSS, optimizer=optax.sgd(0.1), batch_size=9)(params, batch)
+    assert_trees_close(larger, clients.fedavg(LOSS, optimizer=optax.sgd(0.1))(params, batch), rtol=0, atol=0)
 
 
 def test_aggregate_is_the_weighted_mean():

@@ -103,9 +103,11 @@ def test_a_function_that_names_the_normalization_gets_pixels():
 def test_a_pair_of_functions_and_running_statistics():
     found = make("pair", input_shape=SHAPE, num_classes=4, mean=(0.5,) * 3, std=(0.5,) * 3)
     params = found.init(jax.random.key(0))
-    expected = (INPUTS * 2 - 1).reshape(2, -1) @ params["w"]
+    kernel = params["head"]["kernel"]  # the head is found, and spelled as one; files keep its name
+    np.testing.assert_array_equal(models.to_named(found, params)["w"], kernel)
+    expected = (INPUTS * 2 - 1).reshape(2, -1) @ kernel
     np.testing.assert_allclose(found.apply(params, INPUTS), expected, rtol=1e-5, atol=1e-6)
-    assert (found.head, found.batch_statistics(params, INPUTS)) == ("", {})
+    assert (found.head, found.batch_statistics(params, INPUTS)) == ("head", {})
 
     shifted = models.from_functions(
         lambda key: {"batch_stats": {"shift": jnp.ones(())}, "w": jnp.ones((12, 4))},
@@ -135,19 +137,19 @@ def test_options_reach_the_function():
 
 
 def test_losses():
-    params, batch = {"w": jnp.ones((12, 4))}, Batch(INPUTS, jnp.array([0, 3]))
+    params, batch = {"head": {"kernel": jnp.ones((12, 4))}}, Batch(INPUTS, jnp.array([0, 3]))
     own = make("pair_and_loss", input_shape=SHAPE).loss
     assert float(own(params, batch)) == pytest.approx(48 * 0.5)
     usual = make("pair", input_shape=SHAPE).loss
     assert float(usual(params, batch)) == pytest.approx(np.log(4))  # equal logits
-    assert float(make("module_and_loss", input_shape=SHAPE).loss(params, batch)) == 7
+    assert float(make("module_and_loss", input_shape=SHAPE).loss({"params": {}}, batch)) == 7
 
 
 def test_clients_minimize_the_loss_that_was_brought():
     model = make("pair_and_loss", input_shape=SHAPE)
     client_update = jobs.deployment_of(jobs.JobConfig(), model).simulated_update()
-    update = client_update({"w": jnp.ones((12, 4))}, Batch(INPUTS, jnp.array([0, 3])))
-    np.testing.assert_allclose(update["w"], 0.5, rtol=1e-6)  # d/dw sum(w) mean(x)
+    update = client_update({"head": {"kernel": jnp.ones((12, 4))}}, Batch(INPUTS, jnp.array([0, 3])))
+    np.testing.assert_allclose(update["head"]["kernel"], 0.5, rtol=1e-6)  # d/dw sum(w) mean(x)
 
 
 @pytest.mark.parametrize(
@@ -199,8 +201,10 @@ def test_a_module_that_is_not_there_or_fails(name, message):
         models.import_model(name)
 
 
-def test_several_heads_are_not_guessed_among():
-    assert make("two_heads", input_shape=SHAPE).head == ""
+def test_the_head_is_the_layer_whose_outputs_are_the_logits():
+    assert make("two_heads", input_shape=SHAPE).head == "params/layers_2"
+    with pytest.raises(ValueError, match=r"not the outputs of a dense layer 'params/layers_1'; .*: params/layers_2"):
+        make("two_heads", input_shape=SHAPE, head="params/layers_1")
 
 
 def test_the_source_is_part_of_a_job_s_name(folder):

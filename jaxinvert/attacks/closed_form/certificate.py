@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxinvert.trees import leaves_by_path, tree_norm
+from jaxinvert.trees import leaves_by_path, of_what_was_sent, tree_norm
 from jaxinvert.types import Array, Batch, ClientUpdateFn, LossFn, Params, Update
 
 
@@ -119,7 +119,7 @@ def certify(
       doubt: `[]` int32, the `Status` that is known without a simulation. An equal update overrules `INCOMPLETE` and
         `AMBIGUOUS`, the others stand.
     """
-    simulated = client_update(params, batch)
+    simulated = of_what_was_sent(client_update(params, batch), update)
     length = tree_norm(update)
     error = tree_norm(jax.tree.map(jnp.subtract, simulated, update)) / jnp.where(length > 0, length, 1.0)
     error = jnp.where(jnp.isfinite(error) & (length > 0), error, jnp.inf)

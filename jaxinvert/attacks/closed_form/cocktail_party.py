@@ -28,7 +28,7 @@ from jaxinvert.observation.observe import check_update, require
 from jaxinvert.types import Array, Key, Observation, Reconstruction, SolveFn
 
 
-@declare(simulates=False, reports=("valid",))
+@declare(simulates=False, any_loss=True, reports=("valid",))
 def cocktail_party(problem: Problem, *, layer: str | None = None, num_steps: int = 200) -> SolveFn:
     """Cocktail party: large batches from the independent components of a dense layer (Kariyappa et al. 2023).
 

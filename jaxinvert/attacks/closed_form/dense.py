@@ -200,7 +200,7 @@ def _orthonormal_rows(rows: Array) -> Array:
     return jnp.where(independent[:, None], directions, 0.0)
 
 
-@declare(simulates=False, reports=("valid", "num_units"))
+@declare(simulates=False, any_loss=True, reports=("valid", "num_units"))
 def dense_layer(problem: Problem, *, layer: str | None = None) -> SolveFn:
     """Closed form from a first dense layer with bias, exact for one example (Phong et al. 2017, Geiping et al. 2020).
 

@@ -62,7 +62,7 @@ class Layer(NamedTuple):
     bias_gradient: Array | None
 
 
-@declare(simulates=False, reports=("valid", "unexplained"))
+@declare(simulates=False, any_loss=True, reports=("valid", "unexplained"))
 def dense_chain(problem: Problem, *, layers: Sequence[str] | None = None, activation: Activation = RELU) -> SolveFn:
     """Closed form through all layers of a ReLU perceptron, not all with bias; one example (Geiping et al. 2020).
 

@@ -16,7 +16,7 @@ import jax
 import optax
 
 from jaxinvert.attacks import objectives
-from jaxinvert.attacks.matching import search_inputs, statistics_distance
+from jaxinvert.attacks.matching import search_inputs, statistics_distance, update_distance
 from jaxinvert.attacks.problem import Problem, declare
 from jaxinvert.attacks.schedules import warmup_cosine
 from jaxinvert.observation.observe import require
@@ -65,11 +65,12 @@ def batch_norm_leakage(
         problem.sent_statistics, objectives.tensor_norms, momentum=problem.momentum, name="batch_norm_leakage"
     )
 
+    update_gap = update_distance(problem.client_update, objectives.tensor_norms)
+
     def distance(observation: Observation, batch: Batch) -> Array:
-        params = require(observation, "params", attack="batch_norm_leakage")
         rate, num_steps = require(observation, "local_training", attack="batch_norm_leakage")
-        update_gap = objectives.tensor_norms(problem.client_update(params, batch), observation.update)
-        return matching * update_gap / (rate * num_steps) + batch_norm * statistics_gap(observation, batch)
+        found = update_gap(observation, batch) / (rate * num_steps)
+        return matching * found + batch_norm * statistics_gap(observation, batch)
 
     images = problem.pixels(start_images)
     priors = regularizers.weighted((tv, regularizers.total_variation_norm), (norm, regularizers.mean_norm))

@@ -51,7 +51,7 @@ class Unlabeled(NamedTuple):
     labels: None = None
 
 
-@declare(simulates=False)
+@declare(simulates=False, any_loss=True)
 def cocktail_party_features(
     problem: Problem,
     *,

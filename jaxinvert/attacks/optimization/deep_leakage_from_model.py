@@ -105,9 +105,9 @@ def dlm_best_scale(problem: Problem, *, learning_rate: Scalar = 0.1, rule: Recov
         parametrization=parametrizations.free_pixels(problem.batch_shape),
         name="dlm_best_scale",
     )
-    attack = with_restored_labels(
-        attack, rule or labels.bias_sign(head=problem.model.head), batch_size=problem.num_examples
-    )
+    own_rule = labels.bias_sign(head=problem.model.head)
+    rule = rule or labels.calibrated_for(problem.model, own_rule, name="bias-sign")
+    attack = with_restored_labels(attack, rule, batch_size=problem.num_examples)
 
     def decode(state: AttackState, observation: Observation) -> Reconstruction:
         found = attack.decode(state, observation)

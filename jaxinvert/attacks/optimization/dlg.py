@@ -50,7 +50,8 @@ def idlg(problem: Problem, *, memory_size: int = MEMORY_SIZE) -> Attack:
     """
     require_single_example(problem, attack="idlg")
     attack = _least_squares(problem, parametrizations.free_pixels(problem.batch_shape), memory_size)
-    return with_restored_labels(attack, labels.idlg(head=problem.model.head), batch_size=1)
+    rule = labels.calibrated_for(problem.model, labels.idlg(head=problem.model.head), name="idlg")
+    return with_restored_labels(attack, rule, batch_size=1)
 
 
 def _least_squares(problem: Problem, images: Parametrization, memory_size: int) -> Attack:

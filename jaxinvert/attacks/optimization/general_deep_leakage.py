@@ -47,7 +47,9 @@ def general_deep_leakage(
     model = problem.model
     if rule is None:
         dummies = labels.natural_noise(jax.random.key(0), input_shape=model.input_shape)
-        rule = labels.zero_shot(model.apply, dummies=dummies, head=model.head)
+        smoothing = model.calibration.smoothing
+        rule = labels.zero_shot(model.apply, dummies=dummies, head=model.head, smoothing=smoothing)
+        rule = labels.calibrated_for(model, rule, name="zero-shot")
     attack = gradient_matching(
         problem.client_update,
         objective=problem.objective or objectives.cosine,

@@ -16,7 +16,7 @@ import optax
 
 from jaxinvert.attacks import objectives
 from jaxinvert.attacks.group_consistency import consistent_group
-from jaxinvert.attacks.matching import search_inputs
+from jaxinvert.attacks.matching import search_inputs, update_distance
 from jaxinvert.attacks.problem import Problem, declare
 from jaxinvert.attacks.schedules import warmup_cosine
 from jaxinvert.attacks.transformations import langevin_noise
@@ -69,10 +69,11 @@ def see_through_gradients(
     """
     priors = regularizers.weighted((tv, regularizers.total_variation), (l2, regularizers.l2_norm))
     first_layer = first_batch_norm(problem.model)
+    update_gap = update_distance(problem.client_update, objectives.tensor_norms)
 
     def distance(observation: Observation, batch: Batch) -> Array:
         params = require(observation, "params", attack="see_through_gradients")
-        found = objectives.tensor_norms(problem.client_update(params, batch), observation.update)
+        found = update_gap(observation, batch)
         if observation.local_training is not None:  # the weights are for gradients
             found = found / (observation.local_training.learning_rate * observation.local_training.num_steps)
         statistics = problem.model.batch_statistics(params, batch.inputs)

@@ -21,6 +21,7 @@ from jaxinvert.attacks.problem import Problem, declare
 from jaxinvert.parallel.lanes import lanes_at_once, map_lanes
 from jaxinvert.priors import parametrizations
 from jaxinvert.schema import Schema, blocks
+from jaxinvert.trees import of_what_was_sent
 from jaxinvert.types import (
     Array,
     Attack,
@@ -99,6 +100,7 @@ def tableak(
         members = jax.vmap(lambda inputs: matched(inputs / std_row, best / std_row, labels) * std_row)(found.inputs)
         pooled = jnp.where(jnp.any(finite), pool(schema, members, finite), best)
         simulated = problem.client_update(observation.params, Batch(pooled, labels))
+        simulated = of_what_was_sent(simulated, observation.update)
         loss = objective(simulated, observation.update)
         spread = entropy(schema, members / std_row[None], finite)
         info = {"members": members, "member_losses": losses, "entropy": spread}

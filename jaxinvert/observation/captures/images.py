@@ -16,7 +16,7 @@ MAX_BYTES = 1 << 30
 """Arrays that need more bytes than this in float32 are rejected before they are read."""
 
 
-def load_batch(path: Path, input_shape: Shape, num_classes: int) -> Batch:
+def load_batch(path: Path, input_shape: Shape, num_classes: int, *, task: str | None = None) -> Batch:
     """Reads a client's true examples from the arrays `inputs` and `labels` of an npz file.
 
     Other arrays are ignored. The other formats of `load_tree` also work.
@@ -24,11 +24,12 @@ def load_batch(path: Path, input_shape: Shape, num_classes: int) -> Batch:
     Args:
       path: the file.
       input_shape: the model's `(H, W, C)`.
-      num_classes: `K`.
+      num_classes: `K`, the number of label values; see `models.num_labels`.
+      task: the model's, see `models.tasks`; by default integer classes.
 
     Returns:
       `inputs [B, H, W, C]` float32 in [0, 1], from floats in [0, 1] or from uint8 divided by 255; `labels [B]` int32
-      in [0, K).
+      in [0, K), or float32 in the form of the task.
 
     Raises:
       FileNotFoundError: if the file does not exist.
@@ -37,18 +38,40 @@ def load_batch(path: Path, input_shape: Shape, num_classes: int) -> Batch:
     """
     with open_tensors(path, what="true images") as tensors:
         stored = _find(tensors, "labels")
-        if len(stored.shape) != 1 or not _is(stored, jnp.integer):
+        if task is None and not (len(stored.shape) == 1 and _is(stored, jnp.integer)):
             raise ValueError(f"labels are {stored.dtype} {stored.shape}, expected integers (B,)")
         inputs = _inputs(tensors, input_shape)
-        if stored.shape[0] != len(inputs):
+        if stored.shape[:1] != (len(inputs),):
             raise ValueError(f"there are {stored.shape[0]} labels for {len(inputs)} inputs")
-        try:
-            labels = convert(stored.read(), np.int32)
-        except ValueError as error:
-            raise ValueError(f"the array labels {error}") from error
-        batch = Batch(jnp.asarray(inputs), jnp.asarray(labels))
-        check_batch(batch, input_shape=tuple(input_shape), num_classes=num_classes)
+        batch = Batch(jnp.asarray(inputs), jnp.asarray(_labels(stored)))
+        check_batch(batch, input_shape=tuple(input_shape), num_classes=num_classes, task=task)
         return batch
+
+
+def load_labels(path: Path) -> np.ndarray:
+    """Reads the labels of a file of true examples, in any form that `models.tasks` knows.
+
+    Raises:
+      FileNotFoundError, ValueError: see `load_batch`.
+    """
+    with open_tensors(path, what="true images") as tensors:
+        return _labels(_find(tensors, "labels"))
+
+
+def _labels(stored: Stored) -> np.ndarray:
+    """`[B]` int32, or `[B]` or `[B, K]` float32; integers `[B, K]` are several labels per example."""
+    if len(stored.shape) not in (1, 2) or not (_is(stored, jnp.integer) or _is(stored, jnp.floating)):
+        raise ValueError(f"labels are {stored.dtype} {stored.shape}, expected integers (B,) or floats (B, K)")
+    if (num_bytes := 4 * math.prod(stored.shape)) > MAX_BYTES:
+        raise ValueError(f"labels of shape {stored.shape} are {num_bytes:,} bytes, the limit is {MAX_BYTES:,}")
+    values = stored.read()
+    whole = _is(stored, jnp.integer)
+    try:
+        if whole and values.ndim == 1:
+            return convert(values, np.int32)
+        return convert(values.astype(np.float64) if whole else values, np.float32)
+    except ValueError as error:
+        raise ValueError(f"the array labels {error}") from error
 
 
 def load_images(path: Path, input_shape: Shape) -> Array:
@@ -67,6 +90,19 @@ def load_images(path: Path, input_shape: Shape) -> Array:
     """
     with open_tensors(path, what="candidate images") as tensors:
         return jnp.asarray(_inputs(tensors, input_shape))
+
+
+def num_labels(path: Path) -> int:
+    """The number of labels in a file of true examples, from its header.
+
+    Raises:
+      FileNotFoundError, ValueError: see `load_batch`.
+    """
+    with open_tensors(path, what="true images") as tensors:
+        shape = _find(tensors, "labels").shape
+        if not shape or shape[0] < 1:
+            raise ValueError(f"labels have shape {shape}, expected one per example")
+        return shape[0]
 
 
 def _inputs(tensors: Mapping[str, Stored], input_shape: Shape) -> np.ndarray:

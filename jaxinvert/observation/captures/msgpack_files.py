@@ -3,7 +3,7 @@
 A general msgpack reader allocates an object for every encoded byte and lists of any claimed length, so a small
 hostile file can exhaust memory. Parameters are nested maps of arrays; this reader accepts nothing else:
 
-    tree  = map { string: tree | array }
+    tree  = map { string or integer: tree | array }
     array = ext(1 or 3) [ [size, ...], dtype name, bytes ]
 
 The format: https://github.com/msgpack/msgpack/blob/master/spec.md; the arrays in it: `flax.serialization`.
@@ -52,7 +52,7 @@ def list_msgpack(file: BinaryIO) -> dict[str, Stored]:
             break
         prefix, left = pending.pop()
         pending.append((prefix, left - 1))
-        name = prefix + _text(file, "a name")
+        name = prefix + _name(file)
         if len(name) > _MAX_NAME_BYTES:  # many tensors can share one long prefix, which the file stores once
             raise ValueError(f"{name!r} is longer than {_MAX_NAME_BYTES} characters")
         kind, length = _head(file)
@@ -93,6 +93,16 @@ def _head(file: BinaryIO) -> tuple[str, int]:
         return f"value of msgpack type 0x{first:02x}", 0
     kind, num_bytes = _SIZED[first]
     return kind, int.from_bytes(_take(file, num_bytes), "big")
+
+
+def _name(file: BinaryIO) -> str:
+    """The key of a map: text, or an integer of at least 0, as Flax NNX numbers the layers of a list."""
+    start = file.tell()
+    kind, value = _head(file)
+    if kind == "integer":
+        return str(value)
+    file.seek(start)
+    return _text(file, "a name")
 
 
 def _text(file: BinaryIO, what: str) -> str:

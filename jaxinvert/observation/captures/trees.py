@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinvert.observation.captures.files import open_tensors
+from jaxinvert.observation.captures.positional import by_position, is_positional
 from jaxinvert.observation.captures.stored import DTYPES, Stored, convert
 from jaxinvert.trees import path_name
 from jaxinvert.types import ArrayTree
@@ -16,7 +17,15 @@ _COLLECTION = "params/"
 _MANY, _MAX_SHOWN = 4, 240
 
 
-def load_tree(path: Path, like: ArrayTree, *, what: str = "update", may_lack: Sequence[str] = ()) -> ArrayTree:
+def load_tree(
+    path: Path,
+    like: ArrayTree,
+    *,
+    what: str = "update",
+    may_lack: Sequence[str] = (),
+    partial: bool = False,
+    order: Sequence[str] | None = None,
+) -> ArrayTree:
     """Reads a safetensors, npz or Flax msgpack file into a tree with the structure, shapes and dtypes of `like`.
 
     The format is detected from the content. A tensor is named by its path, `params/conv1/kernel`; "." may replace
@@ -31,13 +40,18 @@ def load_tree(path: Path, like: ArrayTree, *, what: str = "update", may_lack: Se
     | integers, for an integer leaf of `like` | that integer dtype; rejected if out of range |
     | NaN, inf; booleans, complex numbers, text, objects; integers for floats | rejected |
 
-    A transposed square matrix cannot be detected.
+    A transposed square matrix cannot be detected. Tensors without names (`arr_0`, `arr_1` ... of `np.savez`) are
+    matched by order and shape, see `positional`.
 
     Args:
       path: the file.
       like: arrays or `jax.ShapeDtypeStruct`, such as `jax.eval_shape(model.init, key)`.
       what: the expected content, for messages.
       may_lack: top-level keys of `like`, such as "batch_stats", that the file may omit entirely; they become zeros.
+      partial: whether any tensor may be missing, as in the update of a client that trains or sends some layers only;
+        they become zeros.
+      order: the paths in the order in which their library lists them, for tensors without names; by default that of
+        the tree alone.
 
     Returns:
       A tree of finite arrays with the structure of `like`.
@@ -52,11 +66,12 @@ def load_tree(path: Path, like: ArrayTree, *, what: str = "update", may_lack: Se
         for key_path, leaf in jax.tree_util.tree_leaves_with_path(like)
     }
     with open_tensors(path, what=what) as tensors:
-        stored = _by_leaf(tensors, expected)
+        stored = _by_leaf(tensors, expected) if not is_positional(tensors) else _in_order(tensors, expected, order)
         absent = {
             name
             for name in expected.keys() - stored.keys()
-            if (top := name.split("/")[0]) in may_lack and not any(found.startswith(f"{top}/") for found in stored)
+            if (partial and stored)
+            or ((top := name.split("/")[0]) in may_lack and not any(found.startswith(f"{top}/") for found in stored))
         }
         if missing := sorted(expected.keys() - stored.keys() - absent):
             others = f"it has {_some(sorted(tensors))}" if tensors else "it is empty"
@@ -73,6 +88,18 @@ def load_tree(path: Path, like: ArrayTree, *, what: str = "update", may_lack: Se
                 faults[name] = str(error)
         _refuse(faults)
     return jax.tree_util.tree_map_with_path(lambda key_path, _: jnp.asarray(values[path_name(key_path)]), like)
+
+
+def _in_order(
+    tensors: Mapping[str, Stored], expected: Mapping[str, jax.ShapeDtypeStruct], order: Sequence[str] | None
+) -> dict[str, Stored]:
+    """Gives tensors without names to the leaves; names like "0" may also be those of the leaves themselves."""
+    if tensors.keys() == expected.keys():
+        return dict(tensors)
+    orders = {"the order of the library": order} if order is not None else {}
+    orders["the alphabetical order of the names"] = [*expected]
+    shapes = {name: tuple(leaf.shape) for name, leaf in expected.items()}
+    return {leaf: tensors[name] for leaf, name in by_position(tensors, shapes, orders).items()}
 
 
 def _by_leaf(tensors: Mapping[str, Stored], leaves: Iterable[str]) -> dict[str, Stored]:

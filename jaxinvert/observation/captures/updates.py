@@ -7,6 +7,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from jaxinvert.clients.gradients import no_update
+from jaxinvert.models.roles import trained_leaves
 from jaxinvert.observation.observe import check_update
 from jaxinvert.types import Array, ArrayTree, Params, Update
 
@@ -40,7 +42,8 @@ def as_update(tree: ArrayTree, params: Params, *, kind: Kind) -> Update:
       kind: see the table.
 
     Returns:
-      The pseudo-gradient. Running statistics are not part of an update: everything under "batch_stats" becomes zero.
+      The pseudo-gradient. What is not trained is zero in it: running statistics (see `sent_statistics`), buffers,
+      integers (see `models.roles`). A tensor of zeros was not sent, also among weights: its update is zero.
 
     Raises:
       ValueError: for an unknown kind, a tree unlike `params`, values that are not finite, or an update of zeros
@@ -49,8 +52,33 @@ def as_update(tree: ArrayTree, params: Params, *, kind: Kind) -> Update:
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
     check_update(params, tree)
-    update: Any = jax.tree.map(KINDS[kind], params, tree)
-    if isinstance(params, Mapping) and "batch_stats" in params:
-        update = {**update, "batch_stats": jax.tree.map(jnp.zeros_like, params["batch_stats"])}
+
+    def difference(before: Array, captured: Array, is_trained: bool) -> Array:
+        if not is_trained:
+            return no_update(before)
+        sent = jnp.any(captured != 0)
+        return jnp.where(sent, KINDS[kind](before, captured), jnp.zeros_like(before))
+
+    update: Any = jax.tree.map(difference, params, tree, trained_leaves(params))
     check_update(params, update)
     return update
+
+
+def sent_statistics(tree: ArrayTree, params: Params, *, kind: Kind) -> ArrayTree | None:
+    """The running statistics that a client sent with its update: BatchNorm's, after its local training.
+
+    Args:
+      tree: the captured tensors, a tree like `params`; statistics that the file lacks are zero.
+      params: the parameters that the server sent to the client.
+      kind: see `as_update`.
+
+    Returns:
+      A tree like `params["batch_stats"]`, or `None` if the model has none, or the client sent none.
+    """
+    if not isinstance(params, Mapping) or not params.get("batch_stats"):
+        return None
+    captured, before = tree["batch_stats"], params["batch_stats"]
+    if not any(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(captured)):
+        return None
+    change = jax.tree.map(KINDS[kind], before, captured)
+    return jax.tree.map(jnp.subtract, before, change)

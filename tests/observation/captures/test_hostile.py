@@ -134,7 +134,7 @@ def test_a_zip_table_of_contents_of_megabytes(tmp_path):
         (b"\x81\xa1w\xc9\xff\xff\xff\xff\x01", "claims 4,294,967,295 bytes, but the file has 0 left"),
         (b"\x81\xa1w\xc7\x03\x05\x01\x02\x03", "extension type 5"),
         (b"\x81\xa1w\xcb" + b"\0" * 8, "'w' is a value of msgpack type 0xcb"),
-        (b"\x81\x01\x80", "a name is a integer"),
+        (b"\x81\xff\x80", "a name is a value of msgpack type 0xff"),
         (b"\x81\xa2\xff\xfe\x80", "not UTF-8"),
         (b"\x81\xda\x01\xff" + b"w" * 511 + b"\x81\xa1v\x80", "is longer than 512 characters"),
         (b"\x80extra", "has 5 bytes after its end"),

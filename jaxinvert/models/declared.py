@@ -1,0 +1,84 @@
+"""What a user declares of a network's leaves: layers that are frozen, and layers that stay with the client."""
+
+from collections.abc import Iterable, Sequence
+
+import jax
+
+from jaxinvert.models.model import Model
+from jaxinvert.models.roles import matches, untrained_cut_off
+from jaxinvert.trees import leaves_by_path
+from jaxinvert.types import Array, Batch, Key, Params
+
+
+def with_frozen(model: Model, names: Iterable[str]) -> Model:
+    """The model with layers that clients do not train: their gradient is zero, and an update may lack them.
+
+    Args:
+      model: the network.
+      names: of leaves or layers, as in the tree ("params/features") or in the library's files ("features.0.weight").
+
+    Raises:
+      ValueError: for a name that the model does not have, or if nothing is left to train.
+    """
+    frozen = tuple(dict.fromkeys((*model.frozen, *leaf_paths(model, names))))
+    if not frozen:
+        return model
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    if all(matches(path, frozen) for path in leaves_by_path(shapes) if path.split("/")[0] in ("params", path)):
+        raise ValueError(f"every layer of model {model.name} is frozen: nothing is trained")
+    apply, loss_fn, drawn = model.apply, model.loss_fn, model.drawn_loss_fn
+
+    def frozen_apply(params: Params, inputs: Array) -> Array:
+        return apply(untrained_cut_off(params, frozen), inputs)
+
+    def frozen_loss(params: Params, batch: Batch) -> Array:
+        assert loss_fn is not None
+        return loss_fn(untrained_cut_off(params, frozen), batch)
+
+    def frozen_drawn(params: Params, batch: Batch, key: Key) -> Array:
+        assert drawn is not None
+        return drawn(untrained_cut_off(params, frozen), batch, key)
+
+    return model._replace(
+        frozen=frozen,
+        apply=frozen_apply,
+        loss_fn=loss_fn and frozen_loss,
+        drawn_loss_fn=drawn and frozen_drawn,
+    )
+
+
+def with_personal(model: Model, names: Iterable[str]) -> Model:
+    """The model with layers that clients train but do not send, such as personal heads; see `with_frozen`.
+
+    Raises:
+      ValueError: for a name that the model does not have.
+    """
+    return model._replace(personal=tuple(dict.fromkeys((*model.personal, *leaf_paths(model, names)))))
+
+
+def leaf_paths(model: Model, names: Iterable[str]) -> list[str]:
+    """The paths of all leaves that `names` stand for: leaves or layers, by our paths or the library's names.
+
+    Raises:
+      ValueError: for a name that the model does not have; the message lists some that it has.
+    """
+    paths = list(leaves_by_path(jax.eval_shape(model.init, jax.random.key(0))))
+    spelled = [(path, path) for path in paths] + [(path.removeprefix("params/"), path) for path in paths]
+    spelled += [(tensor.name, tensor.path) for tensor in model.tensors or ()]
+    found: list[str] = []
+    for name in names:
+        of_name = [path for spelling, path in spelled if _is_below(spelling, name)]
+        if not of_name:
+            known = [spelling for spelling, _ in spelled[len(paths) :]]
+            raise ValueError(f"model {model.name} has no layer {name!r}; it has {_some(sorted(set(known)))}")
+        found += of_name
+    return list(dict.fromkeys(found))
+
+
+def _is_below(path: str, name: str) -> bool:
+    name = name.rstrip("/.")
+    return path == name or path.startswith((f"{name}/", f"{name}."))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

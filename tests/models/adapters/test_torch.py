@@ -1,0 +1,177 @@
+"""PyTorch modules against PyTorch itself."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinvert import Batch, clients, models
+from tests.models.adapters import checks
+
+torch = pytest.importorskip("torch", reason="needs pip install 'jaxinvert[torch]'")
+nn = torch.nn
+
+
+class Zoo(nn.Module):
+    """Strided, grouped and transposed convolutions, pools, normalizations, in-place, a buffer, a tied layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.group = nn.Conv2d(8, 8, 3, padding=1, groups=4)
+        self.tied = nn.Conv2d(8, 8, 3, padding=1, groups=4)
+        self.tied.weight = self.group.weight
+        self.up = nn.ConvTranspose2d(8, 6, 4, 2, 1)
+        self.groups = nn.GroupNorm(2, 6)
+        self.register_buffer("shift", torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1))
+        self.layer = nn.LayerNorm(24)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(24, 4)
+
+    def forward(self, x):
+        x = torch.nn.functional.gelu(self.norm(self.first(x - self.shift)))
+        x = torch.tanh(self.tied(torch.tanh(self.group(x))))
+        x = nn.functional.silu(self.groups(self.up(x)), inplace=True)
+        x = nn.functional.max_pool2d(x, 3, 2, 1) + nn.functional.avg_pool2d(x, 2)
+        return self.head(self.drop(self.layer(nn.functional.adaptive_avg_pool2d(x, 2).flatten(1))))
+
+
+class Attention(nn.Module):
+    """Patches, a class token, fused attention and a transformer's encoder layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch = nn.Conv2d(3, 8, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True, activation="gelu")
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        return self.head(self.encoder(torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1))[:, 0])
+
+
+def dense():
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.ReLU(), nn.Linear(6, 4))
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def theirs(module, train=False):
+    """PyTorch's gradient by name, a random direction by name, and the derivative of their product in the images."""
+    module.eval()
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.train(train)
+    images = torch.tensor(checks.IMAGES.transpose(0, 3, 1, 2).copy(), requires_grad=True)
+    named = dict(module.named_parameters())
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        loss = nn.functional.cross_entropy(module(images), torch.tensor(checks.LABELS))
+        grads = torch.autograd.grad(loss, named.values(), create_graph=True)
+        direction = [torch.randn_like(value) for value in named.values()]
+        inner = sum((a * b).sum() for a, b in zip(grads, direction))
+        (second,) = torch.autograd.grad(inner, images)
+    by_name = {name: value.detach().numpy() for name, value in zip(named, grads)}
+    return by_name, dict(zip(named, (v.numpy() for v in direction))), second.numpy().transpose(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize(("make", "train"), [(Zoo, False), (Zoo, True), (Attention, False), (dense, False)])
+def test_gradients_of_both_orders_are_pytorch_s(make, train):
+    module = make()
+    model = models.from_torch(module, input_shape=(8, 8, 3), batch_norm="train" if train else "eval")
+    expected, direction, second = theirs(module, train)
+    assert checks.relative_error(checks.gradient(model), expected) < 1e-5
+    found = checks.second_derivative(model, direction)
+    assert np.linalg.norm(found - second) < 1e-5 * np.linalg.norm(second)
+    if not train:
+        checks.check_examples_are_apart(model)
+    checks.check_round_trip(model)
+
+
+def test_files_are_state_dicts_and_memory_is_ours():
+    module = Zoo()
+    model = models.from_torch(module, input_shape=(8, 8, 3))
+    state = module.state_dict()
+    params = model.init(jax.random.key(0))
+    named = models.to_named(model, params)
+    assert list(named) == list(state)
+    for name, value in state.items():
+        np.testing.assert_array_equal(named[name], value.numpy())
+    assert params["params"]["first"]["kernel"].shape == (3, 3, 3, 8)
+    assert params["params"]["head"]["kernel"].shape == (24, 4)
+    assert set(params) == {"params", "batch_stats", "buffers"}
+    assert model.head == "params/head"
+    assert module.training  # its mode is as before
+
+
+def test_buffers_travel_untrained_and_statistics_can_be_read():
+    module = Zoo()
+    model = models.from_torch(module, input_shape=(8, 8, 3), batch_norm="train")
+    update = checks.gradient(model)
+    assert not any(update[name].any() for name, _ in module.named_buffers())
+    seen = model.batch_statistics(model.init(jax.random.key(0)), jnp.asarray(checks.IMAGES))
+    x = module.first(torch.tensor(checks.IMAGES.transpose(0, 3, 1, 2).copy()) - module.shift)
+    np.testing.assert_allclose(seen["norm"]["mean"], x.mean((0, 2, 3)).detach(), atol=1e-6)
+    np.testing.assert_allclose(seen["norm"]["var"], x.var((0, 2, 3), correction=0).detach(), rtol=1e-4)
+    slope = jax.grad(lambda x: model.batch_statistics(model.init(None), x)["norm"]["var"].sum())
+    assert jnp.abs(slope(jnp.asarray(checks.IMAGES))).sum() > 0
+
+
+def test_convolutions_are_the_fast_ones():
+    model = models.from_torch(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 4)), input_shape=(8, 8, 3)
+    )
+    text = str(jax.make_jaxpr(model.apply)(model.init(None), jnp.asarray(checks.IMAGES)))
+    assert "convolve" in text
+
+
+def test_a_dense_layer_on_pixels_gives_the_image_in_its_own_order():
+    """`dW / db` of one row is the image in our order (h, w, c), which closed forms read."""
+    model = models.from_torch(dense(), input_shape=(8, 8, 3))
+    batch = Batch(jnp.asarray(checks.IMAGES[:1]), jnp.asarray(checks.LABELS[:1]))
+    layer = clients.fedsgd(model.loss)(model.init(None), batch)["params"]["1"]
+    unit = int(jnp.argmax(jnp.abs(layer["bias"])))
+    found = layer["kernel"][:, unit] / layer["bias"][unit]
+    np.testing.assert_allclose(found.reshape(8, 8, 3), checks.IMAGES[0], atol=1e-4)
+
+
+def test_layers_without_gradient_are_frozen():
+    module = dense()
+    module[1].requires_grad_(False)
+    model = models.from_torch(module, input_shape=(8, 8, 3))
+    assert model.frozen == ("params/1/kernel", "params/1/bias")
+    update = checks.gradient(model)
+    assert not update["1.weight"].any()
+    assert update["3.weight"].any()
+
+
+def test_dropout_is_off_or_drawn():
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 64), nn.Dropout(0.5), nn.Linear(64, 4))
+    quiet = models.from_torch(module, input_shape=(8, 8, 3))
+    drawn = models.from_torch(module, input_shape=(8, 8, 3), dropout="train")
+    params, batch = quiet.init(None), Batch(jnp.asarray(checks.IMAGES), jnp.asarray(checks.LABELS))
+    assert quiet.drawn_loss_fn is None
+    assert float(drawn.loss(params, batch)) == pytest.approx(float(quiet.loss(params, batch)))
+    losses = [float(drawn.drawn_loss_fn(params, batch, jax.random.key(i))) for i in range(2)]
+    assert losses[0] != losses[1]
+
+
+def test_what_cannot_be_imported_is_named():
+    class Strange(nn.Module):
+        def forward(self, x):
+            return torch.linalg.svdvals(x.flatten(1)[:, :16].reshape(-1, 4, 4))
+
+    class Branching(nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :4] if x.sum() > 0 else x.flatten(1)[:, 4:8]
+
+    with pytest.raises(ValueError, match="Strange uses PyTorch's aten"):
+        models.from_torch(Strange(), input_shape=(8, 8, 3))
+    with pytest.raises(ValueError, match="cannot export Branching as a graph"):
+        models.from_torch(Branching(), input_shape=(8, 8, 3))
+    with pytest.raises(ValueError, match="unknown batch_norm 'Eval'"):
+        models.from_torch(dense(), input_shape=(8, 8, 3), batch_norm="Eval")

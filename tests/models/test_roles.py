@@ -1,0 +1,133 @@
+"""What is trained and sent: read off or declared, by clients, objectives, captures, and the user's own tree."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from safetensors.numpy import save_file
+
+from jaxinvert import Batch, audit, clients, data, jobs, models
+from jaxinvert.attacks import matching, objectives
+from jaxinvert.audit.captured import explained, observe_capture
+from jaxinvert.models.roles import sent_leaves, trained_leaves
+from jaxinvert.observation import captures
+from jaxinvert.trees import leaves_by_path
+from jaxinvert.types import Observation
+
+SHAPE = (4, 4, 3)
+BATCH = Batch(jax.random.uniform(jax.random.key(1), (2, *SHAPE)), jnp.array([0, 2]))
+
+
+def mlp():
+    return models.mlp(input_shape=SHAPE, num_classes=3, features=(24, 24))
+
+
+def with_table():
+    """A network with an integer table, a float buffer and running statistics among its variables."""
+
+    def init(key):
+        net = {"kernel": jax.random.normal(key, (48, 3)), "bias": jnp.zeros(3)}
+        others = {"index": jnp.arange(48)[::-1], "shift": jnp.ones(3)}
+        return {"params": {"head": net}, "buffers": others, "batch_stats": {"norm": {"mean": jnp.zeros(3)}}}
+
+    def apply(params, inputs):
+        x = (inputs.reshape(len(inputs), -1))[:, params["buffers"]["index"]]
+        head, shift = params["params"]["head"], params["buffers"]["shift"] + params["batch_stats"]["norm"]["mean"]
+        return x @ head["kernel"] + (head["bias"] + shift)[None]
+
+    return models.from_functions(init, apply, name="table", input_shape=SHAPE, num_classes=3)
+
+
+def test_collections_and_integers_are_read_off():
+    params = with_table().init(jax.random.key(0))
+    trained = {path for path, is_trained in leaves_by_path(trained_leaves(params)).items() if is_trained}
+    assert trained == {"params/head/kernel", "params/head/bias"}
+    pairs = [(jnp.ones((2, 3)), jnp.arange(3))]  # a tree without collections
+    assert jax.tree.leaves(trained_leaves(pairs)) == [True, False]
+    sent = leaves_by_path(sent_leaves(params, personal=("params/head/bias",)))
+    assert [path for path, is_sent in sent.items() if is_sent] == ["params/head/kernel"]
+
+
+@pytest.mark.parametrize(
+    "optimizer", [None, optax.sgd(0.1), optax.chain(optax.add_decayed_weights(0.1), optax.adam(0.1))]
+)
+def test_integers_and_buffers_travel_untrained(optimizer):
+    model = with_table()
+    params = model.init(jax.random.key(0))
+    make = clients.fedsgd if optimizer is None else clients.fedavg
+    options = {} if optimizer is None else {"optimizer": optimizer, "batch_size": 1}
+    update = jax.jit(make(model.loss, **options))(params, BATCH)
+    assert jax.tree.structure(update) == jax.tree.structure(params)
+    assert not any(leaf.any() for leaf in jax.tree.leaves((update["buffers"], update["batch_stats"])))
+    assert update["params"]["head"]["kernel"].any()
+    assert update["buffers"]["index"].dtype == jnp.float32
+
+
+def test_frozen_layers_are_not_trained_and_personal_ones_not_sent():
+    model = models.with_personal(models.with_frozen(mlp(), ["dense_0"]), ["params/head"])
+    assert model.frozen == ("params/dense_0/bias", "params/dense_0/kernel")
+    params = model.init(jax.random.key(0))
+    gradient = clients.fedsgd(model.loss)(params, BATCH)["params"]
+    assert not gradient["dense_0"]["kernel"].any()
+    assert gradient["head"]["kernel"].any()
+    for fields in ({}, {"client": "fedavg", "local_batch_size": 1, "local_weight_decay": 0.1, "num_examples": 2}):
+        deployment = jobs.deployment_of(jobs.JobConfig.of(**fields), model)
+        update = deployment.simulated_update()(params, BATCH)["params"]
+        assert not any(leaf.any() for layer in ("dense_0", "head") for leaf in update[layer].values())
+        assert update["dense_1"]["kernel"].any()
+
+
+def test_a_layer_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match=r"has no layer 'conv'; it has dense_0/bias, dense_0/kernel, dense_1/bias"):
+        models.with_frozen(mlp(), ["conv"])
+    with pytest.raises(ValueError, match=r"every layer of model .* is frozen"):
+        models.with_frozen(mlp(), ["params"])
+
+
+def test_only_what_was_sent_is_matched():
+    """Zeros for frozen layers are not taken for their gradient: the truth still matches exactly."""
+    model = mlp()
+    params, client = model.init(jax.random.key(0)), clients.fedsgd(model.loss)
+    update = client(params, BATCH)
+    part = {"params": {**update["params"], "dense_0": jax.tree.map(jnp.zeros_like, update["params"]["dense_0"])}}
+    for objective in (objectives.cosine, objectives.squared_l2, objectives.l1, objectives.tensor_norms):
+        distance = matching.update_distance(client, objective)
+        assert float(distance(Observation(params, part), BATCH)) < 1e-6
+        other = BATCH._replace(inputs=1 - BATCH.inputs)
+        assert float(distance(Observation(params, part), other)) > 1e-3
+    assert float(objectives.cosine(update, part)) > 1e-3  # what zeros cost when they are compared
+
+
+@pytest.mark.parametrize("kind", ["pseudo-gradient", "delta", "weights"])
+def test_a_partial_file_is_read_and_explained_wholly(tmp_path, kind):
+    """Cases 15 (a) and (b): a file of the trained tensors alone, and zeros for the others."""
+    model = models.mlp(input_shape=(32, 32, 3), num_classes=10, features=(5, 6))
+    photos = data.load("photos", split="test[:1]")
+    params = model.init(jax.random.key(0))
+    update = leaves_by_path(clients.fedsgd(model.loss)(params, photos.batch()))
+    before = {path: np.asarray(leaf) for path, leaf in leaves_by_path(params).items()}
+    trained = [path for path in update if "dense_0" not in path]
+    sent = {path: np.asarray(update[path]) for path in trained}
+    if kind != "pseudo-gradient":
+        sent = {path: (-leaf if kind == "delta" else before[path] - leaf) for path, leaf in sent.items()}
+    save_file(before, tmp_path / "params.safetensors")
+    save_file(sent, tmp_path / "part.safetensors")
+    zeros = {path: sent.get(path, np.zeros_like(leaf)) for path, leaf in before.items()}
+    save_file(zeros, tmp_path / "zeros.safetensors")
+    for name in ("part", "zeros"):
+        capture = audit.Capture(tmp_path / "params.safetensors", (tmp_path / f"{name}.safetensors",), kind)
+        config = audit.job_of_capture(jobs.JobConfig.of(attack="spectral"), capture)
+        seen = observe_capture(config, capture, model)
+        assert not seen.update["params"]["dense_0"]["kernel"].any()
+        share = explained(jobs.Program(config, model), seen, photos.images[None], photos.labels[None])
+        assert share[0] == pytest.approx(1, abs=1e-4)
+
+
+def test_weights_of_what_is_not_trained_are_no_update():
+    model = with_table()
+    params = model.init(jax.random.key(0))
+    moved = jax.tree.map(lambda leaf: leaf + 1, params)
+    update = captures.as_update(moved, params, kind="weights")
+    assert not any(leaf.any() for leaf in jax.tree.leaves((update["buffers"], update["batch_stats"])))
+    np.testing.assert_allclose(update["params"]["head"]["kernel"], -1, rtol=1e-5)
