@@ -164,7 +164,7 @@ def _fitted(one: _Measured) -> tuple[float, float, float]:
     columns = np.stack([weights @ (probabilities - hard), weights @ (hard - 1 / num_classes)], axis=1) / len(hard)
     (scale, smoothed), *_ = np.linalg.lstsq(columns, gradient, rcond=None)
     residual = np.linalg.norm(columns @ [scale, smoothed] - gradient) / max(np.linalg.norm(gradient), 1e-30)
-    return scale, smoothed / scale if scale else 0.0, residual
+    return float(scale), float(smoothed / scale) if scale else 0.0, float(residual)
 
 
 def _moved(model: Model, params: Params, inputs: Array, path: str, tangent: Array) -> Array:

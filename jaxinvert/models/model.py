@@ -154,8 +154,8 @@ def from_linen(
     """
     facts = _facts(name, input_shape, num_classes, mean, std)
     check_modes(batch_norm, dropout)
-    quiet = mode_arguments(module.__call__, training=batch_norm == "train")
-    drawing = mode_arguments(module.__call__, training=True)
+    quiet: dict[str, Any] = mode_arguments(module.__call__, training=batch_norm == "train")
+    drawing: dict[str, Any] = mode_arguments(module.__call__, training=True)
 
     def init(key: Key) -> Params:
         # lazy_init only traces the forward pass for its shapes; only the initializers run.

@@ -106,7 +106,7 @@ def to_named(model: Model, tree: ArrayTree) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in tensors_from(model.tensors, tree).items()}
 
 
-def named_shapes(model: Model) -> dict[str, jax.ShapeDtypeStruct]:
+def named_shapes(model: Model) -> dict[str, Any]:
     """Shape and dtype of every tensor in a file of the model's parameters, by name; computes nothing."""
     like = jax.eval_shape(model.init, jax.random.key(0))
     if model.tensors is None:

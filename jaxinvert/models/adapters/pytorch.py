@@ -84,7 +84,7 @@ def from_torch(
 
 def _exported(module: Any, image_shape: tuple[int, int, int], *, batch_norm: Mode, others: Mode) -> Graph:
     """The graph with the layers in these modes; the module's own modes are restored."""
-    import torch
+    torch = library("torch", extra="torch")
 
     coupled = (torch.nn.modules.batchnorm._BatchNorm,)
     before = {layer: layer.training for layer in module.modules()}
@@ -130,7 +130,7 @@ def _call(graph: Graph, drawn: Graph, tensors: Sequence[Tensor]) -> Any:
 
 def _tensors(module: Any, on_pixels: set[str], input_shape: tuple[int, int, int]) -> list[Tensor]:
     """The tensors of the `state_dict` and the leaves that hold them, tied tensors once."""
-    import torch
+    torch = library("torch", extra="torch")
 
     layers = dict(module.named_modules())
     normalizing = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.LayerNorm, torch.nn.GroupNorm)

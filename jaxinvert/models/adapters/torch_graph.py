@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinvert.models.adapters.building import library
 from jaxinvert.models.adapters.torch_layers import RANDOM, channel_statistics
 from jaxinvert.models.adapters.torch_ops import OPERATIONS
 from jaxinvert.types import Array, Key
@@ -76,7 +77,7 @@ def export_graph(module: Any, image_shape: Sequence[int]) -> Graph:
       ValueError: if PyTorch cannot export the module for any batch size, or for an operation that JAX does not have
         here; the message names it.
     """
-    import torch
+    torch = library("torch", extra="torch")
 
     images = torch.full((2, *image_shape), 0.5)
     batch = torch.export.Dim("batch", min=1)
@@ -99,7 +100,7 @@ def export_graph(module: Any, image_shape: Sequence[int]) -> Graph:
 
 def _plain(program: Any, name: str) -> Graph:
     """The program as plain data, without the operations that its output does not depend on."""
-    import torch
+    torch = library("torch", extra="torch")
 
     signature, constants, tensors, images = program.graph_signature, {}, {}, ""
     kinds = torch.export.graph_signature.InputKind
@@ -138,7 +139,7 @@ def _short(target: Any) -> str:
 
 def _converted(value: Any) -> Any:
     """Arguments as plain data: nodes become `Ref`, dtypes NumPy's names; memory layouts and devices are dropped."""
-    import torch
+    torch = library("torch", extra="torch")
 
     if isinstance(value, torch.fx.Node):
         return Ref(value.name)

@@ -145,7 +145,7 @@ def max_pool(
     window, stride, pads = _window(x, window, stride, padding, ceil_mode)
     channels_last = jnp.moveaxis(x, -3, -1)
     # Faster where windows do not overlap, see `nn.max_pool`.
-    pool = linen.max_pool if window == stride else nn.max_pool
+    pool: Callable[..., Array] = linen.max_pool if window == stride else nn.max_pool
     return jnp.moveaxis(pool(channels_last, window, stride, pads), -1, -3), None
 
 

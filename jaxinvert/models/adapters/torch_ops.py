@@ -54,7 +54,7 @@ def _reduced(function: Callable[..., Array]) -> Callable[..., Array]:
     return reduce
 
 
-def _var(x: Array, dim: Any = None, correction: float | None = None, keepdim: bool = False, **options: Any) -> Array:
+def _var(x: Array, dim: Any = None, correction: Any = None, keepdim: bool = False, **options: Any) -> Array:
     axes = None if not dim else tuple(dim)
     return jnp.var(x, axis=axes, ddof=1 if correction is None else correction, keepdims=keepdim)
 
@@ -212,14 +212,8 @@ def _linear(x: Array, weight: Any, bias: Array | None = None) -> Array:
 
 
 def _addmm(bias: Array, a: Array, b: Array, beta: float = 1, alpha: float = 1) -> Array:
-    return sum(aligned(alpha * (a @ b), beta * bias))
-
-
-def _topological(name: str) -> Callable[..., Array]:
-    def refuse(*args: Any, **options: Any) -> Array:
-        raise ValueError(f"PyTorch's {name} is not deterministic")
-
-    return refuse
+    product, shift = aligned(alpha * (a @ b), beta * bias)
+    return product + shift
 
 
 _UNARY = {
