@@ -132,7 +132,8 @@ def truth_mod(
     def mod(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
         if message.metadata.message_type == "train":
             (config,) = message.content.config_records.values()
-            round_folder = folder / f"round-{int(config['server-round']):04d}"
+            number: Any = config["server-round"]
+            round_folder = folder / f"round-{int(number):04d}"
             inputs, labels = examples(message, context)
             write_truth(round_folder, str(context.node_id), inputs, labels, normalization=normalization)
         return call_next(message, context)
@@ -163,5 +164,5 @@ def _equal(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> bo
 
 
 def _num_examples(reply: Message, key: str) -> int | None:
-    counts = [record[key] for record in reply.content.metric_records.values() if key in record]
+    counts: list[Any] = [record[key] for record in reply.content.metric_records.values() if key in record]
     return int(counts[0]) if counts and counts[0] >= 1 else None

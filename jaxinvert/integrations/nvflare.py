@@ -68,7 +68,7 @@ class CaptureFilter(DXOFilter):
 
     def process_dxo(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> None:
         """Writes the parameters, or one client's update; returns None, which filters nothing."""
-        number = shareable.get_header(AppConstants.CURRENT_ROUND, dxo.get_meta_prop(MetaKey.CURRENT_ROUND, 0))
+        number: Any = shareable.get_header(AppConstants.CURRENT_ROUND, dxo.get_meta_prop(MetaKey.CURRENT_ROUND, 0))
         folder = Path(self.folder) / f"round-{int(number):04d}"
         arrays = {name: _resolved(value) for name, value in dxo.data.items()}
         back = self.what == "back"
@@ -82,7 +82,7 @@ class CaptureFilter(DXOFilter):
                 writer.params(arrays)
             return
         peer = fl_ctx.get_peer_context()
-        site = peer.get_identity_name() if peer else dxo.get_meta_prop(MetaKey.SITE_NAME, "unknown")
+        site: Any = peer.get_identity_name() if peer else dxo.get_meta_prop(MetaKey.SITE_NAME, "unknown")
         writer.client(site, arrays, num_examples=dxo.get_meta_prop(NUM_EXAMPLES))
 
 

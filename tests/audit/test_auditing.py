@@ -234,9 +234,7 @@ def test_the_command_audits_what_a_file_says_and_flags_overrule(tmp_path, capsys
     ]
     assert record["settings"][0]["attackers"]["naive"]["config"]["steps"] == 8
     assert record["num_clients"] == 4
-    assert (
-        record["settings"][0]["attackers"]["naive"]["config"]["split"] == "private"
-    )  # see the command's help
+    assert record["settings"][0]["attackers"]["naive"]["config"]["split"] == "private"  # see the command's help
     page = Page((out / "report.html").read_text(encoding="utf-8"))
     assert "Every setting and attacker" in page.text
     assert "no adaptive attacker is known" in page.text

@@ -34,6 +34,7 @@ class Call(Protocol):
         self,
         tensors: Mapping[str, Any],
         inputs: Array,
+        /,
         *,
         key: Key | None = None,
         statistics: dict[str, Any] | None = None,

@@ -93,8 +93,10 @@ def _generators(random: Mapping[Any, Any], key: Key | None) -> dict[Any, Any]:
     """The states of the random number generators; with a key, new ones."""
     drawn = {}
     for number, (path, variable) in enumerate(random.items()):
-        is_key = isinstance(variable, nnx.RngKey) and key is not None
-        drawn[path] = variable.replace(jax.random.fold_in(key, number) if is_key else variable[...])
+        own = (
+            variable[...] if key is None or not isinstance(variable, nnx.RngKey) else jax.random.fold_in(key, number)
+        )
+        drawn[path] = variable.replace(own)
     return drawn
 
 

@@ -100,7 +100,7 @@ def _exported(module: Any, image_shape: tuple[int, int, int], *, batch_norm: Mod
 
 
 def _call(graph: Graph, drawn: Graph, tensors: Sequence[Tensor]) -> Any:
-    pixels = {tensor.name: tensor for tensor in tensors if tensor.layout == "pixels"}
+    pixels = {tensor.name: (tensor, tensor.pixels) for tensor in tensors if tensor.pixels is not None}
     layers = {
         tensor.name.rpartition(".")[0]: tensor.path for tensor in tensors if tensor.name.endswith("running_mean")
     }
@@ -114,7 +114,7 @@ def _call(graph: Graph, drawn: Graph, tensors: Sequence[Tensor]) -> Any:
     ) -> Array:
         # XLA cancels the two transpositions of a kernel, but not those of a kernel with reordered rows.
         native = {
-            name: PixelKernel(to_leaf(pixels[name], value), pixels[name].pixels) if name in pixels else value
+            name: PixelKernel(to_leaf(pixels[name][0], value), pixels[name][1]) if name in pixels else value
             for name, value in values.items()
         }
         found: dict[str, Any] | None = None if statistics is None else {}
