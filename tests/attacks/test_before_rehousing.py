@@ -1,6 +1,6 @@
 """Attacks and label rules give what they gave before the package was re-housed (commit 49650b9).
 
-`before_rehousing.json` was recorded by that commit, but for two attacks, recorded anew later: spectral matching, whose
+`before_rehousing.json` was recorded by that commit. Two attacks were recorded anew later: spectral matching, whose
 distance rounds differently since it may also compare biases (losses differ from the first record by 5e-6 of
 themselves), and GIAS, whose shipped generator has been trained on other images. On the same kind of machine and
 version of jaxlib results are equal bit for bit; elsewhere, where compilers round differently, attack losses agree
