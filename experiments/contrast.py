@@ -188,7 +188,7 @@ def disturbed(key: Key, update: Update, noise: Array) -> Update:
 
 def contrast(found: Array, truth: Array, problem: Problem) -> float:
     """The factor by which found images differ from true ones around the mean color, averaged over images."""
-    center = problem.mean_image
+    center = jnp.reshape(problem.mean_image, (1,) * (found.ndim - 1) + (-1,))
     found, truth = found - center, truth - center
     axes = tuple(range(1, truth.ndim))
     return float(jnp.mean(jnp.sum(found * truth, axis=axes) / jnp.sum(jnp.square(truth), axis=axes)))

@@ -8,7 +8,7 @@ upper bound of the accountant, both for the attacked release and at the same del
 are right, then `low` is at most `allowed`, and `epsilon_shown` at most `epsilon`.
 
 `epsilon_training` is that of 1,000 steps at sampling rate 0.01; `seconds` and `megabytes` are what all these bounds
-took, alone in a process.
+took in a process of their own: its peak memory includes that of the imports.
 
 Command:  python -m experiments.dp_bounds --data FILE.npz --json FILE
 Smoke:    python -m experiments.dp_bounds --smoke
@@ -123,16 +123,15 @@ def measured(config: Config, multiplier: float) -> dict[str, Any]:
 
 
 def cost_of_bounds(multiplier: float, baseline: float) -> tuple[float, float, float]:
-    """Epsilon of a training, and seconds and peak memory in megabytes of all bounds, beyond that of the imports."""
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes or kilobytes
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    """Epsilon of a training, and seconds of all bounds and the peak memory of the process in megabytes."""
+    start, unit = time.perf_counter(), 1 if sys.platform == "darwin" else 1024  # bytes or kilobytes
     release = {"sampling_rate": 1.0, "noise_multiplier": multiplier, "num_steps": 1}
     training = {"sampling_rate": 0.01, "noise_multiplier": multiplier, "num_steps": 1000}
     for steps in (release, training):
         accounting.success_bound(baseline=baseline, **steps)
         epsilon = accounting.tight_epsilon(delta=_DELTA, **steps)
-    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return epsilon, seconds, (after - before) * unit / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return epsilon, time.perf_counter() - start, peak * unit / 1e6
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from safetensors.numpy import save_file
 
 from jaxinvert import Batch, audit, clients, data, jobs, models
 from jaxinvert.attacks import matching, objectives
-from jaxinvert.audit.captured import explained, observe_capture
+from jaxinvert.audit.captured import explained
+from jaxinvert.audit.reading import observe_capture
 from jaxinvert.models.roles import sent_leaves, trained_leaves
 from jaxinvert.observation import captures
 from jaxinvert.trees import leaves_by_path

@@ -83,7 +83,8 @@ def test_every_target_gets_its_own_draw_of_a_defense(victim):
 
 
 def test_a_report_says_nothing_of_what_there_was_not():
-    one_round, two_rounds = (jobs.assumptions(jobs.JobConfig.of(rounds=rounds)) for rounds in (1, 2))
+    model = models.create("mlp", input_shape=(8, 8, 3), num_classes=10)
+    one_round, two_rounds = (jobs.assumptions(jobs.JobConfig.of(rounds=rounds), model) for rounds in (1, 2))
     for sentences in (one_round["known"], one_round["unknown"]):
         assert not any("defense" in sentence or "earlier" in sentence for sentence in sentences)
     assert sum("earlier" in sentence for sentence in two_rounds["known"]) == 2

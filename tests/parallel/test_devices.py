@@ -142,7 +142,7 @@ def test_the_command_line_spreads_a_network_with_convolutions(tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["num_devices"], summary["chunk_size"]) == (2, 1)
     config = jobs.JobConfig.of(model="lenet", size=12, targets=2)
-    program, observations, truth, _ = jobs.prepare(config)
+    program, observations, truth, *_ = jobs.prepare(config)
     client = jax.jit(jobs.deployment_of(config, program.model).simulated_update())
     images = files.load_arrays(tmp_path / "reconstructions.npz")["reconstruction"]
     for t in range(2):
