@@ -118,7 +118,7 @@ def test_a_partial_file_is_read_and_explained_wholly(tmp_path, kind):
     save_file(zeros, tmp_path / "zeros.safetensors")
     for name in ("part", "zeros"):
         capture = audit.Capture(tmp_path / "params.safetensors", (tmp_path / f"{name}.safetensors",), kind)
-        config = audit.job_of_capture(jobs.JobConfig.of(attack="spectral"), capture)
+        config, capture = audit.job_of_capture(jobs.JobConfig.of(attack="spectral"), capture)
         seen = observe_capture(config, capture, model)
         assert not seen.update["params"]["dense_0"]["kernel"].any()
         share = explained(jobs.Program(config, model), seen, photos.images[None], photos.labels[None])
