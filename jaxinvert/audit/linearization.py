@@ -113,7 +113,7 @@ def bidiagonals(
         return client_update(params, batch._replace(inputs=inputs))
 
     sent, forward = jax.linearize(update_of, batch.inputs)
-    backward = jax.vjp(update_of, batch.inputs)[1]
+    backward = jax.linear_transpose(forward, batch.inputs)  # of the same linearization, which is compiled once
     weights = jax.tree.map(_inverse, noise(sent))
 
     def whitened(update: Update) -> Update:
