@@ -57,10 +57,10 @@ def model_of_call(
     *,
     name: str,
     input_shape: Sequence[int],
-    num_classes: int,
+    num_classes: int | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
-    head: str,
+    head: str | None,
     draws: bool = False,
 ) -> Model:
     """The model of another library's network, with its own parameters as the only initialization.
@@ -71,13 +71,19 @@ def model_of_call(
       values: the values of the tensors, in the library's layout.
       name: of the model.
       input_shape: `(H, W, C)`.
-      num_classes: `K`.
+      num_classes: `K`; `None` = the number of logits.
       mean: `C` per-channel means of pixels in [0, 1]; `None` = no shift.
       std: `C` per-channel standard deviations; `None` = no scale.
-      head: path of the last dense layer; empty if unknown.
+      head: path of the last dense layer; `None` = the last one with `K` outputs, if there is one.
       draws: whether the network draws random numbers in training; then its loss takes a key.
+
+    Raises:
+      ValueError: if the network's output is not `[B, K]`.
     """
     tensors, first = tuple(tensors), {name: jnp.asarray(value) for name, value in values.items()}
+    num_classes = num_classes or _number_of_logits(call, first, input_shape)
+    if head is None:
+        head = _last_dense(tensors, {name: value.shape for name, value in first.items()}, num_classes)
 
     def init(key: Key) -> Params:
         del key
@@ -109,7 +115,7 @@ def model_of_call(
     )
 
 
-def last_dense(tensors: Sequence[Tensor], shapes: Mapping[str, Sequence[int]], num_classes: int) -> str:
+def _last_dense(tensors: Sequence[Tensor], shapes: Mapping[str, Sequence[int]], num_classes: int) -> str:
     """Path of the last dense layer with `K` outputs; empty if there is none."""
     found = [
         tensor.path.removesuffix("/kernel")
@@ -121,16 +127,15 @@ def last_dense(tensors: Sequence[Tensor], shapes: Mapping[str, Sequence[int]], n
     return found[-1] if found else ""
 
 
-def number_of_logits(call: Call, values: Mapping[str, Any], input_shape: Sequence[int]) -> int:
+def _number_of_logits(call: Call, values: Mapping[str, Any], input_shape: Sequence[int]) -> int:
     """`K`, from the shape of the logits.
 
     Raises:
       ValueError: if the network's output is not `[B, K]`.
     """
     inputs = jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)
-    arrays = {name: jnp.asarray(value) for name, value in values.items()}
     with jax.numpy_rank_promotion("allow"):
-        logits = jax.eval_shape(lambda x: call(arrays, x), inputs)
+        logits = jax.eval_shape(lambda x: call(values, x), inputs)
     if getattr(logits, "ndim", 0) != 2:
         raise ValueError(f"the network's output is {getattr(logits, 'shape', type(logits))}, expected logits [B, K]")
     return logits.shape[1]

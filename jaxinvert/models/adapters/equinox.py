@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxinvert.models.adapters.building import last_dense, library, model_of_call, number_of_logits
+from jaxinvert.models.adapters.building import library, model_of_call
 from jaxinvert.models.layers import unknown_value
 from jaxinvert.models.model import Model
 from jaxinvert.models.modes import Mode, check_modes
@@ -83,18 +83,16 @@ def from_equinox(
         axis = next(iter(axis_names), None)
         return jax.vmap(one, in_axes=(0, None if keys is None else 0), axis_name=axis)(images, keys)
 
-    classes = num_classes or number_of_logits(call, values, input_shape)
-    shapes = {key: value.shape for key, value in values.items()}
     return model_of_call(
         call,
         tensors,
         values,
         name=name or type(module).__name__,
         input_shape=input_shape,
-        num_classes=classes,
+        num_classes=num_classes,
         mean=mean,
         std=std,
-        head=last_dense(tensors, shapes, classes) if head is None else head,
+        head=head,
         draws=dropout == "train" and takes_key,
     )
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from jaxinvert.models.adapters.building import last_dense, library, model_of_call, number_of_logits
+from jaxinvert.models.adapters.building import library, model_of_call
 from jaxinvert.models.model import Model
 from jaxinvert.models.modes import Mode, check_modes, mode_arguments
 from jaxinvert.models.tensors import Tensor, leaves_from, nested
@@ -76,18 +76,16 @@ def from_haiku(
             raise
 
     values = {**_values(params), **_values(state)}
-    classes = num_classes or number_of_logits(call, values, input_shape)
-    shapes = {key: value.shape for key, value in values.items()}
     model = model_of_call(
         call,
         tensors,
         values,
         name=name,
         input_shape=input_shape,
-        num_classes=classes,
+        num_classes=num_classes,
         mean=mean,
         std=std,
-        head=last_dense(tensors, shapes, classes) if head is None else head,
+        head=head,
         draws=dropout == "train",
     )
 

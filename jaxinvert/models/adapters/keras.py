@@ -11,7 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxinvert.models.adapters.building import last_dense, library, model_of_call, number_of_logits
+from jaxinvert.models.adapters.building import library, model_of_call
 from jaxinvert.models.declared import with_frozen
 from jaxinvert.models.model import Model
 from jaxinvert.models.modes import Mode, check_modes
@@ -105,18 +105,16 @@ def from_keras(
         return logits
 
     values = {names[path]: jnp.asarray(v.value) for path, v in {**weights, **state}.items()}
-    classes = num_classes or number_of_logits(call, values, input_shape)
-    shapes = {key: value.shape for key, value in values.items()}
     model = model_of_call(
         call,
         tensors,
         values,
         name=name or type(network).__name__,
         input_shape=input_shape,
-        num_classes=classes,
+        num_classes=num_classes,
         mean=mean,
         std=std,
-        head=last_dense(tensors, shapes, classes) if head is None else head,
+        head=head,
     )
     return with_frozen(model, [names[path] for path in frozen_weights])
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxinvert.models.adapters.building import last_dense, model_of_call, number_of_logits
+from jaxinvert.models.adapters.building import model_of_call
 from jaxinvert.models.model import Model
 from jaxinvert.models.modes import Mode, check_modes
 from jaxinvert.models.tensors import Tensor
@@ -73,18 +73,16 @@ def from_nnx(
                     _replace(network, path, _Observed(layer, "/".join(map(str, path)), statistics))
         return network(inputs)
 
-    classes = num_classes or number_of_logits(call, values, input_shape)
-    shapes = {key: value.shape for key, value in values.items()}
     return model_of_call(
         call,
         tensors,
         values,
         name=name or type(module).__name__,
         input_shape=input_shape,
-        num_classes=classes,
+        num_classes=num_classes,
         mean=mean,
         std=std,
-        head=last_dense(tensors, shapes, classes) if head is None else head,
+        head=head,
         draws=dropout == "train" and bool(random),
     )
 

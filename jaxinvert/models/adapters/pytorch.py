@@ -7,7 +7,7 @@ work as for a Flax network, and fast convolutions apply. In memory, kernels have
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxinvert.models.adapters.building import last_dense, library, model_of_call, number_of_logits
+from jaxinvert.models.adapters.building import library, model_of_call
 from jaxinvert.models.adapters.torch_graph import Graph, evaluate, export_graph, pixel_layers
 from jaxinvert.models.adapters.torch_layers import PixelKernel
 from jaxinvert.models.declared import with_frozen
@@ -63,18 +63,16 @@ def from_torch(
     values = {key: value.detach().cpu().numpy() for key, value in module.state_dict().items()}
     tensors = _tensors(module, pixel_layers(graph), (height, width, channels))
     call = _call(graph, drawn, tensors)
-    classes = num_classes or number_of_logits(call, values, input_shape)
-    shapes = {key: value.shape for key, value in values.items()}
     model = model_of_call(
         call,
         tensors,
         values,
         name=name or type(module).__name__,
         input_shape=input_shape,
-        num_classes=classes,
+        num_classes=num_classes,
         mean=mean,
         std=std,
-        head=last_dense(tensors, shapes, classes) if head is None else head,
+        head=head,
         draws=bool(drawn.draws),
     )
     paths = {tensor.name: tensor.path for tensor in tensors}
