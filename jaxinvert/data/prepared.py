@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shlex
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -26,6 +27,7 @@ victims of an audit, and "public", what the shipped generator and the attacker's
 _NO_PARTS: Mapping[str, frozenset[str]] = MappingProxyType({})
 OFFICIAL_NAMES = ("cifar10", "cifar100", "mnist", "fashion_mnist")
 _READ_CHUNK = 1000
+_NAME = re.compile(r"[A-Za-z_]\w*")
 
 
 def find_prepared(name: str, data_dir: str | os.PathLike[str] | None) -> pathlib.Path | None:
@@ -96,7 +98,7 @@ def _read(
 
     lengths = {key: info.num_examples for key, info in builder.info.splits.items()}
     rows_of: dict[str, np.ndarray] = {}
-    if any(part in split for part in parts):
+    if parts and not set(_NAME.findall(split)) <= {*lengths, "all"}:  # also of a misspelled one, for the message
         names = np.array(feature.names)[[example["label"] for example in source("train")]]
         rows_of = {part: np.flatnonzero(np.isin(names, [*classes])) for part, classes in parts.items()}
     selections = select(split, {**lengths, **{part: len(rows) for part, rows in rows_of.items()}})
