@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinvert import jobs
+from jaxinvert import jobs, nn
 from jaxinvert.audit.linearization import Bidiagonals, Resolution, bidiagonals, residual_scale, resolution
 from jaxinvert.clients import securely_aggregated
 from jaxinvert.defenses import ranking
@@ -167,11 +167,12 @@ def attack_free(
     params, parameters = task.observations.params, config.defense.parameters
 
     def of_all(added: float) -> list[Resolution]:
-        found = (
-            measure(params, Batch(inputs, labels), parameters, jnp.float32(added), key)
-            for inputs, labels, key in zip(*truth, keys)
-        )
-        return [resolution(jax.device_get(one), num_pixels=num_pixels) for one in found]
+        with nn.compile_fast():
+            found = [
+                measure(params, Batch(inputs, labels), parameters, jnp.float32(added), key)
+                for inputs, labels, key in zip(*truth, keys)
+            ]
+        return [resolution(one, num_pixels=num_pixels) for one in jax.device_get(found)]
 
     figures = jax.tree.map(lambda *leaves: np.stack(leaves), *of_all(residual))
     unbiased, statement = None, _why_no_bound(config)

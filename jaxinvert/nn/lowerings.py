@@ -12,9 +12,12 @@ On CPU, Winograd is used where it applies; else GEMM for kernel gradients, for k
 input transposes with fewer positions than features; else one convolution. Other backends use `xla_*`.
 """
 
+import contextlib
+import contextvars
 import functools
 import itertools
 import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +31,21 @@ from jaxinvert.types import Array
 # matrix products are too small to make up for that (measured on two Zen 5 cores).
 _MIN_CHANNELS = 32
 _MIN_TILES = 32
+
+_COMPILE_FAST = contextvars.ContextVar("compile_fast", default=False)
+
+
+@contextlib.contextmanager
+def compile_fast() -> Iterator[None]:
+    """Programs lowered inside do without Winograd: a deep network compiles in two thirds of the time.
+
+    For programs that take a few dozen steps, where the steps saved do not pay for the longer compilation.
+    """
+    before = _COMPILE_FAST.set(True)
+    try:
+        yield
+    finally:
+        _COMPILE_FAST.reset(before)
 
 
 def cpu_convolve(x: Array, w: Array, *, geometry: Geometry) -> Array:
@@ -131,7 +149,8 @@ def _patches(x: Array, geometry: Geometry) -> Array:
 
 def _is_winograd(geometry: Geometry, operand: Array, channels: int, features: int) -> bool:
     return (
-        geometry.kernel_shape == (3, 3)
+        not _COMPILE_FAST.get()
+        and geometry.kernel_shape == (3, 3)
         and geometry.strides == geometry.input_dilation == geometry.kernel_dilation == (1, 1)
         and min(channels, features) >= _MIN_CHANNELS
         and operand.shape[1] * geometry.num_tiles >= _MIN_TILES

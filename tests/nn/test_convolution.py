@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxinvert.nn import conv_general_dilated, lowerings
+from jaxinvert.nn import compile_fast, conv_general_dilated, lowerings
 from jaxinvert.nn.geometry import Geometry
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -216,3 +216,17 @@ def test_what_other_backends_compile_computes_the_same(lanes):
 def test_transposed_geometry_twice_is_the_geometry():
     geometry = Geometry((9, 8), (3, 2), (5, 9), (2, 1), ((1, 1), (2, 1)), (1, 1), (1, 2), None)
     assert geometry.transposed.transposed == geometry
+
+
+def test_programs_that_compile_fast_compute_the_same_without_winograd():
+    x, w, fast, _ = problem(9, **WIDE | PLAIN)
+
+    def program():
+        return jax.jit(jax.value_and_grad(attack_loss(fast))).lower(x, w).compile()
+
+    with compile_fast():
+        short = program()
+    long = program()
+    assert_equal(short(x, w), long(x, w), 1e-4)
+    if jax.default_backend() == "cpu":
+        assert short.as_text().count("\n") < 0.8 * long.as_text().count("\n")
