@@ -27,7 +27,7 @@ from jaxinvert.models.layers import unknown_value
 from jaxinvert.models.model import Model, from_functions
 from jaxinvert.models.modes import Mode, check_modes, mode_arguments
 from jaxinvert.trees import leaves_by_path
-from jaxinvert.types import Array, Batch, Params
+from jaxinvert.types import Array, Batch, LossFn, Params
 
 _EXPECTED = (
     "a jaxinvert.models.Model, a network of Flax, PyTorch, Haiku, Equinox or Keras, or a pair (init, apply); a loss "
@@ -61,11 +61,11 @@ def import_model(
     | --- | --- |
     | a `Model` | pixels |
     | a network of a library, or `(init, apply)` | pixels, if the function takes `mean` or `std`; else normalized |
-    | `(network, loss_fn)`, `(init, apply, loss_fn)` | the same; clients minimize `loss_fn` |
+    | `(network, loss_fn)`, `(init, apply, loss_fn)` | the same, and so does `loss_fn`, which clients minimize |
 
     The libraries are Flax (linen and NNX), PyTorch, Haiku, Equinox and Keras. A loss is `(params, batch) -> []` of a
-    `jaxinvert.Batch` of pixels and labels; for a network of another library than Flax linen it is
-    `(logits, labels) -> []`. Without one, clients minimize the mean cross-entropy. Head and loss are checked
+    `jaxinvert.Batch` of inputs, as the network takes them, and labels; for a network of another library than Flax
+    linen it is `(logits, labels) -> []`. Without one, clients minimize the mean cross-entropy. Head and loss are checked
     numerically, see `inspection`. A function that takes `batch_norm` is given its mode; else the library's adapter
     sets the modes. A linen module without an argument for its mode, and a pair of functions, decide themselves.
 
@@ -150,7 +150,7 @@ def _as_model(
         else:
             model = adapted(network, **facts, **modes)
     if kind in (None, "Flax module"):
-        return _with_classes_and_head(model, num_classes), loss_fn
+        return _with_classes_and_head(model, num_classes), loss_fn and _of_normalized(loss_fn, model)
     if loss_fn is None:
         return model, None
     apply = model.apply
@@ -159,6 +159,11 @@ def _as_model(
         return loss_fn(apply(params, batch.inputs), batch.labels)
 
     return model, of_logits
+
+
+def _of_normalized(loss_fn: LossFn, model: Model) -> LossFn:
+    """A user's loss on pixels: it calls the network itself, so it is given the inputs that the network takes."""
+    return lambda params, batch: loss_fn(params, batch._replace(inputs=model.normalized(batch.inputs)))
 
 
 def _check_modes_are_set(network: Any, modes: Mapping[str, str], accepted: Mapping[str, bool], name: str) -> None:

@@ -93,6 +93,10 @@ class Model(NamedTuple):
         """`(params, batch) -> []`, what the clients minimize: `loss_fn`, or by default the mean cross-entropy."""
         return self.loss_fn or cross_entropy(self.apply)
 
+    def normalized(self, inputs: Array) -> Array:
+        """`(inputs - mean) / std` of pixels `[B, H, W, C]` in [0, 1], as `apply` does it."""
+        return _normalized(inputs, _Facts(self.name, self.input_shape, self.mean, self.std))
+
 
 def first_batch_norm(model: Model) -> str | None:
     """Path of the BatchNorm layer that a network of Flax modules calls first, such as "norm_0" or "Block_0/norm".

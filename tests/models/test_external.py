@@ -29,6 +29,12 @@ NETWORKS = """
     def loss(params, batch): return jnp.sum(params["w"]) * jnp.mean(batch.inputs)
     def pair(): return init, apply
     def pair_and_loss(): return init, apply, loss
+    def net_and_half():
+        net = Net()
+        def loss(params, batch):
+            return 0.5 * models.cross_entropy(net.apply)(params, batch)
+        return net, loss
+
     def module_and_loss(): return Net(), lambda params, batch: jnp.float32(7)
     class Normalized(Net):
         batch_norm: str = "train"
@@ -140,9 +146,19 @@ def test_losses():
     params, batch = {"head": {"kernel": jnp.ones((12, 4))}}, Batch(INPUTS, jnp.array([0, 3]))
     own = make("pair_and_loss", input_shape=SHAPE).loss
     assert float(own(params, batch)) == pytest.approx(48 * 0.5)
+    shifted = make("pair_and_loss", input_shape=SHAPE, mean=(0.25,) * 3, std=(0.5,) * 3).loss
+    assert float(shifted(params, batch)) == pytest.approx(48 * 0.5)  # (0.5 - 0.25) / 0.5, as the network takes it
+    brighter = batch._replace(inputs=INPUTS + 0.25)
+    assert float(shifted(params, brighter)) == pytest.approx(48 * 1.0)
     usual = make("pair", input_shape=SHAPE).loss
     assert float(usual(params, batch)) == pytest.approx(np.log(4))  # equal logits
     assert float(make("module_and_loss", input_shape=SHAPE).loss({"params": {}}, batch)) == 7
+
+
+def test_an_own_loss_is_calibrated_whatever_the_normalization():
+    found = make("net_and_half", input_shape=SHAPE, mean=(0.4,) * 3, std=(0.2,) * 3)
+    assert found.calibration.refusal == ""
+    assert found.calibration.factor == pytest.approx(0.5, rel=1e-3)
 
 
 def test_clients_minimize_the_loss_that_was_brought():
