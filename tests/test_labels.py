@@ -362,3 +362,27 @@ def test_no_batch_has_fewer_than_what_is_proven(seed):
     proven = proven_counts(update["params"]["head"]["bias"], 6)
     assert bool(jnp.all(proven <= jnp.bincount(chosen, length=NUM_CLASSES)))
     assert float(proven.sum()) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "bias"), [("idlg", True), ("idlg", False), ("llg", True), ("llg", False), ("llg-star", True)]
+)
+def test_features_that_cancel_in_their_sum_do_not_mislead(name, bias):
+    """LayerNorm's features sum to zero, up to rounding: column sums tell nothing there."""
+
+    def normalized(params, inputs):
+        features = inputs.reshape(len(inputs), -1) @ params["first"]
+        features -= jnp.mean(features, axis=1, keepdims=True)
+        features /= jnp.std(features, axis=1, keepdims=True)
+        logits = features @ params["head"]["kernel"]
+        return logits + params["head"]["bias"][None] if bias else logits
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    head = {"kernel": jax.random.normal(keys[1], (24, 5)) / 24, **({"bias": jnp.zeros(5)} if bias else {})}
+    params = {"batch_stats": {}, "first": jax.random.normal(keys[0], (36, 24)), "head": head}
+    rule = labels.REGISTRY[name].factory(labels.LabelProblem(normalized, "head", (6, 6, 1), keys[2]))
+    for label in range(5):
+        batch = Batch(jax.random.uniform(jax.random.key(label), (1, 6, 6, 1)), jnp.array([label]))
+        update = jax.grad(models.cross_entropy(normalized))(params, batch)
+        seen = Observation(params, update, num_examples=1, local_training=LocalTraining(1.0, 1))
+        assert rule(seen).tolist() == counts_of([label]).tolist()

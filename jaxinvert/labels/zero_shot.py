@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxinvert.labels.dummies import Dummies
 from jaxinvert.labels.head import biased_head, find_head, respond, step_scale
 from jaxinvert.labels.rounding import hard_counts, repeated_argmin, round_counts
+from jaxinvert.labels.signs import cancel
 from jaxinvert.observation.observe import require
 from jaxinvert.types import ApplyFn, Array, Observation, RecoverLabels
 
@@ -58,7 +59,8 @@ def llg_star(apply: ApplyFn, *, dummies: Dummies, head: str = "params/head") -> 
 
     Let `O` be an example's summed features. The dummies' gradients under every label give the impact
     `m = (1 + 1/K) mean_n E[O (p_n - 1)] / B` and the offset `s_n = E[O p_n]`, the contribution of other classes'
-    examples to class n. Then `B` times the class `argmin (g - s)` is emitted and m is subtracted from it. Reads
+    examples to class n. Then `B` times the class `argmin (g - s)` is emitted and m is subtracted from it. Where
+    features cancel in their sum (LayerNorm), the bias is taken for a feature that is 1, if there is one. Reads
     `params`, `update`, `num_examples`, `local_training`. No bias needed.
 
     Args:
@@ -75,10 +77,15 @@ def llg_star(apply: ApplyFn, *, dummies: Dummies, head: str = "params/head") -> 
         scale = step_scale(observation, rule="llg_star")
         inputs = dummies(observation)
         answers = respond(observation, inputs, apply=apply, head=head, probe=jnp.ones_like, rule="llg_star")
-        offset = jnp.mean(answers.products[..., 0, :], axis=(0, 1))
+        kernel, bias = find_head(observation.update, head)
+        sums, offset = jnp.sum(kernel, axis=0), jnp.mean(answers.products[..., 0, :], axis=(0, 1))
+        summed = jnp.mean(answers.projections)
+        if bias is not None:
+            ones = bias, jnp.mean(answers.probabilities, axis=(0, 1)), jnp.ones_like(summed)
+            sums, offset, summed = (jnp.where(cancel(kernel), *both) for both in zip(ones, (sums, offset, summed)))
         size = offset.size
-        impact = (1 + 1 / size) * (jnp.mean(offset) - jnp.mean(answers.projections)) / num_examples
-        signal = jnp.sum(find_head(observation.update, head).kernel, axis=0) * scale - offset
+        impact = (1 + 1 / size) * (jnp.mean(offset) - summed) / num_examples
+        signal = sums * scale - offset
         return repeated_argmin(signal, impact, jnp.zeros(size, jnp.int32), num_examples)
 
     return recover

@@ -65,9 +65,10 @@ def import_model(
 
     The libraries are Flax (linen and NNX), PyTorch, Haiku, Equinox and Keras. A loss is `(params, batch) -> []` of a
     `jaxinvert.Batch` of inputs, as the network takes them, and labels; for a network of another library than Flax
-    linen it is `(logits, labels) -> []`. Without one, clients minimize the mean cross-entropy. Head and loss are checked
-    numerically, see `inspection`. A function that takes `batch_norm` is given its mode; else the library's adapter
-    sets the modes. A linen module without an argument for its mode, and a pair of functions, decide themselves.
+    linen it is `(logits, labels) -> []`. Without one, clients minimize the mean cross-entropy. Head and loss are
+    checked numerically, see `inspection`. A function that takes `batch_norm` is given its mode; else the library's
+    adapter sets the modes. A linen module without an argument for its mode, and a pair of functions, decide
+    themselves.
 
     Args:
       name: such as "my_net:make", or "package.module:function".
