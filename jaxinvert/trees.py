@@ -61,6 +61,24 @@ def tree_squared_norm(tree: ArrayTree) -> Array:
     return sum((jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(tree)), start=jnp.zeros(()))
 
 
+def explained_share(simulated: ArrayTree, observed: ArrayTree) -> Array:
+    """The share of an observed update that lies along a simulated one, at any scale of both: `[]` in [0, 1].
+
+    The squared cosine of the two; 0 if they point in opposite directions or one is zero. Tensors that were not sent
+    are not compared.
+    """
+    left, right = (_of_unit_size(tree) for tree in (of_what_was_sent(simulated, observed), observed))
+    lengths = tree_squared_norm(left) * tree_squared_norm(right)
+    share = jnp.square(jnp.maximum(tree_inner(left, right), 0.0)) / jnp.where(lengths > 0, lengths, 1.0)
+    return jnp.minimum(share, 1.0)
+
+
+def _of_unit_size(tree: ArrayTree) -> ArrayTree:
+    """The tree divided by its largest absolute value: its squares neither overflow nor vanish in float32."""
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree.leaves(tree)]))
+    return jax.tree.map(lambda leaf: leaf / jnp.where(largest > 0, largest, 1.0), tree)
+
+
 def tree_norm(tree: ArrayTree) -> Array:
     """Euclidean norm over all leaves, with gradient 0 (not NaN) at zero: `[]`. NaN in any leaf gives NaN."""
     squared = tree_squared_norm(tree)

@@ -25,7 +25,7 @@ from jaxinvert.audit.scoring import Ground, ground_truth
 from jaxinvert.audit.weighing import judged
 from jaxinvert.jobs import JobConfig
 from jaxinvert.jobs.groups import ClientConfig
-from jaxinvert.trees import of_what_was_sent
+from jaxinvert.trees import explained_share
 from jaxinvert.types import Array, Batch, Observation, Params, Update
 
 
@@ -150,11 +150,7 @@ def explained(program: jobs.Program, seen: Observation, inputs: np.ndarray, labe
     """
 
     def share(params: Params, update: Update, batch: Batch) -> Array:
-        simulated = of_what_was_sent(program.problem.client_update(params, batch), update)
-        pairs = [*zip(jax.tree.leaves(simulated), jax.tree.leaves(update))]
-        inner = sum(jnp.vdot(mine, theirs) for mine, theirs in pairs)
-        mine, theirs = (sum(jnp.vdot(leaf, leaf) for leaf in side) for side in zip(*pairs))
-        return jnp.square(jnp.maximum(inner, 0.0)) / jnp.maximum(mine * theirs, jnp.finfo(jnp.float32).tiny)
+        return explained_share(program.problem.client_update(params, batch), update)
 
     classes = np.zeros(inputs.shape[:2], np.int32) if labels is None else labels
     batches = Batch(jnp.asarray(inputs), jnp.asarray(classes))

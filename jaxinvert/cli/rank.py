@@ -47,24 +47,33 @@ def rank(command: Rank, command_line: str) -> int:
         rank_report(jax.tree.map(lambda leaf, client=client: leaf[client], updates), batch_shape=batch.shape)
         for client, batch in enumerate(task.truth.inputs)
     ]
-    show(Console(), reports)
+    show(Console(), reports, passes=command.client.local_epochs, not_counted=jobs.not_a_sum_of_gradients(command))
     if command.linear_examples:
         with bad_input():
             show_attack_free(Console(), audit.attack_free(command, task, most_examples=command.linear_examples))
     return 0
 
 
-def show(console: Console, reports: list[RankReport]) -> None:
-    """Prints one combined report for all clients of one model."""
+def show(console: Console, reports: list[RankReport], *, passes: int = 1, not_counted: str = "") -> None:
+    """Prints one combined report for all clients of one model.
+
+    Args:
+      console: where to.
+      reports: one per client.
+      passes: how often a client visits each example, which adds to the rank each time.
+      not_counted: why ranks do not count examples; empty if they do.
+    """
     first = reports[0]
     tensors = Table("tensor", "inputs", "outputs", "rank")
     for number, tensor in enumerate(first.tensors):
         ranks = (report.tensors[number].rank for report in reports)
         tensors.add_row(Text(tensor.name), *map(str, tensor.shape), Text(_span(ranks, unknown="not finite")))
     console.print(tensors)
+    least = _span(-(-report.least_examples // passes) for report in reports)
+    examples = f"ranks do not count examples: {not_counted}" if not_counted else f"each has at least {least} examples"
     enough = sum(report.num_equations >= report.num_unknowns for report in reports)
     console.print(
-        f"clients: {len(reports)}; each has at least {_span(report.least_examples for report in reports)} examples; "
+        f"clients: {len(reports)}; {examples}; "
         f"{_span(report.num_equations for report in reports)} equations for {first.num_unknowns:,} unknown pixels, "
         f"enough for a unique solution: {_of_all(enough, reports)}",
         highlight=False,

@@ -7,6 +7,7 @@ share a `Setup`, and `execute_jobs` runs them as lanes of one program.
 
 from jaxinvert.jobs.assumptions import assumptions, realism_in_words
 from jaxinvert.jobs.attacker import Program, compiled_form
+from jaxinvert.jobs.automatic import not_a_sum_of_gradients
 from jaxinvert.jobs.config import JobConfig
 from jaxinvert.jobs.deployment import Clients, Deployment, deployment_of
 from jaxinvert.jobs.environment import device_name, uninterruptible, versions
@@ -50,6 +51,7 @@ __all__ = [
     "forget_state",
     "job_name",
     "measure",
+    "not_a_sum_of_gradients",
     "peak_bytes",
     "prepare",
     "prior_saw_victims",

@@ -1,8 +1,8 @@
 """The attack `auto`: a closed form if the ranks admit one and it explains the update, else spectral matching.
 
-The closed form is chosen from facts that the server knows: the network, the batch size, how the client trains, and
-the ranks of an update. Its result is accepted for each update by the share of the update that it explains. The
-remaining updates are attacked by spectral matching.
+The closed form is chosen from facts that the server knows: the network, the batch size, how the client trains and
+defends itself, and the ranks of an update. Its result is accepted for an update if the client, simulated on it, sends
+that update. The remaining updates are attacked by spectral matching.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,10 @@ from jaxinvert.attacks.closed_form.rank import rank_report
 from jaxinvert.attacks.optimization.spectral import spectral
 from jaxinvert.attacks.registry import REGISTRY, register
 from jaxinvert.jobs.config import JobConfig
-from jaxinvert.types import Observation, Reconstruction, Shape
+from jaxinvert.models import Model
+from jaxinvert.search import split_shared
+from jaxinvert.trees import explained_share
+from jaxinvert.types import Array, Batch, ClientUpdateFn, Observation, Reconstruction, Shape
 
 AUTO, SEARCH = "auto", "spectral"
 register(
@@ -26,6 +29,8 @@ register(
 
 _CLOSED_FORMS = ("dense-layer", "dense-chain", "patch-embedding", "exact-batch", "rgap")
 """Closed forms that can be exact, fastest first."""
+_ONLY_SCALE = ("clip",)
+"""Defenses that multiply each gradient by a number."""
 _EXPLAINED = 1e-3
 """Largest unexplained share of an update that is attributed to rounding."""
 
@@ -47,6 +52,8 @@ def choose(config: JobConfig, observations: Observation, image_shape: Shape, tas
       task: the network's, see `models.tasks`.
     """
     update = jax.tree.map(lambda leaf: leaf[0], observations.update)
+    if reason := not_a_sum_of_gradients(config):
+        return Choice(None, reason)
     forms = {
         form.attack: form for form in rank_report(update, batch_shape=(config.num_private, *image_shape)).closed_forms
     }
@@ -55,6 +62,19 @@ def choose(config: JobConfig, observations: Observation, image_shape: Shape, tas
         if forms[name].applies and any_loss and _fits(name, config):
             return Choice(name, forms[name].reason)
     return Choice(None, "no closed form is exact for this network, batch and update")
+
+
+def not_a_sum_of_gradients(config: JobConfig) -> str:
+    """Why an update is no weighted sum of its examples' gradients, whose ranks count examples; empty if it is one."""
+    client = config.client
+    if client.local_optimizer == "adam":
+        return "an update of Adam is no sum of gradients"
+    if client.local_weight_decay:
+        return f"weight decay {client.local_weight_decay:g} adds the parameters to the update"
+    for name in config.defense.chain.names:
+        if name not in _ONLY_SCALE:
+            return f"defense {name} changes the gradients by more than a factor"
+    return ""
 
 
 def _fits(name: str, config: JobConfig) -> bool:
@@ -91,14 +111,48 @@ def search_in_words(config: JobConfig) -> str:
     return SEARCH + labels[config.attacker.labels]
 
 
-def explained(found: Reconstruction) -> np.ndarray:
-    """`[T]` bool: whether a closed form explains each update, by its certificate and its unexplained share."""
+def explained(
+    client_update: ClientUpdateFn, observations: Observation, found: Reconstruction, model: Model
+) -> np.ndarray:
+    """`[T]` bool: whether a closed form explains each update, as the closed form and a simulated client find.
+
+    Without granted or recovered labels, the class that explains the update best is taken, for all examples. Labels of
+    other kinds cannot be tried out: there the closed form's own loss decides.
+
+    Args:
+      client_update: the attacker's simulation of the client.
+      observations: one per client, leading axis `T`.
+      found: the closed form's reconstructions, `[T, ...]`.
+      model: the clients' network.
+    """
     enough = np.asarray(found.attack_loss) < _EXPLAINED
     for flag in ("certified", "determined"):
         if flag in found.info:
             value = np.asarray(found.info[flag])
             enough &= value.reshape(len(value), -1).all(axis=1)
-    return enough
+    labels = observations.labels if found.labels is None else found.labels
+    if not enough.any() or (labels is None and model.task != "classes"):
+        return enough
+
+    @jax.jit
+    def shares(observations: Observation, inputs: Array, labels: Array | None) -> Array:
+        shared, per_target = split_shared(observations)
+
+        def share(target: tuple[Observation, Array, Array | None]) -> Array:
+            seen, inputs, labels = target
+            params = seen._replace(**shared).params
+
+            def explained_by(labels: Array) -> Array:
+                return explained_share(client_update(params, Batch(inputs, labels)), seen.update)
+
+            if labels is not None:
+                return explained_by(labels)
+            of_one_class = jnp.tile(jnp.arange(model.num_classes, dtype=jnp.int32)[:, None], len(inputs))
+            return jnp.max(jax.lax.map(explained_by, of_one_class))
+
+        return jax.lax.map(share, (per_target, inputs, labels))
+
+    return enough & (np.asarray(shares(observations, found.inputs, labels)) > 1 - _EXPLAINED)
 
 
 def merged(exact: Reconstruction, searched: Reconstruction, solved: np.ndarray) -> Reconstruction:

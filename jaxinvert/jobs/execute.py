@@ -86,8 +86,10 @@ def _automatic(
     if closed_form is None:
         return search()._replace(choice=f"{search_name} ({reason})")
     job = automatic.closed_form_job(config, closed_form)
-    exact = _solve(program.by_closed_form(closed_form), *search_arguments(job, program, observations))
-    solved = automatic.explained(exact.reconstructions)
+    arguments = search_arguments(job, program, observations)
+    closed = program.by_closed_form(closed_form)
+    exact = _solve(closed, *arguments)
+    solved = automatic.explained(closed.problem.client_update, arguments[1], exact.reconstructions, program.model)
     choice = f"{closed_form} ({reason}) explains {solved.sum()} of {len(solved)} updates"
     if solved.all():
         return exact._replace(choice=choice)

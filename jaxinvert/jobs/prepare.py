@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxinvert import data, metrics, models
+from jaxinvert import data, models
 from jaxinvert.jobs.attacker import Program
 from jaxinvert.jobs.config import JobConfig
 from jaxinvert.jobs.deployment import (
@@ -74,11 +74,6 @@ def set_up(config: JobConfig) -> Setup:
     threat_models.check_needs(config.granted, config.needs, attack=config.attacker.attack)
     threat_models.check_needs(config.granted, config.rule_needs, attack=f"label rule {config.chosen_label_rule}")
     dataset = data.load(config.data.name, split=config.data.split, size=config.data.size)
-    if min(dataset.images.shape[1:3]) < metrics.SSIM_WINDOW:
-        height, width = dataset.images.shape[1:3]
-        raise ValueError(
-            f"images of {height}x{width} pixels cannot be measured: SSIM needs at least {metrics.SSIM_WINDOW}"
-        )
     victims, wanted = config.data, config.data.targets * config.num_private
     if len(dataset.images) < wanted:
         raise ValueError(

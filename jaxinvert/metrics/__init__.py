@@ -3,7 +3,6 @@
 from jaxinvert.metrics import perceptual, records
 from jaxinvert.metrics.images import (
     MAX_PSNR_DB,
-    SSIM_WINDOW,
     Distribution,
     Quality,
     Summary,
@@ -19,7 +18,6 @@ from jaxinvert.metrics.images import (
 
 __all__ = [
     "MAX_PSNR_DB",
-    "SSIM_WINDOW",
     "Distribution",
     "Quality",
     "Summary",

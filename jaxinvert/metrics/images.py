@@ -35,7 +35,7 @@ from jaxinvert.types import Array
 MAX_PSNR_DB = 120.0
 """Cap of the PSNR: a root mean square error of 1e-6, a 4,000th of the step of an 8-bit pixel."""
 SSIM_WINDOW = 11
-"""Side of the Gaussian window (sigma 1.5), and of the smallest image that has an SSIM."""
+"""Side of the Gaussian window (sigma 1.5); smaller images have a window of their own shorter side."""
 _WORST_MSE = 1.0
 _WORST_SSIM = -1.0
 _RANGE_TOLERANCE = 1e-4
@@ -144,22 +144,20 @@ def ssim(reconstructions: ArrayLike, truths: ArrayLike) -> Array:
     sigma=1.5, use_sample_covariance=False, data_range=1`. Pure; works under jit and vmap.
 
     Args:
-      reconstructions: `[..., H, W, C]` floats, H and W at least `SSIM_WINDOW`.
+      reconstructions: `[..., H, W, C]` floats. Images with fewer than 11 rows or columns get a window of as many.
       truths: `[..., H, W, C]` floats in [0, 1].
 
     Returns:
       `[...]` in [-1, 1]; -1 for a reconstruction with a non-finite pixel.
 
     Raises:
-      ValueError: as `mse`, and for images smaller than the window.
+      ValueError: as `mse`.
     """
     reconstructions, truths = _images(reconstructions, truths)
-    height, width = truths.shape[-3:-1]
-    if min(height, width) < SSIM_WINDOW:
-        raise ValueError(f"ssim needs images of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, got {height}x{width}")
+    window = min(SSIM_WINDOW, *truths.shape[-3:-1])
     stack = (-1, *truths.shape[-3:])
     x, y = _clamp(_finite_or_zero(reconstructions)).reshape(stack), _clamp(truths).reshape(stack)
-    scores = jnp.asarray(dm_pix.ssim(x, y, filter_size=SSIM_WINDOW)).reshape(truths.shape[:-3])
+    scores = jnp.asarray(dm_pix.ssim(x, y, filter_size=window)).reshape(truths.shape[:-3])
     return jnp.where(_finite(reconstructions), scores, _WORST_SSIM)
 
 
@@ -211,7 +209,7 @@ def evaluate(reconstruction_inputs: ArrayLike, true_inputs: ArrayLike) -> Qualit
 
     Args:
       reconstruction_inputs: `[B, H, W, C]` floats, in any order.
-      true_inputs: `[B, H, W, C]` floats in [0, 1], H and W at least `SSIM_WINDOW`.
+      true_inputs: `[B, H, W, C]` floats in [0, 1].
 
     Returns:
       The scores, in the order of `true_inputs`.

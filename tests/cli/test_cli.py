@@ -268,7 +268,6 @@ def test_interrupt_writes_the_best_so_far(tmp_path, monkeypatch):
             "rounds is 2, but attack 'batch-norm-leakage' uses one round only",
         ),
         (["--server-lr", "1"], "server_lr is 1.0, which only several rounds use"),
-        (["--size", "8"], "images of 8x8 pixels cannot be measured"),
     ],
 )
 def test_bad_input_is_one_clear_error_and_writes_nothing(arguments, message, tmp_path, capsys):

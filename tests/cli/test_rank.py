@@ -1,8 +1,23 @@
 """`jaxinvert rank`: closed forms, and the attack-free figure beside them."""
 
+import pytest
+
 from jaxinvert import cli
 
 FAST = ["rank", "--model", "mlp-8", "--size", "16", "--targets", "2"]
+COUNTED = [
+    "rank",
+    "--model",
+    "mlp-16",
+    "--size",
+    "8",
+    "--num-examples",
+    "2",
+    "--targets",
+    "1",
+    "--linear-examples",
+    "0",
+]
 
 
 def test_shows_closed_forms_and_the_attack_free_figure(capsys):
@@ -19,3 +34,20 @@ def test_says_why_there_is_no_figure_and_leaves_it_out_on_request(capsys):
     assert "attack-free figure: none; defense sign" in capsys.readouterr().out
     assert cli.main([*FAST, "--linear-examples", "0"]) == 0
     assert "attack-free" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "each has at least 2 examples"),
+        (["--client", "fedavg", "--local-epochs", "3"], "each has at least 2 examples"),
+        (["--client", "fedavg", "--local-optimizer", "adam"], "an update of Adam is no sum of gradients"),
+        (["--client", "fedavg", "--local-weight-decay", "0.1"], "weight decay 0.1 adds the parameters"),
+        (["--defense", "gaussian"], "defense gaussian changes the gradients"),
+    ],
+)
+def test_examples_are_counted_where_an_update_is_a_sum_of_gradients(capsys, flags, said):
+    assert cli.main([*COUNTED, *flags]) == 0
+    shown = capsys.readouterr().out
+    assert said in shown
+    assert ("examples;" in shown) == (said.endswith("examples"))

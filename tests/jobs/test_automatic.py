@@ -43,6 +43,23 @@ def test_an_update_that_the_closed_form_does_not_explain_is_searched_for(percept
     assert list(execution.history["step"])[-1] == PERCEPTRON.search.steps
 
 
+@pytest.mark.parametrize("labels", ["known", "joint"])
+def test_signs_have_the_rank_of_one_example_and_do_not_pass_for_one(perceptron, labels):
+    """The ranks of an update do not tell that a client has sent signs; simulating the client does."""
+    config = PERCEPTRON.replace(labels=labels)
+    observations = perceptron.observations._replace(update=jax.tree.map(jnp.sign, perceptron.observations.update))
+    assert automatic.choose(config, observations, perceptron.model.input_shape).closed_form == "dense-layer"
+    closed = perceptron.program.by_closed_form("dense-layer")
+    read = closed.solve(jax.random.key(0), observations, {})
+    assert float(read.attack_loss.max()) < 1e-3  # the layer is explained, by an image that no client has
+    if labels == "joint":
+        observations = observations._replace(labels=None)
+    assert not automatic.explained(closed.problem.client_update, observations, read, perceptron.model).any()
+    honest = closed.solve(jax.random.key(0), perceptron.observations, {})
+    seen = perceptron.observations._replace(labels=observations.labels)
+    assert automatic.explained(closed.problem.client_update, seen, honest, perceptron.model).all()
+
+
 def test_what_only_the_search_uses_is_no_hindrance_to_a_closed_form():
     config = PERCEPTRON.replace(labels="restored", rounds=2, server_lr=0.1, tv=0.1, lr=0.1)
     closed = automatic.closed_form_job(config, "dense-layer")
@@ -69,6 +86,12 @@ def test_a_closed_form_compiles_once_for_attack_and_controls(perceptron):
         ({"model": "small-convnet", "size": 12}, None),
         ({"model": "lenet", "size": None}, "rgap"),
         ({"model": "lenet", "size": None, "client": "fedavg"}, None),
+        ({"client": "fedavg", "local_optimizer": "momentum", "local_epochs": 2}, "dense-layer"),
+        ({"client": "fedavg", "local_optimizer": "adam"}, None),
+        ({"client": "fedavg", "local_weight_decay": 0.01}, None),
+        ({"defense": "clip"}, "dense-layer"),
+        ({"defense": "sign"}, None),
+        ({"defense": "clip+gaussian"}, None),
     ],
 )
 def test_the_choice_follows_from_network_batch_and_client(changed, taken):
