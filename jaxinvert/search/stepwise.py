@@ -169,18 +169,20 @@ class Stepwise:
         seconds_before = 0.0 if resume is None else resume.seconds
         while True:
             upto = min(done + pace, num_steps)
-            if resume is None or done < num_steps:  # a search that is resumed at its end takes no more steps
-                # The iterate after the last step is evaluated once more, as in `run`.
-                lanes = self._advance(lanes, observations, settings, done, upto + (upto == num_steps))
+            lanes = evaluated = self._advance(lanes, observations, settings, done, upto)
             done = upto
-            best_loss = to_host(lanes[0].best_loss)[..., : math.prod(shape)]
+            if done == num_steps:
+                # The iterate after the last step is evaluated once more, as in `run`. A search that is resumed with
+                # more steps continues without this one.
+                evaluated = self._advance(lanes, observations, settings, done, done + 1)
+            best_loss = to_host(evaluated[0].best_loss)[..., : math.prod(shape)]
             seconds = seconds_before + time.perf_counter() - begin
             yield Progress(
                 step=done,
                 num_steps=num_steps,
                 best_loss=best_loss.reshape(*best_loss.shape[:-1], *shape),
                 seconds=seconds,
-                reconstruct=partial(self._finish, lanes, observations, settings),
+                reconstruct=partial(self._finish, evaluated, observations, settings),
                 resumable=Resumable(done, seconds, lanes),
             )
             if done == num_steps:

@@ -197,6 +197,18 @@ def test_the_time_of_the_start_is_apart_from_that_of_compilation_and_steps():
     assert len(waits) == 1
 
 
+def test_a_finished_search_goes_on_as_if_it_had_not_ended(make_attack, victims):
+    _, observations = victims
+    stepwise = search.Stepwise(make_attack)
+    *_, whole = stepwise(jax.random.key(0), observations, {}, num_steps=6, report_every=6)
+    *_, half = stepwise(jax.random.key(0), observations, {}, num_steps=3, report_every=3)
+    *_, gone_on = stepwise(jax.random.key(0), observations, {}, num_steps=6, report_every=3, resume=half.resumable)
+    np.testing.assert_array_equal(gone_on.best_loss, whole.best_loss)
+    np.testing.assert_array_equal(gone_on.reconstruct().inputs, whole.reconstruct().inputs)
+    *_, again = stepwise(jax.random.key(0), observations, {}, num_steps=3, report_every=3, resume=half.resumable)
+    np.testing.assert_array_equal(again.best_loss, half.best_loss)
+
+
 def test_a_bad_target_is_named_before_anything_runs(make_attack, victims):
     _, observations = victims
     broken = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), observations.update)
