@@ -56,9 +56,11 @@ def scaled(tree: ArrayTree, factor: Scalar) -> ArrayTree:
 def tree_squared_norm(tree: ArrayTree) -> Array:
     """Squared Euclidean norm over all leaves: `[]`.
 
-    Computed as inner products, several times faster on a CPU than sums of squares of large tensors.
+    Computed as inner products, several times faster on a CPU than sums of squares of large tensors. Half precision
+    is summed in float32, where small squares do not vanish.
     """
-    return sum((jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(tree)), start=jnp.zeros(()))
+    wide = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in jax.tree.leaves(tree)]
+    return sum((jnp.vdot(leaf, leaf) for leaf in wide), start=jnp.zeros(()))
 
 
 def explained_share(simulated: ArrayTree, observed: ArrayTree) -> Array:
@@ -75,8 +77,14 @@ def explained_share(simulated: ArrayTree, observed: ArrayTree) -> Array:
 
 def _of_unit_size(tree: ArrayTree) -> ArrayTree:
     """The tree divided by its largest absolute value: its squares neither overflow nor vanish in float32."""
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree.leaves(tree)]))
+    largest = largest_entry(tree)
     return jax.tree.map(lambda leaf: leaf / jnp.where(largest > 0, largest, 1.0), tree)
+
+
+def largest_entry(tree: ArrayTree) -> Array:
+    """Largest absolute value in all leaves of floats: `[]`."""
+    largest = [jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree.leaves(tree) if is_float(leaf)]
+    return jnp.max(jnp.stack(largest)) if largest else jnp.zeros(())
 
 
 def tree_norm(tree: ArrayTree) -> Array:

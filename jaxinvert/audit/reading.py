@@ -14,7 +14,7 @@ from jaxinvert.labels.scale import estimated_rate
 from jaxinvert.observation import captures, threat_models
 from jaxinvert.observation.observe import FEDSGD
 from jaxinvert.search import check_targets
-from jaxinvert.trees import is_float, of_what_was_sent, scaled, tree_inner, tree_norm
+from jaxinvert.trees import explained_share, is_float, largest_entry, scaled
 from jaxinvert.types import ArrayTree, Batch, Observation, Params, Update
 
 
@@ -70,8 +70,9 @@ def observe_capture(config: JobConfig, capture: Capture, model: models.Model) ->
 def read_capture(config: JobConfig, capture: Capture, model: models.Model) -> Seen:
     """Reads all captured clients; the observation is limited to what the threat model grants.
 
-    A delta, or weights, of a client whose learning rate is not given have an unknown scale. It is estimated from
-    the labels, and updates are divided by it; if that is not possible, the attacker sees no `local_training`.
+    A delta, or weights, of a client whose learning rate is not given have an unknown scale, and so has a gradient
+    whose size no loss explains. It is estimated from the labels, and updates are divided by it; if that is not
+    possible, the attacker sees no `local_training`.
 
     Args:
       config: the job, with as many targets as there are updates.
@@ -110,7 +111,7 @@ def read_capture(config: JobConfig, capture: Capture, model: models.Model) -> Se
     if capture.rate is not None:
         seen = seen._replace(update=scaled(update, 1 / capture.rate))
         notes = (f"Updates are divided by the learning rate {capture.rate:g} of their one local step.",)
-    elif capture.kind != "pseudo-gradient" and config.client.kind == "fedsgd":
+    elif config.client.kind == "fedsgd" and (capture.kind != "pseudo-gradient" or _is_extreme(update)):
         seen, notes = _with_scale(config, seen, model)
     seen = seen._replace(**dict.fromkeys(granted.withheld))
     check_targets(seen)
@@ -125,17 +126,16 @@ def check_kind(tree: ArrayTree, params: Params, *, kind: captures.Kind, path: Pa
     Raises:
       ValueError: naming the file, the cosine, and the likely kind.
     """
-    sent = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(tree) if is_float(leaf)]
-    before = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(params) if is_float(leaf)]
-    before = of_what_was_sent(before, sent)
-    norms = float(tree_norm(sent)) * float(tree_norm(before))
-    cosine = float(tree_inner(sent, before)) / norms if norms > 0 else 0.0
+    sent, before = (
+        [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(one) if is_float(leaf)] for one in (tree, params)
+    )
+    cosine = float(jnp.sqrt(explained_share(before, sent)))
     if kind != "weights" and cosine > _ALONG:
         raise ValueError(
             f"{path} has a cosine of {cosine:.3f} with the parameters that were sent: these look like weights after "
             f"training, but the kind is {kind!r}; give the kind 'weights'"
         )
-    if kind == "weights" and norms > 0 and cosine < _ACROSS:
+    if kind == "weights" and any(jnp.any(leaf != 0) for leaf in sent) and cosine < _ACROSS:
         raise ValueError(
             f"{path} has a cosine of {cosine:.3f} with the parameters that were sent: these look like a gradient or "
             "a difference, but the kind is 'weights'; give the kind 'pseudo-gradient' or 'delta'"
@@ -192,6 +192,8 @@ def _granted_labels(config: JobConfig, capture: Capture, model: models.Model) ->
 
 def _with_scale(config: JobConfig, seen: Observation, model: models.Model) -> tuple[Observation, tuple[str, ...]]:
     """The observation with updates divided by the estimated learning rate, or without any training known."""
+    unit = _unit(seen.update)
+    seen = seen._replace(update=scaled(seen.update, 1 / unit))
     loss = model.calibration
     if model.task != "classes" or config.defense.chain.names or loss.refusal or loss.smoothing or loss.tempered:
         of_what = "updates with a defense" if config.defense.chain.names else f"this loss of the task {model.task}"
@@ -218,8 +220,20 @@ def _with_scale(config: JobConfig, seen: Observation, model: models.Model) -> tu
         return seen._replace(local_training=None), (f"The scale of the updates is unknown: {error}.",)
     rate /= loss.factor * (config.num_private if loss.summed else 1)
     return seen._replace(update=scaled(seen.update, 1 / rate), local_training=FEDSGD), (
-        f"The clients' learning rate is not given; {rate:.3g} is estimated from the labels, for one local step.",
+        f"The clients' learning rate is not given; {rate * unit:.3g} is estimated from the labels, for one local "
+        "step.",
     )
+
+
+def _is_extreme(update: ArrayTree) -> bool:
+    """Whether the squares of an update leave float32's range, which a gradient at its own scale never does."""
+    largest = float(largest_entry(update))
+    return 0 < largest < np.inf and not 1e-12 < largest < 1e12
+
+
+def _unit(update: ArrayTree) -> float:
+    """A power of two that brings an update of extreme size near 1, by division, without rounding; else 1."""
+    return float(2.0 ** np.round(np.log2(float(largest_entry(update))))) if _is_extreme(update) else 1.0
 
 
 def _stacked(trees: list) -> ArrayTree:

@@ -102,7 +102,7 @@ def clipped_to_norm(update: Update, norm: Scalar) -> Update:
     length = tree_norm(update)
     longer = length > norm
     factor = jnp.where(longer, norm / jnp.where(longer, length, 1.0), 1.0)
-    return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), update)
+    return jax.tree.map(lambda leaf: (leaf * factor).astype(leaf.dtype), update)
 
 
 def fedavg(

@@ -47,6 +47,30 @@ def test_a_capture_is_seen_as_the_simulated_clients_are(task, capture):
         audit.observe_capture(stranger, capture, task.model)
 
 
+@pytest.mark.parametrize("scale", [1e-20, 1e18])
+def test_updates_of_any_size_are_read_at_the_scale_that_the_labels_tell(task, capture, tmp_path, scale):
+    """Squares of such numbers leave the range of float32: unscaled, every distance would be 0, inf or NaN."""
+    updates = []
+    for t in range(CONFIG.data.targets):
+        gradient = jax.tree.map(lambda leaf, t=t: np.asarray(leaf[t]) * np.float32(scale), task.observations.update)
+        updates.append(tmp_path / f"gradient{t}.safetensors")
+        save_file(flatten_dict(gradient, sep="/"), updates[-1])
+    seen = audit.observe_capture(
+        CONFIG, capture._replace(updates=tuple(updates), kind="pseudo-gradient", rate=None), task.model
+    )
+    for found, true in zip(jax.tree.leaves(seen.update), jax.tree.leaves(task.observations.update)):
+        np.testing.assert_allclose(found, true, rtol=0.05, atol=1e-4 * float(np.abs(true).max()))
+    reached, usual = (
+        jobs.measure(CONFIG, task, jobs.execute(CONFIG, task.program, one)).summary["quality"]["psnr_db"]["min"]
+        for one in (seen, task.observations)
+    )
+    assert reached == pytest.approx(usual, abs=0.5)
+    shares = audit.captured.explained(
+        task.program, seen, np.asarray(task.truth.inputs), np.asarray(task.truth.labels)
+    )
+    np.testing.assert_allclose(shares, 1, rtol=1e-5)
+
+
 def test_with_the_truth_there_is_a_verdict(capture, tmp_path):
     updates = [str(path) for path in capture.updates]
     command = ["audit", *FLAGS, "--update", *updates, "--params", str(capture.params), "--truth", str(capture.truth)]
