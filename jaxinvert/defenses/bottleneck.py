@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax import linen
 
 from jaxinvert.models import Model
+from jaxinvert.models.losses import DrawnLossFn, LossOf, with_tree
 from jaxinvert.trees import leaves_by_path
 from jaxinvert.types import Array, Batch, Key, Params
 
@@ -52,17 +53,26 @@ def with_bottleneck(model: Model, *, num_units: int = 256, beta: float = 1e-3) -
         with _inserted(model, params[BOTTLENECK], None):
             return function(_network(params), *arguments)
 
-    def drawn_loss(params: Params, batch: Batch, key: Key) -> Array:
-        with _inserted(model, params[BOTTLENECK], key) as divergences:
-            loss = model.loss(_network(params), batch)
-        return loss + beta * jnp.mean(divergences[-1])
+    def drawn_loss_of(loss_of: LossOf) -> DrawnLossFn:
+        def drawn_loss(params: Params, batch: Batch, key: Key) -> Array:
+            network = model
+            if model.loss_fn is None:  # else it is traced with the bottleneck in the layers that it calls
+                network = model._replace(loss_of=with_tree(loss_of, params, _network))
+            with _inserted(model, params[BOTTLENECK], key) as divergences:
+                if (drawn := network.drawn_loss_fn) is None:
+                    loss = network.loss(_network(params), batch)
+                else:
+                    loss = drawn(_network(params), batch, jax.random.fold_in(key, 1))
+            return loss + beta * jnp.mean(divergences[-1])
+
+        return drawn_loss
 
     return model._replace(
         name=f"{model.name} with a bottleneck",
         init=init,
         apply=partial(through, model.apply),
         loss_fn=None if model.loss_fn is None else partial(through, model.loss_fn),
-        drawn_loss_fn=drawn_loss,
+        drawn_loss_of=drawn_loss_of,
         batch_statistics=partial(through, model.batch_statistics),
     )
 

@@ -4,10 +4,11 @@ from collections.abc import Iterable, Sequence
 
 import jax
 
+from jaxinvert.models.losses import drawn_with_tree
 from jaxinvert.models.model import Model
 from jaxinvert.models.roles import matches, untrained_cut_off
 from jaxinvert.trees import leaves_by_path
-from jaxinvert.types import Array, Batch, Key, Params
+from jaxinvert.types import Array, Batch, Params
 
 
 def with_frozen(model: Model, names: Iterable[str]) -> Model:
@@ -26,7 +27,7 @@ def with_frozen(model: Model, names: Iterable[str]) -> Model:
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     if all(matches(path, frozen) for path in leaves_by_path(shapes) if path.split("/")[0] in ("params", path)):
         raise ValueError(f"every layer of model {model.name} is frozen: nothing is trained")
-    apply, loss_fn, drawn = model.apply, model.loss_fn, model.drawn_loss_fn
+    apply, loss_fn = model.apply, model.loss_fn
 
     def frozen_apply(params: Params, inputs: Array) -> Array:
         return apply(untrained_cut_off(params, frozen), inputs)
@@ -35,15 +36,11 @@ def with_frozen(model: Model, names: Iterable[str]) -> Model:
         assert loss_fn is not None
         return loss_fn(untrained_cut_off(params, frozen), batch)
 
-    def frozen_drawn(params: Params, batch: Batch, key: Key) -> Array:
-        assert drawn is not None
-        return drawn(untrained_cut_off(params, frozen), batch, key)
-
     return model._replace(
         frozen=frozen,
         apply=frozen_apply,
         loss_fn=loss_fn and frozen_loss,
-        drawn_loss_fn=drawn and frozen_drawn,
+        drawn_loss_of=drawn_with_tree(model.drawn_loss_of, lambda params: untrained_cut_off(params, frozen)),
     )
 
 

@@ -24,10 +24,10 @@ from jaxinvert.models.adapters.by_type import adapted, kind_of
 from jaxinvert.models.batch_norm import refuse_train_mode
 from jaxinvert.models.heads import inspected
 from jaxinvert.models.layers import unknown_value
+from jaxinvert.models.losses import cross_entropy
 from jaxinvert.models.model import Model, from_functions
 from jaxinvert.models.modes import Mode, check_modes, mode_arguments
-from jaxinvert.trees import leaves_by_path
-from jaxinvert.types import Array, Batch, LossFn, Params
+from jaxinvert.types import ApplyFn, Array, Batch, LossFn, Params
 
 _EXPECTED = (
     "a jaxinvert.models.Model, a network of Flax, PyTorch, Haiku, Equinox or Keras, or a pair (init, apply); a loss "
@@ -65,10 +65,10 @@ def import_model(
 
     The libraries are Flax (linen and NNX), PyTorch, Haiku, Equinox and Keras. A loss is `(params, batch) -> []` of a
     `jaxinvert.Batch` of inputs, as the network takes them, and labels; for a network of another library than Flax
-    linen it is `(logits, labels) -> []`. Without one, clients minimize the mean cross-entropy. Head and loss are
-    checked numerically, see `inspection`. A function that takes `batch_norm` is given its mode; else the library's
-    adapter sets the modes. A linen module without an argument for its mode, and a pair of functions, decide
-    themselves.
+    linen it is `(logits, labels) -> []`. Only the latter can be drawn by dropout="train"; of Flax linen, return a
+    `Model` with its `loss_of`. Without a loss, clients minimize the mean cross-entropy. Head and loss are checked
+    numerically, see `inspection`. A function that takes `batch_norm` is given its mode; else the library's adapter
+    sets the modes. A linen module without an argument for its mode, and a pair of functions, decide themselves.
 
     Args:
       name: such as "my_net:make", or "package.module:function".
@@ -84,8 +84,8 @@ def import_model(
 
     Raises:
       ValueError: if there is no such module or function, if it fails, has no argument for an option, or returns
-        something else; if its logits are not `[B, K]` floats, or its loss is not a scalar. This is checked with
-        `jax.eval_shape`, without computing anything.
+        something else; if its logits are not `[B, K]` floats, or its loss is not a scalar, or cannot be drawn. This
+        is checked with `jax.eval_shape`, without computing anything.
     """
     function = _import_function(name)
     accepted = _parameters(function, name)
@@ -151,15 +151,14 @@ def _as_model(
         else:
             model = adapted(network, **facts, **modes)
     if kind in (None, "Flax module"):
-        return _with_classes_and_head(model, num_classes), loss_fn and _of_normalized(loss_fn, model)
+        return _with_classes(model, num_classes), loss_fn and _of_normalized(loss_fn, model)
     if loss_fn is None:
         return model, None
-    apply = model.apply
 
-    def of_logits(params: Params, batch: Batch) -> Array:
-        return loss_fn(apply(params, batch.inputs), batch.labels)
+    def of_logits(apply: ApplyFn) -> LossFn:
+        return lambda params, batch: loss_fn(apply(params, batch.inputs), batch.labels)
 
-    return model, of_logits
+    return model._replace(loss_of=of_logits), None
 
 
 def _of_normalized(loss_fn: LossFn, model: Model) -> LossFn:
@@ -279,18 +278,12 @@ def _network_and_loss(returned: Any, name: str) -> tuple[Any, Any]:
     raise ValueError(f"model {name} returned a {type(returned).__name__}{kinds}, expected {_EXPECTED}")
 
 
-def _with_classes_and_head(model: Model, num_classes: int | None) -> Model:
-    """Fills in the number of classes and the head, inferred from the shapes of parameters and logits."""
-    params, logits = _shapes(model)
+def _with_classes(model: Model, num_classes: int | None) -> Model:
+    """Fills in the number of classes, by default as many as there are logits."""
+    _, logits = _shapes(model)
     of_logits = logits.shape[-1] if getattr(logits, "ndim", 0) == 2 else 1
-    num_classes = of_logits if num_classes is None or (of_logits, num_classes) == (1, 2) else num_classes
-    heads = [
-        path.removesuffix("/kernel")
-        for path, leaf in leaves_by_path(params).items()
-        if path.endswith("/kernel") and leaf.ndim == 2 and leaf.shape[1] == num_classes
-    ]
-    head = "params/head" if "params/head" in heads else heads[0] if len(heads) == 1 else ""
-    return model._replace(num_classes=num_classes, head=head)
+    is_default = num_classes is None or (of_logits, num_classes) == (1, 2)
+    return model._replace(num_classes=of_logits if is_default else num_classes)
 
 
 def _checked(model: Model, name: str, *, input_shape: Sequence[int] | None, num_classes: int | None) -> Model:
@@ -304,7 +297,7 @@ def _checked(model: Model, name: str, *, input_shape: Sequence[int] | None, num_
     expected = (_BATCH_SIZE, model.num_classes)
     if getattr(logits, "shape", None) != expected or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"the logits of model {name} are {_described(logits)}, expected floats {expected}: [B, K]")
-    if model.loss_fn is not None:
+    if model.loss_fn is not None or model.loss_of is not cross_entropy:
         loss = _loss_shape(model, params)
         if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
             raise ValueError(f"the loss of model {name} is {_described(loss)}, expected one float")
@@ -316,13 +309,15 @@ _BATCH_SIZE = 3
 
 
 def _loss_shape(model: Model, params: Params) -> Any:
-    """The shape of the loss on integer labels, or else on the first other form of labels that it takes."""
+    """The shape of the loss, with draws if the network draws, on the first form of labels that it takes."""
     one_each, per_logit = (_BATCH_SIZE,), (_BATCH_SIZE, model.num_classes)
     failures = []
     for shape, dtype in ((one_each, jnp.int32), (per_logit, jnp.float32), (one_each, jnp.float32)):
         labels: Any = jax.ShapeDtypeStruct(shape, dtype)
         try:
             with _failure_named(f"the loss of model {model.name} failed on {_BATCH_SIZE} examples"):
+                if (drawn := model.drawn_loss_fn) is not None:
+                    return jax.eval_shape(drawn, params, Batch(_inputs(model), labels), jax.random.key(0))
                 return jax.eval_shape(model.loss, params, Batch(_inputs(model), labels))
         except ValueError as error:
             failures.append(error)

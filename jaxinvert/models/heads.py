@@ -3,10 +3,11 @@
 import jax
 
 from jaxinvert.models.inspection import Head, calibrated, find_heads
+from jaxinvert.models.losses import drawn_with_tree
 from jaxinvert.models.model import Calibration, Model
 from jaxinvert.models.tensors import Tensor, leaves_from, nested, tensors_from
 from jaxinvert.trees import leaves_by_path
-from jaxinvert.types import Array, ArrayTree, Batch, Key, Params
+from jaxinvert.types import Array, ArrayTree, Batch, Params
 
 
 def inspected(model: Model, *, head: str | None = None) -> Model:
@@ -63,25 +64,18 @@ def _respelled(model: Model, params: Params, head: Head) -> tuple[Model, str]:
     def ours(tree: Params) -> ArrayTree:
         return nested(leaves_from(spelled, leaves_by_path(tree)))
 
-    init, apply, loss_fn, drawn, statistics = (
-        *(model.init, model.apply, model.loss_fn, model.drawn_loss_fn),
-        model.batch_statistics,
-    )
+    init, apply, loss_fn, statistics = model.init, model.apply, model.loss_fn, model.batch_statistics
 
     def their_loss(tree: ArrayTree, batch: Batch) -> Array:
         assert loss_fn is not None
         return loss_fn(theirs(tree), batch)
 
-    def their_drawn_loss(tree: ArrayTree, batch: Batch, key: Key) -> Array:
-        assert drawn is not None
-        return drawn(theirs(tree), batch, key)
-
     model = model._replace(
         init=lambda key: ours(init(key)),
         apply=lambda tree, inputs: apply(theirs(tree), inputs),
         loss_fn=loss_fn and their_loss,
-        drawn_loss_fn=drawn and their_drawn_loss,
-        batch_statistics=lambda tree, inputs: statistics(theirs(tree), inputs),
+        drawn_loss_of=drawn_with_tree(model.drawn_loss_of, theirs),
+        batch_statistics=lambda tree, *inputs_and_key: statistics(theirs(tree), *inputs_and_key),
         tensors=_through(model.tensors, spelled),
     )
     return model, layer

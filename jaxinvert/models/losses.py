@@ -1,9 +1,65 @@
-"""Training losses for clients, built from any `apply`: cross-entropies and the squared error."""
+"""Training losses for clients, built from any `apply`: cross-entropies and the squared error; losses with draws."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from jaxinvert.types import ApplyFn, Array, Batch, LossFn, Params
+from jaxinvert.types import ApplyFn, Array, Batch, Key, LossFn, Params
+
+LossOf = Callable[[ApplyFn], LossFn]
+"""A loss as a function of the network, such as `cross_entropy`: the same for logits with and without draws."""
+DrawnLossFn = Callable[[Params, Batch, Key], Array]
+"""`(params, batch, key) -> []`, the loss of a network that draws random numbers in training."""
+DrawnLossOf = Callable[[LossOf], DrawnLossFn]
+"""From any loss of logits to the same loss of logits with draws."""
+
+
+def drawn_by(apply: Callable[[Params, Array, Key], Array], *, name: str) -> DrawnLossOf:
+    """Returns the function from any loss of logits to the same loss of logits with draws, see `Model.drawn_loss_of`.
+
+    Args:
+      apply: `(params, inputs [B, ...], key) -> logits [B, K]`, with draws.
+      name: of the network.
+
+    Returns:
+      `loss_of -> (params, batch, key) -> []`. Raises ValueError when traced with a loss that does not call the
+      `apply` it is given, such as one that is a function of parameters and batch alone.
+    """
+
+    def drawn_loss_of(loss_of: LossOf) -> DrawnLossFn:
+        def drawn_loss(params: Params, batch: Batch, key: Key) -> Array:
+            calls = []
+
+            def drawn_apply(params: Params, inputs: Array) -> Array:
+                calls.append(None)
+                return apply(params, inputs, key)
+
+            loss = loss_of(drawn_apply)(params, batch)
+            if not calls:
+                raise ValueError(
+                    f"the loss of model {name} is a function of parameters and batch, so the network in it cannot be "
+                    "made to draw: choose dropout='eval', or declare the loss as a function of the network, "
+                    "model._replace(loss_fn=None, loss_of=lambda apply: lambda params, batch: ...)"
+                )
+            return loss
+
+        return drawn_loss
+
+    return drawn_loss_of
+
+
+def with_tree(loss_of: LossOf, tree: Params, theirs: Callable[[Params], Params]) -> LossOf:
+    """The loss of a network at `tree`, as a loss of the network inside of it, whose parameters are `theirs(tree)`."""
+    return lambda apply: lambda _, batch: loss_of(lambda t, x: apply(theirs(t), x))(tree, batch)
+
+
+def drawn_with_tree(drawn_loss_of: DrawnLossOf | None, theirs: Callable[[Params], Params]) -> DrawnLossOf | None:
+    """`drawn_loss_of` for a network whose parameters are another tree, of which `theirs` makes the network's own."""
+    if drawn_loss_of is None:
+        return None
+    inner = drawn_loss_of
+    return lambda loss_of: lambda tree, batch, key: inner(with_tree(loss_of, tree, theirs))(theirs(tree), batch, key)
 
 
 def cross_entropy(apply: ApplyFn) -> LossFn:

@@ -20,10 +20,10 @@ from flax import linen
 from flax.errors import InvalidRngError
 
 from jaxinvert.models.batch_norm import record_batch_norm, sow_batch_statistics
-from jaxinvert.models.losses import cross_entropy
+from jaxinvert.models.losses import DrawnLossFn, DrawnLossOf, LossOf, cross_entropy, drawn_by
 from jaxinvert.models.modes import Mode, check_modes, mode_arguments
 from jaxinvert.models.roles import untrained_cut_off
-from jaxinvert.types import ApplyFn, Array, ArrayTree, Batch, Key, LossFn, Params
+from jaxinvert.types import ApplyFn, Array, ArrayTree, Key, LossFn, Params
 
 
 class Calibration(NamedTuple):
@@ -59,10 +59,12 @@ class Model(NamedTuple):
       std: per-channel standard deviation that `apply` divides by; ones = no normalization.
       batch_statistics: `(params, inputs [B, H, W, C] in [0, 1]) -> statistics`, the tree of
         `params["batch_stats"]`: mean and biased variance, over batch and pixels, of each BatchNorm layer's input in
-        `apply`; `{}` without such layers. Differentiable in `inputs`.
-      loss_fn: `(params, batch) -> []`, what the clients minimize if it is not the mean cross-entropy; see `loss`.
-      drawn_loss_fn: `(params, batch, key) -> []`, what they minimize instead if the network draws random numbers in
-        training, which `apply` leaves out.
+        `apply`; `{}` without such layers. Differentiable in `inputs`. A key as third argument adds the draws of
+        training, if the network has any.
+      loss_of: `apply -> (params, batch) -> []`, what the clients minimize, as a function of the network.
+      loss_fn: `(params, batch) -> []`, what they minimize instead if it is not a function of the network's logits.
+      drawn_loss_of: turns a loss into one with the random numbers that the network draws in training, which `apply`
+        leaves out, see `losses.drawn_by`; `None` if it draws none.
       task: what the network is trained for, see `tasks`.
       tensors: names and layouts of the tensors in files of the network's library, a `tensors.Tensor` for each; `None`
         if files name them by path and have the same layout, as those of Flax do.
@@ -80,8 +82,9 @@ class Model(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     batch_statistics: Callable[[Params, Array], ArrayTree]
+    loss_of: LossOf = cross_entropy
     loss_fn: LossFn | None = None
-    drawn_loss_fn: Callable[[Params, Batch, Key], Array] | None = None
+    drawn_loss_of: DrawnLossOf | None = None
     task: str = "classes"
     tensors: tuple[Any, ...] | None = None
     calibration: Calibration = Calibration()
@@ -90,8 +93,16 @@ class Model(NamedTuple):
 
     @property
     def loss(self) -> LossFn:
-        """`(params, batch) -> []`, what the clients minimize: `loss_fn`, or by default the mean cross-entropy."""
-        return self.loss_fn or cross_entropy(self.apply)
+        """`(params, batch) -> []`, what the clients minimize: by default the mean cross-entropy."""
+        return self.loss_fn or self.loss_of(self.apply)
+
+    @property
+    def drawn_loss_fn(self) -> DrawnLossFn | None:
+        """`(params, batch, key) -> []`, the same loss with the network's draws; `None` if it draws none."""
+        if self.drawn_loss_of is None:
+            return None
+        own = self.loss_fn
+        return self.drawn_loss_of(self.loss_of if own is None else lambda apply: own)
 
     def normalized(self, inputs: Array) -> Array:
         """`(inputs - mean) / std` of pixels `[B, H, W, C]` in [0, 1], as `apply` does it."""
@@ -184,9 +195,6 @@ def from_linen(
     def apply(params: Params, inputs: Array) -> Array:
         return logits_of(params, inputs, None)
 
-    def drawn_loss(params: Params, batch: Batch, key: Key) -> Array:
-        return cross_entropy(lambda p, x: logits_of(p, x, key))(params, batch)
-
     def batch_statistics(params: Params, inputs: Array) -> ArrayTree:
         with linen.intercept_methods(sow_batch_statistics):
             _, written = module.apply(
@@ -203,7 +211,7 @@ def from_linen(
         apply=apply,
         batch_statistics=batch_statistics,
         num_classes=num_classes,
-        drawn_loss_fn=drawn_loss if dropout == "train" else None,
+        drawn_loss_of=drawn_by(logits_of, name=name) if dropout == "train" else None,
         **facts._asdict(),
     )
 

@@ -18,10 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinvert.models import losses
+from jaxinvert.models.losses import LossOf
 from jaxinvert.models.model import Model
 
 Task = Literal["classes", "binary", "multi-label", "regression"]
-_DEFAULT_LOSSES = {
+_DEFAULT_LOSSES: dict[str, LossOf] = {
+    "classes": losses.cross_entropy,
     "binary": losses.one_logit_cross_entropy,
     "multi-label": losses.binary_cross_entropy,
     "regression": losses.squared_error,
@@ -53,8 +55,8 @@ def with_task(model: Model, labels: Any) -> Model:
       ValueError: for labels that do not belong to the model's logits.
     """
     task = task_of(labels, model.num_classes)
-    make = _DEFAULT_LOSSES.get(task)
-    model = model._replace(task=task, loss_fn=model.loss_fn or (make and make(model.apply)))
+    has_default = model.loss_of in _DEFAULT_LOSSES.values()
+    model = model._replace(task=task, loss_of=_DEFAULT_LOSSES[task] if has_default else model.loss_of)
     check_labels(labels, task=task, num_classes=num_labels(model))
     return model
 

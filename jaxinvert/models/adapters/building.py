@@ -7,10 +7,11 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from jaxinvert.models.losses import drawn_by
 from jaxinvert.models.model import Model, from_functions
 from jaxinvert.models.tensors import Tensor, leaves_from, nested, tensors_from
 from jaxinvert.nn import fast_convolutions
-from jaxinvert.types import Array, ArrayTree, Batch, Key, Params
+from jaxinvert.types import Array, ArrayTree, Key, Params
 
 
 def library(module: str, *, extra: str) -> Any:
@@ -104,14 +105,14 @@ def model_of_call(
     model = from_functions(init, apply, name=name, head=head, **options)
     observed = from_functions(init, fast_convolutions(statistics_of), name=name, **options)
 
-    def drawn_loss(params: Params, batch: Batch, key: Key) -> Array:
+    def drawn_apply(params: Params, inputs: Array, key: Key) -> Array:
         drawn = from_functions(init, lambda p, x: apply(p, x, key), name=name, **options)
-        return drawn.loss(params, batch)
+        return drawn.apply(params, inputs)
 
     return model._replace(
         tensors=tensors,
         batch_statistics=observed.apply,
-        drawn_loss_fn=drawn_loss if draws else None,
+        drawn_loss_of=drawn_by(drawn_apply, name=name) if draws else None,
     )
 
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxinvert import models
+from jaxinvert import Batch, models
 from tests.models.adapters import checks
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -52,7 +52,7 @@ def test_nnx(mode):
 
 def test_nnx_dropout_is_off_or_drawn():
     model = models.from_nnx(Nnx(nnx.Rngs(0)), input_shape=(8, 8, 3), dropout="train")
-    batch = models.model.Batch(jnp.asarray(checks.IMAGES), jnp.asarray(checks.LABELS))
+    batch = Batch(jnp.asarray(checks.IMAGES), jnp.asarray(checks.LABELS))
     losses = [float(model.drawn_loss_fn(model.init(None), batch, jax.random.key(i))) for i in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]
     assert models.from_nnx(Nnx(nnx.Rngs(0)), input_shape=(8, 8, 3)).drawn_loss_fn is None
@@ -142,7 +142,7 @@ def test_equinox():
     assert model.init(None)["params"]["conv"]["kernel"].shape == (3, 3, 3, 4)
     checks.check_round_trip(model)
     drawn = models.from_equinox(module, input_shape=(8, 8, 3), dropout="train")
-    batch = models.model.Batch(jnp.asarray(checks.IMAGES), jnp.asarray(checks.LABELS))
+    batch = Batch(jnp.asarray(checks.IMAGES), jnp.asarray(checks.LABELS))
     losses = [float(drawn.drawn_loss_fn(drawn.init(None), batch, jax.random.key(i))) for i in range(2)]
     assert losses[0] != losses[1]
 
