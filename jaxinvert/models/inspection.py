@@ -9,8 +9,9 @@ The *loss* is calibrated by its gradient in the head. For softmax cross-entropy 
 
     dL/db = c s sum_i (p_i - (1 - a) e_{y_i} - a / K),
 
-with `c = f / B` for a mean over the batch and `c = f` for a sum, a factor `f`, and the temperature's `s`. Two batches
-of different size determine `c`, `f` and `a`; a residual means another loss.
+with `c = f / B` for a mean over the batch and `c = f` for a sum, a factor `f`, and the temperature's `s`. Batches of
+two sizes determine `c`, `f` and `a`, each with several labels, because two classes give one equation per batch. A
+residual means another loss.
 """
 
 from typing import NamedTuple
@@ -98,8 +99,7 @@ def calibrated(model: Model, params: Params, head: Head) -> Calibration:
 
     @jax.jit
     def measured(params: Params) -> list[_Measured]:
-        labels = [jnp.arange(size, dtype=jnp.int32) % model.num_classes for size in _BATCHES]
-        return [_measure(model, params, head, Batch(_images(model, len(y)), y)) for y in labels]
+        return [_measure(model, params, head, _images(model, size)) for size in _BATCHES]
 
     try:
         found = measured(params)
@@ -130,38 +130,45 @@ class _Measured(NamedTuple):
     """What the calibration compares, of one batch.
 
     Attributes:
-      gradient: `[K]` gradient of the loss in the bias, or in the kernel along some features.
+      gradients: `[N, K]` gradient of the loss in the bias, or in the kernel along some features, for N labelings.
       moved: `[B, K]` derivative of the logits along ones in the bias, or in the kernel along these features.
       probabilities: `[B, K]` softmax outputs.
-      labels: `[B]`.
+      labels: `[N, B]`.
     """
 
-    gradient: Array
+    gradients: Array
     moved: Array
     probabilities: Array
     labels: Array
 
 
-def _measure(model: Model, params: Params, head: Head, batch: Batch) -> _Measured:
-    path = head.bias or head.kernel
+def _measure(model: Model, params: Params, head: Head, images: Array) -> _Measured:
+    path, size = head.bias or head.kernel, len(images)
     leaf = leaves_by_path(params)[path]
-    gradient = jax.grad(lambda value: model.loss(_with(params, path, value), batch))(leaf)
+    labels = jnp.stack([jnp.zeros(size, jnp.int32), jnp.arange(size) % model.num_classes, jnp.ones(size, jnp.int32)])
+    labels = jnp.minimum(labels, model.num_classes - 1)
+
+    def gradient_of(labels: Array) -> Array:
+        return jax.grad(lambda value: model.loss(_with(params, path, value), Batch(images, labels)))(leaf)
+
+    gradients = jax.vmap(gradient_of)(labels)
     tangent = jnp.ones_like(leaf)
     if head.bias is None:
         size = leaf.shape[1 if head.transposed else 0]
         features = jnp.asarray(np.random.default_rng(2).normal(size=size), leaf.dtype)
-        gradient = gradient @ features if head.transposed else features @ gradient
+        gradients = gradients @ features if head.transposed else features @ gradients
         tangent = jnp.broadcast_to(features[None] if head.transposed else features[:, None], leaf.shape)
-    moved = _moved(model, params, batch.inputs, path, tangent)
-    return _Measured(gradient, moved, jax.nn.softmax(model.apply(params, batch.inputs)), batch.labels)
+    moved = _moved(model, params, images, path, tangent)
+    return _Measured(gradients, moved, jax.nn.softmax(model.apply(params, images)), labels)
 
 
 def _fitted(one: _Measured) -> tuple[float, float, float]:
     """Factor relative to a mean over the batch, smoothing, and relative residual."""
-    gradient, moved, probabilities = (np.asarray(part, np.float64) for part in one[:3])
-    weights, num_classes = moved[:, 0], len(gradient)
-    hard = np.eye(num_classes)[np.asarray(one.labels)]
-    columns = np.stack([weights @ (probabilities - hard), weights @ (hard - 1 / num_classes)], axis=1) / len(hard)
+    gradients, moved, probabilities = (np.asarray(part, np.float64) for part in one[:3])
+    weights, num_classes = moved[:, 0], gradients.shape[1]
+    hard = np.eye(num_classes)[np.asarray(one.labels)]  # [N, B, K]
+    errors, labels = weights @ (probabilities[None] - hard), weights @ (hard - 1 / num_classes)
+    columns, gradient = np.stack([errors.ravel(), labels.ravel()], axis=1) / len(weights), gradients.ravel()
     (scale, smoothed), *_ = np.linalg.lstsq(columns, gradient, rcond=None)
     residual = np.linalg.norm(columns @ [scale, smoothed] - gradient) / max(np.linalg.norm(gradient), 1e-30)
     return float(scale), float(smoothed / scale) if scale else 0.0, float(residual)
