@@ -1,11 +1,14 @@
 """Interceptors for the BatchNorm layers inside any Flax model; the model itself is not changed.
 
-`flax.linen.intercept_methods` hands every call of a layer to a function. Here are three of them: one writes down
-the statistics of what enters each BatchNorm layer, one the layers in their order, and one refuses layers that couple
-the examples of a batch.
+`flax.linen.intercept_methods` hands every call of a layer to a function. Such functions here write down the
+statistics of what enters each BatchNorm layer, the layers in their order, and their modes; put them into other modes;
+and refuse layers that couple the examples of a batch.
 """
 
-from collections.abc import Callable
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import jax.numpy as jnp
@@ -48,15 +51,73 @@ def refuse_train_mode(
     next_fn: Callable[..., Any], args: tuple, kwargs: dict[str, Any], context: linen.module.InterceptorContext
 ) -> Any:
     """Raises ValueError at a BatchNorm layer in train mode: its output for one example depends on all others."""
-    if _calls_batch_norm(context):
-        layer = context.module
-        in_call = args[1] if len(args) > 1 else kwargs.get("use_running_average")
-        if not linen.merge_param("use_running_average", layer.use_running_average, in_call):
-            raise ValueError(
-                f"BatchNorm layer {'/'.join(layer.path)!r} is in train mode, where every example's gradient depends "
-                "on the whole batch: gradients of examples or chunks need batch_norm='eval' or another normalization"
-            )
+    if _calls_batch_norm(context) and not _uses_running_average(context.module, args, kwargs):
+        raise ValueError(
+            f"BatchNorm layer {'/'.join(context.module.path)!r} is in train mode, where every example's gradient "
+            "depends on the whole batch: gradients of examples or chunks need batch_norm='eval' or another "
+            "normalization"
+        )
     return next_fn(*args, **kwargs)
+
+
+def record_modes(
+    modes: dict[str, bool],
+    next_fn: Callable[..., Any],
+    args: tuple,
+    kwargs: dict[str, Any],
+    context: linen.module.InterceptorContext,
+) -> Any:
+    """Writes into `modes`, by the path of each BatchNorm layer, whether it uses its running statistics."""
+    if _calls_batch_norm(context):
+        modes["/".join(context.module.path)] = _uses_running_average(context.module, args, kwargs)
+    return next_fn(*args, **kwargs)
+
+
+_modes: ContextVar[Mapping[str, bool]] = ContextVar("modes of BatchNorm layers", default={})  # noqa: B039
+
+
+@contextlib.contextmanager
+def norms_in_modes(modes: Mapping[str, bool]) -> Iterator[None]:
+    """Puts the BatchNorm layers that are called in this context into other modes than the module gives them.
+
+    Args:
+      modes: by path, whether the layer uses its running statistics.
+    """
+    before = _modes.set(modes)
+    try:
+        with linen.intercept_methods(functools.partial(_put_into_mode, modes)):
+            yield
+    finally:
+        _modes.reset(before)
+
+
+def _put_into_mode(
+    modes: Mapping[str, bool],
+    next_fn: Callable[..., Any],
+    args: tuple,
+    kwargs: dict[str, Any],
+    context: linen.module.InterceptorContext,
+) -> Any:
+    path = "/".join(context.module.path) if _calls_batch_norm(context) else None
+    if path not in modes:
+        return next_fn(*args, **kwargs)
+    layer = context.module
+    if layer.use_running_average is None:
+        return next_fn(args[0], **{**kwargs, "use_running_average": modes[path]})
+    own = layer.use_running_average
+    try:
+        object.__setattr__(layer, "use_running_average", modes[path])  # Flax's modules are frozen
+        return next_fn(*args, **kwargs)
+    finally:
+        object.__setattr__(layer, "use_running_average", own)
+
+
+def _uses_running_average(layer: linen.BatchNorm, args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether a call of a layer uses its running statistics; interceptors further in may have changed its mode."""
+    if (mode := _modes.get().get("/".join(layer.path))) is not None:
+        return mode
+    in_call = args[1] if len(args) > 1 else kwargs.get("use_running_average")
+    return linen.merge_param("use_running_average", layer.use_running_average, in_call)
 
 
 def _calls_batch_norm(context: linen.module.InterceptorContext) -> bool:

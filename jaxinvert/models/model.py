@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen
-from flax.errors import InvalidRngError
 
 from jaxinvert.models.batch_norm import record_batch_norm, sow_batch_statistics
+from jaxinvert.models.linen_modes import in_modes
 from jaxinvert.models.losses import DrawnLossFn, DrawnLossOf, LossOf, cross_entropy, drawn_by
 from jaxinvert.models.modes import Mode, check_modes, mode_arguments
 from jaxinvert.models.roles import untrained_cut_off
@@ -81,7 +81,7 @@ class Model(NamedTuple):
     apply: ApplyFn
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    batch_statistics: Callable[[Params, Array], ArrayTree]
+    batch_statistics: Callable[..., ArrayTree]
     loss_of: LossOf = cross_entropy
     loss_fn: LossFn | None = None
     drawn_loss_of: DrawnLossOf | None = None
@@ -147,7 +147,8 @@ def from_linen(
     batch's statistics, in train mode and in eval mode (where earlier layers normalize by their running statistics).
 
     A module whose `__call__` has an argument `train`, `training`, `is_training`, `deterministic` or `inference` is
-    told its mode by it. Other modules decide themselves. The functions of the result are not jitted.
+    told its mode by it, and its BatchNorm layers theirs, see `linen_modes`. Other modules decide themselves. The
+    functions of the result are not jitted.
 
     Args:
       module: maps `[B, H, W, C]` to logits `[B, K]`; needs no random numbers in eval mode.
@@ -158,7 +159,7 @@ def from_linen(
       std: `C` positive per-channel standard deviations; `None` = ones.
       head: path of the module's last dense layer, from the root of the variables.
       batch_norm: mode of the BatchNorm layers, for a module that takes one.
-      dropout: "train" draws random numbers in `drawn_loss_fn`; `apply` has none.
+      dropout: mode of all other layers; "train" draws random numbers in `drawn_loss_fn`; `apply` has none.
 
     Returns:
       The model.
@@ -170,7 +171,7 @@ def from_linen(
     facts = _facts(name, input_shape, num_classes, mean, std)
     check_modes(batch_norm, dropout)
     quiet: dict[str, Any] = mode_arguments(module.__call__, training=batch_norm == "train")
-    drawing: dict[str, Any] = mode_arguments(module.__call__, training=True)
+    run = in_modes(module, name=name, batch_norm=batch_norm)
 
     def init(key: Key) -> Params:
         # lazy_init only traces the forward pass for its shapes; only the initializers run.
@@ -179,30 +180,15 @@ def from_linen(
 
     def logits_of(params: Params, inputs: Array, key: Key | None) -> Array:
         # "mutable" lets BatchNorm in train mode write its running statistics, which are then dropped.
-        rngs = None if key is None else {"dropout": key}
-        given, normalized = untrained_cut_off(params), _normalized(inputs, facts)
-        try:
-            logits, _ = module.apply(
-                given, normalized, mutable=["batch_stats"], rngs=rngs, **(quiet if key is None else drawing)
-            )
-        except InvalidRngError as error:
-            raise ValueError(
-                f"{name} draws random numbers in this mode: choose dropout='train', or give its __call__ an argument "
-                f"'train' or 'deterministic' ({str(error).splitlines()[0]})"
-            ) from error
-        return logits
+        return run(untrained_cut_off(params), _normalized(inputs, facts), key, mutable=["batch_stats"])[0]
 
     def apply(params: Params, inputs: Array) -> Array:
         return logits_of(params, inputs, None)
 
-    def batch_statistics(params: Params, inputs: Array) -> ArrayTree:
+    def batch_statistics(params: Params, inputs: Array, key: Key | None = None) -> ArrayTree:
+        kinds = ["batch_stats", "batch_statistics"]
         with linen.intercept_methods(sow_batch_statistics):
-            _, written = module.apply(
-                untrained_cut_off(params),
-                _normalized(inputs, facts),
-                mutable=["batch_stats", "batch_statistics"],
-                **quiet,
-            )
+            _, written = run(untrained_cut_off(params), _normalized(inputs, facts), key, mutable=kinds)
         return written.get("batch_statistics", {})
 
     return Model(
@@ -251,8 +237,8 @@ def from_functions(
     def apply_to_pixels(params: Params, inputs: Array) -> Array:
         return apply(untrained_cut_off(params), _normalized(inputs, facts))
 
-    def batch_statistics(params: Params, inputs: Array) -> ArrayTree:
-        del inputs
+    def batch_statistics(params: Params, inputs: Array, key: Key | None = None) -> ArrayTree:
+        del inputs, key
         if isinstance(params, Mapping) and params.get("batch_stats"):
             raise ValueError(
                 f"{name} is a pair of functions, whose BatchNorm layers cannot be seen: use a Flax module"

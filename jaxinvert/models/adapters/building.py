@@ -95,23 +95,29 @@ def model_of_call(
         with jax.numpy_rank_promotion("allow"):  # other libraries broadcast silently
             return call(tensors_from(tensors, params), inputs, key=key)
 
-    def statistics_of(params: Params, inputs: Array) -> ArrayTree:
+    @fast_convolutions
+    def statistics_of(params: Params, inputs: Array, key: Key | None = None) -> Any:
         found: dict[str, Any] = {}
         with jax.numpy_rank_promotion("allow"):
-            call(tensors_from(tensors, params), inputs, statistics=found)
+            call(tensors_from(tensors, params), inputs, key=key, statistics=found)
         return nested({f"{layer}/{kind}": value for layer, by in found.items() for kind, value in by.items()})
+
+    def on_pixels(function: Any, key: Key | None) -> Any:
+        """`(params, pixels) -> ...`, normalized and without gradients of what is not trained."""
+        return from_functions(init, lambda p, x: function(p, x, key), name=name, head="", **options).apply
 
     options = {"input_shape": input_shape, "num_classes": num_classes, "mean": mean, "std": std}
     model = from_functions(init, apply, name=name, head=head, **options)
-    observed = from_functions(init, fast_convolutions(statistics_of), name=name, **options)
 
     def drawn_apply(params: Params, inputs: Array, key: Key) -> Array:
-        drawn = from_functions(init, lambda p, x: apply(p, x, key), name=name, **options)
-        return drawn.apply(params, inputs)
+        return on_pixels(apply, key)(params, inputs)
+
+    def batch_statistics(params: Params, inputs: Array, key: Key | None = None) -> ArrayTree:
+        return on_pixels(statistics_of, key)(params, inputs)
 
     return model._replace(
         tensors=tensors,
-        batch_statistics=observed.apply,
+        batch_statistics=batch_statistics,
         drawn_loss_of=drawn_by(drawn_apply, name=name) if draws else None,
     )
 
