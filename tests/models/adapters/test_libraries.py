@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from jaxinvert import Batch, models
+from jaxinvert.clients import running_statistics
 from tests.models.adapters import checks
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -92,6 +93,57 @@ def test_haiku(mode):
     assert checks.relative_error(found, expected) < 1e-5
     assert not found["batch_norm/~/mean_ema/counter"].any()  # an integer, which travels
     checks.check_round_trip(model)
+    params, images = model.init(jax.random.key(0)), jnp.asarray(checks.IMAGES)
+    measured = jax.tree.map(lambda leaf: leaf[None], model.batch_statistics(params, images))
+    sent = net.apply(*net.init(jax.random.key(0), checks.IMAGES, True), None, checks.IMAGES, True)[1]
+    advanced = running_statistics.advance(params["batch_stats"], measured, momentum=0.9)
+    for kind in ("mean", "var"):
+        np.testing.assert_allclose(
+            advanced["batch_norm"][kind], sent[f"batch_norm/~/{kind}_ema"]["hidden"], rtol=1e-4, atol=1e-6
+        )
+
+
+class HaikuModes:
+    """A network with one argument for the modes of BatchNorm, a random layer, and perhaps a norm of one's own."""
+
+    def __init__(self, hk, own=False):
+        self.hk, self.own = hk, own
+
+    def __call__(self, x, is_training):
+        hk = self.hk
+        if self.own:
+            mean = hk.get_state("mean", x.shape[-1:], init=jnp.zeros)
+            if is_training:
+                hk.set_state("mean", x.mean((0, 1, 2)))
+            x = x - mean[None, None, None]
+        x = hk.BatchNorm(True, True, 0.9)(x, is_training)
+        if is_training:
+            kept = jax.random.bernoulli(hk.next_rng_key(), 0.5, (len(x), 1, 1, 1))
+            x = jnp.where(kept, 2 * x, 0.0)
+        return hk.Linear(4)(hk.Flatten()(x))
+
+
+@pytest.mark.parametrize("batch_norm", ["eval", "train"])
+def test_haiku_layers_are_in_their_own_modes(batch_norm):
+    hk = pytest.importorskip("haiku", reason=EXTRA.format("haiku"))
+    net = hk.transform_with_state(HaikuModes(hk))
+    model = models.from_haiku(net, input_shape=(8, 8, 3), batch_norm=batch_norm, dropout="train")
+    params, images = model.init(jax.random.key(0)), jnp.asarray(checks.IMAGES)
+    named = models.to_named(model, params)
+    mean, var = (named[f"batch_norm/~/{kind}_ema/average"] for kind in ("mean", "var"))
+    if batch_norm == "train":
+        mean, var = images.mean((0, 1, 2), keepdims=True), images.var((0, 1, 2), keepdims=True)
+    x = ((images - mean) / np.sqrt(var + 1e-5)).reshape(3, -1)
+    head = lambda x: x @ named["linear/w"] + named["linear/b"][None]  # noqa: E731
+    np.testing.assert_allclose(model.apply(params, images), head(x), atol=1e-3)
+    heard = []
+    probe = model._replace(loss_of=lambda apply: lambda p, b: heard.append(apply(p, b.inputs)) or jnp.sum(heard[-1]))
+    probe.drawn_loss_fn(params, Batch(images, jnp.zeros(3, int)), jax.random.key(3))
+    outcomes = [head(x * np.array(kept)[:, None] * 2) for kept in np.ndindex(2, 2, 2)]
+    assert min(np.abs(heard[0] - outcome).max() for outcome in outcomes) < 1e-3
+    own = hk.transform_with_state(HaikuModes(hk, own=True))
+    with pytest.raises(ValueError, match="changes its state '~/mean' when it is told to train"):
+        models.from_haiku(own, input_shape=(8, 8, 3), batch_norm=batch_norm, dropout="train")
 
 
 def test_haiku_without_state():
