@@ -181,13 +181,15 @@ def fedavg(
 
 
 def local_batch_statistics(
-    loss_fn: LossFn,
-    batch_statistics: Callable[[Params, Array], ArrayTree],
+    loss_fn: AnyLossFn,
+    batch_statistics: Callable[..., ArrayTree],
     *,
     optimizer: optax.GradientTransformation,
     batch_size: int | None = None,
     num_epochs: int = 1,
     order_key: Key | None = None,
+    dropout_key: Key | None = None,
+    frozen: Sequence[str] = (),
 ) -> Callable[[Params, Batch], ArrayTree]:
     """BatchNorm's batch statistics at each step of the local training that `fedavg` runs.
 
@@ -195,12 +197,14 @@ def local_batch_statistics(
     (`Observation.batch_stats`). For FedSGD, use one full-batch step with any optimizer.
 
     Args:
-      loss_fn: `(params, batch) -> []`, of a model in train mode.
-      batch_statistics: `(params, inputs) -> statistics`, see `Model`.
+      loss_fn: `(params, batch) -> []`, of a model in train mode; or `(params, batch, key) -> []` with `dropout_key`.
+      batch_statistics: `(params, inputs) -> statistics`, with `dropout_key` also of a key; see `Model`.
       optimizer: see `fedavg`.
       batch_size: examples per step; `None` = all of them.
       num_epochs: passes over the client's examples.
       order_key: draws a new order for every pass; `None` = the order of the batch.
+      dropout_key: see `fedavg`; with the same key, loss and statistics have the draws of its training.
+      frozen: paths of leaves or layers that are not trained, `Model.frozen`.
 
     Returns:
       `(params, batch) -> statistics`, the tree of `params["batch_stats"]` with a leading axis `S`. Step `s` is
@@ -210,10 +214,12 @@ def local_batch_statistics(
       ValueError: see `fedavg`.
     """
 
-    def measure(params: Params, batch: Batch) -> ArrayTree:
-        return batch_statistics(params, batch.inputs)
+    def measure(params: Params, batch: Batch, *key: Key) -> ArrayTree:
+        return batch_statistics(params, batch.inputs, *key)
 
-    train = _local_training(loss_fn, measure, optimizer, batch_size, num_epochs, order_key)
+    train = _local_training(
+        loss_fn, measure, optimizer, batch_size, num_epochs, order_key, dropout_key, frozen=frozen
+    )
 
     def statistics(params: Params, batch: Batch) -> ArrayTree:
         _, measured = train(params, batch)
@@ -304,7 +310,7 @@ _Carry = tuple[Update, ArrayTree]
 
 def _local_training(
     loss_fn: AnyLossFn,
-    measure: Callable[[Params, Batch], ArrayTree],
+    measure: Callable[..., ArrayTree],
     optimizer: optax.GradientTransformation,
     batch_size: int | None,
     num_epochs: int,
@@ -333,7 +339,7 @@ def _local_training(
             grad = gradient(local_params, minibatch)
             change, state = optimizer.update(grad, state, local_params)
             update = moved(update, change)
-            return (update, state), measure(local_params, minibatch)
+            return (update, state), measure(local_params, minibatch, *key_of_loss)
 
         if num_steps > 1:
             # Store only each step's parameters for the reverse pass and recompute its activations there.
@@ -405,7 +411,7 @@ def _example_order(num_examples: int, num_epochs: int, order_key: Key | None) ->
     return jax.vmap(lambda key: jax.random.permutation(key, num_examples))(epoch_keys)
 
 
-def _nothing(params: Params, batch: Batch) -> ArrayTree:
+def _nothing(params: Params, batch: Batch, *key: Key) -> ArrayTree:
     """Measures nothing."""
-    del params, batch
+    del params, batch, key
     return ()

@@ -77,7 +77,7 @@ class Program:
                 self.model,
                 config.num_private,
                 joint_labels=config.attacker.labels == "joint",
-                sent_statistics=deployment.sent_statistics() if config.granted.batch_stats else None,
+                sent_statistics=deployment.simulated_statistics() if config.granted.batch_stats else None,
                 gradient_chunk=config.client.gradient_chunk,
                 prior=generator and load_prior(generator, input_shape=self.model.input_shape),
             )

@@ -83,32 +83,54 @@ class Deployment(NamedTuple):
         """The client that a non-adaptive attacker simulates: without defenses, examples in the order of the batch."""
         if not self.draws:
             return self._of_all(self._train(self.model.loss))
-        keys = jax.random.split(jax.random.key(0), NUM_DRAWS)
-
-        def mean_of_draws(params: Params, batch: Batch) -> Update:
-            updates = jax.vmap(lambda key: self._drawn(key)(params, batch))(keys)
-            return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), updates)
-
-        return self._of_all(mean_of_draws)
+        return self._of_all(_mean_of_draws(self._drawn))
 
     def _drawn(self, key: Key, order_key: Key | None = None) -> ClientUpdateFn:
         """One client's training with random layers that draw."""
+        return self._train(self._drawn_loss_fn, order_key=order_key, dropout_key=key)
+
+    @property
+    def _drawn_loss_fn(self) -> AnyLossFn:
         if self.model.drawn_loss_fn is None:
             raise ValueError(f"dropout is 'train', but model {self.model.name} has no random layers that could draw")
-        return self._train(self.model.drawn_loss_fn, order_key=order_key, dropout_key=key)
+        return self.model.drawn_loss_fn
 
-    def sent_statistics(self, order_key: Key | None = None) -> Callable[[Params, Batch], ArrayTree]:
-        """The running statistics that clients with BatchNorm in train mode send with their updates."""
-        measure = local_batch_statistics(
-            self.model.loss, self.model.batch_statistics, order_key=order_key, **self._local_steps()._asdict()
-        )
+    def sent_statistics(self, order_key: Key | None = None) -> AnyClientUpdateFn:
+        """The running statistics that clients with BatchNorm in train mode send with their updates.
+
+        `(params, batch) -> statistics`, or, if the clients' random layers draw, `(params, batch, key) -> statistics`
+        with the draws of the update of the same key.
+        """
+        return self._of_all(lambda params, batch, key=None: self._statistics(key, order_key)(params, batch))
+
+    def simulated_statistics(self) -> AnyClientUpdateFn:
+        """The running statistics of the client that a non-adaptive attacker simulates, see `simulated_update`."""
+        return self._of_all(_mean_of_draws(self._statistics)) if self.draws else self.sent_statistics()
+
+    def _statistics(self, key: Key | None, order_key: Key | None = None) -> Callable[[Params, Batch], ArrayTree]:
+        """The running statistics of one client after its training, with the draws of `key`."""
+        model, keys = self.model, (key,) if self.draws else ()
+        if self.client.kind == "fedsgd":  # one step, whose loss is given the key itself
+
+            def measure(params: Params, batch: Batch) -> ArrayTree:
+                return jax.tree.map(lambda leaf: leaf[None], model.batch_statistics(params, batch.inputs, *keys))
+
+        else:
+            measure = local_batch_statistics(
+                self._drawn_loss_fn if self.draws else model.loss,
+                model.batch_statistics,
+                order_key=order_key,
+                dropout_key=key if self.draws else None,
+                frozen=model.frozen,
+                **self._local_steps()._asdict(),
+            )
 
         def sent(params: Params, batch: Batch) -> ArrayTree:
             return running_statistics.advance(
                 params["batch_stats"], measure(params, batch), momentum=models.BATCH_NORM_MOMENTUM
             )
 
-        return self._of_all(sent)
+        return sent
 
     def _of_all(self, one_client: AnyClientUpdateFn) -> AnyClientUpdateFn:
         return one_client if self.aggregate == 1 else securely_aggregated(one_client, num_clients=self.aggregate)
@@ -192,9 +214,22 @@ class Clients:
         )
 
     @cached_property
-    def send_statistics(self) -> Callable[[Key | None, Params, Batch], ArrayTree]:
-        """`(key of a secret order, params, batch) -> running statistics`."""
-        return jax.jit(lambda order_key, params, batch: self.deployment.sent_statistics(order_key)(params, batch))
+    def send_statistics(self) -> Callable[..., ArrayTree]:
+        """`(key of a secret order, params, batch) -> running statistics`, also of a key if the clients draw."""
+        return jax.jit(
+            lambda order_key, params, batch, *key: self.deployment.sent_statistics(order_key)(params, batch, *key)
+        )
+
+
+def _mean_of_draws(drawn: Callable[[Key], Callable[[Params, Batch], ArrayTree]]) -> AnyClientUpdateFn:
+    """The mean over `NUM_DRAWS` draws of the attacker's own."""
+    keys = jax.random.split(jax.random.key(0), NUM_DRAWS)
+
+    def mean(params: Params, batch: Batch) -> ArrayTree:
+        trees = jax.vmap(lambda key: drawn(key)(params, batch))(keys)
+        return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), trees)
+
+    return mean
 
 
 def secret_order(client: ClientConfig, seed: int) -> Key | None:

@@ -125,6 +125,7 @@ def prepare(config: JobConfig, setup: Setup | None = None) -> Task:
         client_key=key,
         local_training=config.local_training,
         running_statistics=partial(clients.send_statistics, order_key) if config.granted.batch_stats else None,
+        statistics_key=key if clients.deployment.draws else None,
         surrogate=surrogate,
         earlier_params=earlier_params,
         earlier_updates=earlier_updates,

@@ -52,12 +52,13 @@ def in_modes(module: linen.Module, *, name: str, batch_norm: Mode) -> Run:
         told: dict[str, Any] = mode_arguments(module.__call__, training=training)
         return module.apply(variables, inputs, mutable=mutable, rngs=rngs, **told)
 
-    def traced(variables: Params, inputs: Array, key: Key | None, training: bool, mutable: Any) -> None:
-        jax.eval_shape(lambda v, x: applied(v, x, key, training, mutable), variables, inputs)
+    def traced(variables: Params, inputs: Array, key: Key | None, training: bool, *mutable: str) -> None:
+        kinds = [*mutable, "batch_statistics"]  # which an interceptor around this call may write
+        jax.eval_shape(lambda v, x: applied(v, x, key, training, kinds), variables, inputs)
 
     def draws_when_told_to_train(variables: Params, inputs: Array) -> bool:
         try:
-            traced(variables, inputs, None, True, ["batch_stats"])
+            traced(variables, inputs, None, True, "batch_stats")
         except InvalidRngError:
             return True
         return False
@@ -66,10 +67,10 @@ def in_modes(module: linen.Module, *, name: str, batch_norm: Mode) -> Run:
         """Whether each BatchNorm layer uses its running statistics in the mode `batch_norm`."""
         key, found = jax.random.key(0), {}
         with linen.intercept_methods(functools.partial(record_modes, found)):
-            traced(variables, inputs, key, batch_norm == "train", ["batch_stats"])
+            traced(variables, inputs, key, batch_norm == "train", "batch_stats")
         try:
             with norms_in_modes(dict.fromkeys(found, True)):
-                traced(variables, inputs, key, True, [])
+                traced(variables, inputs, key, True)
         except ModifyScopeVariableError as error:
             raise ValueError(
                 f"{name} draws random numbers, and has layers beside flax.linen.BatchNorm that write running "

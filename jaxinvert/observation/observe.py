@@ -99,11 +99,12 @@ def observe_targets(
     defense_parameters: Mapping[str, Scalar] | None = None,
     key: Key | None = None,
     local_training: LocalTraining = FEDSGD,
-    running_statistics: Callable[[Params, Batch], ArrayTree] | None = None,
+    running_statistics: Callable[..., ArrayTree] | None = None,
     surrogate: Array | None = None,
     earlier_params: Params | None = None,
     earlier_updates: Update | None = None,
     client_key: Key | None = None,
+    statistics_key: Key | None = None,
 ) -> Observation:
     """Observes `T` clients of one model at once, in the form that `search.over_targets` and `search.Stepwise` take.
 
@@ -116,18 +117,27 @@ def observe_targets(
       defense_parameters: see `observe`.
       key: for a random defense; every target gets its own draw.
       local_training: the clients' learning rate and number of steps.
-      running_statistics: `(params, batch) -> statistics`, if the clients send them with their updates.
+      running_statistics: `(params, batch) -> statistics`, if the clients send them with their updates; with
+        `statistics_key` also of a key.
       surrogate: `[N, H, W, C]` public images in [0, 1].
       earlier_params: parameters of earlier rounds in which all clients trained on these batches, leaves `[N, ...]`.
       earlier_updates: the clients' updates of these rounds, leaves `[T, N, ...]`.
       client_key: see `observe`; split into one key per target.
+      statistics_key: for random statistics, split likewise: the `client_key` if they come with the same draws.
 
     Returns:
       An observation whose fields have a leading axis `T`, except `SHARED_FIELDS`. Not jitted.
     """
 
-    def one(batch: Batch, earlier: Update | None, defense_key: Key | None, own_client_key: Key | None) -> Observation:
-        sent = None if running_statistics is None else running_statistics(params, batch)
+    def one(
+        batch: Batch,
+        earlier: Update | None,
+        defense_key: Key | None,
+        own_client_key: Key | None,
+        own_statistics_key: Key | None,
+    ) -> Observation:
+        drawn = () if own_statistics_key is None else (own_statistics_key,)
+        sent = None if running_statistics is None else running_statistics(params, batch, *drawn)
         seen = observe(
             client_update,
             params,
@@ -150,8 +160,9 @@ def observe_targets(
         "earlier_params": earlier_params,
     }
     granted = {field: value for field, value in shared.items() if field in threat_model.granted}
-    keys, client_keys = (None if k is None else jax.random.split(k, len(batches.inputs)) for k in (key, client_key))
-    return jax.vmap(one)(batches, earlier_updates, keys, client_keys)._replace(**granted)
+    num_targets, of_all = len(batches.inputs), (key, client_key, statistics_key)
+    keys = (None if one_key is None else jax.random.split(one_key, num_targets) for one_key in of_all)
+    return jax.vmap(one)(batches, earlier_updates, *keys)._replace(**granted)
 
 
 def _known_of(defense: Defense | None, parameters: Mapping[str, Scalar] | None) -> dict[str, Scalar] | None:

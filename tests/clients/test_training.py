@@ -382,3 +382,33 @@ def test_chunks_refuse_dropout():
         clients.fedsgd(LOSS, dropout_key=jax.random.key(0), chunk_size=2)
     with pytest.raises(ValueError, match="chunk_size is 2, but dropout draws for a whole batch"):
         clients.fedavg(LOSS, optimizer=optax.sgd(0.1), dropout_key=jax.random.key(0), chunk_size=2)
+
+
+@pytest.mark.parametrize("kind", ["frozen", "drawn"])
+def test_statistics_of_local_training_are_those_of_the_same_training(kind):
+    """By hand, one example per step: what is frozen stays, and loss and statistics have the same draws."""
+    params = {"first": jnp.ones((3, 3)), "head": jnp.ones(3), "batch_stats": jnp.zeros(3)}
+    batch = Batch(jax.random.normal(jax.random.key(0), (4, 3)), jnp.arange(4.0))
+    key, rate = jax.random.key(1), 0.1
+
+    def hidden(params, inputs, *key):
+        noise = jax.random.normal(key[0], inputs.shape) if key else 0.0
+        return jnp.tanh((inputs + noise) @ params["first"])
+
+    def loss_fn(params, batch, *key):
+        return jnp.mean((hidden(params, batch.inputs, *key) @ params["head"] - batch.labels) ** 2)
+
+    settings = {"optimizer": optax.sgd(rate), "batch_size": 1}
+    settings |= {"dropout_key": key} if kind == "drawn" else {"frozen": ["first"]}
+    statistics = lambda params, inputs, *key: hidden(params, inputs, *key)[0]  # noqa: E731
+    measured = clients.local_batch_statistics(loss_fn, statistics, **settings)(params, batch)
+    local, expected = params, []
+    for step, own in enumerate(jax.random.split(key, 4)):
+        keys, one = (own,) if kind == "drawn" else (), jax.tree.map(lambda leaf: leaf[step : step + 1], batch)  # noqa: B023
+        expected.append(statistics(local, one.inputs, *keys))
+        grads = jax.grad(loss_fn)(local, one, *keys)
+        trained = ["head"] if kind == "frozen" else ["head", "first"]
+        local = local | {name: local[name] - rate * grads[name] for name in trained}
+    np.testing.assert_allclose(measured, jnp.stack(expected), rtol=1e-5)
+    update = clients.fedavg(loss_fn, **settings)(params, batch)
+    np.testing.assert_allclose(params["head"] - update["head"], local["head"], rtol=1e-5)

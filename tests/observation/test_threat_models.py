@@ -214,3 +214,48 @@ def test_a_job_in_train_mode_sends_the_statistics_of_its_own_batch():
     expected = batches.inputs.mean(axis=(1, 2, 3)), batches.inputs.var(axis=(1, 2, 3))
     np.testing.assert_allclose(found["norm"]["mean"], expected[0], atol=1e-5)
     np.testing.assert_allclose(found["norm"]["var"], expected[1], atol=1e-5)
+
+
+class Dropping(linen.Module):
+    """Dropout before BatchNorm: its statistics depend on the draws."""
+
+    @linen.compact
+    def __call__(self, x, train):
+        x = linen.Dropout(0.5, deterministic=not train)(x)
+        x = linen.BatchNorm(use_running_average=not train, name="norm")(x)
+        return linen.Dense(3, name="head")(x.reshape(x.shape[0], -1))
+
+
+@pytest.mark.parametrize("kind", ["fedsgd", "fedavg"])
+def test_statistics_come_with_the_draws_of_the_update(kind):
+    modes = {"batch_norm": "train", "dropout": "train"}
+    model = models.from_linen(Dropping(), name="dropping", input_shape=(4, 4, 2), num_classes=3, **modes)
+    params = model.init(jax.random.key(0))
+    batches = Batch(jax.random.uniform(jax.random.key(1), (2, 2, 4, 4, 2)), jnp.zeros((2, 2), jnp.int32))
+    settings = {"client": kind} if kind == "fedsgd" else {"client": kind, "local_batch_size": 2}
+    config = jobs.JobConfig.of(**modes, threat_model="E", num_examples=2, **settings)
+    deployment, key = jobs.deployment_of(config, model), jax.random.key(5)
+    seen = observe_targets(
+        deployment.sent_update({}),
+        params,
+        batches,
+        threat_model=config.granted,
+        running_statistics=deployment.sent_statistics(),
+        client_key=key,
+        statistics_key=key,
+    )
+    for target, own in enumerate(jax.random.split(key, 2)):
+        drawn = own if kind == "fedsgd" else jax.random.split(own, 1)[0]  # one step
+        batch = jax.tree.map(lambda leaf: leaf[target], batches)  # noqa: B023
+        mean = model.batch_statistics(params, batch.inputs, drawn)["norm"]["mean"]
+        np.testing.assert_allclose(seen.batch_stats["norm"]["mean"][target], 0.1 * mean, rtol=1e-5)
+        gradient = jax.grad(lambda p: model.drawn_loss_fn(p, batch, drawn))(params)  # noqa: B023
+        rate = 1.0 if kind == "fedsgd" else config.local_training.learning_rate
+        found = seen.update["params"]["head"]["kernel"][target]
+        np.testing.assert_allclose(found, rate * gradient["params"]["head"]["kernel"], atol=1e-6)
+        quiet = model.batch_statistics(params, batch.inputs)["norm"]["mean"]
+        assert jnp.abs(mean - quiet).max() > 1e-2
+    one = jax.tree.map(lambda leaf: leaf[0], batches)
+    keys = jax.random.split(jax.random.key(0), jobs.deployment.NUM_DRAWS)
+    mean = np.mean([deployment.sent_statistics()(params, one, k)["norm"]["mean"] for k in keys], axis=0)
+    np.testing.assert_allclose(deployment.simulated_statistics()(params, one)["norm"]["mean"], mean, rtol=1e-5)
