@@ -1,4 +1,6 @@
-"""Functions on pytrees of arrays: leaf paths, sums, inner products and norms."""
+"""Functions on pytrees of arrays: leaf paths and their names, sums, inner products and norms."""
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,16 @@ def path_name(path: tuple) -> str:
 def leaves_by_path(tree: object) -> dict[str, Array]:
     """The leaves by path, such as `"params/head/kernel"`."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def first_few(names: Sequence[str], *, many: int = 4, longest: int = 240, separator: str = ", ") -> str:
+    """The first of many names, for a message, each cut to a readable length, and the number of others.
+
+    >>> first_few(["a", "b", "c"], many=2)
+    'a, b and 1 more'
+    """
+    shown = [name if len(name) <= longest else f"{name[:longest]}..." for name in names[:many]]
+    return separator.join(shown) + (f" and {len(names) - many} more" if len(names) > many else "")
 
 
 def is_float(leaf: object) -> bool:

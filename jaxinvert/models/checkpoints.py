@@ -17,7 +17,7 @@ import safetensors
 from safetensors import numpy as safetensors_numpy
 
 from jaxinvert.files import write_atomically
-from jaxinvert.trees import leaves_by_path, path_name
+from jaxinvert.trees import first_few, leaves_by_path, path_name
 from jaxinvert.types import ArrayTree
 
 _FACTS = "jaxinvert"
@@ -52,9 +52,9 @@ def load_checkpoint(path: Path, like: ArrayTree) -> ArrayTree:
     with _open(path) as file:
         found = set(file.keys())
         if missing := sorted(expected.keys() - found):
-            raise ValueError(f"{path} does not hold this model: it lacks {_some(missing)}")
+            raise ValueError(f"{path} does not hold this model: it lacks {first_few(missing)}")
         if unknown := sorted(found - expected.keys()):
-            raise ValueError(f"{path} does not hold this model: it also has {_some(unknown)}")
+            raise ValueError(f"{path} does not hold this model: it also has {first_few(unknown)}")
         for name, leaf in expected.items():
             if (shape := tuple(file.get_slice(name).get_shape())) != leaf.shape:
                 raise ValueError(f"{path} does not hold this model: {name} has shape {shape}, expected {leaf.shape}")
@@ -117,7 +117,3 @@ def _checked(path: Path, name: str, tensor: np.ndarray, dtype: np.dtype) -> np.n
     if not np.all(np.isfinite(tensor)):
         raise ValueError(f"{path}: {name} holds values that are not finite")
     return tensor
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

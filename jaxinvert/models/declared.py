@@ -1,13 +1,13 @@
 """What a user declares of a network's leaves: layers that are frozen, and layers that stay with the client."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import jax
 
 from jaxinvert.models.losses import drawn_with_tree
 from jaxinvert.models.model import Model
 from jaxinvert.models.roles import matches, untrained_cut_off
-from jaxinvert.trees import leaves_by_path
+from jaxinvert.trees import first_few, leaves_by_path
 from jaxinvert.types import Array, Batch, Params
 
 
@@ -64,18 +64,10 @@ def leaf_paths(model: Model, names: Iterable[str]) -> list[str]:
     spelled += [(tensor.name, tensor.path) for tensor in model.tensors or ()]
     found: list[str] = []
     for name in names:
-        of_name = [path for spelling, path in spelled if _is_below(spelling, name)]
+        prefix = name.rstrip("/.").replace(".", "/")
+        of_name = [path for spelling, path in spelled if matches(spelling.replace(".", "/"), [prefix])]
         if not of_name:
-            known = [spelling for spelling, _ in spelled[len(paths) :]]
-            raise ValueError(f"model {model.name} has no layer {name!r}; it has {_some(sorted(set(known)))}")
+            known = sorted({spelling for spelling, _ in spelled[len(paths) :]})
+            raise ValueError(f"model {model.name} has no layer {name!r}; it has {first_few(known, many=6)}")
         found += of_name
     return list(dict.fromkeys(found))
-
-
-def _is_below(path: str, name: str) -> bool:
-    name = name.rstrip("/.")
-    return path == name or path.startswith((f"{name}/", f"{name}."))
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinvert.models.model import Model
-from jaxinvert.trees import leaves_by_path, path_name
+from jaxinvert.trees import first_few, leaves_by_path, path_name
 from jaxinvert.types import ArrayTree
 
 Layout = Literal["same", "dense", "conv", "pixels"]
@@ -134,25 +134,19 @@ def from_named(
       ValueError: for a tensor that the model does not have, that is missing, or that has another shape.
     """
     like = jax.eval_shape(model.init, jax.random.key(0)) if like is None else like
-    expected = leaves_by_path(like)
-    tensors = model.tensors or tuple(Tensor(path, path) for path in expected)
+    tensors = model.tensors or tuple(Tensor(path, path) for path in leaves_by_path(like))
     known = {tensor.name for tensor in tensors}
     if extra := sorted(arrays.keys() - known):
-        raise ValueError(f"model {model.name} has no tensor {extra[0]!r}; it has {_some(sorted(known))}")
-    for tensor in tensors:
-        wanted = jax.eval_shape(lambda leaf, tensor=tensor: to_tensor(tensor, leaf), expected[tensor.path]).shape
-        if tensor.name in arrays and tuple(arrays[tensor.name].shape) != wanted:
-            raise ValueError(f"tensor {tensor.name!r} has shape {arrays[tensor.name].shape}, expected {wanted}")
+        raise ValueError(f"model {model.name} has no tensor {extra[0]!r}; it has {first_few(sorted(known))}")
+    for name, wanted in jax.eval_shape(lambda tree: tensors_from(tensors, tree), like).items():
+        if name in arrays and tuple(arrays[name].shape) != wanted.shape:
+            raise ValueError(f"tensor {name!r} has shape {arrays[name].shape}, expected {wanted.shape}")
     leaves = leaves_from(tensors, arrays)
     if (missing := sorted(tensor.name for tensor in tensors if tensor.path not in leaves)) and not may_lack:
-        raise ValueError(f"model {model.name} also has the tensors {_some(missing)}, which are missing")
+        raise ValueError(f"model {model.name} also has the tensors {first_few(missing)}, which are missing")
 
     def leaf_of(key_path: tuple, leaf: Any) -> Any:
         path = path_name(key_path)
         return jnp.asarray(leaves[path], leaf.dtype) if path in leaves else jnp.zeros(leaf.shape, leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(leaf_of, like)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -3,9 +3,11 @@
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from jaxinvert import models
 from jaxinvert.models.tensors import nested
+from jaxinvert.observation import captures
 
 RNG = np.random.default_rng(0)
 
@@ -69,6 +71,23 @@ def test_what_is_missing_unknown_or_misshapen_is_named():
         models.from_named(model, {**files, "fc.weight": files["head.weight"]})
     with pytest.raises(ValueError, match=r"'head\.weight' has shape \(6, 10\), expected \(10, 6\)"):
         models.from_named(model, {**files, "head.weight": files["head.weight"].T})
+
+
+@pytest.mark.parametrize("sent", [["tied.weight"], ["head.weight"], ["tied.weight", "head.weight"]])
+def test_a_partial_update_may_hold_any_of_tied_tensors(tmp_path, sent):
+    model, files = torch_like()
+    save_file({name: files[name] for name in sent}, tmp_path / "update.safetensors")
+    tree = captures.load_for_model(tmp_path / "update.safetensors", model, partial=True)
+    np.testing.assert_array_equal(tree["params"]["head"]["kernel"], files["head.weight"].T)
+    assert not tree["params"]["conv"]["kernel"].any()
+
+
+def test_shapes_are_traced_once_for_all_tensors(monkeypatch):
+    model, files = torch_like()
+    calls, trace = [], jax.eval_shape
+    monkeypatch.setattr(jax, "eval_shape", lambda *args: calls.append(args) or trace(*args))
+    models.from_named(model, files)
+    assert len(calls) == 2  # of the parameters, and of the tensors
 
 
 def test_flax_names_are_paths():

@@ -4,8 +4,13 @@ The module is exported once as a graph of core operations and run by JAX, so gra
 work as for a Flax network, and fast convolutions apply. In memory, kernels have Flax's layout; see `tensors`.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxinvert.models.adapters.building import library, model_of_call
 from jaxinvert.models.adapters.torch_graph import Graph, evaluate, export_graph, pixel_layers
@@ -52,7 +57,7 @@ def from_torch(
 
     Raises:
       ValueError: if PyTorch is not installed, cannot export the module, or the module uses an operation that cannot
-        be run in JAX; for an unknown mode.
+        be run in JAX, or whose result in JAX is another; for an unknown mode.
     """
     library("torch", extra="torch")
     check_modes(batch_norm, dropout)
@@ -63,6 +68,7 @@ def from_torch(
     values = {key: value.detach().cpu().numpy() for key, value in module.state_dict().items()}
     tensors = _tensors(module, pixel_layers(graph), (height, width, channels))
     call = _call(graph, drawn, tensors)
+    _check_logits(module, call, values, shape, batch_norm=batch_norm)
     model = model_of_call(
         call,
         tensors,
@@ -81,7 +87,14 @@ def from_torch(
 
 
 def _exported(module: Any, image_shape: tuple[int, int, int], *, batch_norm: Mode, others: Mode) -> Graph:
-    """The graph with the layers in these modes; the module's own modes are restored."""
+    """The graph with the layers in these modes."""
+    with _in_modes(module, batch_norm=batch_norm, others=others):
+        return export_graph(module, image_shape)
+
+
+@contextlib.contextmanager
+def _in_modes(module: Any, *, batch_norm: Mode, others: Mode) -> Iterator[None]:
+    """Puts the module's layers into these modes; its own are restored."""
     torch = library("torch", extra="torch")
 
     coupled = (torch.nn.modules.batchnorm._BatchNorm,)
@@ -91,10 +104,46 @@ def _exported(module: Any, image_shape: tuple[int, int, int], *, batch_norm: Mod
         for layer in module.modules():
             if isinstance(layer, coupled):
                 layer.train(batch_norm == "train")
-        return export_graph(module, image_shape)
+        yield
     finally:
         for layer, mode in before.items():
             layer.training = mode
+
+
+_TOLERANCE = 1e-3
+"""Largest difference of logits, relative to the largest logit: float32 convolutions differ by about 1e-5."""
+
+
+def _check_logits(
+    module: Any, call: Any, values: Mapping[str, Any], image_shape: tuple[int, int, int], *, batch_norm: Mode
+) -> None:
+    """Compares the logits of PyTorch and of the exported graph on random images.
+
+    Raises:
+      ValueError: if they differ, because an operation is not run in JAX as PyTorch runs it.
+    """
+    torch = library("torch", extra="torch")
+
+    images = np.random.default_rng(0).normal(size=(_NUM_IMAGES, *image_shape)).astype(np.float32)
+    device = next((value.device for value in module.parameters()), "cpu")
+    copies = {name: value.clone() for name, value in module.named_buffers()}  # BatchNorm in train mode writes them
+    with _in_modes(module, batch_norm=batch_norm, others="eval"), torch.no_grad():
+        expected = torch.func.functional_call(module, copies, (torch.tensor(images, device=device),)).cpu().numpy()
+    with jax.numpy_rank_promotion("allow"):
+        found = np.asarray(call(values, jnp.asarray(images).transpose(0, 2, 3, 1)))
+    scale = max(float(np.abs(expected).max(initial=0)), 1e-6)
+    is_equal = found.shape == expected.shape and np.allclose(found, expected, rtol=0, atol=_TOLERANCE * scale)
+    if not is_equal:
+        gap = np.abs(found - expected).max() / scale if found.shape == expected.shape else np.inf
+        raise ValueError(
+            f"{type(module).__name__} has other logits in JAX than in PyTorch, by {gap:.2g} of the largest on "
+            f"{_NUM_IMAGES} random images: one of its operations is not run as PyTorch runs it, so nothing that is "
+            "computed with it would be right"
+        )
+
+
+_NUM_IMAGES = 3
+"""Not as many as the graph was exported with."""
 
 
 def _call(graph: Graph, drawn: Graph, tensors: Sequence[Tensor]) -> Any:

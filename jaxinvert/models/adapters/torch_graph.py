@@ -105,7 +105,7 @@ def _plain(program: Any, name: str) -> Graph:
     signature, constants, tensors, images = program.graph_signature, {}, {}, ""
     kinds = torch.export.graph_signature.InputKind
     for given in signature.input_specs:
-        if given.kind in (kinds.PARAMETER, kinds.BUFFER):
+        if given.kind == kinds.PARAMETER or (given.kind == kinds.BUFFER and given.persistent):
             tensors[given.arg.name] = given.target
         elif given.kind == kinds.USER_INPUT:
             images = given.arg.name

@@ -190,15 +190,14 @@ def adaptive_avg_pool(x: Array, sizes: Sequence[int]) -> Array:
     return x
 
 
-def upsample_bilinear(x: Array, size: Any, align_corners: bool, scales: Any = None, *others: Any) -> Array:
+def upsample_bilinear(x: Array, size: Any, align_corners: bool, *scales: Any) -> Array:
     """Bilinear resizing of `x [..., H, W]`."""
-    sizes = size or [int(length * scale) for length, scale in zip(x.shape[-2:], scales)]
-    for axis, new in zip((-2, -1), sizes):
+    for axis, new, step in _resized(x, size, scales):
         length = x.shape[axis]
         if align_corners:
             places = np.arange(new) * ((length - 1) / (new - 1) if new > 1 else 0.0)
         else:
-            places = np.maximum((np.arange(new) + 0.5) * length / new - 0.5, 0.0)
+            places = np.maximum((np.arange(new) + 0.5) * step - 0.5, 0.0)
         low = np.minimum(places.astype(int), length - 1)
         high, share = np.minimum(low + 1, length - 1), places - low
         weights = np.zeros((length, new), np.float32)
@@ -208,12 +207,31 @@ def upsample_bilinear(x: Array, size: Any, align_corners: bool, scales: Any = No
     return x
 
 
-def upsample_nearest(x: Array, size: Any, scales: Any = None, *others: Any) -> Array:
+def upsample_nearest(x: Array, size: Any, *scales: Any) -> Array:
     """Nearest-neighbor resizing of `x [..., H, W]`."""
-    sizes = size or [int(length * scale) for length, scale in zip(x.shape[-2:], scales)]
-    for axis, new in zip((-2, -1), sizes):
-        x = jnp.take(x, np.arange(new) * x.shape[axis] // new, axis=axis)
+    for axis, new, step in _resized(x, size, scales):
+        places = np.floor(np.arange(new, dtype=np.float32) * np.float32(step)).astype(int)
+        x = jnp.take(x, np.minimum(places, x.shape[axis] - 1), axis=axis)
     return x
+
+
+def _resized(x: Array, size: Any, scales: tuple[Any, ...]) -> list[tuple[int, int, float]]:
+    """For each of the last two axes: its number, new length, and the old pixels per new one, as PyTorch has them.
+
+    Where a factor is given, that is its inverse, although the new length is rounded.
+
+    Args:
+      x: `[..., H, W]`.
+      size: the new lengths, or `None`.
+      scales: a factor for each axis or `None`, or one pair of factors or `None`.
+    """
+    factors = scales[0] if scales and not isinstance(scales[0], float) else scales
+    found = []
+    for axis, number in enumerate((-2, -1)):
+        length, factor = x.shape[number], factors[axis] if factors else None
+        new = int(size[axis]) if size else int(length * factor)
+        found.append((number, new, 1 / factor if factor else length / new))
+    return found
 
 
 def pad(x: Array, padding: Sequence[int], *, mode: str) -> Array:
@@ -229,9 +247,11 @@ def pixel_shuffle(x: Array, factor: int) -> Array:
     return x.reshape(n, c // factor**2, h * factor, w * factor)
 
 
-def _dropout(key: Key, x: Array, p: float, train: bool = True) -> tuple[Array, Array]:
+def _dropout(key: Key, x: Array, p: float, train: bool | None = True) -> tuple[Array, Array]:
+    if train is False:
+        return x, jnp.ones(x.shape, bool)
     kept = jax.random.bernoulli(key, 1 - p, x.shape)
-    return jnp.where(kept, x / (1 - p), 0.0), kept
+    return jnp.where(kept, x * (1 / (1 - p) if p < 1 else 0.0), 0.0), kept
 
 
 def _bernoulli(key: Key, x: Array, p: float | None = None) -> Array:

@@ -221,7 +221,6 @@ _UNARY = {
     **{name: getattr(jnp, name) for name in ("sqrt", "sign", "floor", "ceil", "tanh", "sinh", "cosh", "isnan")},
     "atan": jnp.arctan,
     "erf": lax.erf,
-    "round": jnp.round,
     "trunc": jnp.trunc,
     "neg": jnp.negative,
     "rsqrt": lax.rsqrt,
@@ -253,7 +252,8 @@ _BINARY = {
     "where": jnp.where,
 }
 OPERATIONS: dict[str, Callable[..., Any]] = {
-    **{name: functools.partial(lambda f, x, **options: f(x), function) for name, function in _UNARY.items()},
+    **{name: functools.partial(lambda f, x: f(x), function) for name, function in _UNARY.items()},
+    "round": lambda x, decimals=0: jnp.round(x, decimals),
     **{name: _elementwise(function) for name, function in _BINARY.items()},
     "add": _add,
     "sub": _sub,

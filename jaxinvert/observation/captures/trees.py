@@ -10,11 +10,10 @@ import numpy as np
 from jaxinvert.observation.captures.files import open_tensors
 from jaxinvert.observation.captures.positional import by_position, is_positional
 from jaxinvert.observation.captures.stored import DTYPES, Stored, convert
-from jaxinvert.trees import path_name
+from jaxinvert.trees import first_few, path_name
 from jaxinvert.types import ArrayTree
 
 _COLLECTION = "params/"
-_MANY, _MAX_SHOWN = 4, 240
 
 
 def load_tree(
@@ -74,8 +73,8 @@ def load_tree(
             or ((top := name.split("/")[0]) in may_lack and not any(found.startswith(f"{top}/") for found in stored))
         }
         if missing := sorted(expected.keys() - stored.keys() - absent):
-            others = f"it has {_some(sorted(tensors))}" if tensors else "it is empty"
-            raise ValueError(f"it lacks {_some(missing)}: {others}; name tensors by their path in the variables")
+            others = f"it has {first_few(sorted(tensors))}" if tensors else "it is empty"
+            raise ValueError(f"it lacks {first_few(missing)}: {others}; name tensors by their path in the variables")
         _refuse({name: _wrong_shape(tensor.shape, expected[name].shape) for name, tensor in stored.items()})
         _refuse({name: _wrong_type(tensor.dtype, expected[name].dtype) for name, tensor in stored.items()})
         values = {name: np.zeros(expected[name].shape, expected[name].dtype) for name in absent}
@@ -113,7 +112,7 @@ def _by_leaf(tensors: Mapping[str, Stored], leaves: Iterable[str]) -> dict[str, 
     if extra := sorted(tensors.keys() - spelled.keys()):
         torch = any(name.endswith((".weight", "/weight")) for name in extra)
         hint = "; PyTorch's names and layouts must be converted first, see the README" if torch else ""
-        raise ValueError(f"it has {_some(extra)}, expected only {_some(sorted(leaves))}{hint}")
+        raise ValueError(f"it has {first_few(extra)}, expected only {first_few(sorted(leaves))}{hint}")
     by_leaf: dict[str, str] = {}
     for name in tensors:
         if (other := by_leaf.setdefault(spelled[name], name)) != name:
@@ -152,10 +151,4 @@ def _wrong_type(found: str, expected: np.dtype) -> str | None:
 def _refuse(faults: Mapping[str, str | None]) -> None:
     """Raises ValueError if any tensor has a fault: names the first ones and the number of others."""
     if found := [f"{name} {fault}" for name, fault in sorted(faults.items()) if fault]:
-        raise ValueError(_some(found, separator="; "))
-
-
-def _some(items: Sequence[str], *, separator: str = ", ") -> str:
-    """Joins the first few items, cut to a readable length, and appends the number of others."""
-    shown = [item if len(item) <= _MAX_SHOWN else f"{item[:_MAX_SHOWN]}..." for item in items[:_MANY]]
-    return separator.join(shown) + (f" and {len(items) - _MANY} more" if len(items) > _MANY else "")
+        raise ValueError(first_few(found, separator="; "))

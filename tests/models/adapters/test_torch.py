@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxinvert import Batch, clients, models
+from jaxinvert.models.adapters import torch_ops
 from tests.models.adapters import checks
 
 torch = pytest.importorskip("torch", reason="needs pip install 'jaxinvert[torch]'")
@@ -158,6 +159,78 @@ def test_dropout_is_off_or_drawn():
     assert float(drawn.loss(params, batch)) == pytest.approx(float(quiet.loss(params, batch)))
     losses = [float(drawn.drawn_loss_fn(params, batch, jax.random.key(i))) for i in range(2)]
     assert losses[0] != losses[1]
+
+
+class Resizing(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.options = options
+
+    def forward(self, x):
+        return nn.functional.interpolate(x, **self.options).flatten(1)
+
+
+class Rounding(nn.Module):
+    """Also a buffer that is not in the state_dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("places", torch.tensor([0.3, 1.0, 2.0, 3.0]), persistent=False)
+        self.register_buffer("sent", torch.ones(4))
+        self.layer = nn.Linear(192, 4)
+
+    def forward(self, x):
+        return self.sent * torch.round(self.layer(x.flatten(1)), decimals=1) + self.places
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "corners"])
+@pytest.mark.parametrize("how", [{"scale_factor": 1.3}, {"scale_factor": (2.0, 0.7)}, {"size": (5, 11)}])
+def test_resizing_is_pytorch_s(mode, how):
+    options = {"mode": "bilinear", "align_corners": True} if mode == "corners" else {"mode": mode}
+    module = Resizing(**how, **options)
+    model = models.from_torch(module, input_shape=(8, 7, 3))
+    images = np.random.default_rng(2).normal(size=(2, 8, 7, 3)).astype(np.float32)
+    expected = module(torch.tensor(images.transpose(0, 3, 1, 2).copy()))
+    np.testing.assert_allclose(model.apply(model.init(None), images), expected, atol=1e-4)
+
+
+def test_buffers_outside_of_the_state_dict_and_decimals():
+    module = Rounding()
+    model = models.from_torch(module, input_shape=(8, 8, 3))
+    params = model.init(None)
+    assert set(models.to_named(model, params)) == {"sent", "layer.weight", "layer.bias"}
+    expected = module(torch.tensor(checks.IMAGES.transpose(0, 3, 1, 2).copy()))
+    np.testing.assert_allclose(model.apply(params, checks.IMAGES), expected.detach(), atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_an_operation_that_is_run_otherwise_is_found_at_import(monkeypatch, mode):
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(144, 4))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    models.from_torch(module, input_shape=(8, 8, 3), batch_norm=mode)
+    for name, value in module.state_dict().items():
+        np.testing.assert_array_equal(value, before[name])
+    monkeypatch.setitem(torch_ops.OPERATIONS, "tanh", lambda x: jnp.tanh(1.05 * x))
+    with pytest.raises(
+        ValueError, match=r"Sequential has other logits in JAX than in PyTorch, by 0\.\d+ of the largest"
+    ):
+        models.from_torch(module, input_shape=(8, 8, 3), batch_norm=mode)
+
+
+def test_dropout_of_everything_has_finite_gradients():
+    module = nn.Sequential(nn.Flatten(), nn.Dropout(1.0), nn.Linear(192, 4))
+    model = models.from_torch(module, input_shape=(8, 8, 3), dropout="train")
+    params, batch = model.init(None), Batch(jnp.asarray(checks.IMAGES), jnp.asarray(checks.LABELS))
+
+    def of_images(images):
+        update = clients.fedsgd(model.drawn_loss_fn, dropout_key=jax.random.key(0))(
+            params, batch._replace(inputs=images)
+        )
+        return update["params"]["2"]["kernel"].sum()
+
+    value, slope = jax.value_and_grad(of_images)(batch.inputs)
+    assert value == 0
+    assert not slope.any()
 
 
 def test_what_cannot_be_imported_is_named():
