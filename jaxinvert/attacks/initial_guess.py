@@ -64,7 +64,8 @@ def where_readable(problem: Problem) -> Guess | None:
     """
     params = jax.eval_shape(problem.model.init, jax.random.key(0))
     readable = has_head(params, problem.model.head) and problem.objective is None and not problem.joint_labels
-    readable = readable and not problem.model.calibration.refusal
+    loss = problem.model.calibration
+    readable = readable and not (loss.refusal or loss.unsent)
     return regressed(problem) if readable else None
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxinvert import jobs, models
 from jaxinvert.jobs import JobConfig
+from jaxinvert.labels import check_head_is_sent
 from jaxinvert.labels.scale import estimated_rate
 from jaxinvert.observation import captures, threat_models
 from jaxinvert.observation.observe import FEDSGD
@@ -98,6 +99,8 @@ def read_capture(config: JobConfig, capture: Capture, model: models.Model) -> Se
         updates.append(captures.as_update(tree, params, kind=capture.kind))
         statistics.append(captures.sent_statistics(tree, params, kind=capture.kind))
     update = _stacked(updates)
+    if config.attacker.labels == "restored":
+        check_head_is_sent(config.chosen_label_rule, model.calibration, update, head=model.head)
     seen = Observation(
         params=params,
         update=update,
@@ -195,7 +198,14 @@ def _with_scale(config: JobConfig, seen: Observation, model: models.Model) -> tu
     unit = _unit(seen.update)
     seen = seen._replace(update=scaled(seen.update, 1 / unit))
     loss = model.calibration
-    if model.task != "classes" or config.defense.chain.names or loss.refusal or loss.smoothing or loss.tempered:
+    if (
+        model.task != "classes"
+        or config.defense.chain.names
+        or loss.refusal
+        or loss.unsent
+        or loss.smoothing
+        or loss.tempered
+    ):
         of_what = "updates with a defense" if config.defense.chain.names else f"this loss of the task {model.task}"
         told = f"it is not estimated for {of_what}"
         if "local_training" in (*config.needs, *config.rule_needs):

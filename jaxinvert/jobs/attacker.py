@@ -146,6 +146,7 @@ class Program:
 
     def _restore_labels(self, key: Key, observations: Observation) -> Array:
         check_rule(self.config.chosen_label_rule, self.model.task)
+        labels.check_head_is_sent(self.config.chosen_label_rule, self.model.calibration)
         if self.model.task == "multi-label":
             shared, per_target = split_shared(observations)
             return jax.lax.map(

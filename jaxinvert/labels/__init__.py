@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from jaxinvert.labels.algebra import ilrg, rlg
-from jaxinvert.labels.calibration import calibrated, calibrated_for, check_calibration
+from jaxinvert.labels.calibration import calibrated, calibrated_for, check_calibration, check_head_is_sent
 from jaxinvert.labels.dummies import natural_noise, surrogate_gaussian, surrogate_images, white_noise
 from jaxinvert.labels.moments import moments
 from jaxinvert.labels.rounding import labels_from_counts, round_counts
@@ -39,6 +39,7 @@ __all__ = [
     "calibrated",
     "calibrated_for",
     "check_calibration",
+    "check_head_is_sent",
     "idlg",
     "ilrg",
     "labels_from_counts",
@@ -102,11 +103,11 @@ def rule_for(name: str, problem: LabelProblem) -> RecoverLabels:
     """A registered rule, calibrated for the clients' loss.
 
     Raises:
-      ValueError: if the rule cannot be used with this loss; the message says why.
+      ValueError: if the rule cannot be used with this loss, or this head; the message says why.
     """
     if "classes" not in REGISTRY[name].tasks:
+        check_head_is_sent(name, problem.calibration)
         return REGISTRY[name].factory(problem)
-    check_calibration(name, problem.calibration)
     return calibrated(
         REGISTRY[name].factory(problem),
         problem.calibration,

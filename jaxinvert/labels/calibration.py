@@ -17,10 +17,28 @@ import jax.numpy as jnp
 from jaxinvert.models import Calibration, Model
 from jaxinvert.observation.observe import require
 from jaxinvert.trees import leaves_by_path, path_name
-from jaxinvert.types import ApplyFn, Array, Observation, Params, RecoverLabels, Shape
+from jaxinvert.types import ApplyFn, Array, ArrayTree, Observation, Params, RecoverLabels, Shape
 
 _SMOOTHABLE = ("idlg", "moments", "moments-surrogate", "yin", "zero-shot", "zero-shot-surrogate")
 _NOT_TEMPERED = ("ilrg",)
+
+
+def check_head_is_sent(rule: str, calibration: Calibration, update: ArrayTree = None, *, head: str = "") -> None:
+    """Raises ValueError, with the reason, if updates do not hold the gradient of the head, which a label rule reads.
+
+    Args:
+      rule: name of the rule.
+      calibration: says whether the head is frozen or personal.
+      update: concrete, in which tensors that were not sent are zero; `None` = not looked at.
+      head: path of the last dense layer.
+    """
+    unsent = calibration.unsent
+    sent = {} if update is None else leaves_by_path(update)
+    for path in (f"{head}/kernel", f"{head}/bias"):
+        if not unsent and path in sent and not bool(jnp.any(sent[path] != 0)):
+            unsent = f"the update does not hold the gradient of {path}: it is zero, or was not sent"
+    if unsent:
+        raise ValueError(f"label rule {rule!r} reads the gradient of the last layer, but {unsent}: grant the labels")
 
 
 def check_calibration(rule: str, calibration: Calibration) -> None:
@@ -30,6 +48,7 @@ def check_calibration(rule: str, calibration: Calibration) -> None:
       rule: name of the rule.
       calibration: how the loss relates to the mean cross-entropy of the logits.
     """
+    check_head_is_sent(rule, calibration)
     if calibration.refusal:
         raise ValueError(
             f"label rule {rule!r} assumes softmax cross-entropy of a dense head's logits, but {calibration.refusal}: "

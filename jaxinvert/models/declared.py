@@ -36,11 +36,13 @@ def with_frozen(model: Model, names: Iterable[str]) -> Model:
         assert loss_fn is not None
         return loss_fn(untrained_cut_off(params, frozen), batch)
 
-    return model._replace(
-        frozen=frozen,
-        apply=frozen_apply,
-        loss_fn=loss_fn and frozen_loss,
-        drawn_loss_of=drawn_with_tree(model.drawn_loss_of, lambda params: untrained_cut_off(params, frozen)),
+    return with_head_checked(
+        model._replace(
+            frozen=frozen,
+            apply=frozen_apply,
+            loss_fn=loss_fn and frozen_loss,
+            drawn_loss_of=drawn_with_tree(model.drawn_loss_of, lambda params: untrained_cut_off(params, frozen)),
+        )
     )
 
 
@@ -50,7 +52,22 @@ def with_personal(model: Model, names: Iterable[str]) -> Model:
     Raises:
       ValueError: for a name that the model does not have.
     """
-    return model._replace(personal=tuple(dict.fromkeys((*model.personal, *leaf_paths(model, names)))))
+    personal = tuple(dict.fromkeys((*model.personal, *leaf_paths(model, names))))
+    return with_head_checked(model._replace(personal=personal))
+
+
+def with_head_checked(model: Model) -> Model:
+    """The model with the reason, in its calibration, if updates do not hold the gradient of its head."""
+    for path in (f"{model.head}/kernel", f"{model.head}/bias"):
+        kinds = {
+            "frozen, which clients do not train": model.frozen,
+            "personal, which clients do not send": model.personal,
+        }
+        for kind, paths in kinds.items():
+            if model.head and matches(path, paths):
+                unsent = f"updates do not hold the gradient of {path}: it is {kind}"
+                return model._replace(calibration=model.calibration._replace(unsent=unsent))
+    return model
 
 
 def leaf_paths(model: Model, names: Iterable[str]) -> list[str]:

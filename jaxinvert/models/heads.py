@@ -2,11 +2,12 @@
 
 import jax
 
+from jaxinvert.models.declared import with_head_checked
 from jaxinvert.models.inspection import Head, calibrated, find_heads
 from jaxinvert.models.losses import drawn_with_tree
 from jaxinvert.models.model import Calibration, Model
 from jaxinvert.models.tensors import Tensor, leaves_from, nested, tensors_from
-from jaxinvert.trees import leaves_by_path
+from jaxinvert.trees import first_few, leaves_by_path
 from jaxinvert.types import Array, ArrayTree, Batch, Params
 
 
@@ -38,7 +39,9 @@ def inspected(model: Model, *, head: str | None = None) -> Model:
         heads = named
     if len(heads) != 1:
         found = ", ".join(_layer(one.kernel) for one in heads)
-        why = f"several layers may be the head ({found}): name one by head" if heads else "no dense layer is the head"
+        trained = f" that clients train (frozen are {first_few(model.frozen)})" if model.frozen else ""
+        none = f"no dense layer{trained} is the head"
+        why = f"several layers may be the head ({found}): name one by head" if heads else none
         return model._replace(head="", calibration=Calibration(refusal=f"{why} of model {model.name}"))
     (one,) = heads
     calibration = calibrated(model, params, one)
@@ -46,7 +49,7 @@ def inspected(model: Model, *, head: str | None = None) -> Model:
     is_ours = one.kernel.endswith("/kernel") and not one.transposed and one.bias in (None, f"{layer}/bias")
     if not is_ours:
         model, layer = _respelled(model, params, one)
-    return model._replace(head=layer, calibration=calibration)
+    return with_head_checked(model._replace(head=layer, calibration=calibration))
 
 
 def _respelled(model: Model, params: Params, head: Head) -> tuple[Model, str]:
@@ -77,6 +80,8 @@ def _respelled(model: Model, params: Params, head: Head) -> tuple[Model, str]:
         drawn_loss_of=drawn_with_tree(model.drawn_loss_of, theirs),
         batch_statistics=lambda tree, *inputs_and_key: statistics(theirs(tree), *inputs_and_key),
         tensors=_through(model.tensors, spelled),
+        frozen=tuple(renamed.get(path, path) for path in model.frozen),
+        personal=tuple(renamed.get(path, path) for path in model.personal),
     )
     return model, layer
 

@@ -34,7 +34,8 @@ class Calibration(NamedTuple):
       summed: whether it is a sum over examples instead of a mean.
       smoothing: label smoothing `a`: the label is `(1 - a) one_hot + a / K`.
       tempered: whether the logits are a multiple of the head's outputs, by a temperature among the parameters.
-      refusal: why label rules cannot be used; empty if they can.
+      refusal: why label rules of softmax cross-entropy cannot be used; empty if they can.
+      unsent: why no label rule can be used, because updates do not hold the head's gradient; empty if they do.
     """
 
     factor: float = 1.0
@@ -42,6 +43,7 @@ class Calibration(NamedTuple):
     smoothing: float = 0.0
     tempered: bool = False
     refusal: str = ""
+    unsent: str = ""
 
 
 class Model(NamedTuple):

@@ -5,12 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen
 from safetensors.numpy import save_file
 
-from jaxinvert import Batch, audit, clients, data, jobs, models
+from jaxinvert import Batch, attacks, audit, clients, data, jobs, labels, models
 from jaxinvert.attacks import matching, objectives
 from jaxinvert.audit.captured import explained
 from jaxinvert.audit.reading import observe_capture
+from jaxinvert.models.heads import inspected
 from jaxinvert.models.roles import sent_leaves, trained_leaves
 from jaxinvert.observation import captures
 from jaxinvert.trees import leaves_by_path
@@ -132,3 +134,61 @@ def test_weights_of_what_is_not_trained_are_no_update():
     update = captures.as_update(moved, params, kind="weights")
     assert not any(leaf.any() for leaf in jax.tree.leaves((update["buffers"], update["batch_stats"])))
     np.testing.assert_allclose(update["params"]["head"]["kernel"], -1, rtol=1e-5)
+
+
+def rule(name, model):
+    problem = labels.LabelProblem(model.apply, model.head, SHAPE, jax.random.key(1), model.calibration)
+    return labels.rule_for(name, problem)
+
+
+@pytest.mark.parametrize("layer", ["params/head", "head", "params/head/bias", "params/head/kernel"])
+@pytest.mark.parametrize("kind", ["frozen", "personal"])
+def test_label_rules_refuse_a_head_that_updates_do_not_hold(kind, layer):
+    change = models.with_frozen if kind == "frozen" else models.with_personal
+    model = change(mlp(), [layer])
+    for name in labels.REGISTRY:
+        with pytest.raises(ValueError, match=rf"{name}.*do not hold the gradient of params/head/\w+: it is {kind}"):
+            rule(name, model)
+    rule("idlg", change(mlp(), ["dense_0"]))
+    net = models.from_linen(Deep(), name="deep", input_shape=SHAPE, num_classes=3, head="")
+    if not layer.endswith("kernel") or kind == "personal":  # known before the head is looked for, and after
+        declared = inspected(change(net, [layer]))
+        with pytest.raises(ValueError, match=kind):
+            rule("moments", declared)
+    with pytest.raises(ValueError, match=f"it is {kind}"):
+        rule("moments", change(inspected(net), [layer]))
+
+
+class Deep(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        x = linen.relu(linen.Dense(5, name="first")(x.reshape(len(x), -1)))
+        return linen.Dense(3, name="head")(x)
+
+
+def test_a_job_and_an_attack_refuse_to_restore_labels_from_such_a_head():
+    config = jobs.JobConfig.of(model="mlp-4", personal=("params/head",), labels="restored", label_rule="idlg")
+    task = jobs.prepare(config)
+    with pytest.raises(ValueError, match="gradient of params/head/kernel: it is personal"):
+        task.program.restore_labels(jax.random.key(0), task.observations)
+    with pytest.raises(ValueError, match=r"'idlg' reads .* it is personal"):
+        attacks.idlg(attacks.Problem(clients.fedsgd(mlp().loss), task.program.model, 1))
+
+
+def test_a_captured_update_without_the_head_is_refused_by_label_rules(tmp_path):
+    model = mlp()
+    params = model.init(jax.random.key(0))
+    update = leaves_by_path(clients.fedsgd(model.loss)(params, BATCH))
+    save_file(
+        {path: np.asarray(leaf) for path, leaf in leaves_by_path(params).items()}, tmp_path / "params.safetensors"
+    )
+    for lacking in ("head", "head/bias"):
+        sent = {path: np.asarray(leaf) for path, leaf in update.items() if f"params/{lacking}" not in path}
+        save_file(sent, tmp_path / "part.safetensors")
+        capture = audit.Capture(tmp_path / "params.safetensors", (tmp_path / "part.safetensors",), "pseudo-gradient")
+        asked = jobs.JobConfig.of(labels="restored", num_examples=2)
+        config, capture = audit.job_of_capture(asked, capture)
+        with pytest.raises(
+            ValueError, match=r"'moments' reads .* params/head/\w+: it is zero, or was not sent: grant"
+        ):
+            observe_capture(config, capture, model)

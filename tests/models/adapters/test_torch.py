@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert import Batch, clients, models
+from jaxinvert import Batch, clients, labels, models
 from jaxinvert.models.adapters import torch_ops
+from jaxinvert.models.heads import inspected
 from tests.models.adapters import checks
 
 torch = pytest.importorskip("torch", reason="needs pip install 'jaxinvert[torch]'")
@@ -148,6 +149,19 @@ def test_layers_without_gradient_are_frozen():
     update = checks.gradient(model)
     assert not update["1.weight"].any()
     assert update["3.weight"].any()
+
+
+@pytest.mark.parametrize("part", ["weight", "bias", "both"])
+def test_label_rules_refuse_a_frozen_head(part):
+    """As it is imported, and as `import_model` looks for its head."""
+    module = dense()
+    for name, value in module[3].named_parameters():
+        value.requires_grad_(part not in (name, "both"))
+    model = models.from_torch(module, input_shape=(8, 8, 3))
+    for one in (model, inspected(model)):
+        problem = labels.LabelProblem(one.apply, one.head, (8, 8, 3), jax.random.key(0), one.calibration)
+        with pytest.raises(ValueError, match="frozen"):
+            labels.rule_for("idlg", problem)
 
 
 def test_dropout_is_off_or_drawn():
