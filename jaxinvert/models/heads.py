@@ -6,7 +6,7 @@ from jaxinvert.models.declared import with_head_checked
 from jaxinvert.models.inspection import Head, calibrated, find_heads
 from jaxinvert.models.losses import drawn_with_tree
 from jaxinvert.models.model import Calibration, Model
-from jaxinvert.models.tensors import Tensor, leaves_from, nested, tensors_from
+from jaxinvert.models.tensors import Layout, Tensor, leaves_from, nested, tensors_from
 from jaxinvert.trees import first_few, leaves_by_path
 from jaxinvert.types import Array, ArrayTree, Batch, Params
 
@@ -91,10 +91,15 @@ def _through(files: tuple[Tensor, ...] | None, spelled: tuple[Tensor, ...]) -> t
     if files is None:
         return spelled
     new = {tensor.name: tensor for tensor in spelled}
-    return tuple(
-        file._replace(path=new[file.path].path, layout=file.layout if new[file.path].layout == "same" else "dense")
-        for file in files
-    )
+    transposed: dict[Layout, Layout] = {"same": "dense", "dense": "same"}
+
+    def through(file: Tensor) -> Tensor:
+        leaf = new[file.path]
+        if leaf.layout != "same" and file.layout not in transposed:
+            raise ValueError(f"the head {file.name} is transposed, which is not possible with layout {file.layout!r}")
+        return file._replace(path=leaf.path, layout=file.layout if leaf.layout == "same" else transposed[file.layout])
+
+    return tuple(map(through, files))
 
 
 def _layer(path: str) -> str:

@@ -1,5 +1,6 @@
 """`from_equinox`: a `Model` from an Equinox module; files name tensors by attribute, "layers.0.weight"."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -58,7 +59,7 @@ def from_equinox(
     values, structure = _arrays(eqx, module)
     tensors = _tensors(eqx, module, list(values))
     axis_names = {layer.axis_name for layer in _layers(module, eqx.nn.BatchNorm)}
-    takes_key = "key" in mode_arguments_of(module)
+    takes_key = "key" in inspect.signature(type(module).__call__).parameters
 
     def call(
         given: Mapping[str, Any],
@@ -95,13 +96,6 @@ def from_equinox(
         head=head,
         draws=dropout == "train" and takes_key,
     )
-
-
-def mode_arguments_of(module: Any) -> list[str]:
-    """Names of the arguments of a module's call."""
-    import inspect
-
-    return list(inspect.signature(type(module).__call__).parameters)
 
 
 def _in_modes(eqx: Any, module: Any, *, batch_norm: Mode, dropout: Mode) -> Any:

@@ -63,7 +63,7 @@ def from_haiku(
         try:
             return transformed.apply(params, state, key, inputs, **mode)[0]
         except ValueError as error:
-            if "must be called with an RNG" in str(error) or "rng" in str(error).lower():
+            if _NO_KEY in str(error):
                 raise ValueError(
                     f"{name} draws random numbers where it should not: give its function an argument is_training "
                     "that turns them off"
@@ -116,12 +116,18 @@ def from_haiku(
 _LINEN = {"w": "kernel", "b": "bias", "offset": "bias", "embeddings": "embedding"}
 
 
+_NO_KEY = "RNG"
+"""In the errors of Haiku for random numbers that are drawn without a key."""
+
+
 def _draws(transformed: Any, params: Any, state: Any, example: Array, mode: Mapping[str, bool]) -> bool:
     """Whether the function draws random numbers in this mode."""
     try:
         jax.eval_shape(lambda x: transformed.apply(params, state, None, x, **mode), example)
-    except ValueError:  # Haiku's, for a missing key
-        return True
+    except ValueError as error:
+        if _NO_KEY in str(error):
+            return True
+        raise
     return False
 
 

@@ -73,12 +73,12 @@ def sent_statistics(tree: ArrayTree, params: Params, *, kind: Kind) -> ArrayTree
       kind: see `as_update`.
 
     Returns:
-      A tree like `params["batch_stats"]`, or `None` if the model has none, or the client sent none.
+      A tree like `params["batch_stats"]`, or `None` if the model has none, or the client did not send all of them.
     """
     if not isinstance(params, Mapping) or not params.get("batch_stats"):
         return None
     captured, before = tree["batch_stats"], params["batch_stats"]
-    if not any(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(captured)):
+    if not all(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(captured)):
         return None
     change = jax.tree.map(KINDS[kind], before, captured)
     return jax.tree.map(jnp.subtract, before, change)

@@ -8,6 +8,7 @@ import pytest
 from jaxinvert import Batch, clients, labels, models
 from jaxinvert.models.adapters import torch_ops
 from jaxinvert.models.heads import inspected
+from jaxinvert.observation.observe import observe
 from tests.models.adapters import checks
 
 torch = pytest.importorskip("torch", reason="needs pip install 'jaxinvert[torch]'")
@@ -149,6 +150,47 @@ def test_layers_without_gradient_are_frozen():
     update = checks.gradient(model)
     assert not update["1.weight"].any()
     assert update["3.weight"].any()
+
+
+class TransposedHead(nn.Module):
+    """Logits by a weight in each layout: `[K, D]` and `[D, K]`, of a dense layer or a parameter alone."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.first = how, nn.Linear(192, 6)
+        self.head = (
+            nn.Linear(6, 4) if how == "layer" else nn.Linear(4, 6, bias=False) if how == "layer.T" else nn.Module()
+        )
+        if how in ("[K, D]", "[D, K]"):
+            self.head.kernel = nn.Parameter(torch.randn(*((4, 6) if how == "[K, D]" else (6, 4))))
+            self.head.shift = nn.Parameter(torch.randn(4))
+
+    def forward(self, x):
+        x = torch.sigmoid(self.first(x.flatten(1)))
+        if self.how == "layer.T":
+            return x @ self.head.weight
+        return x @ (self.head.kernel.T if self.how == "[K, D]" else self.head.kernel) + self.head.shift
+
+
+@pytest.mark.parametrize("how", ["layer.T", "[K, D]", "[D, K]"])
+def test_a_head_in_any_layout_is_found_and_read(how):
+    module = TransposedHead(how)
+    model = inspected(models.from_torch(module, input_shape=(8, 8, 3)))
+    assert model.head == "params/head"
+    named = models.to_named(model, model.init(None))
+    assert list(named) == list(module.state_dict())
+    for name, value in module.state_dict().items():
+        np.testing.assert_array_equal(named[name], value)
+    checks.check_round_trip(model)
+    expected, _, _ = theirs(module)
+    assert checks.relative_error(checks.gradient(model), expected) < 1e-5
+    params, rows = model.init(None), jnp.asarray(checks.IMAGES[:1])
+    assert params["params"]["head"]["kernel"].shape == (6, 4)
+    problem = labels.LabelProblem(model.apply, model.head, (8, 8, 3), jax.random.key(0), model.calibration)
+    for label in range(4):
+        seen = observe(clients.fedsgd(model.loss), params, Batch(rows, jnp.array([label])))
+        for name in ("idlg", "llg") if how == "layer.T" else ("idlg", "moments", "ilrg"):  # without and with a bias
+            assert int(jnp.argmax(labels.rule_for(name, problem)(seen))) == label
 
 
 @pytest.mark.parametrize("part", ["weight", "bias", "both"])

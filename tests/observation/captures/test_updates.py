@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinvert.observation import captures
 from jaxinvert.observation.captures import as_update
 
 BEFORE = {"params": {"w": jnp.array([1.0, 2.0])}, "batch_stats": {"mean": jnp.array([5.0])}}
@@ -40,3 +41,20 @@ def test_parameters_without_collections():
 def test_what_no_client_sends_is_refused(captured, kind, message):
     with pytest.raises(ValueError, match=message):
         as_update(captured, BEFORE, kind=kind)
+
+
+@pytest.mark.parametrize("kind", ["pseudo-gradient", "delta", "weights"])
+def test_statistics_are_read_if_all_of_them_were_sent(kind):
+    """A layer that the file lacks is zero; it must not be read as that layer's statistics."""
+    before = {name: {"mean": jnp.array([5.0]), "var": jnp.array([2.0])} for name in ("first", "second")}
+    after = jax.tree.map(lambda leaf: leaf + 1, before)
+    sent = {
+        "weights": after,
+        "delta": jax.tree.map(jnp.subtract, after, before),
+        "pseudo-gradient": jax.tree.map(jnp.subtract, before, after),
+    }[kind]
+    params, net = {"params": {}, "batch_stats": before}, {"params": {}}
+    found = captures.sent_statistics({**net, "batch_stats": sent}, params, kind=kind)
+    jax.tree.map(np.testing.assert_allclose, found, after)
+    lacking = {**sent, "second": jax.tree.map(jnp.zeros_like, sent["second"])}
+    assert captures.sent_statistics({**net, "batch_stats": lacking}, params, kind=kind) is None
