@@ -126,9 +126,13 @@ class Deployment(NamedTuple):
             )
 
         def sent(params: Params, batch: Batch) -> ArrayTree:
-            return running_statistics.advance(
-                params["batch_stats"], measure(params, batch), momentum=models.BATCH_NORM_MOMENTUM
-            )
+            measured = measure(params, batch)
+            if "batch_stats" not in params:
+                raise ValueError(
+                    f"model {model.name} has no running statistics of BatchNorm layers that clients could send: "
+                    "choose batch_norm='eval', or a threat model that does not grant batch_stats"
+                )
+            return running_statistics.advance(params["batch_stats"], measured, momentum=models.BATCH_NORM_MOMENTUM)
 
         return sent
 

@@ -16,7 +16,7 @@ def inspected(model: Model, *, head: str | None = None) -> Model:
 
     Args:
       model: the network.
-      head: path of the head that a user named; by default it is found.
+      head: path of the head that a user named, or "" if there is none; by default it is found.
 
     Returns:
       The model. A head in another spelling than `head/kernel [M, K]` and `head/bias [K]` is renamed in the tree, and
@@ -26,6 +26,8 @@ def inspected(model: Model, *, head: str | None = None) -> Model:
     Raises:
       ValueError: if the user's head is not one: the logits do not follow from it linearly.
     """
+    if head == "":
+        return model._replace(head="", calibration=Calibration(refusal=f"model {model.name} is said to have no head"))
     params = model.init(jax.random.key(0))
     heads = find_heads(model, params)
     if head is not None:

@@ -64,6 +64,11 @@ def test_the_head_is_the_layer_whose_outputs_are_the_logits():
         inspected(linen_model(Gated()), head="params/gate")
 
 
+def test_a_head_that_is_said_not_to_exist_is_not_looked_for():
+    found = inspected(linen_model(Plain()), head="")
+    assert (found.head, found.calibration.refusal) == ("", "model net is said to have no head")
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 def test_any_spelling_of_the_head_is_read(transposed):
     """A list of pairs, or kernels `[K, M]` of another library: renamed and transposed in memory, not in files."""

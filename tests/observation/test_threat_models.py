@@ -259,3 +259,13 @@ def test_statistics_come_with_the_draws_of_the_update(kind):
     keys = jax.random.split(jax.random.key(0), jobs.deployment.NUM_DRAWS)
     mean = np.mean([deployment.sent_statistics()(params, one, k)["norm"]["mean"] for k in keys], axis=0)
     np.testing.assert_allclose(deployment.simulated_statistics()(params, one)["norm"]["mean"], mean, rtol=1e-5)
+
+
+def test_networks_without_statistics_are_refused_where_clients_should_send_them():
+    model = models.mlp(input_shape=(4, 4, 2), num_classes=3, features=(4,))
+    batch = Batch(jnp.zeros((2, 4, 4, 2)), jnp.zeros(2, jnp.int32))
+    for client in ("fedsgd", "fedavg"):
+        config = jobs.JobConfig.of(batch_norm="train", threat_model="E", num_examples=2, client=client)
+        sent = jobs.deployment_of(config, model).sent_statistics()
+        with pytest.raises(ValueError, match="has no running statistics of BatchNorm layers"):
+            sent(model.init(jax.random.key(0)), batch)

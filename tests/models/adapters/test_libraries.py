@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxinvert import Batch, models
+from jaxinvert import Batch, jobs, models
 from jaxinvert.clients import running_statistics
 from tests.models.adapters import checks
 
@@ -220,6 +220,11 @@ def test_equinox_batch_norm_has_a_state():
     apart = quiet.apply(quiet.init(None), images[:1])
     np.testing.assert_allclose(apart, quiet.apply(quiet.init(None), images)[:1], atol=1e-5)
     assert jnp.abs(coupled.apply(coupled.init(None), images)[:1] - apart).max() > 1e-2
+    with pytest.raises(ValueError, match="Net: the inputs of Equinox's BatchNorm layers cannot be observed"):
+        coupled.batch_statistics(coupled.init(None), images)
+    config = jobs.JobConfig.of(batch_norm="train", threat_model="E", num_examples=3)
+    with pytest.raises(ValueError, match="cannot be observed"):
+        jobs.deployment_of(config, coupled).sent_statistics()(coupled.init(None), Batch(images, checks.LABELS))
 
 
 def keras_net(keras):
