@@ -110,23 +110,22 @@ class Deployment(NamedTuple):
     def _statistics(self, key: Key | None, order_key: Key | None = None) -> Callable[[Params, Batch], ArrayTree]:
         """The running statistics of one client after its training, with the draws of `key`."""
         model, keys = self.model, (key,) if self.draws else ()
-        if self.client.kind == "fedsgd":  # one step, whose loss is given the key itself
 
-            def measure(params: Params, batch: Batch) -> ArrayTree:
-                return jax.tree.map(lambda leaf: leaf[None], model.batch_statistics(params, batch.inputs, *keys))
+        def of_one_step(params: Params, batch: Batch) -> ArrayTree:
+            return jax.tree.map(lambda leaf: leaf[None], model.batch_statistics(params, batch.inputs, *keys))
 
-        else:
-            measure = local_batch_statistics(
-                self._drawn_loss_fn if self.draws else model.loss,
-                model.batch_statistics,
-                order_key=order_key,
-                dropout_key=key if self.draws else None,
-                frozen=model.frozen,
-                **self._local_steps()._asdict(),
-            )
+        of_all_steps = local_batch_statistics(
+            self._drawn_loss_fn if self.draws else model.loss,
+            model.batch_statistics,
+            order_key=order_key,
+            dropout_key=key if self.draws else None,
+            frozen=model.frozen,
+            **self._local_steps()._asdict(),
+        )
 
         def sent(params: Params, batch: Batch) -> ArrayTree:
-            measured = measure(params, batch)
+            # The loss of a fedsgd client is given the key itself, not a key of its one step.
+            measured = (of_one_step if self.client.kind == "fedsgd" else of_all_steps)(params, batch)
             if "batch_stats" not in params:
                 raise ValueError(
                     f"model {model.name} has no running statistics of BatchNorm layers that clients could send: "

@@ -98,10 +98,10 @@ def _put_into_mode(
     kwargs: dict[str, Any],
     context: linen.module.InterceptorContext,
 ) -> Any:
-    path = "/".join(context.module.path) if _calls_batch_norm(context) else None
-    if path not in modes:
+    layer: Any = context.module
+    path = "/".join(layer.path)
+    if not _calls_batch_norm(context) or path not in modes:
         return next_fn(*args, **kwargs)
-    layer = context.module
     if layer.use_running_average is None:
         return next_fn(args[0], **{**kwargs, "use_running_average": modes[path]})
     own = layer.use_running_average
@@ -112,7 +112,7 @@ def _put_into_mode(
         object.__setattr__(layer, "use_running_average", own)
 
 
-def _uses_running_average(layer: linen.BatchNorm, args: tuple, kwargs: dict[str, Any]) -> bool:
+def _uses_running_average(layer: Any, args: tuple, kwargs: dict[str, Any]) -> bool:
     """Whether a call of a layer uses its running statistics; interceptors further in may have changed its mode."""
     if (mode := _modes.get().get("/".join(layer.path))) is not None:
         return mode

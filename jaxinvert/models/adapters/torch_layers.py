@@ -225,11 +225,11 @@ def _resized(x: Array, size: Any, scales: tuple[Any, ...]) -> list[tuple[int, in
       size: the new lengths, or `None`.
       scales: a factor for each axis or `None`, or one pair of factors or `None`.
     """
-    factors = scales[0] if scales and not isinstance(scales[0], float) else scales
+    factors: Any = scales[0] if scales and not isinstance(scales[0], float) else scales
     found = []
     for axis, number in enumerate((-2, -1)):
         length, factor = x.shape[number], factors[axis] if factors else None
-        new = int(size[axis]) if size else int(length * factor)
+        new = int(size[axis] if size else length * (factor or 1.0))
         found.append((number, new, 1 / factor if factor else length / new))
     return found
 
