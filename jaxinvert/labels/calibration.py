@@ -34,9 +34,10 @@ def check_head_is_sent(rule: str, calibration: Calibration, update: ArrayTree = 
     """
     unsent = calibration.unsent
     sent = {} if update is None else leaves_by_path(update)
-    for path in (f"{head}/kernel", f"{head}/bias"):
-        if not unsent and path in sent and not bool(jnp.any(sent[path] != 0)):
-            unsent = f"the update does not hold the gradient of {path}: it is zero, or was not sent"
+    # The bias's gradient is never zero; the kernel's is behind features that are, so it is looked at without a bias.
+    path = next((path for path in (f"{head}/bias", f"{head}/kernel") if path in sent), "")
+    if not unsent and path and not bool(jnp.any(sent[path] != 0)):
+        unsent = f"the update does not hold the gradient of {path}: it is zero, or was not sent"
     if unsent:
         raise ValueError(f"label rule {rule!r} reads the gradient of the last layer, but {unsent}: grant the labels")
 
