@@ -19,9 +19,9 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax
 
-collect_ignore = [  # their doctests need their framework
+collect_ignore_glob = [  # their doctests need their framework
     f"jaxinvert/integrations/{name}.py"
-    for name, module in (("flower", "flwr"), ("nvflare", "nvflare"))
+    for name, module in (("flower*", "flwr"), ("nvflare", "nvflare"))
     if importlib.util.find_spec(module) is None
 ]
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -25,8 +25,8 @@ Tensors may also be `.npz` or `.msgpack` (Flax) files. The facts:
 
 Only `format`, `kind` and `clients` must be there. What is absent is unknown, not zero. A pseudo-gradient without
 `local` is a gradient; a delta or weights without a learning rate has an unknown scale. The file is untrusted: its
-size and depth are limited, unknown names and other types are refused, names of clients cannot leave the folder, and
-nothing in it is imported or run.
+size, its depth and all numbers in it are limited, unknown names and other types are refused, names of clients cannot
+leave the folder, and nothing in it is imported or run.
 
 This module needs neither JAX nor NumPy: federated servers write the file with it.
 """
@@ -44,6 +44,11 @@ KINDS = ("pseudo-gradient", "delta", "weights")
 _MAX_BYTES = 1 << 20
 _MAX_DEPTH = 8
 _MAX_CLIENTS = 10_000
+_MAX_EXAMPLES = 1_000_000
+_MAX_CLASSES = 1_000_000
+_MAX_EPOCHS = 10_000
+_MAX_SIDE, _MAX_VALUES = 16_384, 1 << 26
+_MAX_NUMBER = 3.4e38  # of a float32
 _ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
 
@@ -153,7 +158,7 @@ def _clients(name: str, value: Any) -> dict[str, int | None]:
     if not isinstance(value, dict) or len(value) > _MAX_CLIENTS:
         raise ValueError(f"{name} is {_shown(value)}, expected an object of at most {_MAX_CLIENTS:,} clients")
     return {
-        check_client_id(client): _object(f"clients[{client!r}]", one, {"num_examples": _count}).get("num_examples")
+        check_client_id(client): _object(f"clients[{client!r}]", one, {"num_examples": _examples}).get("num_examples")
         for client, one in value.items()
     }
 
@@ -191,19 +196,30 @@ def _one_of(*known: str) -> Callable[[str, Any], str]:
     return check
 
 
-def _count(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
-        raise ValueError(f"{name} is {_shown(value)}, expected a whole number of at least 1")
-    return value
+def check_num_examples(value: Any) -> int:
+    """Returns a client's number of examples.
+
+    Raises:
+      ValueError: if it is no whole number from 1 to one million.
+    """
+    return _examples("num_examples", value)
 
 
-def _round(name: str, value: Any) -> int:
-    return 0 if value == 0 and not isinstance(value, bool) else _count(name, value)
+def _whole(limit: int, *, least: int = 1) -> Callable[[str, Any], int]:
+    def check(name: str, value: Any) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= limit:
+            raise ValueError(f"{name} is {_shown(value)}, expected a whole number from {least} to {limit:,}")
+        return value
+
+    return check
+
+
+_examples = _whole(_MAX_EXAMPLES)
 
 
 def _number(name: str, value: Any) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-        raise ValueError(f"{name} is {_shown(value)}, expected a finite number of at least 0")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= _MAX_NUMBER:
+        raise ValueError(f"{name} is {_shown(value)}, expected a number from 0 to {_MAX_NUMBER:g}")
     return float(value)
 
 
@@ -216,7 +232,10 @@ def _numbers(name: str, value: Any) -> tuple[float, ...]:
 def _shape(name: str, value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or len(value) != 3:
         raise ValueError(f"{name} is {_shown(value)}, expected [height, width, channels]")
-    return tuple(_count(name, each) for each in value)
+    shape = tuple(_whole(_MAX_SIDE)(name, each) for each in value)
+    if math.prod(shape) > _MAX_VALUES:
+        raise ValueError(f"{name} is {_shown(value)}, expected at most {_MAX_VALUES:,} values in one example")
+    return shape
 
 
 def _truth(name: str, value: Any) -> bool:
@@ -234,8 +253,8 @@ _LOCAL: Mapping[str, Callable[[str, Any], Any]] = {
     "learning_rate": _number,
     "momentum": _number,
     "weight_decay": _number,
-    "epochs": _count,
-    "batch_size": _count,
+    "epochs": _whole(_MAX_EPOCHS),
+    "batch_size": _examples,
     "shuffled": _truth,
     "batch_norm": _one_of("eval", "train"),
 }
@@ -243,14 +262,14 @@ _FIELDS: Mapping[str, Callable[[str, Any], Any]] = {
     "format": _text,
     "kind": _one_of(*KINDS),
     "clients": _clients,
-    "round": _round,
+    "round": _whole(2**31 - 1, least=0),
     "framework": _text,
     "input_shape": _shape,
-    "num_classes": _count,
+    "num_classes": _whole(_MAX_CLASSES),
     "normalization": _normalization,
     "local": _local,
     "defense": _text,
-    "aggregate": _count,
+    "aggregate": _whole(_MAX_CLIENTS),
 }
 
 

@@ -59,6 +59,16 @@ def test_little_is_needed_and_the_rest_is_unknown(tmp_path):
         ({"clients": {"1": {"num_examples": 0}}}, "num_examples is 0"),
         ({"defense": "clip\n"}, "expected one line"),
         ({"clients": None}, "lacks 'clients'"),
+        ({"input_shape": [32, 32, 10**9]}, "input_shape is 1000000000, expected a whole number from 1 to 16,384"),
+        ({"input_shape": [16384] * 3}, "at most 67,108,864 values in one example"),
+        ({"num_classes": 10**9}, "num_classes is 1000000000, expected a whole number from 1 to 1,000,000"),
+        ({"round": -1}, "round is -1, expected a whole number from 0 to"),
+        ({"aggregate": 10**5}, "aggregate is 100000, expected a whole number from 1 to 10,000"),
+        ({"local": {"epochs": 10**8}}, "epochs is 100000000, expected a whole number from 1 to 10,000"),
+        ({"local": {"batch_size": 10**8}}, "batch_size is 100000000, expected a whole number from 1 to 1,000,000"),
+        ({"local": {"learning_rate": 1e39}}, "learning_rate is 1e\\+39, expected a number from 0 to 3.4e"),
+        ({"clients": {"1": {"num_examples": 10**8}}}, "num_examples is 100000000, expected a whole number from 1 to"),
+        ({"clients": {"1": {"num_examples": 10**400}}}, "num_examples is 1000"),
     ],
 )
 def test_what_does_not_follow_the_schema_is_named(change, message, tmp_path):

@@ -5,7 +5,8 @@
     writer.client("17", reply, num_examples=32)           # what a client returns; any time, in any order
     writer.truth("17", images, labels)                    # only where the auditor may have it
 
-Every call leaves a folder that can be read: files are whole or absent, and `capture.json` names who came.
+Every call leaves a folder that can be read: files are whole or absent, and `capture.json` names who came. What is
+there is never replaced by something else: a second run into the same folder is refused.
 """
 
 import contextlib
@@ -14,14 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors.numpy import save
 
 from jaxinvert import manifest
-from jaxinvert.files import save_arrays, write_atomically
+from jaxinvert.files import write_atomically
+from jaxinvert.integrations.tensors import Arrays, named
+from jaxinvert.integrations.truth import another_run, write_truth
 
-Arrays = Mapping[str, Any] | Sequence[Any]
-"""Tensors by name, nested or not, or a list in the order of the library; arrays of NumPy, JAX or PyTorch."""
+__all__ = ["Arrays", "Writer", "write_truth"]
 
 
 class Writer:
@@ -58,9 +59,13 @@ class Writer:
         manifest.checked({**self._facts, "clients": {}})
 
     def params(self, arrays: Arrays) -> None:
-        """Writes what the server sends to all clients."""
-        self._tensors("params", arrays)
-        self._write({})
+        """Writes what the server sends to all clients.
+
+        Raises:
+          FileExistsError: if other parameters are there, such as from another run.
+          ValueError: for tensors of other than numbers.
+        """
+        self._add("params", arrays, {})
 
     def client(self, client: str, arrays: Arrays, *, num_examples: int | None = None) -> None:
         """Writes what a client returned.
@@ -71,45 +76,59 @@ class Writer:
           num_examples: number of examples it trained on, if known.
 
         Raises:
-          ValueError: for another name, or tensors of other than numbers.
+          FileExistsError: if another update of this client is there, or if clients came whose facts were others.
+          ValueError: for another name or number of examples, or tensors of other than numbers.
         """
-        self._tensors(f"client-{manifest.check_client_id(client)}", arrays)
-        self._write({client: {} if num_examples is None else {"num_examples": int(num_examples)}})
+        came = {manifest.check_client_id(client): {} if num_examples is None else {"num_examples": int(num_examples)}}
+        manifest.checked({**self._facts, "clients": came})
+        self._add(f"client-{client}", arrays, came)
 
     def truth(self, client: str, inputs: Any, labels: Any) -> None:
         """Writes a client's true examples, for the auditor; see `write_truth`."""
         write_truth(self.folder, client, inputs, labels)
 
-    def _tensors(self, name: str, arrays: Arrays) -> None:
-        named = arrays if isinstance(arrays, Mapping) else {f"arr_{i}": each for i, each in enumerate(arrays)}
-        tensors = {key: as_numpy(value) for key, value in _flat(named).items()}
-        if strange := [key for key, value in tensors.items() if value.dtype.kind not in "biufV"]:
-            raise ValueError(f"{name}: {strange[0]} holds {tensors[strange[0]].dtype}, expected numbers")
-        write_atomically(self.folder / f"{name}.safetensors", lambda file: file.write(save(tensors)))
-
-    def _write(self, came: Mapping[str, Mapping[str, int]]) -> None:
-        """Writes `capture.json` with the clients that came now or before, which another writer may have written."""
-        file = self.folder / manifest.FILE
+    def _add(self, name: str, arrays: Arrays, came: Mapping[str, Mapping[str, int]]) -> None:
+        """Writes tensors, and `capture.json` with the clients that came now or before, maybe from another writer."""
+        content = save(named(arrays, what=name))
+        path, file = self.folder / f"{name}.safetensors", self.folder / manifest.FILE
         with _only_writer(self.folder):
             before = manifest.read_manifest(file).clients if file.exists() else {}
-            known = {name: {} if size is None else {"num_examples": size} for name, size in before.items()}
-            facts = {**self._facts, "clients": {**known, **came}}
-            manifest.checked(facts)
+            is_there = path.exists()
+            if is_there and not _holds(path, content):
+                raise another_run(path)
+            if is_there and file.exists() and came.keys() <= before.keys():
+                return
+            facts = self._with_clients(file, before, came)
+            if not is_there:
+                write_atomically(path, lambda opened: opened.write(content))
             text = json.dumps(facts, indent=1, allow_nan=False) + "\n"
             write_atomically(file, lambda opened: opened.write(text.encode()))
 
+    def _with_clients(
+        self, file: Path, before: Mapping[str, int | None], came: Mapping[str, Mapping[str, int]]
+    ) -> dict[str, Any]:
+        """The facts with all clients; facts of clients that came before must be the same."""
+        known = {name: {} if size is None else {"num_examples": size} for name, size in before.items()}
+        facts = {**self._facts, "clients": {**known, **came}}
+        now = manifest.checked(facts)._replace(clients={})
+        then = manifest.read_manifest(file)._replace(clients={}) if before else now
+        if changed := [name for name in now._fields if getattr(now, name) != getattr(then, name)]:
+            name = changed[0]
+            raise FileExistsError(
+                f"{file} says {name} {getattr(then, name)!r}, now it is {getattr(now, name)!r}, and one round must "
+                f"not mix two runs: give this run a new folder, or delete {self.folder}"
+            )
+        return facts
 
-def _flat(named: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """Tensors by path: nested mappings, such as Flax's, are joined by "/"."""
-    found: dict[str, Any] = {}
-    for key, value in named.items():
-        found |= _flat(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.stat().st_size == len(content) and path.read_bytes() == content
 
 
 @contextlib.contextmanager
 def _only_writer(folder: Path) -> Iterator[None]:
     """Waits for other threads and processes that write the facts of the same round."""
+    folder.mkdir(parents=True, exist_ok=True)
     lock = folder / ".lock"
     with open(lock, "w", encoding="utf-8") as opened:
         try:
@@ -119,48 +138,3 @@ def _only_writer(folder: Path) -> Iterator[None]:
         except ImportError:  # not on this platform: one writer at a time
             pass
         yield
-
-
-def write_truth(
-    folder: Path | str,
-    client: str,
-    inputs: Any,
-    labels: Any,
-    *,
-    normalization: tuple[Sequence[float], Sequence[float]] | None = None,
-) -> None:
-    """Writes a client's true examples into a round's folder; only where the auditor may have them.
-
-    Args:
-      folder: the round's folder.
-      client: its name in `Writer.client`.
-      inputs: `[B, C, H, W]` or `[B, H, W, C]` with one or three channels; pixels in [0, 1] or uint8.
-      labels: `[B]` classes, or `[B, K]` floats.
-      normalization: `(mean, std)` per channel, undone first if inputs are normalized.
-
-    Raises:
-      ValueError: for inputs that are not pixels in [0, 1] after that.
-    """
-    pixels, labels = as_numpy(inputs), as_numpy(labels)
-    if pixels.ndim != 4:
-        raise ValueError(f"inputs have shape {pixels.shape}, expected [B, H, W, C] or [B, C, H, W]")
-    if pixels.shape[-1] not in (1, 3) and pixels.shape[1] in (1, 3):
-        pixels = pixels.transpose(0, 2, 3, 1)
-    if normalization is not None:
-        mean, std = (np.asarray(values, np.float32) for values in normalization)
-        pixels = np.asarray(pixels, np.float32) * std + mean
-    if pixels.dtype != np.uint8:
-        low, high = float(np.min(pixels)), float(np.max(pixels))
-        if not (low >= -1e-3 and high <= 1 + 1e-3):  # beyond rounding
-            raise ValueError(f"inputs range over [{low:g}, {high:g}], expected [0, 1]: give their normalization")
-        pixels = np.clip(pixels, 0, 1).astype(np.float32)
-    name = f"truth-{manifest.check_client_id(client)}.npz"
-    save_arrays(Path(folder) / name, {"inputs": pixels, "labels": labels})
-
-
-def as_numpy(value: Any) -> np.ndarray:
-    """An array of any library as a contiguous NumPy array; bfloat16 of PyTorch, which NumPy lacks, as float32."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
-    return np.array(value, order="C")

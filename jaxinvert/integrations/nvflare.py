@@ -13,7 +13,8 @@ and, in the client's script, only where the auditor may have the truth:
 
 NVFlare counts rounds from 0. A round is then audited by `jaxinvert audit --capture /data/captures/round-0000 --model
 my_net:make`. Filters of the clients run before the server sees an update, and are named by `facts={"defense": ...}`,
-see `defense_of`. With homomorphic encryption the server sees no update, and there is nothing to record.
+see `defense_of`. With homomorphic encryption the server sees no update, and there is nothing to record. What cannot
+be recorded is a warning in the log; the training goes on.
 """
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxinvert.integrations.capture import Writer
+from jaxinvert.integrations.recording import num_examples, only_warning
 
 try:
     import nvflare
@@ -30,7 +32,10 @@ try:
     from nvflare.apis.fl_context import FLContext
     from nvflare.apis.shareable import Shareable
     from nvflare.app_common.app_constant import AppConstants
+    from nvflare.app_common.filters.convert_weights import ConvertWeights
+    from nvflare.app_common.filters.dxo_blocker import DXOBlocker
     from nvflare.app_common.filters.percentile_privacy import PercentilePrivacy
+    from nvflare.app_common.filters.statistics_privacy_filter import StatisticsPrivacyFilter
 except ImportError as error:
     raise ImportError("recording NVFlare needs nvflare >= 2.8: pip install 'jaxinvert[nvflare]'") from error
 
@@ -68,22 +73,36 @@ class CaptureFilter(DXOFilter):
 
     def process_dxo(self, dxo: DXO, shareable: Shareable, fl_ctx: FLContext) -> None:
         """Writes the parameters, or one client's update; returns None, which filters nothing."""
-        number: Any = shareable.get_header(AppConstants.CURRENT_ROUND, dxo.get_meta_prop(MetaKey.CURRENT_ROUND, 0))
-        folder = Path(self.folder) / f"round-{int(number):04d}"
-        arrays = {name: _resolved(value) for name, value in dxo.data.items()}
-        back = self.what == "back"
-        # What is sent is weights; a round's facts say what comes back.
-        kind = "delta" if (dxo.data_kind if back else self.transfer) in (DataKind.WEIGHT_DIFF, "DIFF") else "weights"
-        facts = {"round": int(number), "framework": f"nvflare {nvflare.__version__}", **(self.facts or {})}
-        normalization = None if self.mean is None or self.std is None else (self.mean, self.std)
-        writer = Writer(folder, kind=kind, normalization=normalization, facts=facts)
-        if not back:
-            if not (folder / "params.safetensors").exists():  # the same for every client
-                writer.params(arrays)
-            return
         peer = fl_ctx.get_peer_context()
         site: Any = peer.get_identity_name() if peer else dxo.get_meta_prop(MetaKey.SITE_NAME, "unknown")
-        writer.client(site, arrays, num_examples=dxo.get_meta_prop(NUM_EXAMPLES))
+        number: Any = shareable.get_header(AppConstants.CURRENT_ROUND, dxo.get_meta_prop(MetaKey.CURRENT_ROUND, 0))
+        with only_warning(f"what {site} {'was sent' if self.what == 'sent' else 'sent back'} in round {number}"):
+            self._record(dxo, str(site), int(number))
+
+    def _record(self, dxo: DXO, site: str, number: int) -> None:
+        folder = Path(self.folder) / f"round-{number:04d}"
+        back = self.what == "back"
+        if back and (folder, site) in _REFUSED:
+            raise FileExistsError(f"{folder} holds parameters that were not sent to it")
+        arrays = {name: _resolved(value) for name, value in dxo.data.items()}
+        # What is sent is weights; a round's facts say what comes back.
+        kind = "delta" if (dxo.data_kind if back else self.transfer) in (DataKind.WEIGHT_DIFF, "DIFF") else "weights"
+        facts = {"round": number, "framework": f"nvflare {nvflare.__version__}", **(self.facts or {})}
+        normalization = None if self.mean is None or self.std is None else (self.mean, self.std)
+        writer = Writer(folder, kind=kind, normalization=normalization, facts=facts)
+        if back:
+            examples = num_examples(dxo.get_meta_prop(NUM_EXAMPLES), client=site)
+            return writer.client(site, arrays, num_examples=examples)
+        _REFUSED.add((folder, site))
+        writer.params(arrays)
+        return _REFUSED.discard((folder, site))
+
+
+_REFUSED: set[tuple[Path, str]] = set()
+"""Rounds and sites whose parameters were not recorded; shared by the two filters of a server."""
+
+_HARMLESS = (CaptureFilter, ConvertWeights, DXOBlocker, StatisticsPrivacyFilter)
+"""Filters that change no update, or only its form."""
 
 
 def defense_of(filters: Sequence[Any], *, num_steps: int = 1) -> str | None:
@@ -97,15 +116,21 @@ def defense_of(filters: Sequence[Any], *, num_steps: int = 1) -> str | None:
       num_steps: local steps, by which NVFlare divides before it clips.
 
     Raises:
-      ValueError: for a privacy filter that has no counterpart here.
+      ValueError: for a filter that has no counterpart here, or several that have no spelling together.
     """
-    spelled = []
-    for one in filters:
-        if isinstance(one, PercentilePrivacy):
-            spelled.append(f"percentile-privacy:percentile={one.percentile:g},bound={one.gamma * num_steps:.6g}")
-        elif type(one).__name__ in ("SVTPrivacy", "ExcludeVars"):
+    changing = [one for one in filters if not isinstance(one, _HARMLESS)]
+    for one in changing:
+        if not isinstance(one, PercentilePrivacy):
             raise ValueError(f"{type(one).__name__} has no counterpart among the defenses of jaxinvert")
-    return spelled[0] if spelled else None
+    active = [one for one in changing if one.gamma > 0 and 0 <= one.percentile <= 100]  # others do nothing
+    if len(active) > 1:
+        raise ValueError(f"{len(active)} filters PercentilePrivacy, one after the other, have no spelling: keep one")
+    return (
+        "".join(
+            f"percentile-privacy:percentile={one.percentile:g},bound={one.gamma * num_steps:.6g}" for one in active
+        )
+        or None
+    )
 
 
 def _resolved(value: Any) -> Any:

@@ -57,6 +57,48 @@ def test_filters_of_clients_are_the_defense_that_they_are():
         nvflare.defense_of([SVTPrivacy()])
 
 
+def test_no_filter_of_a_client_is_passed_over():
+    from nvflare.apis.dxo_filter import DXOFilter
+    from nvflare.app_common.filters.convert_weights import ConvertWeights
+
+    class MyNoise(DXOFilter):
+        def __init__(self):
+            super().__init__([DataKind.WEIGHTS], None)
+
+        def process_dxo(self, dxo, shareable, fl_ctx):
+            return None
+
+    private, off = PercentilePrivacy(percentile=20, gamma=0.05), PercentilePrivacy(gamma=0.0)
+    for filters, message in (([private, MyNoise()], "MyNoise has no counterpart"), ([private, private], "2 filters")):
+        with pytest.raises(ValueError, match=message):
+            nvflare.defense_of(filters)
+    assert nvflare.defense_of([ConvertWeights("weights_to_diff"), off, private]) == nvflare.defense_of([private])
+
+
+def test_what_cannot_be_recorded_is_a_warning_and_the_training_goes_on(tmp_path, caplog):
+    sent, back = (nvflare.CaptureFilter(str(tmp_path), what) for what in ("sent", "back"))
+    for site in ("site-1", "site 2", "site-3"):
+        filtered(sent, DataKind.WEIGHTS, SENT, site)
+    assert filtered(back, DataKind.WEIGHTS, SENT, "site 2").data.keys() == SENT.keys()
+    assert "'site 2' is no name of" in caplog.text
+    for site, count in (("site-1", -3), ("site-3", "many")):
+        filtered(back, DataKind.WEIGHTS, SENT, site, num_examples=count)
+    assert "site-3 says that it has 'many' examples" in caplog.text
+    filtered(back, DataKind.WEIGHTS, {"x": np.array(["text"])}, "site-4")
+    assert "x holds <U4" in caplog.text
+    assert dict(open_round(tmp_path / "round-0001").facts.clients) == {"site-1": None, "site-3": None}
+
+
+def test_a_second_run_into_the_same_folder_is_not_mixed_with_the_first(tmp_path, caplog):
+    other = {"conv.weight": SENT["conv.weight"] + 1}
+    for site, params in (("site-1", SENT), ("site-2", other)):
+        sent, back = (nvflare.CaptureFilter(str(tmp_path), what) for what in ("sent", "back"))
+        filtered(sent, DataKind.WEIGHTS, params, site)
+        filtered(back, DataKind.WEIGHTS, params, site)
+    assert "params.safetensors holds something else, such as from another run" in caplog.text
+    assert [*open_round(tmp_path / "round-0001").updates] == ["site-1"]
+
+
 def test_other_ends_are_refused(tmp_path):
     with pytest.raises(ValueError, match="expected 'sent' or 'back'"):
         nvflare.CaptureFilter(str(tmp_path), "both")

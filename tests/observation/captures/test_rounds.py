@@ -45,6 +45,40 @@ def test_a_server_without_jax_can_write(tmp_path):
     assert open_round(tmp_path).facts.normalization is None
 
 
+def files_in(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (lambda writer: writer.params([np.zeros(2)]), "params.safetensors holds something else"),
+        (lambda writer: writer.client("1", [np.zeros(2)]), "client-1.safetensors holds something else"),
+        (lambda writer: writer.truth("1", np.ones((1, 4, 4, 3)), [2]), "truth-1.npz holds something else"),
+        (lambda writer: writer.client("1", [np.ones(2)], num_examples=0), "num_examples is 0"),
+    ],
+)
+def test_a_second_run_cannot_replace_what_is_there(second, message, tmp_path):
+    for _ in range(2):  # the same content may come again
+        writer = capture.Writer(tmp_path, normalization="none")
+        writer.params([np.ones(2)])
+        writer.client("1", [np.ones(2)], num_examples=1)
+        writer.truth("1", np.ones((1, 4, 4, 3)), [1])
+    before = files_in(tmp_path)
+    with pytest.raises((FileExistsError, ValueError), match=message):
+        second(capture.Writer(tmp_path, normalization="none"))
+    assert files_in(tmp_path) == before
+
+
+def test_a_second_run_with_the_same_parameters_must_have_the_same_facts(tmp_path):
+    capture.Writer(tmp_path, kind="weights").params([np.ones(2)])
+    first = capture.Writer(tmp_path, kind="delta")  # until clients came, their kind may become known
+    first.client("1", [np.ones(2)])
+    with pytest.raises(FileExistsError, match=r"says kind 'delta', now it is 'weights'.*new folder, or delete"):
+        capture.Writer(tmp_path, kind="weights").client("2", [np.ones(2)])
+    assert [*open_round(tmp_path).updates] == ["1"]
+
+
 def test_normalized_truth_is_undone_or_refused(tmp_path):
     pixels = np.random.default_rng(0).uniform(size=(2, 5, 5, 3)).astype(np.float32)
     normalized, both = (pixels - 0.5) / 0.25, ((0.5,) * 3, (0.25,) * 3)
