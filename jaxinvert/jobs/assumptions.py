@@ -47,11 +47,14 @@ def assumptions(config: JobConfig, model: Model, *, captured: bool = False) -> d
             " (tiles of other photographs)" if config.data.holds_private_tiles else " (tiles of the same scenes)"
         )
     known, unknown = knowledge(
-        config.granted, defended=bool(config.defense.chain.names), several_rounds=observation.rounds > 1
+        config.granted,
+        defended=bool(config.defense.chain.names),
+        several_rounds=observation.rounds > 1,
+        captured=captured,
     )
     generator = attacker.generator_file
     prior = [f"what images look like: generator {generator.name}"] if generator else []
-    if prior_saw_victims(config):
+    if prior_saw_victims(config, captured=captured):
         prior.append("parts of the victims' own scenes: the generator was trained on them")
     return {
         "threat_model": observation.threat_model,
@@ -83,15 +86,20 @@ def realism_in_words(assumptions: Mapping[str, Any]) -> str:
     return "; ".join([card["kind"], *sides])
 
 
-def knowledge(granted: ThreatModel, *, defended: bool, several_rounds: bool = False) -> tuple[list[str], list[str]]:
+def knowledge(
+    granted: ThreatModel, *, defended: bool, several_rounds: bool = False, captured: bool = False
+) -> tuple[list[str], list[str]]:
     """The fields of an observation that are granted and those that are withheld, without those that do not exist.
 
     Args:
       granted: the threat model.
       defended: whether the clients have a defense.
       several_rounds: whether there were earlier rounds.
+      captured: whether the updates are captured ones, for which no public images of the same kind are read.
     """
-    absent = set() if defended else {"defense"}
+    absent = {"surrogate"} if captured else set()
+    if not defended:
+        absent.add("defense")
     if not several_rounds:
         absent |= {"earlier_params", "earlier_updates"}
     known, unknown = ([f for f in fields if f not in absent] for fields in (granted.granted, granted.withheld))

@@ -15,6 +15,9 @@ networks before training and BatchNorm in evaluation mode make attacks succeed t
 
 A defense that the attacker does not adapt to favors the client: an adaptive attacker may reach more.
 
+Captured updates are of a deployment. Its number of examples, training, parameters and BatchNorm are facts, which
+favor nobody. What the attacker was granted beyond the update still favors the attacker.
+
 References:
   Huang et al.: Evaluating gradient inversion attacks and defenses in federated learning. NeurIPS 2021.
 """
@@ -63,16 +66,16 @@ def realism(config: JobConfig, model: Model, *, captured: bool = False) -> Reali
     Args:
       config: the job.
       model: the clients' network.
-      captured: whether the updates are captured ones: then their network and training are those of a deployment.
+      captured: whether the updates are captured ones: then clients, network and training are those of a deployment.
     """
     return realism_of(
-        of_examples(config.num_private),
+        of_examples(config.num_private, captured=captured),
         of_training(config.client, config.data.num_examples, captured=captured),
         of_parameters(captured=captured, trained=config.model.checkpoint is not None),
-        *_batch_norm(config, model),
+        *_batch_norm(config, model, captured=captured),
         _labels(config),
         *_rounds(config),
-        *_prior(config),
+        *_prior(config, captured=captured),
         of_defense(config.defense, adaptive=config.attacker.adaptive),
     )
 
@@ -88,9 +91,9 @@ def as_dict(card: Realism) -> dict[str, Any]:
     return {"kind": card.kind, "facts": [fact._asdict() for fact in card.facts]}
 
 
-def of_examples(count: int) -> Fact:
+def of_examples(count: int, *, captured: bool = False) -> Fact:
     """How many examples an update is computed from."""
-    return Fact("examples per update", f"{count:,}", "attacker" if count == 1 else "neither")
+    return Fact("examples per update", f"{count:,}", "attacker" if count == 1 and not captured else "neither")
 
 
 def of_training(client: ClientConfig, num_examples: int, *, captured: bool = False) -> Fact:
@@ -123,13 +126,18 @@ def of_defense(config: DefenseConfig, *, adaptive: bool) -> Fact:
     return Fact("defense", "the attacker does not adapt", "client")
 
 
-def prior_saw_victims(config: JobConfig) -> bool:
-    """Whether the attacker's generator may have been trained on parts of scenes that the simulated clients hold."""
+def prior_saw_victims(config: JobConfig, *, captured: bool = False) -> bool:
+    """Whether the attacker's generator may have been trained on parts of scenes that the simulated clients hold.
+
+    Captured clients are not simulated: what they hold is unknown, and no image of the data set.
+    """
+    if captured:
+        return False
     shipped = config.attacker.generator_file == generators.DEFAULT
     return shipped and config.data.name == "photos" and not config.data.holds_private_tiles
 
 
-def _batch_norm(config: JobConfig, model: Model) -> list[Fact]:
+def _batch_norm(config: JobConfig, model: Model, *, captured: bool) -> list[Fact]:
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     if not (isinstance(shapes, dict) and shapes.get("batch_stats")):
         return []
@@ -137,7 +145,7 @@ def _batch_norm(config: JobConfig, model: Model) -> list[Fact]:
     mode = Fact(
         "BatchNorm",
         "batch statistics (train mode)" if train else "running statistics (eval mode)",
-        "neither" if train else "attacker",
+        "neither" if train or captured else "attacker",
     )
     sent = "sent by the clients and known" if config.granted.batch_stats else "not used by the attacker"
     return [mode, Fact("running statistics", sent, "neither")]
@@ -155,7 +163,6 @@ def _rounds(config: JobConfig) -> list[Fact]:
     return [Fact("rounds", f"{rounds} on the same examples", "attacker")] if rounds > 1 else []
 
 
-def _prior(config: JobConfig) -> list[Fact]:
-    return (
-        [Fact("prior", "generator trained on the victims' scenes", "attacker")] if prior_saw_victims(config) else []
-    )
+def _prior(config: JobConfig, *, captured: bool) -> list[Fact]:
+    saw = prior_saw_victims(config, captured=captured)
+    return [Fact("prior", "generator trained on the victims' scenes", "attacker")] if saw else []

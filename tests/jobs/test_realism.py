@@ -56,6 +56,32 @@ def test_captured_updates_are_of_a_deployment():
     assert card(config, captured=True)[0] == "as deployed"
 
 
+@pytest.mark.parametrize(
+    ("changed", "fact"),
+    [
+        ({"num_examples": 1}, "examples per update"),
+        ({"model": "resnet8-1"}, "BatchNorm"),
+        ({"attack": "gias"}, "prior"),
+    ],
+)
+def test_facts_of_captured_clients_favor_nobody(changed, fact):
+    config = jobs.JobConfig.of(**{"model": "mlp-16", "labels": "restored", "num_examples": 2} | changed)
+    assert card(config, config.model.name)[1][fact] == "attacker"
+    kind, favors = card(config, config.model.name, captured=True)
+    assert kind == "as deployed"
+    assert favors.get(fact, "neither") == "neither"
+
+
+def test_a_captured_client_is_nobody_whose_images_are_known():
+    """Neither the generator nor the public images are of the scenes of captured clients, whose images are unknown."""
+    config = jobs.JobConfig.of(model="mlp-16", attack="gias", threat_model="D", split="train")
+    network = models.create("mlp-16", input_shape=(32, 32, 3), num_classes=4)
+    simulated, captured = (jobs.assumptions(config, network, captured=one)["known"] for one in (False, True))
+    assert any("scenes" in fact for fact in simulated)
+    assert not any("scenes" in fact or "public images" in fact for fact in captured)
+    assert any("generator" in fact for fact in captured)
+
+
 def test_a_naive_attacker_favors_the_client():
     config = DEPLOYED.replace(defense="gaussian")
     assert card(config)[1]["defense"] == "client"
