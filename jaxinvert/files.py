@@ -53,6 +53,18 @@ def check_writable(folder: Path) -> None:
         raise PermissionError(f"cannot write to {folder}: {existing} is not writable")
 
 
+def expanded(path: Path | str) -> Path:
+    """The path with `~` and `~user` replaced by home folders.
+
+    Raises:
+      ValueError: for a user who has none.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{str(path)!r} is in the home folder of a user who does not exist") from error
+
+
 def save_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes `content` as indented, strictly standard JSON; non-finite numbers become `null`."""
     text = json.dumps(plain(content), indent=2, allow_nan=False) + "\n"

@@ -14,7 +14,7 @@ from jaxinvert import audit as audits
 from jaxinvert import files, jobs, report
 from jaxinvert.cli.captured import capture_of, judge_capture, with_round
 from jaxinvert.cli.console import EXIT_INTERRUPTED, bad_input, progress_bar
-from jaxinvert.cli.fields import training_of, with_file
+from jaxinvert.cli.fields import training_of
 from jaxinvert.metrics import perceptual
 from jaxinvert.observation import captures
 from jaxinvert.search import Progress
@@ -89,16 +89,17 @@ class Audit(jobs.JobConfig):
     out: Path = Path("runs/audit")
 
     def __post_init__(self) -> None:
-        """Checks the fields, and reports invalid values like other errors of a command."""
-        with bad_input():
-            super().__post_init__()
+        """Checks the fields, unless a file or a captured round will give some of them."""
+        if self.file is None and self.capture is None:
+            with bad_input():
+                super().__post_init__()
 
 
 def audit(command: Audit, command_line: str) -> int:
     """Runs the command; its exit status does not depend on the verdict."""
     console = Console()
     with bad_input():
-        command = _with_split(with_file(with_round(command, command_line)))
+        command = _with_split(with_round(command, command_line))
         config = jobs.JobConfig.of(**command.flat)
         capture = capture_of(command)
         if capture is not None:

@@ -52,10 +52,11 @@ class AuditTable(RecordsConfig):
     out: Path = Path("runs/audit-table")
 
     def __post_init__(self) -> None:
-        """Checks the fields; raises BadInputError."""
-        with bad_input():
-            super().__post_init__()
-            at_least(1, candidates=self.candidates)
+        """Checks the fields, unless a file will give some of them; raises BadInputError."""
+        if self.file is None:
+            with bad_input():
+                super().__post_init__()
+                at_least(1, candidates=self.candidates)
 
 
 @dataclass(frozen=True)
@@ -78,17 +79,18 @@ class AuditText(TextConfig):
     out: Path = Path("runs/audit-text")
 
     def __post_init__(self) -> None:
-        """Checks the fields; raises BadInputError."""
-        with bad_input():
-            super().__post_init__()
-            at_least(1, candidates=self.candidates)
+        """Checks the fields, unless a file will give some of them; raises BadInputError."""
+        if self.file is None:
+            with bad_input():
+                super().__post_init__()
+                at_least(1, candidates=self.candidates)
 
 
 def audit_discrete(command: AuditTable | AuditText, command_line: str) -> int:
     """Runs the command; its exit status does not depend on the verdict."""
     console = Console()
     with bad_input():
-        command = with_file(command)
+        command = with_file(command, command_line)
         settings, run, training = _planned(command)
     files.check_writable(command.out)
     num_examples = command.num_examples if isinstance(command, AuditTable) else command.num_sequences

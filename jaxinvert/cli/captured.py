@@ -1,16 +1,16 @@
 """The part of `jaxinvert audit` about captured updates: what a captured round says, and which flags change it."""
 
-import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tyro
 
 from jaxinvert import audit as audits
 from jaxinvert import data, jobs, models
 from jaxinvert.audit.captured import same_kind
+from jaxinvert.cli.fields import build, said, with_file
 from jaxinvert.manifest import Local, Manifest
 from jaxinvert.observation import captures
 
@@ -26,31 +26,25 @@ class _Chosen(NamedTuple):
 
 
 def with_round(command: Any, command_line: str) -> Any:
-    """The command `Audit` with the facts of its captured round; YAML file and flags take precedence over them.
+    """The command `Audit` with its YAML file and its captured round; flags come before the file, both before facts.
 
     Args:
       command: as parsed from the flags.
-      command_line: the command line itself, which is parsed again with the facts as defaults.
+      command_line: the command line itself, which tells the flags that were given.
 
     Raises:
       FileNotFoundError, ValueError: for a folder that is no captured round, or facts that do not fit the flags.
     """
-    if command.capture is None:
-        if command.clients:
+    given = said(command, command_line)
+    if given.get("capture") is None:
+        if given.get("clients"):
             raise ValueError("clients names clients of a captured round: give capture, too")
-        return command
-    if given := [name for name in _ARGUMENTS if getattr(command, name)]:
-        raise ValueError(f"{given[0]} is a file of its own, but capture {command.capture} has its own files")
-    captured = captures.open_round(command.capture)
-    arguments = shlex.split(command_line)[2:]
-    in_file = jobs.typed(type(command), jobs.read_yaml(command.file)) if command.file else {}
-    says_number = "num_examples" in in_file or any(one.split("=")[0] == "--num-examples" for one in arguments)
-    chosen = _chosen(captured, command.clients, command.data.num_examples if says_number else None)
-    facts = fields_of(captured.facts, chosen.num_examples)
-    default = jobs.build(type(command), {**facts, **in_file})
-    return tyro.cli(type(command), args=arguments, default=default, config=(tyro.conf.OmitArgPrefixes,)).replace(
-        file=None
-    )
+        return with_file(command, command_line)
+    if own := [name for name in _ARGUMENTS if given.get(name)]:
+        raise ValueError(f"{own[0]} is a file of its own, but capture {given['capture']} has its own files")
+    captured = captures.open_round(given["capture"])
+    chosen = _chosen(captured, given.get("clients", ()), given.get("num_examples"))
+    return build(command, {**fields_of(captured.facts, chosen.num_examples), **given})
 
 
 def capture_of(command: Any) -> audits.Capture | None:
@@ -267,12 +261,8 @@ def _networks(
     external = models.is_external(given.name)
 
     def made(mode: str) -> models.Model:
-        defaults = {"batch_norm": "eval", "dropout": "eval", "head": None}
-        values = {"batch_norm": mode, "dropout": given.dropout, "head": given.head}
-        options = {name: value for name, value in values.items() if value != defaults[name]}
         make = models.import_model if external else models.create
-        model = make(given.name, **facts, **options)
-        return models.with_personal(models.with_frozen(model, given.frozen), given.personal)
+        return given.with_roles(make(given.name, **facts, **replace(given, batch_norm=mode).options))
 
     model = made(given.batch_norm)
     if external and given.batch_norm == "eval":

@@ -1,6 +1,7 @@
 """Fields of a command from a YAML file, and checks shared by the audits of images, tables and text."""
 
-from pathlib import Path
+import shlex
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from jaxinvert import audit as audits
@@ -10,21 +11,50 @@ from jaxinvert.cli.console import BadInputError
 Command = TypeVar("Command", bound=Any)
 
 
-def with_file(command: Command) -> Command:
+def with_file(command: Command, command_line: str) -> Command:
     """The command with the fields of the YAML file `command.file`, if one is given, overridden by flags.
+
+    Args:
+      command: as parsed from the flags.
+      command_line: the command line itself, which tells the flags that were given.
+
+    Raises:
+      ValueError: if the file is no YAML file of fields, or if they are not possible together with the flags.
+    """
+    return command if command.file is None else build(command, said(command, command_line))
+
+
+def build(command: Command, fields: Mapping[str, Any]) -> Command:
+    """A complete command of these fields, by flat names; errors name the YAML file that the command was given.
+
+    Raises:
+      ValueError: if they are not possible together.
+    """
+    try:
+        return jobs.build(type(command), {**fields, "file": None})
+    except (ValueError, BadInputError) as error:
+        raise ValueError(f"{command.file}: {error}" if command.file else str(error)) from error
+
+
+def said(command: Any, command_line: str) -> dict[str, Any]:
+    """The fields that the YAML file of a command or its flags give, by flat names; flags take precedence.
+
+    Flags count as given when they are given their defaults, too. They may be spelled `--num-examples 2`,
+    `--num_examples 2` or `--num-examples=2`; `--no-lpips` is a flag of `lpips`.
 
     Raises:
       ValueError: if the file is no YAML file of fields.
     """
-    file: Path | None = command.file
-    if file is None:
-        return command
-    defaults = jobs.flatten(type(command)())
-    flags = {name: value for name, value in jobs.flatten(command).items() if value != defaults[name]}
+    words = (word.partition("=")[0] for word in shlex.split(command_line) if word.startswith("--"))
+    names = {word.removeprefix("--").replace("-", "_") for word in words}
+    values = jobs.flatten(command)
+    flags = {name: value for name, value in values.items() if name in names or f"no_{name}" in names}
+    if command.file is None:
+        return flags
     try:
-        return jobs.build(type(command), {**jobs.typed(type(command), jobs.read_yaml(file)), **flags})
-    except (ValueError, BadInputError) as error:
-        raise ValueError(f"{file}: {error}") from error
+        return {**jobs.typed(type(command), jobs.read_yaml(command.file)), **flags}
+    except ValueError as error:
+        raise ValueError(f"{command.file}: {error}") from error
 
 
 def training_of(sampling_rate: float | None, training_steps: int | None, delta: float) -> audits.Training | None:

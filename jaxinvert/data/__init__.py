@@ -8,7 +8,6 @@
 """
 
 import os
-import pathlib
 
 from jaxinvert.data.dataset import Dataset
 from jaxinvert.data.folders import load_folder
@@ -16,6 +15,7 @@ from jaxinvert.data.npz import load_npz
 from jaxinvert.data.official import prepare
 from jaxinvert.data.prepared import OFFICIAL_NAMES, PARTS, load_official, load_photos
 from jaxinvert.data.tabular import Table, load_table
+from jaxinvert.files import expanded
 
 __all__ = ["PARTS", "Dataset", "Table", "load", "load_table", "names", "prepare"]
 
@@ -74,7 +74,7 @@ def load(
         return load_photos(split=split, size=size)
     if name in OFFICIAL_NAMES:
         return load_official(name, split=split, size=size, data_dir=data_dir)
-    path = pathlib.Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return load_folder(path, split=split, size=size)
     if path.is_file() and path.suffix == ".npz":

@@ -58,6 +58,9 @@ def neutral_normalization(num_channels: int) -> Normalization:
     return Normalization((0.5,) * num_channels, (0.25,) * num_channels)
 
 
+_MAX_TERMS = 100  # TFDS adds them up recursively
+
+
 class Selection(NamedTuple):
     """Examples `start, ..., stop - 1` of the split called `split`."""
 
@@ -84,6 +87,8 @@ def select(spec: str, lengths: Mapping[str, int]) -> tuple[Selection, ...]:
       ValueError: the expression is malformed, names a split that does not exist, exceeds its length, or selects
         nothing.
     """
+    if (terms := spec.count("+") + 1) > _MAX_TERMS:
+        raise ValueError(f"split={spec[:60] + '...'!r} has {terms:,} terms, expected at most {_MAX_TERMS}")
     tfds = import_tfds()
     infos = {
         name: tfds.core.SplitInfo(name=name, shard_lengths=[length], num_bytes=0) for name, length in lengths.items()

@@ -21,6 +21,7 @@ import numpy as np
 from jaxinvert.data import archives, pixels
 from jaxinvert.data.prepared import OFFICIAL_NAMES, PHOTOS_DIR, find_prepared
 from jaxinvert.data.tfds import data_root, import_tfds
+from jaxinvert.files import expanded
 
 _IDX_FILES = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
@@ -166,7 +167,7 @@ def _no_download(name: str, url_infos: Any, error: Exception) -> ConnectionError
 def _verified(folder: pathlib.Path, name: str, url_infos: Any, scratch: pathlib.Path) -> pathlib.Path:
     """Verifies checksums; returns the folder of the official files: `folder`, or `scratch` after a repair."""
     expected = {info.filename: info.checksum for info in url_infos.values()}
-    folder = folder.expanduser()
+    folder = expanded(folder)
     missing = [file for file in expected if not (folder / file).is_file()]
     if missing:
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}; for {name} it must hold {', '.join(expected)}")

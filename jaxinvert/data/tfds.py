@@ -4,6 +4,8 @@ import os
 import pathlib
 from types import ModuleType
 
+from jaxinvert.files import expanded
+
 
 def import_tfds() -> ModuleType:
     """Imports tensorflow-datasets on first use: the import takes a third of a second."""
@@ -16,4 +18,4 @@ def data_root(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
     """Returns the folder of prepared sets: `data_dir`, else `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`."""
     if data_dir is None:
         data_dir = os.environ.get("TFDS_DATA_DIR") or pathlib.Path("~", "tensorflow_datasets")
-    return pathlib.Path(data_dir).expanduser()
+    return expanded(data_dir)

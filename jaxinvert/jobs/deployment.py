@@ -4,9 +4,9 @@ A deployment holds what server and clients have agreed on: network, local traini
 the function that a client runs and the one that an attacker simulates.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -251,22 +251,17 @@ def network(config: ModelConfig, defenses: Chain, dataset: data.Dataset) -> tupl
         raise ValueError(f"{config.checkpoint} is of model {trained}, but model is {config.name}")
     if not config.normalized and "mean" in facts:
         raise ValueError(f"normalized is False, but {config.checkpoint} was trained on normalized images")
-    defaults = {"batch_norm": "eval", "dropout": "eval", "head": None}
-    architecture: Mapping[str, Any] = {
-        name: getattr(config, name) for name, default in defaults.items() if getattr(config, name) != default
-    }
     model = models.create(
         config.name,
         input_shape=dataset.images.shape[1:],
         num_classes=facts.get("num_classes", dataset.num_classes),
         mean=facts.get("mean", dataset.mean if config.normalized else None),
         std=facts.get("std", dataset.std if config.normalized else None),
-        **architecture,
+        **config.options,
     )
     if config.batch_norm == "eval" and models.is_external(config.name):
         models.check_eval_mode(model)
-    model = models.with_personal(models.with_frozen(model, config.frozen), config.personal)
-    model = models.with_task(extended(defenses, model), dataset.labels)
+    model = models.with_task(extended(defenses, config.with_roles(model)), dataset.labels)
     if config.checkpoint is None:
         return model, None
     return model, models.load_checkpoint(config.checkpoint, jax.eval_shape(model.init, jax.random.key(0)))

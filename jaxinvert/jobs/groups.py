@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
 
-from jaxinvert import data, labels
+from jaxinvert import data, labels, models
 from jaxinvert.attacks import registry
 from jaxinvert.defenses.registry import NONE, Chain, parse
 from jaxinvert.observation.observe import FEDSGD
@@ -79,6 +79,19 @@ class ModelConfig:
     head: str | None = None
     frozen: tuple[str, ...] = ()
     personal: tuple[str, ...] = ()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the network's factory; without those at their defaults, which a factory may not have."""
+        return {
+            item.name: value
+            for item in fields(self)
+            if item.name in ("batch_norm", "dropout", "head") and (value := getattr(self, item.name)) != item.default
+        }
+
+    def with_roles(self, model: models.Model) -> models.Model:
+        """The network with the layers that clients do not train or do not send; see `models.with_frozen`."""
+        return models.with_personal(models.with_frozen(model, self.frozen), self.personal)
 
 
 @dataclass(frozen=True)

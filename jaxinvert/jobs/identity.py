@@ -5,10 +5,13 @@ import json
 from pathlib import Path
 
 from jaxinvert import models
+from jaxinvert.files import expanded
 from jaxinvert.jobs.config import JobConfig
 from jaxinvert.jobs.environment import versions
 
 _FORMAT = 1
+_ALWAYS_BEFORE = {"dropout": "eval", "head": None, "frozen": (), "personal": (), "local_momentum": 0.9}
+"""What every job meant before these fields existed; stays as it is when a default changes."""
 
 
 def job_name(config: JobConfig, digests: dict[Path, str] | None = None) -> str:
@@ -27,7 +30,7 @@ def job_name(config: JobConfig, digests: dict[Path, str] | None = None) -> str:
     named = [config.model.checkpoint] if config.model.checkpoint else []
     named += [config.attacker.generator_file] if config.attacker.generator_file else []
     named += [models.source_of(config.model.name)] if models.is_external(config.model.name) else []
-    paths = [*named, Path(config.data.name).expanduser()]
+    paths = [*named, expanded(config.data.name)]
     for path in paths:
         if path not in digests and (path in named or path.exists()):
             digests[path] = digest(path)
@@ -36,8 +39,8 @@ def job_name(config: JobConfig, digests: dict[Path, str] | None = None) -> str:
     plain |= {"settings": hyperparameters, "tv": None, "lr": None}
     if config.attacker.generator_file is None:  # keeps names from before generators existed
         del plain["generator"]
-    for name, value in {"dropout": "eval", "head": None, "frozen": (), "personal": ()}.items():
-        if getattr(config.model, name) == value:  # keeps names from before these fields existed
+    for name, value in _ALWAYS_BEFORE.items():
+        if plain[name] == value:  # keeps names from before these fields existed
             del plain[name]
     if not config.defense.chain.names:  # keeps names from before defenses existed
         for name in ("defense", "defense_settings", "adaptive"):
@@ -64,6 +67,8 @@ def digest(path: Path) -> str:
             inside = [file for file in sorted(path.rglob("*")) if file.is_file()]
             names = "".join(f"{file.relative_to(path)}\0{digest(file)}\n" for file in inside)
             return hashlib.sha256(names.encode()).hexdigest()
+        if path.exists() and not path.is_file():  # a device or a pipe may never end
+            raise ValueError(f"{path} is neither a file nor a folder")
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
