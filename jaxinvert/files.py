@@ -53,6 +53,17 @@ def check_writable(folder: Path) -> None:
         raise PermissionError(f"cannot write to {folder}: {existing} is not writable")
 
 
+def check_writable_file(path: Path) -> None:
+    """Fails before long work rather than after it, if a file cannot be written to `path`; makes nothing.
+
+    Raises:
+      OSError: if `path` is a folder, or its folder cannot be written to.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write to {path}: it is a folder, expected the name of a file")
+    check_writable(path.parent)
+
+
 def expanded(path: Path | str) -> Path:
     """The path with `~` and `~user` replaced by home folders.
 

@@ -14,7 +14,7 @@ from jaxinvert import audit as audits
 from jaxinvert import files, jobs, report
 from jaxinvert.cli.captured import capture_of, judge_capture, with_round
 from jaxinvert.cli.console import EXIT_INTERRUPTED, bad_input, progress_bar
-from jaxinvert.cli.fields import training_of
+from jaxinvert.cli.fields import check_numbers, training_of
 from jaxinvert.metrics import perceptual
 from jaxinvert.observation import captures
 from jaxinvert.search import Progress
@@ -100,6 +100,7 @@ def audit(command: Audit, command_line: str) -> int:
     console = Console()
     with bad_input():
         command = _with_split(with_round(command, command_line))
+        check_numbers(command)
         config = jobs.JobConfig.of(**command.flat)
         capture = capture_of(command)
         if capture is not None:

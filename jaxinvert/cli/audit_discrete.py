@@ -14,8 +14,7 @@ from rich.text import Text
 from jaxinvert import audit as audits
 from jaxinvert import files, jobs, report
 from jaxinvert.cli.console import EXIT_INTERRUPTED, BadInputError, bad_input, progress_bar
-from jaxinvert.cli.fields import training_of, with_file
-from jaxinvert.jobs.groups import at_least
+from jaxinvert.cli.fields import check_numbers, training_of, with_file
 from jaxinvert.jobs.records import RecordsConfig
 from jaxinvert.jobs.text import TextConfig
 from jaxinvert.jobs.yaml_fields import build, flatten
@@ -56,7 +55,7 @@ class AuditTable(RecordsConfig):
         if self.file is None:
             with bad_input():
                 super().__post_init__()
-                at_least(1, candidates=self.candidates)
+                check_numbers(self)
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class AuditText(TextConfig):
         if self.file is None:
             with bad_input():
                 super().__post_init__()
-                at_least(1, candidates=self.candidates)
+                check_numbers(self)
 
 
 def audit_discrete(command: AuditTable | AuditText, command_line: str) -> int:

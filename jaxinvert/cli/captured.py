@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxinvert import audit as audits
-from jaxinvert import data, jobs, models
+from jaxinvert import data, jobs, manifest, models
 from jaxinvert.audit.captured import same_kind
 from jaxinvert.cli.fields import build, said, with_file
 from jaxinvert.manifest import Local, Manifest
@@ -67,6 +67,8 @@ def capture_of(command: Any) -> audits.Capture | None:
             raise ValueError(
                 f"{name} is {getattr(command, name)}, but captured clients cannot be trained: leave it out"
             )
+    given = {"input_shape": command.input_shape and [*command.input_shape], "num_classes": command.num_classes}
+    manifest.checked({"format": manifest.FORMAT, "kind": command.update_kind, "clients": {}, **given})
     if (command.mean is None) != (command.std is None):
         raise ValueError("mean and std belong together: give both")
     notes = () if command.mean is not None or _says_none(command) else (_UNKNOWN,)

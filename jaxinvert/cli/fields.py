@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from jaxinvert import audit as audits
 from jaxinvert import jobs
 from jaxinvert.cli.console import BadInputError
+from jaxinvert.jobs.limits import MAX_EXAMPLES, at_most, between
 
 Command = TypeVar("Command", bound=Any)
 
@@ -51,18 +52,30 @@ def said(command: Any, command_line: str) -> dict[str, Any]:
     flags = {name: value for name, value in values.items() if name in names or f"no_{name}" in names}
     if command.file is None:
         return flags
+    fields = jobs.read_yaml(command.file)
     try:
-        return {**jobs.typed(type(command), jobs.read_yaml(command.file)), **flags}
+        return {**jobs.typed(type(command), fields), **flags}
     except ValueError as error:
         raise ValueError(f"{command.file}: {error}") from error
+
+
+_MAX_TRAINING_STEPS = 1_000_000_000
+_MAX_ACCURACY_ROUNDS = 1_000_000
+
+
+def check_numbers(command: Any) -> None:
+    """Raises ValueError for numbers of candidates or of rounds of training that are out of range."""
+    between(1, MAX_EXAMPLES, candidates=command.candidates)
+    at_most(_MAX_ACCURACY_ROUNDS, accuracy_rounds=getattr(command, "accuracy_rounds", 0))
 
 
 def training_of(sampling_rate: float | None, training_steps: int | None, delta: float) -> audits.Training | None:
     """The whole training that an epsilon covers, or `None` if it is not given.
 
     Raises:
-      ValueError: if only one of sampling_rate and training_steps is given.
+      ValueError: if only one of sampling_rate and training_steps is given, or more steps than an accountant counts.
     """
+    at_most(_MAX_TRAINING_STEPS, training_steps=training_steps)
     if sampling_rate is None and training_steps is None:
         return None
     if sampling_rate is None or training_steps is None:

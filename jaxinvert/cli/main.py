@@ -1,6 +1,7 @@
 """The entry point of the command line: parses arguments and runs a command; includes `list` and `data prepare`."""
 
 import os
+import re
 import shlex
 import signal
 import sys
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NoReturn
 
+import jax
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -86,13 +88,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return _COMMANDS[type(command)](command, command_line)
     except (BadInputError, OSError) as error:
-        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
-        return EXIT_BAD_INPUT
+        return _refused(str(error))
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+            raise
+        return _refused(
+            f"not enough memory: {str(error).splitlines()[0] if str(error) else 'for a NumPy array'}; give fewer "
+            "targets, restarts or examples, a smaller network, chunk or gradient_chunk"
+        )
     except KeyboardInterrupt:
         with jobs.uninterruptible():
             Console(stderr=True).print("interrupted before anything was reconstructed; nothing was written")
         return EXIT_INTERRUPTED
 
+
+def _refused(message: str) -> int:
+    Console(stderr=True).print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+    return EXIT_BAD_INPUT
+
+
+_OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|[Oo]ut of memory")
 
 _TWO_WORDS = {("data", "prepare"), ("audit", "table"), ("audit", "text")}
 """Commands of two words, which the parser takes for one."""

@@ -12,7 +12,7 @@ from rich.text import Text
 from jaxinvert import audit, jobs
 from jaxinvert.attacks.closed_form.rank import RankReport, rank_report
 from jaxinvert.cli.console import bad_input
-from jaxinvert.jobs.groups import at_least
+from jaxinvert.jobs.limits import at_least
 
 
 @dataclass(frozen=True)

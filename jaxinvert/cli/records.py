@@ -32,7 +32,7 @@ def invert_records(command: Records, command_line: str) -> int:
     """Runs the command and returns its exit status."""
     console = Console()
     if command.json is not None:
-        files.check_writable(command.json.parent)
+        files.check_writable_file(command.json)
     try:
         with bad_input():
             task = records.prepare_records(command)

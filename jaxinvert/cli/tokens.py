@@ -32,7 +32,7 @@ def invert_tokens(command: Tokens, command_line: str) -> int:
     """Runs the command and returns its exit status."""
     console = Console()
     if command.json is not None:
-        files.check_writable(command.json.parent)
+        files.check_writable_file(command.json)
     console.print(
         f"[bold]dager[/] on a {command.model} of width {command.width}: {command.targets} clients x "
         f"{command.num_sequences} sequences x {command.length} tokens of {command.vocabulary:,}",

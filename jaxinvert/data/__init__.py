@@ -70,6 +70,8 @@ def load(
     if size is not None and not 1 <= size <= 4096:
         raise ValueError(f"size={size}, expected 1 to 4096 pixels")
     name = os.fspath(name_or_folder)
+    if not name:  # would be the working directory
+        raise ValueError(f"the data set's name is empty, expected {', '.join(names())}, a folder or an .npz file")
     if name == "photos":
         return load_photos(split=split, size=size)
     if name in OFFICIAL_NAMES:

@@ -15,6 +15,7 @@ from jaxinvert.jobs.automatic import AUTO, closed_form_job
 from jaxinvert.jobs.checks import check_rule, check_task
 from jaxinvert.jobs.config import JobConfig
 from jaxinvert.jobs.deployment import Deployment, deployment_of
+from jaxinvert.jobs.limits import check_lanes
 from jaxinvert.parallel.devices import first_devices
 from jaxinvert.priors.generators import load_prior
 from jaxinvert.search import Stepwise, over_targets, split_shared
@@ -104,7 +105,10 @@ class Program:
     def search(self, num_jobs: int | None = None) -> Stepwise:
         """The search over all targets and restarts, for one job or for `num_jobs` jobs as lanes."""
         if num_jobs not in self._over_jobs:
-            settings = self.config.search
+            job, settings = self.config, self.config.search
+            targets = job.data.targets * (num_jobs or 1)
+            devices = settings.devices or 1
+            check_lanes(targets, settings.restarts, job.num_private, self.model.input_shape, devices=devices)
             self._over_jobs[num_jobs] = Stepwise(
                 lambda traced: cast(Attack, self._build(traced)),
                 num_restarts=settings.restarts,

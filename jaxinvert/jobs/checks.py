@@ -15,6 +15,7 @@ from jaxinvert.jobs.groups import (
     ObservationConfig,
     attacks_that,
 )
+from jaxinvert.jobs.limits import MAX_LOCAL_STEPS
 
 BatchNormMode = Literal["eval", "train"]
 
@@ -30,6 +31,8 @@ def check_batches(
       batch_norm: mode of the clients' BatchNorm layers.
       reads: the fields of an observation that the label rule reads.
     """
+    if (steps := client.local_training(num_examples).num_steps) > MAX_LOCAL_STEPS:
+        raise ValueError(f"local training takes {steps:,} steps, expected at most {MAX_LOCAL_STEPS:,}")
     uneven = num_examples % client.num_examples_per_step(num_examples)
     if uneven and "local_training" in reads:
         raise ValueError(

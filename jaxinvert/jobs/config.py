@@ -17,9 +17,8 @@ from jaxinvert.jobs.groups import (
     ModelConfig,
     ObservationConfig,
     SearchConfig,
-    at_least,
-    less_than,
 )
+from jaxinvert.jobs.limits import MAX_SEED, between
 from jaxinvert.jobs.yaml_fields import build, flatten
 from jaxinvert.observation import threat_models
 from jaxinvert.observation.threat_models import ThreatModel
@@ -52,10 +51,9 @@ class JobConfig:
 
     def __post_init__(self) -> None:
         """Checks each group, then combinations of groups."""
-        for group in (self.data, self.client, self.defense, self.observation, self.attacker, self.search):
+        for group in (self.data, self.model, self.client, self.defense, self.observation, self.attacker, self.search):
             group.check()
-        at_least(0, seed=self.seed)
-        less_than(2**32, seed=self.seed)
+        between(0, MAX_SEED, seed=self.seed)
         batch_norm, num_examples, entry = self.model.batch_norm, self.data.num_examples, self.attacker.entry
         checks.check_batches(self.client, num_examples, batch_norm=batch_norm, reads=self.rule_needs)
         checks.check_attack(

@@ -16,6 +16,18 @@ import tyro
 from jaxinvert import data, labels, models
 from jaxinvert.attacks import registry
 from jaxinvert.defenses.registry import NONE, Chain, parse
+from jaxinvert.jobs.limits import (
+    MAX_CHUNK,
+    MAX_CLIENTS,
+    MAX_EXAMPLES,
+    MAX_LOCAL_STEPS,
+    MAX_ROUNDS,
+    MAX_STEPS,
+    at_least,
+    between,
+    check_model_name,
+    positive,
+)
 from jaxinvert.observation.observe import FEDSGD
 from jaxinvert.priors import generators
 from jaxinvert.types import LocalTraining
@@ -51,7 +63,8 @@ class DataConfig:
 
     def check(self) -> None:
         """Raises ValueError for a number out of range."""
-        at_least(1, num_examples=self.num_examples, targets=self.targets, size=self.size)
+        between(1, MAX_EXAMPLES, num_examples=self.num_examples, targets=self.targets)
+        at_least(1, size=self.size)
 
 
 @dataclass(frozen=True)
@@ -93,6 +106,11 @@ class ModelConfig:
         """The network with the layers that clients do not train or do not send; see `models.with_frozen`."""
         return models.with_personal(models.with_frozen(model, self.frozen), self.personal)
 
+    def check(self) -> None:
+        """Raises ValueError for a size in the network's name that is out of range."""
+        if not models.is_external(self.name):
+            check_model_name(self.name)
+
 
 @dataclass(frozen=True)
 class ClientConfig:
@@ -124,8 +142,8 @@ class ClientConfig:
 
     def check(self) -> None:
         """Raises ValueError for a number out of range, or for options of local training with "fedsgd"."""
-        at_least(1, local_epochs=self.local_epochs)
-        at_least(1, gradient_chunk=self.gradient_chunk, local_batch_size=self.local_batch_size)
+        between(1, MAX_LOCAL_STEPS, local_epochs=self.local_epochs)
+        between(1, MAX_EXAMPLES, gradient_chunk=self.gradient_chunk, local_batch_size=self.local_batch_size)
         if not 0 <= self.local_weight_decay < np.inf:
             raise ValueError(
                 f"local_weight_decay is {self.local_weight_decay}, expected a finite number of at least 0"
@@ -210,7 +228,8 @@ class ObservationConfig:
 
     def check(self) -> None:
         """Raises ValueError for a number out of range, or a server learning rate with one round."""
-        at_least(1, aggregate=self.aggregate, rounds=self.rounds)
+        between(1, MAX_CLIENTS, aggregate=self.aggregate)
+        between(1, MAX_ROUNDS, rounds=self.rounds)
         if self.server_lr is not None:
             positive(server_lr=self.server_lr)
             if self.rounds == 1:
@@ -318,30 +337,9 @@ class SearchConfig:
 
     def check(self) -> None:
         """Raises ValueError for a number out of range."""
-        at_least(1, restarts=self.restarts, chunk=self.chunk, devices=self.devices)
-        at_least(0, steps=self.steps)
-        less_than(2**31 - 1, steps=self.steps)
-
-
-def at_least(least: int, **numbers: int | None) -> None:
-    """Raises ValueError for a number below `least`; `None` is allowed."""
-    for name, value in numbers.items():
-        if value is not None and value < least:
-            raise ValueError(f"{name} is {value}, expected at least {least}")
-
-
-def less_than(limit: int, **numbers: int) -> None:
-    """Raises ValueError for a number of `limit` or more."""
-    for name, value in numbers.items():
-        if value >= limit:
-            raise ValueError(f"{name} is {value}, expected less than {limit}")
-
-
-def positive(**numbers: float) -> None:
-    """Raises ValueError for a number that is not positive and finite."""
-    for name, value in numbers.items():
-        if not 0 < value < np.inf:
-            raise ValueError(f"{name} is {value}, expected a positive number")
+        between(1, MAX_EXAMPLES, restarts=self.restarts)
+        between(1, MAX_CHUNK, chunk=self.chunk, devices=self.devices)
+        between(0, MAX_STEPS, steps=self.steps)
 
 
 def attacks_that(can: Callable[[registry.Entry], bool]) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from jaxinvert import models
 from jaxinvert.files import expanded
@@ -34,26 +35,31 @@ def job_name(config: JobConfig, digests: dict[Path, str] | None = None) -> str:
     for path in paths:
         if path not in digests and (path in named or path.exists()):
             digests[path] = digest(path)
+    content = {
+        "format": _FORMAT,
+        "versions": versions(),
+        "config": fields_of(config),
+        "files": [digests.get(path) for path in paths],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def fields_of(config: JobConfig) -> dict[str, Any]:
+    """The fields that are part of a job's name; without those that mean what every job meant before they existed."""
     plain = config.flat
     hyperparameters = {name: float(value) for name, value in config.attacker.hyperparameters.items()}
     plain |= {"settings": hyperparameters, "tv": None, "lr": None}
     if config.attacker.generator_file is None:  # keeps names from before generators existed
         del plain["generator"]
     for name, value in _ALWAYS_BEFORE.items():
-        if plain[name] == value:  # keeps names from before these fields existed
+        if plain[name] == value:
             del plain[name]
     if not config.defense.chain.names:  # keeps names from before defenses existed
         for name in ("defense", "defense_settings", "adaptive"):
             del plain[name]
     else:
         plain["defense_settings"] = {name: float(value) for name, value in config.defense.parameters.items()}
-    content = {
-        "format": _FORMAT,
-        "versions": versions(),
-        "config": plain,
-        "files": [digests.get(path) for path in paths],
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:24]
+    return plain
 
 
 def digest(path: Path) -> str:

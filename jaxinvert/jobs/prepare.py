@@ -17,6 +17,7 @@ from jaxinvert.jobs.deployment import (
     secret_order,
     surrogate_images,
 )
+from jaxinvert.jobs.limits import check_parameters
 from jaxinvert.jobs.streams import Stream, stream
 from jaxinvert.observation import threat_models
 from jaxinvert.observation.observe import check_batch, observe_targets
@@ -106,6 +107,7 @@ def prepare(config: JobConfig, setup: Setup | None = None) -> Task:
     """
     dataset, clients, program, trained, surrogate = setup or set_up(config)
     model, wanted = program.model, config.data.targets * config.num_private
+    check_parameters(jax.eval_shape(clients.init, jax.random.key(0)), model=model.name)
     params = trained or clients.init(stream(config.seed, Stream.PARAMETERS))
     flat = Batch(jnp.asarray(dataset.images[:wanted]), jnp.asarray(dataset.labels[:wanted]))
     check_batch(flat, input_shape=model.input_shape, num_classes=models.num_labels(model), task=model.task)

@@ -22,7 +22,8 @@ from jaxinvert.defenses.registry import extended
 from jaxinvert.jobs import checks, environment
 from jaxinvert.jobs.assumptions import defense_in_words, knowledge, training_in_words
 from jaxinvert.jobs.deployment import Deployment, secret_order
-from jaxinvert.jobs.groups import ClientConfig, DefenseConfig, at_least, less_than
+from jaxinvert.jobs.groups import ClientConfig, DefenseConfig
+from jaxinvert.jobs.limits import MAX_DEPTH, MAX_EXAMPLES, MAX_SEED, MAX_STEPS, MAX_WIDTH, at_most, between
 from jaxinvert.jobs.realism import Fact, as_dict, of_defense, of_examples, of_parameters, of_training, realism_of
 from jaxinvert.jobs.streams import Stream, stream
 from jaxinvert.jobs.yaml_fields import flatten
@@ -68,9 +69,12 @@ class RecordsConfig:
 
     def __post_init__(self) -> None:
         """Checks the fields and their combinations."""
-        at_least(1, num_examples=self.num_examples, targets=self.targets, members=self.members)
-        at_least(0, steps=self.steps, seed=self.seed)
-        less_than(2**32, seed=self.seed)
+        between(1, MAX_EXAMPLES, num_examples=self.num_examples, targets=self.targets, members=self.members)
+        between(0, MAX_STEPS, steps=self.steps)
+        between(0, MAX_SEED, seed=self.seed)
+        at_most(MAX_DEPTH, number_of_widths=len(self.widths))
+        for width in self.widths:
+            between(1, MAX_WIDTH, width=width)
         self.client.check()
         self.defense.check()
         checks.check_batches(self.client, self.num_examples)

@@ -17,7 +17,8 @@ from jaxinvert.attacks.closed_form.dager import dager
 from jaxinvert.attacks.problem import TextProblem
 from jaxinvert.clients import fedsgd
 from jaxinvert.jobs import environment
-from jaxinvert.jobs.groups import ClientConfig, DefenseConfig, at_least
+from jaxinvert.jobs.groups import ClientConfig, DefenseConfig
+from jaxinvert.jobs.limits import MAX_DEPTH, MAX_EXAMPLES, MAX_SEED, MAX_WIDTH, between
 from jaxinvert.jobs.realism import Fact, as_dict, of_defense, of_examples, of_parameters, of_training, realism_of
 from jaxinvert.jobs.yaml_fields import flatten
 from jaxinvert.metrics import records
@@ -61,8 +62,11 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         """Checks the fields."""
-        at_least(1, num_sequences=self.num_sequences, targets=self.targets)
-        at_least(0, seed=self.seed)
+        between(1, MAX_EXAMPLES, num_sequences=self.num_sequences, targets=self.targets)
+        between(0, MAX_SEED, seed=self.seed)
+        between(1, MAX_WIDTH, width=self.width, length=self.length)
+        between(1, MAX_DEPTH, depth=self.depth)
+        between(1, MAX_EXAMPLES, vocabulary=self.vocabulary)
         self.network()
 
     def network(self) -> TextModel:

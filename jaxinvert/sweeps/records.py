@@ -147,22 +147,25 @@ def refuse_another_sweep(folder: Path, plan: Plan) -> None:
     """Keeps the records of another sweep from being orphaned.
 
     Raises:
-      ValueError: if the folder has records of a sweep none of whose jobs is in the plan; the message says whether
-        versions differ, which are part of a job's name.
+      ValueError: if the folder has records of jobs that are not in the plan; the message says whether versions
+        differ, which are part of a job's name.
     """
     if not (folder / "plan.json").is_file():
         return
     before = read_plan_file(folder)
     names = {job.name for job in plan.jobs}
-    recorded = [name for name in before["jobs"] if is_recorded(folder, name)]
-    if not recorded or names & before["jobs"].keys():
+    recorded = [name for name in before["jobs"] if name not in names and is_recorded(folder, name)]
+    if not recorded:
         return
     then, now = before.get("versions", {}), versions()
     changed = [
         f"{name} {then.get(name, 'before 0.2.0')}, now {now[name]}" for name in now if then.get(name) != now[name]
     ]
-    why = f"made with {'; '.join(changed)}" if changed else "of other jobs"
-    raise ValueError(f"{folder} holds {len(recorded)} records of a sweep {why}: choose another folder for this one")
+    why = f"made with {'; '.join(changed)}" if changed else "of jobs that are not in this one"
+    raise ValueError(
+        f"{folder} holds {len(recorded)} records of a sweep {why}: choose another folder for this one"
+        f"{'' if changed else ', or add its jobs to these'}"
+    )
 
 
 def read_plan_file(folder: Path) -> dict[str, Any]:

@@ -225,7 +225,7 @@ def test_interrupt_writes_the_best_so_far(tmp_path, monkeypatch):
         (["--restarts", "0"], "restarts is 0, expected at least 1"),
         (["--tv", "nan"], "tv is nan, expected a finite"),
         (["--lr", "1e39"], r"lr is 1e\+39, expected a finite float32"),
-        (["--seed", "4294967296"], "seed is 4294967296, expected less than"),
+        (["--seed", "4294967296"], "seed is 4294967296, expected at most 4,294,967,295"),
         (["--attack", "dense-layer", "--tv", "1"], "'dense-layer' has no tv"),
         (["--attack", "dense-layer"], "one biased dense layer that reads images"),
         (["--size", "0"], "size is 0"),

@@ -1,4 +1,4 @@
-"""Flags against files: what is said on the command line counts, however it is spelled, and also if it is a default."""
+"""Flags against files: what is said on the command line counts, in every spelling, and also if it is a default."""
 
 import pytest
 import tyro

@@ -59,6 +59,21 @@ def test_a_file_is_a_grid_of_lists_of_grids():
     assert jobs[-1] == {"steps": 3, "seed": 1, "attack": "idlg", "targets": 2}
 
 
+@pytest.mark.parametrize(("seeds", "refused"), [([0, 1, 2], False), ([1, 2], True), ([5], True)])
+def test_a_sweep_may_grow_but_not_leave_records_behind(seeds, refused, tmp_path, monkeypatch):
+    def planned(seeds):
+        return sweeps.make_plan([{"model": "mlp", "seed": seed} for seed in seeds])
+
+    records.write_plan_file(tmp_path, planned([0, 1]))
+    monkeypatch.setattr(records, "is_recorded", lambda folder, name: True)
+    if not refused:
+        return records.refuse_another_sweep(tmp_path, planned(seeds))
+    with pytest.raises(
+        ValueError, match=r"holds \d records of a sweep of jobs that are not in this .* another folder"
+    ):
+        records.refuse_another_sweep(tmp_path, planned(seeds))
+
+
 def test_the_example_is_a_sweep():
     planned = sweeps.read_plan(Path(__file__).parents[2] / "docs" / "sweep.yaml")
     assert (len(planned.jobs), len(planned.batches_by_program)) == (21, 2)
