@@ -51,7 +51,7 @@ def observe(
     Args:
       client_update: the client's `(params, batch) -> update`.
       params: the model's parameters, as sent to the client.
-      batch: the private examples; `inputs [B, ...]` in [0, 1], integer `labels [B]`.
+      batch: the private examples; `inputs [B, ...]`, images in [0, 1], and `labels [B]` or `[B, K]`.
       threat_model: the fields that the attacker is granted.
       defense: applied to the update before it is sent; by default none.
       defense_parameters: the defense's parameters by name, `{}` if it has none, for adaptive attackers; by default
@@ -67,9 +67,10 @@ def observe(
         `client_update` as a third argument.
 
     Raises:
-      ValueError: if the client's update is not a finite, non-zero tree like `params` (values are checked only
-        outside of jit).
+      ValueError: for images that are not floats in [0, 1], for labels that are not one per example or negative, or
+        if the client's update is not a finite, non-zero tree like `params` (values are checked only outside of jit).
     """
+    _check_private(batch)
     if num_classes is not None:
         check_batch(batch, input_shape=batch.inputs.shape[1:], num_classes=num_classes)
     sent = client_update(params, batch, *(() if client_key is None else (client_key,)))
@@ -85,7 +86,7 @@ def observe(
         earlier_params=earlier_params,
         earlier_updates=earlier_updates,
     )
-    check_update(params, everything.update)
+    check_update(params, everything.update, hint=_hint(batch.labels) if num_classes is None else "")
     return everything._replace(**dict.fromkeys(threat_model.withheld))
 
 
@@ -204,17 +205,54 @@ def check_batch(batch: Batch, *, input_shape: tuple[int, ...], num_classes: int,
     if task is None and not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"labels have dtype {labels.dtype}, expected integer classes")
     if _is_concrete(batch):
-        if not np.all(np.isfinite(inputs)):
-            raise ValueError("inputs hold non-finite values")
-        if np.min(inputs) < 0 or np.max(inputs) > 1:
-            raise ValueError(f"inputs range over [{np.min(inputs):g}, {np.max(inputs):g}], expected [0, 1]")
+        _check_pixels(inputs)
         check_labels(labels, task=task or "classes", num_classes=num_classes)
 
 
-def check_update(params: Params, update: Update) -> None:
+def _check_private(batch: Batch) -> None:
+    """Raises ValueError for examples that `observe` cannot take, whatever the model.
+
+    Inputs of four axes are images; others, such as tokens or records, may have any values.
+    """
+    shape, dtype = jnp.shape(batch.inputs), jnp.result_type(batch.inputs)
+    if not shape or jnp.shape(batch.labels)[:1] != shape[:1]:
+        raise ValueError(
+            f"labels have shape {jnp.shape(batch.labels)} for inputs of shape {shape}, expected one label per example"
+        )
+    if len(shape) == 4 and not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"inputs have dtype {dtype}, expected floats in [0, 1]: divide bytes by 255")
+    if len(shape) == 4 and _is_concrete(batch.inputs):
+        _check_pixels(batch.inputs)
+    whole = jnp.issubdtype(jnp.result_type(batch.labels), jnp.integer) and _is_concrete(batch.labels)
+    if whole and (wrong := sorted({int(label) for label in np.ravel(batch.labels) if label < 0})):
+        raise ValueError(f"labels {wrong[:10]} are negative, expected classes from 0")
+
+
+def _check_pixels(inputs: Array) -> None:
+    if not np.all(np.isfinite(inputs)):
+        raise ValueError("inputs hold non-finite values")
+    low, high = (np.min(inputs), np.max(inputs)) if np.size(inputs) else (0.0, 1.0)
+    if low < -_ROUNDING or high > 1 + _ROUNDING:
+        remedy = ": divide bytes by 255" if low >= 0 else ": undo their normalization, which the model applies itself"
+        raise ValueError(f"inputs range over [{low:g}, {high:g}], expected [0, 1]{remedy}")
+
+
+_ROUNDING = 1e-5
+
+
+def _hint(labels: Array) -> str:
+    """What may be wrong with an update that is zero or not finite: a loss ignores labels that are no classes."""
+    if not jnp.issubdtype(jnp.result_type(labels), jnp.integer) or not _is_concrete(labels):
+        return ""
+    low, high = int(np.min(labels)), int(np.max(labels))
+    return f"; labels range over [{low}, {high}]: give num_classes to check that they are classes of the model"
+
+
+def check_update(params: Params, update: Update, *, hint: str = "") -> None:
     """Raises ValueError for an update that no honest client can have sent for these parameters.
 
-    Structure and shapes are always checked, values only if they are concrete (outside of jit).
+    Structure and shapes are always checked, values only if they are concrete (outside of jit). Errors about values
+    end with `hint`.
 
     Raises:
       ValueError: if a tensor is missing, unexpected, has another shape, is not finite, or all tensors are zero.
@@ -236,9 +274,9 @@ def check_update(params: Params, update: Update) -> None:
         for path, leaf in received.items():
             values = np.asarray(leaf, np.float64)
             if not np.all(np.isfinite(values)):
-                raise ValueError(f"update {path!r} holds {np.sum(~np.isfinite(values))} non-finite values")
+                raise ValueError(f"update {path!r} holds {np.sum(~np.isfinite(values))} non-finite values{hint}")
         if not any(np.any(np.asarray(leaf)) for leaf in received.values()):
-            raise ValueError("the update is zero in every tensor: it carries nothing to invert")
+            raise ValueError(f"the update is zero in every tensor: it carries nothing to invert{hint}")
 
 
 def _is_concrete(tree: ArrayTree) -> bool:

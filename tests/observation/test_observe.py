@@ -30,6 +30,35 @@ def test_fedsgd_is_the_gradient(victim):
     assert update["w"].tolist() == [1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"inputs": lambda inputs: inputs * 255},
+            r"inputs range over \[.*\], expected \[0, 1\]: divide bytes by 255",
+        ),
+        ({"inputs": lambda inputs: inputs * 4 - 2}, r"inputs range over \[-.*: undo their normalization"),
+        ({"inputs": lambda inputs: (inputs * 255).astype(jnp.uint8)}, "inputs have dtype uint8, expected floats in"),
+        ({"inputs": lambda inputs: inputs * jnp.nan}, "inputs hold non-finite values"),
+        ({"labels": lambda labels: labels[:0]}, r"labels have shape \(0,\) .* expected one label per example"),
+        ({"labels": lambda labels: labels * 0 - 1}, r"labels \[-1\] are negative"),
+        ({"labels": lambda labels: labels * 0 + 99}, r"labels range over \[99, 99\]: give num_classes"),
+    ],
+)
+def test_what_is_wrong_with_a_batch_is_named_before_its_update_is(change, message, victim):
+    batch = victim.batch._replace(**{name: make(getattr(victim.batch, name)) for name, make in change.items()})
+    with pytest.raises(ValueError, match=message):
+        observe(victim.client_update, victim.params, batch)
+
+
+def test_tokens_are_no_images():
+    def update(params, batch):
+        return {"w": batch.inputs.astype(jnp.float32)}
+
+    tokens = Batch(jnp.array([[7, 300]]), jnp.array([0]))
+    assert observe(update, {"w": jnp.zeros((1, 2))}, tokens).num_examples == 1
+
+
 def test_a_good_batch_passes():
     check_batch(GOOD, input_shape=(4, 4, 3), num_classes=3)
 
