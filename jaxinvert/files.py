@@ -64,7 +64,7 @@ def check_writable_file(path: Path) -> None:
     check_writable(path.parent)
 
 
-def expanded(path: Path | str) -> Path:
+def expanded(path: os.PathLike[str] | str) -> Path:
     """The path with `~` and `~user` replaced by home folders.
 
     Raises:
