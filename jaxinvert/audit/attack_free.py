@@ -159,7 +159,7 @@ def attack_free(
     if not 0 < residual < np.inf:
         raise ValueError(f"residual is {residual}, expected a positive number")
     if reason := _why_no_figure(config):
-        return AttackFree(None, None, None, None, "", reason, reason)
+        return without_figure(reason)
     measure = jax.jit(_measure(config, task, num_steps=num_steps, most_examples=most_examples))
     truth, num_pixels = task.truth, int(np.prod(task.truth.inputs.shape[2:]))
     keys = jax.random.split(jobs.stream(config.seed, jobs.Stream.ATTACK_FREE), len(truth.inputs))
@@ -185,6 +185,11 @@ def attack_free(
     return AttackFree(
         figures.psnr_db, figures.low_db, figures.high_db, unbiased, _in_words(config, residual), "", statement
     )
+
+
+def without_figure(reason: str) -> AttackFree:
+    """No figure, for this reason."""
+    return AttackFree(None, None, None, None, "", reason, reason)
 
 
 def _why_no_figure(config: JobConfig) -> str:

@@ -7,10 +7,10 @@ import numpy as np
 
 from jaxinvert import jobs
 from jaxinvert.audit.along_training import along_training
-from jaxinvert.audit.attack_free import AttackFree, attack_free
+from jaxinvert.audit.attack_free import AttackFree, attack_free, without_figure
 from jaxinvert.audit.attacking import attack_and_score, blind_attack
 from jaxinvert.audit.results import Audited, Scenario
-from jaxinvert.audit.running import Show
+from jaxinvert.audit.running import Show, reason
 from jaxinvert.audit.scoring import ground_truth
 from jaxinvert.audit.utility import rounds_to_attack
 from jaxinvert.audit.weighing import judged
@@ -100,6 +100,12 @@ def _audited(
 
 
 def _attack_free(config: jobs.JobConfig, setup: jobs.Setup) -> AttackFree:
-    """The attack-free figure, of as many examples of every client as `_MOST_EXAMPLES` allows, at least one."""
+    """The attack-free figure, of as many examples of every client as `_MOST_EXAMPLES` allows, at least one.
+
+    The attacks are finished: a figure that fails, of whatever kind the error, is missing with its reason.
+    """
     most = max(1, _MOST_EXAMPLES // config.data.targets)
-    return attack_free(config, jobs.prepare(config, setup), most_examples=most)
+    try:
+        return attack_free(config, jobs.prepare(config, setup), most_examples=most)
+    except Exception as error:
+        return without_figure(reason(error))

@@ -14,6 +14,8 @@ from jaxinvert.types import Observation, Reconstruction
 Show = Callable[[str, Progress | None], None]
 """Called with the name of the current step, and its progress or `None` if that is unknown."""
 
+_MAX_REASON = 400
+
 
 def attack(
     what: str,
@@ -67,3 +69,9 @@ def found_in(execution: jobs.Execution) -> tuple[np.ndarray, np.ndarray | None]:
     if labels is not None and labels.ndim > 2:
         labels = labels.argmax(axis=-1)  # of soft labels
     return np.asarray(found.inputs), labels
+
+
+def reason(error: Exception) -> str:
+    """Why a part of an audit is missing, for people: the message of an error, named by its type if it is unusual."""
+    message = " ".join(str(error).split())[:_MAX_REASON]
+    return message if isinstance(error, ValueError) and message else f"{type(error).__name__}: {message}"

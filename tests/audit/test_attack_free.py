@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxinvert import audit, jobs
+from jaxinvert.audit import auditing
 from jaxinvert.audit.attack_free import refusal
 from jaxinvert.audit.linearization import bidiagonals, influence_db, residual_scale, resolution
 from jaxinvert.defenses.registry import REGISTRY, parse
@@ -199,3 +200,19 @@ def test_reasons_are_said(setup):
     config = setup.program.config.replace(targets=2)
     with pytest.raises(ValueError, match="residual is 0"):
         audit.attack_free(config, jobs.prepare(config, setup), residual=0)
+
+
+def test_a_figure_that_fails_leaves_the_verdict(monkeypatch):
+    """Of whatever kind the error is: the attacks are finished."""
+    config = jobs.JobConfig.of(model="mlp-8", targets=2, restarts=1, steps=1)
+    for error, said in ((ValueError("not finite"), "not finite"), (MemoryError("full"), "MemoryError: full")):
+
+        def failing(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(auditing, "attack_free", failing)
+        (found,) = audit.audit([audit.Scenario("no defense", {"naive": config})], with_attack_free=True)
+        assert found.verdict.headline
+        assert found.attack_free.psnr_db is None
+        assert found.attack_free.reason == said
+        assert audit.record([found])["settings"][0]["attack_free"]["reason"] == said
