@@ -236,6 +236,19 @@ def test_evaluation_by_hand():
     assert loss == pytest.approx(1 + math.log1p(math.exp(-2)), rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("num_logits", "labels", "message"),
+    [
+        (1, jnp.array([0, 1]), "one logit per class"),
+        (2, jnp.array([[0.0, 1.0], [1.0, 1.0]]), "one class per example"),
+        (2, jnp.array([0.5, 2.0]), "one class per example"),
+    ],
+)
+def test_an_accuracy_without_classes_is_refused(num_logits, labels, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(lambda params, inputs: inputs[:, :num_logits], (), Batch(jnp.ones((2, 2)), labels))
+
+
 def separable(num_examples, seed):
     """Three well separated Gaussians in the plane."""
     generator = np.random.default_rng(seed)
@@ -274,6 +287,14 @@ def test_training_learns_is_resumed_where_it_was_and_suffers_from_noise():
     (resumed,) = training(*arguments, 0.01, rounds=[0, 3, 40], resume=begun.state)
     assert resumed.update_norm == whole[-1].update_norm
     np.testing.assert_array_equal(resumed.state.params, whole[-1].state.params)
+
+    between: list = []
+    told = list(training(*arguments, 0.01, rounds=[0, 3, 40], on_state=between.append))
+    assert [(one.accuracy, one.loss) for one in told] == [(one.accuracy, one.loss) for one in whole]
+    assert between
+    assert not {int(state.round) for state in between} & {0, 3, 40}
+    (again,) = training(*arguments, 0.01, rounds=[40], resume=between[-1])
+    np.testing.assert_array_equal(again.state.params, whole[-1].state.params)
 
     *_, noisy = training(*arguments, 100.0, rounds=[40])
     assert noisy.loss > whole[0].loss

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from jaxinvert import jobs
 from jaxinvert.audit import controls
+from jaxinvert.audit.kept_training import kept_training
 from jaxinvert.audit.results import Attacked, Audited
-from jaxinvert.audit.running import Show, attack, found_in
+from jaxinvert.audit.running import Show, attack, found_in, reason
 from jaxinvert.audit.scoring import Ground, score
-from jaxinvert.audit.utility import Utility, train_under, training_and_test
+from jaxinvert.audit.utility import Utility
 from jaxinvert.audit.weighing import weighed
 from jaxinvert.search import Progress
 
@@ -22,29 +23,34 @@ def along_training(
     on_progress: Show,
 ) -> Audited:
     """Adds accuracy and leakage during training under the scenario's defense, or a note why they are missing."""
-    worst, notes, accuracy = one.attackers[one.worst], [one.note], {}
+    worst, notes, accuracy, num_test = one.attackers[one.worst], [one.note], {}, 0
     leakage = {0: worst}
 
     def show(what: str, progress: Progress | None) -> None:
         on_progress(f"{one.name}, {one.worst}: {what}", progress)
 
-    try:
-        snapshots = train_under(worst.config, setup, num_rounds=num_rounds)
-        num_test = len(training_and_test(worst.config, setup)[1].labels)
-    except ValueError as error:
-        return one._replace(note=_joined([one.note, str(error)]))
-    on_progress(f"{one.name}: training for the accuracy", None)
-    for snapshot in snapshots:
-        accuracy[snapshot.round] = snapshot.accuracy
-        if snapshot.round not in later_rounds:
+    reports = kept_training(worst.config, setup, num_rounds=num_rounds, attacked=later_rounds, folder=folder)
+    while True:
+        on_progress(f"{one.name}: training for the accuracy", None)
+        try:
+            report = next(reports, None)
+        except Exception as error:  # of whatever kind: the attacks are finished, and their verdict stands
+            what = "no accuracy and no leakage" if later_rounds else "no accuracy"
+            after = f" after round {max(accuracy)}" if accuracy else ""
+            notes.append(f"{what} during training{after}: {reason(error)}")
+            break
+        if report is None:
+            break
+        accuracy[report.round], num_test = report.accuracy, report.num_test
+        if report.round not in later_rounds:
             continue
         try:
-            task = jobs.prepare(worst.config, setup._replace(trained=snapshot.state.params))
-        except ValueError as error:  # for example non-finite updates after training diverged
-            notes.append(f"leakage after round {snapshot.round} of training is unknown: {error}")
-            continue
-        leakage[snapshot.round] = _attacked_after(snapshot.round, worst, task, one.ground, folder, show)
-        on_progress(f"{one.name}: training for the accuracy", None)
+            task = jobs.prepare(worst.config, setup._replace(trained=report.params))
+            leakage[report.round] = _attacked_after(report.round, worst, task, one.ground, folder, show)
+        except Exception as error:  # for example non-finite updates after training diverged
+            notes.append(f"leakage after round {report.round} of training is unknown: {reason(error)}")
+    if not accuracy:
+        return one._replace(note=_joined(notes))
     return one._replace(
         utility=Utility([*accuracy], [*accuracy.values()], num_test),
         leakage=leakage if later_rounds else None,

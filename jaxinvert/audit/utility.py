@@ -1,15 +1,15 @@
 """The cost of a defense: the accuracy of federated training under it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxinvert import data, federation, jobs
+from jaxinvert import data, federation, jobs, models
 from jaxinvert.jobs import JobConfig
-from jaxinvert.types import Array, Batch
+from jaxinvert.types import ApplyFn, Array, Batch, Params
 
 _CLIENTS_PER_ROUND, _MAX_CLIENTS, _NUM_REPORTS = 16, 100, 5
 _MIN_TEST, _SHARE_HELD_OUT = 50, 0.3
@@ -99,8 +99,37 @@ def training_and_test(config: JobConfig, setup: jobs.Setup) -> tuple[data.Datase
     return training._replace(images=training.images[:cut], labels=training.labels[:cut]), held_out
 
 
+def classifier(model: models.Model) -> ApplyFn:
+    """The network as `(params, inputs [B, H, W, C]) -> logits [B, K]`, one logit per class: the largest is predicted.
+
+    A network with one logit predicts class 1 where it is above 0.
+
+    Raises:
+      ValueError: for a network that predicts several labels or numbers, which has no accuracy.
+    """
+    if model.task not in ("classes", "binary"):
+        raise ValueError(
+            f"accuracy counts images of the right class, but the network's task is {model.task!r}: a network that "
+            "predicts several labels per image, or numbers, has none"
+        )
+    if model.task == "classes":
+        return model.apply
+
+    def two_logits(params: Params, inputs: Array) -> Array:
+        logit = model.apply(params, inputs)  # sigmoid(z) is the softmax of (0, z)
+        return jnp.concatenate([jnp.zeros_like(logit), logit], axis=-1)
+
+    return two_logits
+
+
 def train_under(
-    config: JobConfig, setup: jobs.Setup, *, num_rounds: int, learning_rate: float = 0.01
+    config: JobConfig,
+    setup: jobs.Setup,
+    *,
+    num_rounds: int,
+    learning_rate: float = 0.01,
+    resume: Callable[[federation.FederationState], federation.FederationState | None] = lambda start: None,
+    on_state: Callable[[federation.FederationState], None] = lambda state: None,
 ) -> Iterator[federation.Snapshot]:
     """Federated training under the job's defense, on images of `training_and_test`, from the job's parameters.
 
@@ -113,13 +142,16 @@ def train_under(
       setup: the setup of this job.
       num_rounds: rounds of training.
       learning_rate: learning rate of the server.
+      resume: takes the state before the first round, and returns one of the same training to continue from, or
+        `None`; rounds already done are not reported again.
+      on_state: called about once a second between two reports, with the state after some more rounds.
 
     Returns:
       Snapshots after `reported_rounds`, each computed on demand.
 
     Raises:
-      ValueError: for an unknown order of examples, an aggregate, BatchNorm in train mode, or data without a split
-        "train".
+      ValueError: for an unknown order of examples, an aggregate, BatchNorm in train mode, data without a split
+        "train", or a network that predicts no classes.
     """
     if (
         config.observation.aggregate > 1
@@ -127,8 +159,9 @@ def train_under(
         or config.model.batch_norm == "train"
     ):
         raise ValueError("accuracy needs single clients of known order, and BatchNorm in eval mode")
-    training, test_images = training_and_test(config, setup)
     model, parameters = setup.program.model, config.defense.parameters
+    apply = classifier(model)
+    training, test_images = training_and_test(config, setup)
     num_clients = min(_MAX_CLIENTS, len(training.images) // config.data.num_examples)
     split = federation.dirichlet_split(
         np.random.default_rng(config.seed), training.labels, num_clients=num_clients, concentration=np.inf
@@ -145,6 +178,12 @@ def train_under(
             server_optimizer=optax.adam(rate),
         )
 
-    test = Batch(jnp.asarray(test_images.images), jnp.asarray(test_images.labels))
+    classes = test_images.labels if test_images.labels.ndim == 1 else test_images.labels.argmax(axis=1)  # soft labels
+    test = Batch(jnp.asarray(test_images.images), jnp.asarray(classes, jnp.int32))
     key, rounds = jobs.stream(config.seed, jobs.Stream.FEDERATED_TRAINING), reported_rounds(num_rounds)
-    return federation.Training(make, model.apply)(key, params, population, test, learning_rate, rounds=rounds)
+    return federation.Training(make, apply)(
+        *(key, params, population, test, learning_rate),
+        rounds=rounds,
+        resume=resume(make(jnp.float32(learning_rate)).init(params)),
+        on_state=on_state,
+    )

@@ -5,11 +5,13 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxinvert import audit, files, jobs, models, report
-from jaxinvert.audit import along_training, attacking, retrieval
+from jaxinvert.audit import along_training, attacking, kept_training, retrieval
 from jaxinvert.cli import main
+from jaxinvert.federation import FederationState, Snapshot
 from jaxinvert.report import audit_page
 from tests.report.test_report import Page
 
@@ -137,16 +139,86 @@ def test_what_auto_took_is_said_once_with_all_who_took_it():
     ]
 
 
-def test_a_training_that_goes_astray_is_noted(audited, snapshots, monkeypatch):
+def test_a_finished_training_is_not_repeated(audited, monkeypatch):
+    """Nor is one whose last attacks were interrupted, above."""
+    found, folder, *_ = audited
+    assert not (*folder.glob("training/*/state.npz"),)
+    monkeypatch.setattr(kept_training, "train_under", None)
+    (repeated,) = audit.audit(SETTINGS, accuracy_rounds=2, leakage_rounds=2, folder=folder)
+    assert repeated.utility == found.utility
+    assert np.array_equal(repeated.leakage[2].scores.psnr_db, found.leakage[2].scores.psnr_db)
+
+
+def counting(stop_after=None):
+    """In place of a training, whose parameters count the rounds; stops between two reports, as an interrupt does."""
+    begun = []
+
+    def train_under(config, setup, *, num_rounds, resume, on_state):
+        begun.append(resume(snapshot(0).state))
+        return reports(0 if begun[-1] is None else int(begun[-1].round) + 1, num_rounds, on_state)
+
+    def reports(first, num_rounds, on_state):
+        for number in range(first, num_rounds + 1):
+            if number % 4 == 0:
+                yield snapshot(number)
+                continue
+            on_state(snapshot(number).state)
+            if number == stop_after:
+                raise KeyboardInterrupt
+
+    def snapshot(number):
+        params = {"w": jnp.full(3, number, jnp.bfloat16), "key": jax.random.key(number)}
+        state = FederationState(jnp.array(number), params, optax.adam(0.1).init({"w": params["w"]}))
+        return Snapshot(number, number / 20, 1.0, None, state)
+
+    return train_under, begun, snapshot
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_interrupted_training_continues(damaged, tmp_path, monkeypatch):
+    """From the state saved at the interrupt; a damaged one costs a new training only."""
+    (interrupted, _, snapshot), (continued, begun, _) = counting(stop_after=6), counting()
+    setup = jobs.set_up(CONFIG)._replace(trained=snapshot(0).state.params)
+    options = {"num_rounds": 20, "attacked": [20], "folder": tmp_path}
+    monkeypatch.setattr(kept_training, "train_under", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        [*kept_training.kept_training(CONFIG, setup, **options)]
+    (state,) = tmp_path.glob("training/*/state.npz")
+    if damaged:
+        state.write_bytes(state.read_bytes()[:-40])
+    monkeypatch.setattr(kept_training, "train_under", continued)
+    found = [*kept_training.kept_training(CONFIG, setup, **options)]
+    assert [(one.round, one.accuracy) for one in found] == [(number, number / 20) for number in range(0, 21, 4)]
+    assert [one.params is None for one in found] == [True] * 5 + [False]
+    for mine, theirs in zip(jax.tree.leaves(found[-1].params), jax.tree.leaves(snapshot(20).state.params)):
+        assert mine.dtype == theirs.dtype
+        assert jnp.all(mine == theirs)
+    assert (begun[0] is None) if damaged else (int(begun[0].round) == 6)
+    again = [*kept_training.kept_training(CONFIG, setup, **options)]
+    assert len(begun) == 1
+    assert [one.accuracy for one in again] == [one.accuracy for one in found]
+
+
+def test_a_training_that_goes_astray_is_noted(snapshots, tmp_path, monkeypatch):
     """Everything that was attacked before it stays."""
-    _, folder, *_ = audited
     first, second, last = snapshots
     broken = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), second.state.params)
     second = second._replace(state=second.state._replace(params=broken))
-    monkeypatch.setattr(along_training, "train_under", lambda *_, **__: iter([first, second, last]))
-    (found,) = audit.audit(SETTINGS, accuracy_rounds=2, leakage_rounds=2, folder=folder)
+    monkeypatch.setattr(kept_training, "train_under", lambda *_, **__: iter([first, second, last]))
+    (found,) = audit.audit(SETTINGS, accuracy_rounds=2, leakage_rounds=2)
     assert [*found.leakage] == [0, 2]
     assert "leakage after round 1 of training is unknown" in found.note
+
+
+def test_a_training_that_fails_leaves_the_verdict_and_what_was_measured(snapshots, monkeypatch):
+    def failing(*_, **__):
+        yield snapshots[0]
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(kept_training, "train_under", failing)
+    (found,) = audit.audit(SETTINGS, accuracy_rounds=2)
+    assert found.utility.rounds == [0]
+    assert "no accuracy during training after round 0: RuntimeError: out of memory" in found.note
 
 
 def test_rounds_are_spread_and_end_with_the_last():
