@@ -5,7 +5,7 @@ update. `judge` turns the difference into a verdict in words. Only this package 
 truth.
 """
 
-from jaxinvert.audit.attack_free import RESIDUAL, AttackFree, attack_free
+from jaxinvert.audit.attack_free import NUM_STEPS, RESIDUAL, AttackFree, attack_free
 from jaxinvert.audit.attacking import attack_and_score
 from jaxinvert.audit.auditing import audit
 from jaxinvert.audit.captured import Explained, audit_capture, explain_capture, job_of_capture
@@ -28,6 +28,7 @@ from jaxinvert.audit.verdict import SIGNIFICANCE, Verdict, judge
 from jaxinvert.audit.weighing import judged
 
 __all__ = [
+    "NUM_STEPS",
     "RESIDUAL",
     "SIGNIFICANCE",
     "Allowed",

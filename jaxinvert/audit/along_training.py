@@ -7,6 +7,7 @@ from jaxinvert import jobs
 from jaxinvert.audit import controls
 from jaxinvert.audit.kept_training import kept_training
 from jaxinvert.audit.results import Attacked, Audited
+from jaxinvert.audit.retrieval import Null
 from jaxinvert.audit.running import Show, attack, found_in, reason
 from jaxinvert.audit.scoring import Ground, score
 from jaxinvert.audit.utility import Utility
@@ -21,8 +22,19 @@ def along_training(
     later_rounds: Sequence[int],
     folder: Path | None,
     on_progress: Show,
+    nulls: dict[bool, Null],
 ) -> Audited:
-    """Adds accuracy and leakage during training under the scenario's defense, or a note why they are missing."""
+    """Adds accuracy and leakage during training under the scenario's defense, or a note why they are missing.
+
+    Args:
+      one: the judged scenario.
+      setup: the setup of its worst attacker.
+      num_rounds: rounds of training.
+      later_rounds: reported rounds after which the worst attacker attacks again.
+      folder: keeps the training, and the reconstructions.
+      on_progress: called repeatedly with the current step.
+      nulls: cache of the null distributions of `one.ground`, see `weighed`.
+    """
     worst, notes, accuracy, num_test = one.attackers[one.worst], [one.note], {}, 0
     leakage = {0: worst}
 
@@ -46,7 +58,7 @@ def along_training(
             continue
         try:
             task = jobs.prepare(worst.config, setup._replace(trained=report.params))
-            leakage[report.round] = _attacked_after(report.round, worst, task, one.ground, folder, show)
+            leakage[report.round] = _attacked_after(report.round, worst, task, one.ground, folder, show, nulls)
         except Exception as error:  # for example non-finite updates after training diverged
             notes.append(f"leakage after round {report.round} of training is unknown: {reason(error)}")
     if not accuracy:
@@ -59,7 +71,13 @@ def along_training(
 
 
 def _attacked_after(
-    num_rounds: int, before: Attacked, task: jobs.Task, ground: Ground, folder: Path | None, on_progress: Show
+    num_rounds: int,
+    before: Attacked,
+    task: jobs.Task,
+    ground: Ground,
+    folder: Path | None,
+    on_progress: Show,
+    nulls: dict[bool, Null],
 ) -> Attacked:
     """Attacks the same clients with the parameters after some rounds of training.
 
@@ -74,6 +92,7 @@ def _attacked_after(
       ground: truth and candidates.
       folder: stores the reconstructions.
       on_progress: called repeatedly with the current step.
+      nulls: see `along_training`.
     """
     config = before.config
     execution = attack(
@@ -86,7 +105,7 @@ def _attacked_after(
     if config.data.targets > 1:
         of_controls["other client"] = score(controls.other_client(found), used, ground)
     summary = jobs.measure(config, task, execution).summary
-    return weighed(ground, config, summary, score(found, used, ground), of_controls, {})
+    return weighed(ground, config, summary, score(found, used, ground), of_controls, nulls)
 
 
 def _joined(notes: Sequence[str]) -> str:

@@ -6,7 +6,8 @@ estimate, not a bound: the client is linearized, and a better prior than a spect
 that of the defense plus a reference residual: an attack that ends at a relative distance of 1 % from the observed
 update (a cosine distance of 5e-5) cannot use anything smaller.
 
-Where a defense adds noise of a known scale, the Fisher information also bounds the attacks without bias.
+Where a defense adds noise of a known scale, the Fisher information also bounds the attacks without bias. Both are
+estimated from one random probe per example, whose expectation is exact.
 """
 
 from collections.abc import Callable
@@ -32,7 +33,11 @@ RESIDUAL = 0.01
 """Reference residual, relative to the norm of the update."""
 NUM_STEPS = 24
 """Steps of the bidiagonalization; each costs about as much as a step of an attack."""
-_NUM_PROBES = 1
+_NUM_PROBES, _PROBES = 1, "one random probe per example"
+
+
+Compiled = dict[str, Callable[..., Bidiagonals]]
+"""Compiled measurements by the form of their job, for jobs that differ only in numbers."""
 
 
 class AttackFree(NamedTuple):
@@ -42,8 +47,8 @@ class AttackFree(NamedTuple):
       psnr_db: the estimate; `None` if the defense admits none, see `reason`.
       low_db: lower bound of the estimate, from what the steps have resolved.
       high_db: upper bound of the estimate.
-      unbiased_db: no attack without bias has a higher PSNR (of its expected squared error); `None` if the update has
-        no noise of a known scale.
+      unbiased_db: estimate of the highest PSNR (of the expected squared error) of attacks without bias; `None` if the
+        update has no noise of a known scale.
       words: what the figure assumes.
       reason: why there is no figure; empty if there is one.
       unbiased_words: the statement that `unbiased_db` supports, or why there is none.
@@ -143,8 +148,11 @@ def attack_free(
     residual: float = RESIDUAL,
     num_steps: int = NUM_STEPS,
     most_examples: int | None = None,
+    compiled: Compiled | None = None,
 ) -> AttackFree:
-    """The attack-free figure of a job's clients; compiles once, and costs `num_steps` JVPs and VJPs per example.
+    """The attack-free figure of a job's clients: one compilation, and `num_steps` JVPs and VJPs per example.
+
+    Where attacks without bias have a bound, it costs the same steps again, without the residual.
 
     Args:
       config: the job.
@@ -152,6 +160,7 @@ def attack_free(
       residual: norm of the reference residual, relative to that of the update; positive.
       num_steps: steps of the bidiagonalization.
       most_examples: number of examples per client, the first ones of the batch; `None` = all.
+      compiled: cache of measurements; this one is added, and serves other numbers of the same defense.
 
     Raises:
       ValueError: for a residual that is not positive, or a derivative that is not finite.
@@ -160,7 +169,11 @@ def attack_free(
         raise ValueError(f"residual is {residual}, expected a positive number")
     if reason := _why_no_figure(config):
         return without_figure(reason)
-    measure = jax.jit(_measure(config, task, num_steps=num_steps, most_examples=most_examples))
+    compiled = {} if compiled is None else compiled
+    form = repr((jobs.compiled_form(config).flat, config.seed, num_steps, most_examples))
+    if form not in compiled:
+        compiled[form] = jax.jit(_measure(config, task, num_steps=num_steps, most_examples=most_examples))
+    measure = compiled[form]
     truth, num_pixels = task.truth, int(np.prod(task.truth.inputs.shape[2:]))
     keys = jax.random.split(jobs.stream(config.seed, jobs.Stream.ATTACK_FREE), len(truth.inputs))
 
@@ -179,12 +192,11 @@ def attack_free(
     if not statement:
         unbiased = np.stack([one.unbiased_db for one in of_all(0.0)])
         statement = (
-            "at this noise, and with nothing known of the images, no attack without bias has a smaller expected "
-            "squared error; attacks that know how images look are biased and may come closer"
+            f"estimated from {_PROBES}: at this noise, and with nothing known of the images, no attack without bias "
+            "has a smaller expected squared error; attacks that know how images look are biased and may come closer"
         )
-    return AttackFree(
-        figures.psnr_db, figures.low_db, figures.high_db, unbiased, _in_words(config, residual), "", statement
-    )
+    words = _in_words(config, residual, measured=figures.psnr_db.shape[1])
+    return AttackFree(figures.psnr_db, figures.low_db, figures.high_db, unbiased, words, "", statement)
 
 
 def without_figure(reason: str) -> AttackFree:
@@ -219,10 +231,15 @@ def _why_no_bound(config: JobConfig) -> str:
     return ""
 
 
-def _in_words(config: JobConfig, residual: float) -> str:
-    """The assumptions of the figure in words."""
+def _in_words(config: JobConfig, residual: float, *, measured: int) -> str:
+    """What the figure is of, and its assumptions, in words."""
+    which = "the example"
+    if config.num_private > 1:
+        first = "the first" if measured == 1 else f"the first {measured}"
+        which = f"{'all' if measured == config.num_private else f'{first} of the'} {config.num_private} examples"
     parts = [
-        "PSNR of the best estimate if the client is linear near the truth; labels known",
+        f"Of {which} of every client: PSNR of the best estimate if it is linear near the truth, from {_PROBES}",
+        "labels known",
         "images known by the spectrum of photographs alone (without the update 12.0 dB)",
         f"residual of {residual:.2%} of the update's norm",
     ]

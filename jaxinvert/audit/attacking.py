@@ -1,5 +1,6 @@
 """Runs the attack of a job on images with its null controls, and scores them."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ def attack_and_score(
     *,
     blind: np.ndarray | None = None,
     with_lpips: bool = False,
+    known: dict[tuple[str, bytes], Scores] | None = None,
     folder: Path | None = None,
     on_progress: Show = lambda what, progress: None,
 ) -> tuple[JobConfig, dict[str, Any], Scores, dict[str, Scores]]:
@@ -33,22 +35,30 @@ def attack_and_score(
       ground: truth and candidates.
       blind: `[T, B, H, W, C]` reconstructions of the attack without access to the update, see `blind_attack`.
       with_lpips: whether to measure LPIPS, too.
+      known: cache of the scores of mean images by the labels used, for jobs that share `ground`; these are added.
       folder: stores the reconstructions.
       on_progress: called repeatedly with the current step.
     """
-    scored = partial(score, ground=ground, with_lpips=with_lpips)
+    scored, known = partial(score, ground=ground, with_lpips=with_lpips), {} if known is None else known
     key = jobs.stream(config.seed, jobs.Stream.NULL_UPDATES)
     execution = attack("attack", config, task.program, task.observations, folder, on_progress)
     summary = jobs.measure(config, task, execution).summary
     found, used = found_in(execution)
     noise = controls.random_update(key, task.observations)
     on_noise, used_on_noise = found_in(attack("random update", config, task.program, noise, folder, on_progress))
+
+    def of_mean(name: str, mean: Callable[[Ground], np.ndarray]) -> Scores:
+        named = (name, b"" if used is None else np.asarray(used).tobytes())
+        if named not in known:
+            known[named] = scored(mean(ground), used)
+        return known[named]
+
     of_controls = {
-        "mean image": scored(controls.mean_image(ground), used),
+        "mean image": of_mean("mean image", controls.mean_image),
         "random update": scored(on_noise, used_on_noise),
     }
     if config.granted.labels:
-        of_controls["class mean"] = scored(controls.class_mean(ground), used)
+        of_controls["class mean"] = of_mean("class mean", controls.class_mean)
     if blind is not None:
         of_controls["prior only"] = scored(blind, used)
     if config.data.targets > 1:

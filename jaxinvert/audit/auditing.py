@@ -7,11 +7,20 @@ import numpy as np
 
 from jaxinvert import jobs
 from jaxinvert.audit.along_training import along_training
-from jaxinvert.audit.attack_free import AttackFree, attack_free, without_figure
+from jaxinvert.audit.attack_free import (
+    NUM_STEPS,
+    RESIDUAL,
+    AttackFree,
+    Compiled,
+    attack_free,
+    without_figure,
+)
 from jaxinvert.audit.attacking import attack_and_score, blind_attack
+from jaxinvert.audit.kept import kept_or_computed
 from jaxinvert.audit.results import Audited, Scenario
+from jaxinvert.audit.retrieval import Null
 from jaxinvert.audit.running import Show, reason
-from jaxinvert.audit.scoring import ground_truth
+from jaxinvert.audit.scoring import Ground, Scores, ground_truth
 from jaxinvert.audit.utility import rounds_to_attack
 from jaxinvert.audit.weighing import judged
 from jaxinvert.search import Progress
@@ -49,63 +58,91 @@ def audit(
     """
     later_rounds = rounds_to_attack(accuracy_rounds, leakage_rounds)
     on_progress("preparing", None)
-    setup = jobs.set_up(next(iter(settings[0].attackers.values())))
-    blind: dict[str, np.ndarray] = {}
+    run = _Run(
+        num_candidates, with_lpips, folder, on_progress, jobs.set_up(next(iter(settings[0].attackers.values())))
+    )
     audited = []
     for setting in settings:
-        one, of_worst = _audited(setting, setup, num_candidates, with_lpips, folder, on_progress, blind)
+        one, of_worst, task = _audited(setting, run)
         if with_attack_free:
             on_progress(f"{setting.name}: attack-free figure", None)
-            one = one._replace(attack_free=_attack_free(one.attackers[one.worst].config, of_worst))
+            one = one._replace(attack_free=_attack_free(one.attackers[one.worst].config, task, run))
         if accuracy_rounds:
-            one = along_training(one, of_worst, accuracy_rounds, later_rounds, folder, on_progress)
+            one = along_training(one, of_worst, accuracy_rounds, later_rounds, folder, on_progress, run.nulls)
         audited.append(one)
     return audited
 
 
-def _audited(
-    setting: Scenario,
-    setup: jobs.Setup,
-    num_candidates: int,
-    with_lpips: bool,
-    folder: Path | None,
-    on_progress: Show,
-    blind: dict[str, np.ndarray],
-) -> tuple[Audited, jobs.Setup]:
-    """The judged scenario, and the setup of its worst attacker, which holds the compiled functions."""
-    found, setups, ground = {}, {}, None
+class _Run:
+    """What the scenarios of one audit share, each computed once: options, compiled functions, truth, and nulls."""
+
+    def __init__(
+        self, num_candidates: int, with_lpips: bool, folder: Path | None, on_progress: Show, setup: jobs.Setup
+    ) -> None:
+        self.num_candidates, self.with_lpips = num_candidates, with_lpips
+        self.folder, self.on_progress = folder, on_progress
+        self.compiled: Compiled = {}
+        self.blind: dict[str, np.ndarray] = {}
+        self.nulls: dict[bool, Null] = {}
+        self.scores: dict[tuple[str, bytes], Scores] = {}
+        self._setup = setup
+        self._setups: dict[str, jobs.Setup] = {}
+        self._ground: Ground | None = None
+
+    def setup(self, config: jobs.JobConfig) -> jobs.Setup:
+        """The setup of a job, shared by jobs that differ only in numbers."""
+        form = repr(jobs.compiled_form(config).flat)
+        if form not in self._setups:
+            self._setups[form] = jobs.adjusted(self._setup, config)
+        return self._setups[form]
+
+    def ground(self, task: jobs.Task) -> Ground:
+        """Truth and candidates, the same for all scenarios."""
+        if self._ground is None:
+            images, labels = self._setup.dataset.images, np.asarray(self._setup.dataset.labels)
+            self._ground = ground_truth(task.truth, images, labels, num_candidates=self.num_candidates)
+        return self._ground
+
+
+def _audited(setting: Scenario, run: _Run) -> tuple[Audited, jobs.Setup, jobs.Task]:
+    """The judged scenario, the setup of its worst attacker, and the task of the last one, with the same clients."""
+    found, task = {}, None
     for attacker, config in setting.attackers.items():
-        on_progress(f"{setting.name}, {attacker}: preparing", None)
-        setup = setups[attacker] = jobs.adjusted(setup, config)
-        task = jobs.prepare(config, setup)
-        ground = ground_truth(
-            task.truth, setup.dataset.images, np.asarray(setup.dataset.labels), num_candidates=num_candidates
-        )
 
         def show(what: str, progress: Progress | None) -> None:
-            on_progress(f"{setting.name}, {attacker}: {what}", progress)  # noqa: B023  only called in this iteration
+            run.on_progress(f"{setting.name}, {attacker}: {what}", progress)  # noqa: B023  only in this iteration
 
+        show("preparing", None)
+        task = jobs.prepare(config, run.setup(config))
         found[attacker] = attack_and_score(
             config,
             task,
-            ground,
-            blind=blind_attack(config, task, folder, show, blind),
-            with_lpips=with_lpips,
-            folder=folder,
+            run.ground(task),
+            blind=blind_attack(config, task, run.folder, show, run.blind),
+            with_lpips=run.with_lpips,
+            known=run.scores,
+            folder=run.folder,
             on_progress=show,
         )
-    assert ground is not None
-    one = judged(setting.name, ground, found)._replace(note=setting.note)
-    return one, setups[one.worst]
+    assert task is not None
+    one = judged(setting.name, run.ground(task), found, run.nulls)._replace(note=setting.note)
+    return one, run.setup(one.attackers[one.worst].config), task
 
 
-def _attack_free(config: jobs.JobConfig, setup: jobs.Setup) -> AttackFree:
+def _attack_free(config: jobs.JobConfig, task: jobs.Task, run: _Run) -> AttackFree:
     """The attack-free figure, of as many examples of every client as `_MOST_EXAMPLES` allows, at least one.
 
     The attacks are finished: a figure that fails, of whatever kind the error, is missing with its reason.
     """
     most = max(1, _MOST_EXAMPLES // config.data.targets)
+
+    def figure() -> AttackFree:
+        return attack_free(config, task, most_examples=most, compiled=run.compiled)
+
     try:
-        return attack_free(config, jobs.prepare(config, setup), most_examples=most)
+        if run.folder is None:
+            return figure()
+        name = f"{jobs.job_name(config)}-attack-free-{most}-{NUM_STEPS}-{RESIDUAL:g}.npz"
+        return kept_or_computed(run.folder / "attacks" / name, figure)
     except Exception as error:
         return without_figure(reason(error))

@@ -1,11 +1,13 @@
-"""Storage of finished attacks in the audit's folder, so that an interrupted audit does not repeat them."""
+"""Storage of finished attacks and figures in the audit's folder: an interrupted audit does not repeat them."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from jaxinvert import files
+from jaxinvert.audit.attack_free import AttackFree
 from jaxinvert.jobs import Execution
 from jaxinvert.types import Reconstruction
 
@@ -21,6 +23,19 @@ def kept_or_done(file: Path, do: Callable[[], Execution]) -> Execution:
     if not execution.interrupted:
         _save(file, execution)
     return execution
+
+
+def kept_or_computed(file: Path, compute: Callable[[], AttackFree]) -> AttackFree:
+    """Loads an attack-free figure from `file`, or else computes it and saves it there; refusals are not saved."""
+    with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged file counts as missing
+        arrays = files.load_arrays(file)
+        if set(AttackFree._fields) - {"unbiased_db"} <= arrays.keys():
+            values = {name: array if array.ndim else str(array) for name, array in arrays.items()}
+            return AttackFree(**{"unbiased_db": None, **values})
+    found = compute()
+    if found.psnr_db is not None:
+        files.save_arrays(file, {name: value for name, value in found._asdict().items() if value is not None})
+    return found
 
 
 def _save(file: Path, execution: Execution) -> None:

@@ -20,7 +20,10 @@ from jaxinvert.audit.verdict import judge
 
 
 def judged(
-    name: str, ground: Known, found: Mapping[str, tuple[Any, dict[str, Any], Scored, dict[str, Any]]]
+    name: str,
+    ground: Known,
+    found: Mapping[str, tuple[Any, dict[str, Any], Scored, dict[str, Any]]],
+    nulls: dict[bool, Null] | None = None,
 ) -> Audited:
     """Judges the scores of all attackers of one scenario.
 
@@ -29,8 +32,9 @@ def judged(
       ground: truth and candidates.
       found: by attacker: the job, which says what is `granted`, its summary, scores of the attack, and scores of
         its controls by name.
+      nulls: cache of the null distributions of `ground`, for scenarios that share it; see `weighed`.
     """
-    nulls: dict[bool, Null] = {}
+    nulls = {} if nulls is None else nulls
     attackers = {attacker: weighed(ground, *reached, nulls) for attacker, reached in found.items()}
     worst, verdict = judge(
         {name: attacked.evidence for name, attacked in attackers.items()},

@@ -19,9 +19,10 @@ from jaxinvert.jobs.limits import at_least
 class Rank(jobs.JobConfig):
     """Show the ranks of clients' updates, which closed-form attacks apply, and what a linear estimate would reach.
 
-    Takes the arguments of `invert` and a few seconds; runs no attack. A single update to which a closed form applies
-    is a leak. If updates differ, the reason shown is that of such an update. The attack-free figure is the PSNR in dB
-    that the derivative of the update admits at the true images; it is an estimate, not a bound.
+    Takes the arguments of `invert`; runs no attack. Ranks and closed forms take seconds. A single update to which a
+    closed form applies is a leak. If updates differ, the reason shown is that of such an update. The attack-free
+    figure is the PSNR in dB that the derivative of the update admits at the true images, by default of the first
+    example of every client; it is an estimate, not a bound. Its compilation takes longest for deep networks.
 
     Attributes:
       linear_examples: number of examples per client, the first ones of its batch, for the attack-free figure; 0 for
@@ -50,7 +51,8 @@ def rank(command: Rank, command_line: str) -> int:
     show(Console(), reports, passes=command.client.local_epochs, not_counted=jobs.not_a_sum_of_gradients(command))
     if command.linear_examples:
         with bad_input():
-            show_attack_free(Console(), audit.attack_free(command, task, most_examples=command.linear_examples))
+            found = audit.attack_free(command, task, most_examples=command.linear_examples)
+        show_attack_free(Console(), found)
     return 0
 
 
@@ -93,12 +95,13 @@ def show_attack_free(console: Console, found: audit.AttackFree) -> None:
         return console.print(f"attack-free figure: none; {found.reason}", highlight=False, soft_wrap=True)
     low, high = np.median(found.low_db), np.median(found.high_db)
     lines = [
-        f"attack-free figure: {_median_and_range(found.psnr_db)}; by as many steps it is only known to lie between "
-        f"{low:.1f} and {high:.1f} dB (medians)",
+        f"attack-free figure: {_median_and_range(found.psnr_db)}; by {audit.NUM_STEPS} steps it is only known to lie "
+        f"between {low:.1f} and {high:.1f} dB (medians)",
         f"  {found.words}",
     ]
     if found.unbiased_db is not None:
-        lines.append(f"  at most {_median_and_range(found.unbiased_db)} without bias: {found.unbiased_words}")
+        most = _median_and_range(found.unbiased_db)
+        lines.append(f"  attacks without bias reach {most} at most, {found.unbiased_words}")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 

@@ -64,6 +64,10 @@ def attack_free_words(settings: Sequence[Mapping[str, Any]]) -> list[str]:
         if found is not None:
             said = f"no attack-free figure: {found['reason']}" if found["psnr_db"] is None else found["words"]
             of_words.setdefault(said, []).append(one)
+            if found["unbiased_db"] is not None:
+                most = number(found["unbiased_db"]["median"], "psnr_db")
+                said = f"attacks without bias reach {most} dB at most (median), {found['unbiased_words']}"
+                of_words.setdefault(said, []).append(one)
     return [f"{_named(ones)}: {said}." for said, ones in of_words.items()]
 
 

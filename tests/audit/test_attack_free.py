@@ -1,5 +1,7 @@
 """The attack-free figure against closed forms, the whole Jacobian, and least squares; what it refuses."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +14,10 @@ from jaxinvert.audit.linearization import bidiagonals, influence_db, residual_sc
 from jaxinvert.defenses.registry import REGISTRY, parse
 from jaxinvert.priors.bases import cosine_basis
 from jaxinvert.priors.parametrizations import amplitude_of_photographs
+from jaxinvert.report.risk_chart import attack_free_words
 from jaxinvert.types import Batch
 
+attack_free_module = sys.modules["jaxinvert.audit.attack_free"]  # the package's name is the function's
 SHAPE = (1, 4, 4, 1)
 PIXELS = 16
 BATCH = Batch(jax.random.uniform(jax.random.key(0), SHAPE), jnp.zeros(1, jnp.int32))
@@ -200,6 +204,29 @@ def test_reasons_are_said(setup):
     config = setup.program.config.replace(targets=2)
     with pytest.raises(ValueError, match="residual is 0"):
         audit.attack_free(config, jobs.prepare(config, setup), residual=0)
+
+
+def test_a_figure_is_kept_and_other_numbers_of_a_defense_compile_nothing(setup, tmp_path):
+    """Of an audit's settings that differ in the noise alone, and again when the audit is repeated."""
+    config = setup.program.config.replace(targets=2, restarts=1, steps=1)
+    settings = audit.settings_for(config, ["gaussian:scale=0.01", "gaussian:scale=0.1"])
+    settings = [one._replace(attackers={"naive": one.attackers["naive"]}) for one in settings]
+    with pytest.MonkeyPatch.context() as patch:
+        counted, original = [], attack_free_module._measure
+        patch.setattr(attack_free_module, "_measure", lambda *a, **k: counted.append(1) or original(*a, **k))
+        found = audit.audit(settings, with_attack_free=True, folder=tmp_path)
+    assert len(counted) == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(auditing, "attack_free", None)
+        again = audit.audit(settings, with_attack_free=True, folder=tmp_path)
+    for mine, theirs in zip(found, again):
+        assert mine.attack_free.words == theirs.attack_free.words
+        assert np.array_equal(mine.attack_free.psnr_db, theirs.attack_free.psnr_db)
+        assert np.array_equal(mine.attack_free.unbiased_db, theirs.attack_free.unbiased_db)
+    said = " ".join(attack_free_words(audit.record(found)["settings"]))
+    assert said.count("estimated from one random probe per example") == 2
+    alone = figure_of(setup, defense="gaussian", defense_settings={"scale": 0.1})
+    assert "Of the example of every client" in alone.words
 
 
 def test_a_figure_that_fails_leaves_the_verdict(monkeypatch):

@@ -26,7 +26,18 @@ def test_shows_closed_forms_and_the_attack_free_figure(capsys):
     assert "exact: one example" in shown
     assert "attack-free figure:" in shown
     assert "over 2 examples" in shown
-    assert "labels known" in shown
+    assert "by 24 steps" in shown
+    assert "Of the example of every client: PSNR of the best estimate" in shown
+    assert "from one random probe per example; labels known" in shown
+
+
+def test_says_which_examples_are_measured_and_that_a_bound_is_estimated(capsys):
+    noisy = ["--num-examples", "3", "--targets", "1", "--defense", "gaussian"]
+    assert cli.main([*FAST, *noisy]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Of the first of the 3 examples of every client" in shown
+    assert "attacks without bias reach" in shown
+    assert "estimated from one random probe per example" in shown
 
 
 def test_says_why_there_is_no_figure_and_leaves_it_out_on_request(capsys):

@@ -14,7 +14,12 @@ def a_distribution(median):
 
 def an_attack_free_figure(median):
     figures = {"low_db": median - 5, "psnr_db": median, "high_db": median + 8}
-    return {**{name: a_distribution(value) for name, value in figures.items()}, "words": "assumed", "reason": ""}
+    return {
+        **{name: a_distribution(value) for name, value in figures.items()},
+        "words": "assumed",
+        "reason": "",
+        "unbiased_db": None,
+    }
 
 
 def a_setting(name, level, *, reached=20.0, won=9, allowed=None, free=None, accuracy=None, figure="psnr_db"):
@@ -91,7 +96,7 @@ def test_records_and_text_have_their_own_score(item, said):
 
 
 def test_reasons_for_no_attack_free_figure_are_told_once_with_the_names_of_their_settings():
-    missing = {"psnr_db": None, "words": "", "reason": "signs have no derivative"}
+    missing = {"psnr_db": None, "unbiased_db": None, "words": "", "reason": "signs have no derivative"}
     settings = [{**a_setting(name, "none"), "attack_free": missing} for name in ("a", "b")]
     (said,) = risk_chart.attack_free_words(settings)
     assert said == "“a” and “b”: no attack-free figure: signs have no derivative."
