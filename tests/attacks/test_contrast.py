@@ -118,3 +118,16 @@ def test_where_nothing_tells_contrast_kernels_stay_alone(name):
     share, found = distances(name)
     assert found["half the contrast"][1] < 1e-6
     assert share == 0.0
+
+
+def test_the_share_is_told_by_one_trace_of_the_client():
+    model, traced = models.create("mlp", features=(8,), input_shape=(8, 8, 1), num_classes=2), []
+    client = clients.fedsgd(model.loss)
+
+    def counted(params, batch):
+        traced.append(batch)
+        return client(params, batch)
+
+    seen = observe(client, model.init(jax.random.key(0)), Batch(jnp.ones((1, 8, 8, 1)), jnp.zeros(1, int)))
+    jax.jit(lambda: share_of_biases(Problem(counted, model, num_examples=1), seen))()
+    assert len(traced) == 1

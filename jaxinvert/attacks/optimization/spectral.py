@@ -31,6 +31,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from jaxinvert.attacks import objectives
 from jaxinvert.attacks.initial_guess import Guess, where_readable
@@ -38,7 +39,7 @@ from jaxinvert.attacks.matching import observation_distance, search_inputs
 from jaxinvert.attacks.problem import Problem, declare
 from jaxinvert.attacks.schedules import cosine_decay
 from jaxinvert.priors import parametrizations, regularizers
-from jaxinvert.types import Array, Attack, AttackInfo, AttackState, Batch, Key, Observation, Scalar
+from jaxinvert.types import Array, Attack, AttackInfo, AttackState, Batch, Key, Observation, Scalar, Update
 
 _SHARE = 0.3
 _BLIND = 1e-6
@@ -112,17 +113,20 @@ def share_of_biases(problem: Problem, observation: Observation) -> Array:
     """0.3 if the gradients of biases and norms tell contrast and those of kernels do not, else 0: `[]`.
 
     Compares the gradients of a random picture with those of the same picture at half its contrast, around the mean
-    color that the network subtracts. Reads the parameters and, if they are there, the labels.
+    color that the network subtracts. Kernels are blind to contrast in a ReLU network whose biases are all zero, such
+    as an untrained one, with a single error. If the gradients of its biases are all zero, too, the share is 0, as
+    nothing tells contrast. Reads the parameters and, if they are there, the labels.
     """
     picture = parametrizations.spectrum(problem.batch_shape)
     inputs = picture.decode(picture.init(jax.random.key(0)))
     labels = jnp.zeros(problem.num_examples, int) if observation.labels is None else observation.labels
-    full, half = (
-        problem.client_update(
-            observation.params, Batch(problem.mean_image + factor * (inputs - problem.mean_image), labels)
-        )
-        for factor in (1.0, 0.5)
-    )
+
+    def at_contrast(factor: Array) -> Update:
+        changed = problem.mean_image + factor * (inputs - problem.mean_image)
+        return problem.client_update(observation.params, Batch(changed, labels))
+
+    both = lax.map(at_contrast, jnp.array([1.0, 0.5]))  # one trace, which is compiled once
+    full, half = (jax.tree.map(lambda leaf, place=place: leaf[place], both) for place in (0, 1))
     by_kernels = objectives.kernel_cosine(half, full)
     by_all = objectives.balanced_cosine(half, full, share=_SHARE)
     return jnp.where((by_kernels < _BLIND) & (by_all > 10 * _BLIND), _SHARE, 0.0)
