@@ -2,22 +2,23 @@
 
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import tyro
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from jaxinvert import audit as audits
 from jaxinvert import files, jobs, report
+from jaxinvert.audit.reading import digest_of
+from jaxinvert.cli.auditing import finish, identity, print_plan, show_finished, with_progress
 from jaxinvert.cli.captured import capture_of, judge_capture, with_round
-from jaxinvert.cli.console import EXIT_INTERRUPTED, bad_input, progress_bar
+from jaxinvert.cli.console import EXIT_INTERRUPTED, bad_input
 from jaxinvert.cli.fields import check_numbers, training_of
 from jaxinvert.metrics import perceptual
 from jaxinvert.observation import captures
-from jaxinvert.search import Progress
+from jaxinvert.report.wording import plural
 
 
 @dataclass(frozen=True)
@@ -114,57 +115,52 @@ def audit(command: Audit, command_line: str) -> int:
         for setting in settings:  # reports invalid values before the attacks
             audits.privacy(next(iter(setting.attackers.values())), training)
     files.check_writable(command.out)
-    num_attacks = sum(len(setting.attackers) for setting in settings)
-    console.print(
-        f"[bold]{len(settings)} settings[/], {num_attacks} attacks with their controls, on {config.data.targets} "
-        f"{'captured' if capture else 'simulated'} clients of {config.data.num_examples} examples",
-        highlight=False,
-    )
+    with bad_input():
+        name = identity(_parts(command, settings, capture))
+    if show_finished(console, command.out, name):
+        return 0
+    kind = "captured" if capture else "simulated"
+    clients = f"{plural(config.data.targets, f'{kind} client')} of {plural(config.data.num_examples, 'example')}"
+    print_plan(console, settings, clients)
     begin = time.perf_counter()
-    with progress_bar(console) as bar:
-        row = bar.add_task("preparing", total=config.search.steps, loss="", speed="")
-        bar.refresh()
 
-        def show(what: str, progress: Progress | None) -> None:
-            done = 0 if progress is None else progress.step
-            speed = "" if progress is None else _speed(progress)
-            bar.update(row, description=what, completed=done, speed=speed, refresh=True)
+    def run(show: audits.Show) -> list[audits.Audited] | dict[str, tuple[jobs.JobConfig, audits.Explained]]:
+        if capture is not None:
+            return judge_capture(command, settings[0], capture, show)
+        return audits.audit(
+            settings,
+            num_candidates=command.candidates,
+            accuracy_rounds=command.accuracy_rounds,
+            leakage_rounds=command.leakage_rounds,
+            with_lpips=command.lpips,
+            with_attack_free=command.attack_free,
+            folder=command.out,
+            on_progress=show,
+        )
 
-        try:
-            with bad_input():
-                if capture is None:
-                    found = audits.audit(
-                        settings,
-                        num_candidates=command.candidates,
-                        accuracy_rounds=command.accuracy_rounds,
-                        leakage_rounds=command.leakage_rounds,
-                        with_lpips=command.lpips,
-                        with_attack_free=command.attack_free,
-                        folder=command.out,
-                        on_progress=show,
-                    )
-                else:
-                    found = judge_capture(command, settings[0], capture, show)
-        except KeyboardInterrupt:
-            bar.update(row, description="interrupted", refresh=True)
-            bar.stop()
-            console.print(f"interrupted; the state is saved, and the same command resumes: {command.out}")
-            return EXIT_INTERRUPTED
-        bar.update(row, description="audited", completed=config.search.steps, refresh=True)
-    page = command.out / "report.html"
-    with jobs.uninterruptible():
-        if isinstance(found, dict):
-            record = audits.record_of_capture(found)
-            files.save_json(command.out / "audit.json", {**record, "command": command_line})
-            report.save_capture_html(page, found=found, title=config.model.name, command=command_line)
-            _print_explained(found, console)
-        else:
-            record = audits.record(found, training)
-            files.save_json(command.out / "audit.json", {**record, "command": command_line})
-            report.save_audit_html(page, audited=found, record=record, title=config.model.name, command=command_line)
-            _print_verdicts(found, console)
-    console.print(f"{time.perf_counter() - begin:,.0f} s; page: {page}", highlight=False, soft_wrap=True)
+    found = with_progress(console, command.out, config.search.steps, run)
+    if found is None:
+        return EXIT_INTERRUPTED
+    of_page = {"title": config.model.name, "command": command_line}
+    if isinstance(found, dict):
+        record, save = audits.record_of_capture(found), partial(report.save_capture_html, found=found, **of_page)
+    else:
+        record = audits.record(found, training)
+        save = partial(report.save_audit_html, audited=found, record=record, **of_page)
+    finish(console, command.out, record, save, name=name, command_line=command_line, begin=begin)
     return 0
+
+
+def _parts(command: Audit, settings: list[audits.Scenario], capture: audits.Capture | None) -> list[Any]:
+    """What determines the record of this audit; files count by their contents."""
+    fields = {name: value for name, value in jobs.flatten(command).items() if name not in ("out", "file")}
+    digests: dict[Path, str] = {}
+    attackers = [
+        (setting.name, setting.note, attacker, jobs.job_name(one, digests))
+        for setting in settings
+        for attacker, one in setting.attackers.items()
+    ]
+    return [fields, attackers, None if capture is None else [digest_of(capture), capture.notes, capture.rate]]
 
 
 def _with_split(command: Audit) -> Audit:
@@ -173,43 +169,3 @@ def _with_split(command: Audit) -> Audit:
         return command
     tiles = command.data.name == "photos" and command.data.size in (None, 32)  # there are no larger tiles
     return command.replace(split="private" if tiles else "test")
-
-
-def _speed(progress: Progress) -> str:
-    return f"{progress.step * progress.best_loss.size / max(progress.seconds, 1e-9):,.0f} steps/s"
-
-
-def _print_explained(found: dict[str, tuple[jobs.JobConfig, audits.Explained]], console: Console) -> None:
-    """Prints the share of every captured update that the reconstruction explains."""
-    for name, (_, one) in found.items():
-        table = Table("client", "update explained", "random update explained", title=f"{name} attacker")
-        for client, (share, noise) in enumerate(zip(one.share, one.share_of_noise)):
-            table.add_row(str(client), f"{share:.1%}", f"{noise:.1%}")
-        console.print(table)
-    console.print("no true images were given, so there is no verdict: inspect the page, or give --truth")
-
-
-def _print_verdicts(audited: list[audits.Audited], console: Console) -> None:
-    """Prints the table, and the verdict on every scenario."""
-    console.print(_table(audited))
-    for one in audited:
-        console.print(Text.assemble((f"{one.name}: ", "bold"), f"{one.verdict.headline} {one.verdict.certainty}"))
-
-
-def _table(audited: list[audits.Audited]) -> Table:
-    """A table with one row for every scenario and attacker."""
-    table = Table("setting", "attacker", "verdict", "identified", "above control dB", "median dB", "max dB")
-    for one in audited:
-        for name, attacked in one.attackers.items():
-            psnr = attacked.scores.psnr_db
-            found, gain = attacked.identified, attacked.excess
-            table.add_row(
-                Text(one.name),
-                name,
-                one.verdict.level if name == one.worst else "",
-                f"{found.count} of {found.total}",
-                f"{gain.mean:+.1f} ({gain.low:+.1f} to {gain.high:+.1f})",
-                f"{np.median(psnr):.1f}",
-                f"{psnr.max():.1f}",
-            )
-    return table

@@ -3,22 +3,21 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import tyro
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from jaxinvert import audit as audits
-from jaxinvert import files, jobs, report
-from jaxinvert.cli.console import EXIT_INTERRUPTED, BadInputError, bad_input, progress_bar
+from jaxinvert import files, report
+from jaxinvert.cli.auditing import finish, identity, print_plan, show_finished, with_progress
+from jaxinvert.cli.console import EXIT_INTERRUPTED, bad_input
 from jaxinvert.cli.fields import check_numbers, training_of, with_file
 from jaxinvert.jobs.records import RecordsConfig
 from jaxinvert.jobs.text import TextConfig
 from jaxinvert.jobs.yaml_fields import build, flatten
-from jaxinvert.search import Progress
+from jaxinvert.report.wording import plural
 
 
 @dataclass(frozen=True)
@@ -92,42 +91,21 @@ def audit_discrete(command: AuditTable | AuditText, command_line: str) -> int:
         command = with_file(command, command_line)
         settings, run, training = _planned(command)
     files.check_writable(command.out)
-    num_examples = command.num_examples if isinstance(command, AuditTable) else command.num_sequences
-    console.print(
-        f"[bold]{len(settings)} settings[/], {sum(len(setting.attackers) for setting in settings)} attacks with "
-        f"their controls, on {command.targets} simulated clients of {num_examples} "
-        f"{'records' if isinstance(command, AuditTable) else 'sequences'}",
-        highlight=False,
-    )
+    name = identity([{key: value for key, value in flatten(command).items() if key not in ("out", "file")}])
+    if show_finished(console, command.out, name):
+        return 0
+    of_table = isinstance(command, AuditTable)
+    items = plural(command.num_examples, "record") if of_table else plural(command.num_sequences, "sequence")
+    print_plan(console, settings, f"{plural(command.targets, 'simulated client')} of {items}")
     begin = time.perf_counter()
-    with progress_bar(console) as bar:
-        row = bar.add_task("preparing", total=1, loss="", speed="")
-        bar.refresh()
-
-        def show(what: str, _: Progress | None) -> None:
-            bar.update(row, description=what, refresh=True)
-
-        try:
-            with bad_input():
-                found = run(settings, num_candidates=command.candidates, folder=command.out, on_progress=show)
-        except ImportError as error:
-            raise BadInputError(str(error)) from error
-        except KeyboardInterrupt:
-            bar.update(row, description="interrupted", refresh=True)
-            bar.stop()
-            console.print(f"interrupted; finished attacks are kept, and the same command resumes: {command.out}")
-            return EXIT_INTERRUPTED
-        bar.update(row, description="audited", completed=1, refresh=True)
-    page = command.out / "report.html"
-    title = command.table if isinstance(command, AuditTable) else f"text, {command.model}"
-    with jobs.uninterruptible():
-        record = audits.record_discrete(found, training)
-        files.save_json(command.out / "audit.json", {**record, "command": command_line})
-        report.save_discrete_audit_html(page, audited=found, record=record, title=title, command=command_line)
-        console.print(_table(found))
-        for one in found:
-            console.print(Text.assemble((f"{one.name}: ", "bold"), f"{one.verdict.headline} {one.verdict.certainty}"))
-    console.print(f"{time.perf_counter() - begin:,.0f} s; page: {page}", highlight=False, soft_wrap=True)
+    options = {"num_candidates": command.candidates, "folder": command.out}
+    found = with_progress(console, command.out, 1, lambda show: run(settings, **options, on_progress=show))
+    if found is None:
+        return EXIT_INTERRUPTED
+    record = audits.record_discrete(found, training)
+    title = command.table if of_table else f"text, {command.model}"
+    save = partial(report.save_discrete_audit_html, audited=found, record=record, title=title, command=command_line)
+    finish(console, command.out, record, save, name=name, command_line=command_line, begin=begin)
     return 0
 
 
@@ -148,22 +126,3 @@ def _planned(
     for setting in settings:
         audits.privacy(next(iter(setting.attackers.values())), training)
     return settings, audits.audit_table, training
-
-
-def _table(audited: list[Any]) -> Table:
-    """A table with one row for every scenario and attacker."""
-    item = audited[0].ground.measure.item
-    table = Table("setting", "attacker", "verdict", "identified", "points above control", "% right", f"exact {item}s")
-    for one in audited:
-        for name, attacked in one.attackers.items():
-            found, gain, exact = attacked.identified, attacked.excess, attacked.scores.exact
-            table.add_row(
-                Text(one.name),
-                name,
-                one.verdict.level if name == one.worst else "",
-                f"{found.count} of {found.total}",
-                f"{gain.mean:+.1f} ({gain.low:+.1f} to {gain.high:+.1f})",
-                f"{attacked.scores.by_client.mean():.1f}",
-                f"{exact.sum()} of {exact.size}",
-            )
-    return table

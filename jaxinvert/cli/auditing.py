@@ -1,0 +1,175 @@
+"""What `audit`, `audit table` and `audit text` share: the plan, progress, interrupts, files, and printed verdicts."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import jaxinvert
+from jaxinvert import audit as audits
+from jaxinvert import files, jobs
+from jaxinvert.cli.console import BadInputError, bad_input, progress_bar
+from jaxinvert.report.wording import plural
+from jaxinvert.search import Progress
+
+Found = TypeVar("Found")
+
+
+def print_plan(console: Console, settings: Sequence[audits.Scenario], clients: str) -> None:
+    """Prints how much an audit does, and on which clients, such as "3 simulated clients of 4 records"."""
+    num_attacks = sum(len(setting.attackers) for setting in settings)
+    controls = "its controls" if num_attacks == 1 else "their controls"
+    console.print(
+        f"[bold]{plural(len(settings), 'setting')}[/], {plural(num_attacks, 'attack')} with {controls}, on {clients}",
+        highlight=False,
+    )
+
+
+def with_progress(
+    console: Console, folder: Path, num_steps: int, run: Callable[[audits.Show], Found]
+) -> Found | None:
+    """Runs an audit with a progress bar; `None` after an interrupt, which is said.
+
+    Args:
+      console: where to print.
+      folder: of the audit, from which it resumes.
+      num_steps: optimizer steps of each attack; 1 where an attack reports none.
+      run: the audit; takes the function to call with the current step and its progress.
+
+    Raises:
+      BadInputError: for invalid values, or for a package that is missing.
+    """
+    with progress_bar(console) as bar:
+        row = bar.add_task("preparing", total=num_steps, loss="", speed="")
+        bar.refresh()
+
+        def show(what: str, progress: Progress | None) -> None:
+            done = 0 if progress is None else progress.step
+            speed = "" if progress is None else _speed(progress)
+            bar.update(row, description=what, completed=done, speed=speed, refresh=True)
+
+        try:
+            with bad_input():
+                found = run(show)
+        except ImportError as error:
+            raise BadInputError(str(error)) from error
+        except KeyboardInterrupt:
+            bar.update(row, description="interrupted", refresh=True)
+            bar.stop()
+            console.print(f"interrupted; what is finished is kept, and the same command resumes: {folder}")
+            return None
+        bar.update(row, description="audited", completed=num_steps, refresh=True)
+    return found
+
+
+def identity(parts: Sequence[Any]) -> str:
+    """A hash of what determines an audit's record and page: these parts, the versions, and this package's files."""
+    root = Path(jaxinvert.__file__).parent
+    sources = [path for kind in ("*.py", "*.jinja") for path in sorted(root.rglob(kind))]
+    own = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    content = {"versions": jobs.versions(), "package": own, "device": jobs.device_name(), "parts": files.plain(parts)}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def show_finished(console: Console, folder: Path, name: str) -> bool:
+    """Prints the verdicts of an audit that finished in this folder; `False` if none did, or it was another one.
+
+    Args:
+      console: where to print.
+      folder: of the audit.
+      name: its `identity`.
+    """
+    try:
+        record = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
+        if record["identity"] != name or not (folder / "report.html").is_file():
+            return False
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    print_verdicts(console, record)
+    console.print(
+        f"this audit was finished before: nothing was computed; page: {folder / 'report.html'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return True
+
+
+def finish(
+    console: Console,
+    folder: Path,
+    record: Mapping[str, Any],
+    save_page: Callable[[Path], None],
+    *,
+    name: str,
+    command_line: str,
+    begin: float,
+) -> None:
+    """Writes the page and then `audit.json`, whose `identity` says that both are complete; prints the verdicts."""
+    page = folder / "report.html"
+    with jobs.uninterruptible():
+        save_page(page)
+        files.save_json(folder / "audit.json", {**record, "command": command_line, "identity": name})
+        print_verdicts(console, record)
+    console.print(f"{time.perf_counter() - begin:,.0f} s; page: {page}", highlight=False, soft_wrap=True)
+
+
+def print_verdicts(console: Console, record: Mapping[str, Any]) -> None:
+    """Prints the table of an audit's record and the verdict on every setting, or what explains captured updates."""
+    if "explained" in record:
+        _print_explained(console, record["explained"])
+        return
+    console.print(_table(record))
+    for one in record["settings"]:
+        verdict = one["verdict"]
+        console.print(Text.assemble((f"{one['name']}: ", "bold"), f"{verdict['headline']} {verdict['certainty']}"))
+
+
+def _table(record: Mapping[str, Any]) -> Table:
+    """A table with one row for every setting and attacker."""
+    item = record.get("kind")
+    figures = (
+        ("points above control", "% right", f"exact {item}s") if item else ("above control dB", "median dB", "max dB")
+    )
+    table = Table("setting", "attacker", "verdict", "identified", *figures)
+    for one in record["settings"]:
+        for name, attacker in one["attackers"].items():
+            found, reached = attacker["identified"], attacker["attack"]
+            if item:
+                gain = attacker["excess"]
+                scores = (_fixed(reached["right"]["mean"]), f"{reached['exact']} of {len(attacker['items'])}")
+            else:
+                gain, of_images = attacker["excess_psnr_db"], reached["psnr_db"]
+                scores = (_fixed(of_images["median"]), _fixed(of_images["max"]))
+            table.add_row(
+                Text(one["name"]),
+                name,
+                one["verdict"]["level"] if name == one["worst"] else "",
+                f"{found['count']} of {found['total']}",
+                f"{_fixed(gain['mean'], '+')} ({_fixed(gain['low'], '+')} to {_fixed(gain['high'], '+')})",
+                *scores,
+            )
+    return table
+
+
+def _print_explained(console: Console, explained: Mapping[str, Any]) -> None:
+    """Prints the share of every captured update that the reconstruction explains."""
+    for name, one in explained.items():
+        table = Table("client", "update explained", "random update explained", title=f"{name} attacker")
+        for client, (share, noise) in enumerate(zip(one["share"], one["share_of_random_updates"])):
+            table.add_row(str(client), f"{share:.1%}", f"{noise:.1%}")
+        console.print(table)
+    console.print("no true images were given, so there is no verdict: inspect the page, or give --truth")
+
+
+def _fixed(value: float | None, sign: str = "") -> str:
+    return "—" if value is None else f"{value:{sign}.1f}"
+
+
+def _speed(progress: Progress) -> str:
+    return f"{progress.step * progress.best_loss.size / max(progress.seconds, 1e-9):,.0f} steps/s"

@@ -1,0 +1,81 @@
+"""`jaxinvert audit` on the command line: what it prints without a terminal; a finished audit costs nothing."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from jaxinvert import audit as audits
+from jaxinvert.cli import auditing, console, main
+
+SIZES = ["--num-sequences", "1", "--length", "3", "--vocabulary", "30", "--width", "16", "--depth", "1"]
+TEXT = ["audit", "text", *SIZES, "--targets", "2", "--candidates", "20"]
+TABLE = ["audit", "table", "--widths", "6", "--num-examples", "1", "--members", "2", "--steps", "2", "--targets", "2"]
+IMAGES = ["audit", "--model", "mlp-8", "--attack", "dense-layer", "--targets", "2", "--no-attack-free"]
+
+
+def forbidden(*_, **__):
+    raise AssertionError("a finished audit computes nothing")
+
+
+@pytest.mark.parametrize(
+    ("command", "run", "plan"),
+    [
+        (TEXT, "audit_text", "1 setting, 1 attack with its controls, on 2 simulated clients of 1 sequence"),
+        (TABLE, "audit_table", "1 setting, 1 attack with its controls, on 2 simulated clients of 1 record"),
+        (IMAGES, "audit", "1 setting, 1 attack with its controls, on 2 simulated clients of 1 example"),
+    ],
+    ids=["text", "table", "images"],
+)
+def test_a_finished_audit_is_shown_again_and_nothing_else_is(command, run, plan, tmp_path, capsys, monkeypatch):
+    """By the contents of the record: another audit in the folder, or one without its page, is run."""
+    out = ["--out", str(tmp_path)]
+    assert main([*command, *out]) == 0
+    first = capsys.readouterr().out
+    assert plan in " ".join(first.split())
+    assert "\r" not in first
+    assert "\x1b" not in first
+    assert "\nno defense, naive: attack" in first
+    record = (tmp_path / "audit.json").read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(audits, run, forbidden)
+        assert main([*command, *out]) == 0
+        again = capsys.readouterr().out
+        assert "nothing was computed" in again
+        verdict = first[first.index("no defense: ") : first.rindex(" s; page: ")].rsplit("\n", 1)[0]
+        assert verdict in again
+        assert first[first.index("┏") : first.index("┘")] in again
+        assert (tmp_path / "audit.json").read_text() == record
+        with pytest.raises(AssertionError, match="computes nothing"):
+            main([*command, "--candidates", "12", *out])
+        (tmp_path / "report.html").unlink()
+        with pytest.raises(AssertionError, match="computes nothing"):
+            main([*command, *out])
+    (tmp_path / "audit.json").write_text(json.dumps({"settings": []}))
+    capsys.readouterr()
+    assert not auditing.show_finished(Console(), tmp_path, "name")
+
+
+def test_an_interrupt_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    def interrupted(*_, on_progress, **__):
+        on_progress("halfway", None)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(audits, "audit_text", interrupted)
+    assert main([*TEXT, "--out", str(tmp_path)]) == console.EXIT_INTERRUPTED
+    shown = capsys.readouterr().out
+    assert "\nhalfway\ninterrupted\n" in shown
+    assert "the same command resumes" in shown
+    assert not (tmp_path / "audit.json").exists()
+
+
+def test_lines_tell_what_is_new_and_from_time_to_time_how_far_it_is(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.progress_bar(Console()) as bar:
+        row = bar.add_task("compiling", total=10, loss="", speed="")
+        bar.refresh()
+        for step in range(1, 5):
+            now[0] += 14
+            bar.update(row, description="attack", completed=step, speed="3 steps/s", refresh=True)
+    assert capsys.readouterr().out == "compiling\nattack 1/10 3 steps/s\nattack 4/10 3 steps/s\n"
