@@ -16,12 +16,11 @@ import optax
 
 from jaxinvert import search
 from jaxinvert.attacks import objectives
-from jaxinvert.attacks.matching import gradient_matching
+from jaxinvert.attacks.matching import gradient_matching, update_distance
 from jaxinvert.attacks.problem import Problem, declare
 from jaxinvert.parallel.lanes import lanes_at_once, map_lanes
 from jaxinvert.priors import parametrizations
 from jaxinvert.schema import Schema, blocks
-from jaxinvert.trees import of_what_was_sent
 from jaxinvert.types import (
     Array,
     Attack,
@@ -86,7 +85,8 @@ def tableak(
     Raises:
       ValueError: without a schema.
     """
-    schema, objective = _schema_of(problem), problem.objective or objectives.cosine
+    schema = _schema_of(problem)
+    distance = update_distance(problem.client_update, problem.objective or objectives.cosine)
     member = search.run(tableak_member(problem, learning_rate=learning_rate), num_steps=num_steps)
     std_row = problem.std_image
 
@@ -99,9 +99,7 @@ def tableak(
         labels = found.labels[0]
         members = jax.vmap(lambda inputs: matched(inputs / std_row, best / std_row, labels) * std_row)(found.inputs)
         pooled = jnp.where(jnp.any(finite), pool(schema, members, finite), best)
-        simulated = problem.client_update(observation.params, Batch(pooled, labels))
-        simulated = of_what_was_sent(simulated, observation.update)
-        loss = objective(simulated, observation.update)
+        loss = distance(observation, Batch(pooled, labels))
         spread = entropy(schema, members / std_row[None], finite)
         info = {"members": members, "member_losses": losses, "entropy": spread}
         return Reconstruction(pooled, labels, jnp.where(jnp.isfinite(loss), loss, jnp.inf), info)
