@@ -103,14 +103,14 @@ def measure(config: Config, name: str, batch_size: int) -> list[dict]:
     seconds = time.perf_counter() - begin
     random = jax.device_get(attack(attack_key, controls.random_update(noise_key, task.observations)))
 
-    pooled = records.match_inputs(task, found.inputs)
+    pooled, guesses = records.match_inputs(task, found.inputs), records.guess_records(settings, task)
     members = [records.match_inputs(task, member) for member in found.info["members"].swapaxes(0, 1)]
     attacks = {
         "pooled": pooled,
         "best": records.match_inputs(task, records.best_members(found)),
         "single": [quality for member in members for quality in member],
         "no softmax": records.match_inputs(task, np.asarray(plain(plain_key, task.observations).inputs)),
-        **{guess: records.match_records(task, guessed) for guess, guessed in task.guesses.items()},
+        **{name: records.match_records(task, guess) for name, guess in guesses.items()},
         "random update": records.match_inputs(task, random.inputs),
     }
     categorical = np.array([bool(column.categories) for column in schema])

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxinvert import files, jobs
 from jaxinvert.audit import controls
+from jaxinvert.audit.discrete import DiscreteGround, DiscreteScores, score_discrete
 from jaxinvert.audit.running import Show
 from jaxinvert.types import Key, Observation, SolveFn
 
@@ -30,6 +31,71 @@ class Finished(NamedTuple):
     inputs: np.ndarray
     attack_loss: np.ndarray
     seconds: float
+
+
+class Clients(NamedTuple):
+    """The clients of one job and the attack on each of them.
+
+    Attributes:
+      config: the job.
+      fields: all its fields, with `targets`, the number of clients; they name the stored results.
+      key: PRNG key of the attack.
+      solve: the attack on one client, compiled.
+      observation: the observation of the client with this number.
+      rows: reconstructions `[T, ...]` as rows of fields, `[T, B, F]`.
+      labels: `[T, B]` labels that the attack used, if any.
+      assumptions: what the attacker knows, in words.
+    """
+
+    config: Any
+    fields: Mapping[str, Any]
+    key: Key
+    solve: SolveFn
+    observation: Callable[[int], Observation]
+    rows: Callable[[np.ndarray], np.ndarray]
+    labels: np.ndarray | None
+    assumptions: dict[str, Any]
+
+
+def attack_and_score_clients(
+    clients: Clients,
+    guessed: Mapping[str, np.ndarray],
+    ground: DiscreteGround,
+    folder: Path | None,
+    on_progress: Show,
+) -> tuple[Any, dict[str, Any], DiscreteScores, dict[str, DiscreteScores]]:
+    """Runs the attack of a job and its controls, and returns an entry of `found` in `judged`.
+
+    Args:
+      clients: the clients and the attack.
+      guessed: `[T, B, F]` by name, the controls that need no update.
+      ground: truth and candidates.
+      folder: stores the results.
+      on_progress: called before every client.
+    """
+
+    def noise(client: int) -> Observation:
+        stream = jobs.stream(clients.config.seed, jobs.Stream.NULL_UPDATES)
+        return random_update(jax.random.fold_in(stream, client), clients.observation(client))
+
+    options = (clients.fields, clients.key, clients.solve)
+    reached = attack_clients("attack", *options, clients.observation, folder, on_progress)
+    on_noise = attack_clients("random update", *options, noise, folder, on_progress)
+    found = clients.rows(reached.inputs)
+    shown = {**guessed, "random update": clients.rows(on_noise.inputs)}
+    if clients.fields["targets"] > 1:
+        shown["other client"] = controls.other_client(found)
+    summary = {
+        "assumptions": clients.assumptions,
+        "attack_loss": reached.attack_loss,
+        "choice": None,
+        "config": dict(clients.fields),
+        "versions": jobs.versions(),
+        "device": jobs.device_name(),
+        "seconds": reached.seconds,
+    }
+    scores = {name: score_discrete(one, clients.labels, ground) for name, one in shown.items()}
+    return clients.config, summary, score_discrete(found, clients.labels, ground), scores
 
 
 def attack_clients(

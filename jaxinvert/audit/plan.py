@@ -4,9 +4,9 @@ A defense is written `NAME`, `NAME:parameter=value,parameter=value`, or as a cha
 `top-k+gaussian:keep=0.1,scale=0.01`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from jaxinvert.audit.results import Scenario
+from jaxinvert.audit.results import Job, Scenario
 from jaxinvert.defenses.registry import NONE
 from jaxinvert.jobs import JobConfig
 from jaxinvert.observation.threat_models import check_needs
@@ -27,26 +27,56 @@ def settings_for(config: JobConfig, defenses: Sequence[str] = (NONE,)) -> list[S
     >>> [[*setting.attackers] for setting in settings_for(JobConfig(), ["none", "top-k:keep=0.1"])]
     [['naive'], ['naive', 'adaptive']]
     """
-    if config.defense.name != NONE or config.attacker.adaptive:
+
+    def defended(name: str, numbers: dict[str, float]) -> JobConfig:
+        return config.replace(defense=name, defense_settings=numbers)
+
+    def adapted(naive: JobConfig) -> JobConfig:
+        adaptive = naive.replace(adaptive=True)
+        check_needs(adaptive.granted, adaptive.needs, attack=f"an adaptive {adaptive.attacker.attack}")
+        return adaptive
+
+    plain = config.defense.name == NONE and not config.attacker.adaptive
+    return scenarios(defenses, defended, adapted, plain=plain)
+
+
+def scenarios(
+    defenses: Sequence[str],
+    defended: Callable[[str, dict[str, float]], Job],
+    adapted: Callable[[Job], Job],
+    *,
+    plain: bool,
+) -> list[Scenario[Job]]:
+    """One scenario for each defense, of jobs of any kind.
+
+    Args:
+      defenses: written as described in the module's docstring.
+      defended: the job of a naive attacker, from the name of a defense and its parameters.
+      adapted: the job of an adaptive attacker, from the naive one's; raises ValueError where there is none.
+      plain: whether the audit's job is given without a defense and without an adaptive attacker.
+
+    Raises:
+      ValueError: for an invalid defense, one that is named twice, an empty list, or a job that is not plain.
+    """
+    if not plain:
         raise ValueError("an audit takes its defenses from the list `defenses`, and its attackers follow from them")
     if not defenses or len(set(defenses)) < len(defenses):
         raise ValueError(f"defenses are {list(defenses)}, expected at least one, and each only once")
-    return [_setting(config, text) for text in defenses]
+    return [_scenario(text, defended, adapted) for text in defenses]
 
 
-def _setting(config: JobConfig, text: str) -> Scenario:
+def _scenario(
+    text: str, defended: Callable[[str, dict[str, float]], Job], adapted: Callable[[Job], Job]
+) -> Scenario[Job]:
     name, numbers = parse_defense(text)
-    naive = config.replace(defense=name, defense_settings=numbers)
+    naive = defended(name, numbers)
     if name == NONE:
         return Scenario("no defense", {NAIVE: naive})
-    attackers, title = {NAIVE: naive}, title_of(name, numbers)
+    title = title_of(name, numbers)
     try:
-        adaptive = naive.replace(adaptive=True)
-        check_needs(adaptive.granted, adaptive.needs, attack=f"an adaptive {adaptive.attacker.attack}")
-        attackers[ADAPTIVE] = adaptive
+        return Scenario(title, {NAIVE: naive, ADAPTIVE: adapted(naive)})
     except ValueError as error:
-        return Scenario(title, attackers, f"without an adaptive attacker: {error}")
-    return Scenario(title, attackers)
+        return Scenario(title, {NAIVE: naive}, f"without an adaptive attacker: {error}")
 
 
 def title_of(name: str, numbers: Mapping[str, float]) -> str:

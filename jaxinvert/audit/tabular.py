@@ -20,17 +20,10 @@ import numpy as np
 from jaxinvert import jobs
 from jaxinvert.attacks.optimization.tableak import tableak
 from jaxinvert.audit import controls
-from jaxinvert.audit.clientwise import attack_clients, random_update
-from jaxinvert.audit.discrete import (
-    DiscreteGround,
-    DiscreteScores,
-    Field,
-    discrete_ground,
-    guesses,
-    score_discrete,
-)
+from jaxinvert.audit.clientwise import Clients, attack_and_score_clients, attack_clients
+from jaxinvert.audit.discrete import DiscreteGround, DiscreteScores, Field, discrete_ground, guesses
 from jaxinvert.audit.measures import RECORDS
-from jaxinvert.audit.plan import ADAPTIVE, NAIVE, parse_defense, title_of
+from jaxinvert.audit.plan import scenarios
 from jaxinvert.audit.results import Audited, Scenario
 from jaxinvert.audit.running import Show
 from jaxinvert.audit.weighing import judged
@@ -55,22 +48,12 @@ def table_settings(config: RecordsConfig, defenses: Sequence[str] = (NONE,)) -> 
     Raises:
       ValueError: for an invalid defense, one that is named twice, or an empty list.
     """
-    if config.defense.name != NONE or config.adaptive:
-        raise ValueError("an audit takes its defenses from the list `defenses`, and its attackers follow from them")
-    if not defenses or len(set(defenses)) < len(defenses):
-        raise ValueError(f"defenses are {list(defenses)}, expected at least one, and each only once")
-    return [_setting(config, text) for text in defenses]
-
-
-def _setting(config: RecordsConfig, text: str) -> Scenario[RecordsConfig]:
-    name, numbers = parse_defense(text)
-    naive = replace(config, defense=DefenseConfig(name, numbers))
-    if name == NONE:
-        return Scenario("no defense", {NAIVE: naive})
-    try:
-        return Scenario(title_of(name, numbers), {NAIVE: naive, ADAPTIVE: replace(naive, adaptive=True)})
-    except ValueError as error:
-        return Scenario(title_of(name, numbers), {NAIVE: naive}, f"without an adaptive attacker: {error}")
+    return scenarios(
+        defenses,
+        lambda name, numbers: replace(config, defense=DefenseConfig(name, numbers)),
+        lambda naive: replace(naive, adaptive=True),
+        plain=config.defense.name == NONE and not config.adaptive,
+    )
 
 
 def audit_table(
@@ -122,7 +105,11 @@ def audit_table(
                 on_progress(f"{setting.name}, {attacker}: {what}", None)  # noqa: B023  only called in this iteration
 
             show("preparing", None)
-            found[attacker] = _attacked(config, records.prepare_records(config, own), ground, guessed, folder, show)
+            task = records.prepare_records(config, own, table=table)
+            clients = _clients(config, task, ground)
+            if "prior only" not in guessed:
+                guessed["prior only"] = _of_prior(clients, task, folder, show)
+            found[attacker] = attack_and_score_clients(clients, guessed, ground, folder, show)
         audited.append(judged(setting.name, ground, found)._replace(note=setting.note))
     return audited
 
@@ -156,48 +143,26 @@ def _scale(column: Column, values: np.ndarray) -> float:
     return 0.0 if column.categories else float(values.std())
 
 
-def _attacked(
-    config: RecordsConfig,
-    task: RecordsTask,
-    ground: DiscreteGround,
-    guessed: dict[str, np.ndarray],
-    folder: Path | None,
-    on_progress: Show,
-) -> tuple[RecordsConfig, dict[str, Any], DiscreteScores, dict[str, DiscreteScores]]:
-    """Runs the attack and its controls, and returns an entry of `found` in `judged`."""
-    _, key = records.random_keys(config)
-    fields = jobs.flatten(config, of=RecordsConfig)
+def _clients(config: RecordsConfig, task: RecordsTask, ground: DiscreteGround) -> Clients:
+    """The clients of a job and TabLeak, which is granted the labels: reconstructions are in their order."""
     shared, per_target = split_shared(task.observations)
 
     def observation(client: int) -> Observation:
         return jax.tree.map(lambda leaf: leaf[client], per_target)._replace(**shared)
 
-    def noise(client: int) -> Observation:
-        own_key = jax.random.fold_in(jobs.stream(config.seed, jobs.Stream.NULL_UPDATES), client)
-        return random_update(own_key, observation(client))
-
     def rows(inputs: np.ndarray) -> np.ndarray:
         return np.stack([decode(task.table.schema, batch) for batch in inputs])
 
-    solve = jax.jit(task.solve)
-    reached = attack_clients("attack", fields, key, solve, observation, folder, on_progress)
-    on_noise = attack_clients("random update", fields, key, solve, noise, folder, on_progress)
+    fields, (_, key) = jobs.flatten(config, of=RecordsConfig), records.random_keys(config)
+    solve, assumptions = jax.jit(task.solve), records.assumptions(config)
+    return Clients(config, fields, key, solve, observation, rows, ground.true_labels, assumptions)
+
+
+def _of_prior(clients: Clients, task: RecordsTask, folder: Path | None, on_progress: Show) -> np.ndarray:
+    """`[T, B, F]`: records of the attack's starts alone, which are the same for all defenses and attackers."""
     blind = controls.blind(task.problem)._replace(objective=None)
-    starts = jax.jit(tableak(blind, num_members=config.members, num_steps=0))
-    prior = attack_clients("prior only", fields, key, starts, observation, folder, on_progress)
-    found = rows(reached.inputs)
-    shown = {**guessed, "prior only": rows(prior.inputs), "random update": rows(on_noise.inputs)}
-    if config.targets > 1:
-        shown["other client"] = controls.other_client(found)
-    labels = ground.true_labels  # granted; reconstructions are in their order
-    summary = {
-        "assumptions": records.assumptions(config),
-        "attack_loss": reached.attack_loss,
-        "choice": None,
-        "config": fields,
-        "versions": jobs.versions(),
-        "device": jobs.device_name(),
-        "seconds": reached.seconds,
-    }
-    scores = {name: score_discrete(one, labels, ground) for name, one in shown.items()}
-    return config, summary, score_discrete(found, labels, ground), scores
+    starts = jax.jit(tableak(blind, num_members=clients.config.members, num_steps=0))
+    undefended = replace(clients.config, defense=DefenseConfig(), adaptive=False)
+    fields = jobs.flatten(undefended, of=RecordsConfig)
+    found = attack_clients("prior only", fields, clients.key, starts, clients.observation, folder, on_progress)
+    return clients.rows(found.inputs)

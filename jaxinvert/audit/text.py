@@ -18,16 +18,8 @@ import jax
 import numpy as np
 
 from jaxinvert import jobs
-from jaxinvert.audit import controls
-from jaxinvert.audit.clientwise import attack_clients, random_update
-from jaxinvert.audit.discrete import (
-    DiscreteGround,
-    DiscreteScores,
-    Field,
-    discrete_ground,
-    guesses,
-    score_discrete,
-)
+from jaxinvert.audit.clientwise import Clients, attack_and_score_clients
+from jaxinvert.audit.discrete import DiscreteGround, DiscreteScores, Field, discrete_ground, guesses
 from jaxinvert.audit.measures import TEXT
 from jaxinvert.audit.plan import NAIVE
 from jaxinvert.audit.results import Audited, Scenario
@@ -80,7 +72,9 @@ def audit_text(
 
             show("preparing", None)
             ground = text_ground(config, num_candidates)
-            found[attacker] = _attacked(config, ground, folder, show)
+            rng = np.random.default_rng((config.seed, config.targets))
+            guessed = guesses(ground, ground.candidates, ground.private, rng)
+            found[attacker] = attack_and_score_clients(_clients(config), guessed, ground, folder, show)
         assert ground is not None
         audited.append(judged(setting.name, ground, found)._replace(note=setting.note))
     return audited
@@ -103,36 +97,12 @@ def text_ground(config: TextConfig, num_candidates: int) -> DiscreteGround:
     )
 
 
-def _attacked(
-    config: TextConfig, ground: DiscreteGround, folder: Path | None, on_progress: Show
-) -> tuple[TextConfig, dict[str, Any], DiscreteScores, dict[str, DiscreteScores]]:
-    """Runs the attack and its controls, and returns an entry of `found` in `judged`."""
-    task, fields, key = text.prepare_text(config), jobs.flatten(config, of=TextConfig), jax.random.key(config.seed)
+def _clients(config: TextConfig) -> Clients:
+    """The clients of a job and DAGER, which reads no labels."""
+    task, fields = text.prepare_text(config), jobs.flatten(config, of=TextConfig)
 
     def observation(client: int) -> Observation:
         return text.observe_text(config, task, client, text.draw_text(config, client))
 
-    def noise(client: int) -> Observation:
-        own_key = jax.random.fold_in(jobs.stream(config.seed, jobs.Stream.NULL_UPDATES), client)
-        return random_update(own_key, observation(client))
-
-    reached = attack_clients("attack", fields, key, task.solve, observation, folder, on_progress)
-    on_noise = attack_clients("random update", fields, key, task.solve, noise, folder, on_progress)
-    rng = np.random.default_rng((config.seed, config.targets))
-    shown = {
-        **guesses(ground, ground.candidates, ground.private, rng),
-        "random update": on_noise.inputs,
-    }
-    if config.targets > 1:
-        shown["other client"] = controls.other_client(reached.inputs)
-    summary = {
-        "assumptions": text.assumptions(config),
-        "attack_loss": reached.attack_loss,
-        "choice": None,
-        "config": fields,
-        "versions": jobs.versions(),
-        "device": jobs.device_name(),
-        "seconds": reached.seconds,
-    }
-    scores = {name: score_discrete(one, None, ground) for name, one in shown.items()}
-    return config, summary, score_discrete(reached.inputs, None, ground), scores
+    key, assumptions = jax.random.key(config.seed), text.assumptions(config)
+    return Clients(config, fields, key, task.solve, observation, np.asarray, None, assumptions)

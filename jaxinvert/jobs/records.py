@@ -98,8 +98,7 @@ class RecordsTask(NamedTuple):
       observations: of all clients, leading axis `T`.
       population: all records, `[N, columns]`.
       truth: `[T, B, columns]`.
-      guesses: baselines without an update, by name, `[T, B, columns]`: "drawn" samples every column from its marginal
-        distribution in the rest of the population, "typical" uses its mean or most frequent category.
+      chosen: `[T, B]` indices of the clients' records in the population.
     """
 
     table: Table
@@ -108,38 +107,32 @@ class RecordsTask(NamedTuple):
     observations: Observation
     population: np.ndarray
     truth: np.ndarray
-    guesses: dict[str, np.ndarray]
+    chosen: np.ndarray
 
 
-def prepare_records(config: RecordsConfig, chosen: np.ndarray | None = None) -> RecordsTask:
+def prepare_records(
+    config: RecordsConfig, chosen: np.ndarray | None = None, *, table: Table | None = None
+) -> RecordsTask:
     """Draws the batches, initializes the network and simulates the clients.
 
     Args:
       config: the configuration.
       chosen: `[T, B]` indices of the clients' records in the table; by default drawn for each client independently.
+      table: the job's table, if it is loaded already.
 
     Raises:
       ValueError: for an unknown table, too many records, or updates that are not finite.
       ImportError: without scikit-learn.
     """
-    table = load_table(config.table)
+    table = load_table(config.table) if table is None else table
     dataset, schema = table.dataset, table.schema
     if config.num_examples >= len(dataset.images):
         raise ValueError(
             f"num_examples is {config.num_examples}, expected fewer than the {len(dataset.images)} of {config.table}"
         )
-    rng = np.random.default_rng((config.seed, config.num_examples))
     if chosen is None:
-        chosen = np.stack(
-            [rng.choice(len(dataset.images), config.num_examples, replace=False) for _ in range(config.targets)]
-        )
+        chosen = _drawn_rows(config, _generator(config), len(dataset.images))
     population = decode(schema, dataset.images)
-    others = [np.delete(population, own, axis=0) for own in chosen]
-    typical = [records.typical_record(schema, rest) for rest in others]
-    guesses = {
-        "drawn": np.stack([records.drawn_records(rng, rest, config.num_examples) for rest in others]),
-        "typical": np.stack([np.tile(record, (config.num_examples, 1)) for record in typical]),
-    }
     model = extended(
         config.defense.chain,
         models.create("mlp", features=config.widths, like=dataset),
@@ -165,7 +158,32 @@ def prepare_records(config: RecordsConfig, chosen: np.ndarray | None = None) -> 
         )
         problem = problem._replace(client_update=simulated, objective=objective)
     solve = tableak(problem, num_members=config.members, num_steps=config.steps)
-    return RecordsTask(table, problem, solve, observations, population, population[chosen], guesses)
+    return RecordsTask(table, problem, solve, observations, population, population[chosen], chosen)
+
+
+def guess_records(config: RecordsConfig, task: RecordsTask) -> dict[str, np.ndarray]:
+    """Baselines without an update, by name, `[T, B, columns]`.
+
+    "drawn" samples every column from its marginal distribution in the rest of the population, "typical" uses its mean
+    or most frequent category.
+    """
+    rng, size = _generator(config), config.num_examples
+    _drawn_rows(config, rng, len(task.population))  # the draws of the batches come first
+    others = [np.delete(task.population, own, axis=0) for own in task.chosen]
+    typical = [records.typical_record(task.table.schema, rest) for rest in others]
+    return {
+        "drawn": np.stack([records.drawn_records(rng, rest, size) for rest in others]),
+        "typical": np.stack([np.tile(record, (size, 1)) for record in typical]),
+    }
+
+
+def _generator(config: RecordsConfig) -> np.random.Generator:
+    return np.random.default_rng((config.seed, config.num_examples))
+
+
+def _drawn_rows(config: RecordsConfig, rng: np.random.Generator, total: int) -> np.ndarray:
+    """`[T, B]`: rows of the table, drawn for each client independently."""
+    return np.stack([rng.choice(total, config.num_examples, replace=False) for _ in range(config.targets)])
 
 
 def random_keys(config: RecordsConfig) -> tuple[Key, Key]:
@@ -219,7 +237,9 @@ def measure_records(config: RecordsConfig, task: RecordsTask, found: Reconstruct
     """The summary of the attacked clients, with baselines: the content of the file that the command writes."""
     pooled, num_done = match_inputs(task, np.asarray(found.inputs)), len(found.inputs)
     by_attack = {"tableak": pooled, "its best member": match_inputs(task, best_members(found))}
-    by_guess = {f"guess: {name}": match_records(task, guess[:num_done]) for name, guess in task.guesses.items()}
+    by_guess = {
+        f"guess: {name}": match_records(task, guess[:num_done]) for name, guess in guess_records(config, task).items()
+    }
     return {
         "config": flatten(config, of=RecordsConfig),
         "rates": {

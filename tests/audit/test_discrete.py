@@ -10,6 +10,7 @@ from jaxinvert import audit, files, report
 from jaxinvert.audit import discrete, measures, retrieval, tabular
 from jaxinvert.cli import main
 from jaxinvert.data.tabular import load_table
+from jaxinvert.jobs import records
 from jaxinvert.jobs.records import RecordsConfig
 from jaxinvert.jobs.text import TextConfig
 from tests.report.test_report import Page
@@ -209,6 +210,27 @@ def test_finished_clients_are_kept_and_damaged_files_are_not(of_table):
     settings = audit.table_settings(config, ["none"])
     audit.audit_table(settings, num_candidates=30, folder=of_table, on_progress=lambda what, _: told.append(what))
     assert [what for what in told if "client" in what] == ["no defense, naive: attack, client 2 of 3"]
+
+
+def test_the_prior_alone_is_attacked_once_and_the_table_loaded_once(monkeypatch):
+    """Neither depends on the defense or on the attacker; the same numbers as for each alone."""
+    config = RecordsConfig(widths=(6,), num_examples=1, members=2, steps=1, targets=2)
+    loaded, told = [], []
+    for module in (tabular, records):
+        monkeypatch.setattr(module, "load_table", lambda name: loaded.append(name) or load_table(name))
+    several = audit.audit_table(
+        audit.table_settings(config, ["none", "top-k:keep=0.5"]),
+        num_candidates=10,
+        on_progress=lambda what, _: told.append(what),
+    )
+    assert loaded == ["wine"]
+    assert sum("prior only" in what for what in told) == config.targets
+    settings = audit.table_settings(config, ["top-k:keep=0.5"])
+    (alone,) = audit.audit_table(settings, num_candidates=10)
+    for attacker in ("naive", "adaptive"):
+        mine, theirs = (one.attackers[attacker] for one in (several[1], alone))
+        assert np.array_equal(mine.controls["prior only"].matched, theirs.controls["prior only"].matched)
+        assert np.array_equal(mine.scores.matched, theirs.scores.matched)
 
 
 def test_the_command_audits_text(tmp_path):
