@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import audit_verdicts
+from experiments import simulated_audits
 from jaxinvert.audit import (
     SIGNIFICANCE,
     Evidence,
@@ -298,13 +298,13 @@ def test_too_few_clients_are_told_from_no_evidence():
     assert "could not have been shown" in hidden.certainty
 
 
-@pytest.mark.parametrize("truth", audit_verdicts.NULLS)
+@pytest.mark.parametrize("truth", simulated_audits.NULLS)
 def test_where_nothing_leaks_evidence_is_as_rare_as_promised(truth):
     """60 simulated audits of each null; the experiment has 500 of each in twelve sizes."""
     generator = np.random.default_rng(3)
-    draw = audit_verdicts.NULLS[truth]
+    draw = simulated_audits.NULLS[truth]
     levels = [
-        audit_verdicts.simulated_audit(generator, draw, 16, granted, 2, shared=truth == "other candidates")
+        simulated_audits.simulated_audit(generator, draw, 16, granted, 2, shared=truth == "other candidates")
         for granted in (True, False)
         for _ in range(30)
     ]
@@ -318,6 +318,6 @@ def test_where_nothing_leaks_evidence_is_as_rare_as_promised(truth):
 @pytest.mark.parametrize("granted", [True, False])
 def test_what_leaks_is_found(effect, expected, granted):
     generator = np.random.default_rng(5)
-    draw = audit_verdicts.EFFECTS[effect]
-    levels = [audit_verdicts.simulated_audit(generator, draw, 16, granted, 2) for _ in range(10)]
+    draw = simulated_audits.EFFECTS[effect]
+    levels = [simulated_audits.simulated_audit(generator, draw, 16, granted, 2) for _ in range(10)]
     assert levels.count(expected) >= 9
