@@ -11,6 +11,7 @@ from jaxinvert.audit.auditing import audit
 from jaxinvert.audit.captured import Explained, audit_capture, explain_capture, job_of_capture
 from jaxinvert.audit.discrete import DiscreteGround, DiscreteScores
 from jaxinvert.audit.evidence import Evidence, Excess, Rate, Trials, excess, excess_over_all, mean_interval, rate
+from jaxinvert.audit.forecast import Part, forecast
 from jaxinvert.audit.measures import Measure
 from jaxinvert.audit.plan import parse_defense, settings_for
 from jaxinvert.audit.privacy import Allowed, Privacy, Training, allowed, privacy
@@ -43,6 +44,7 @@ __all__ = [
     "Explained",
     "Ground",
     "Measure",
+    "Part",
     "Privacy",
     "Rate",
     "Scenario",
@@ -64,6 +66,7 @@ __all__ = [
     "excess",
     "excess_over_all",
     "explain_capture",
+    "forecast",
     "ground_truth",
     "identified",
     "identified_of_all",

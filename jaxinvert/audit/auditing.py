@@ -129,20 +129,30 @@ def _audited(setting: Scenario, run: _Run) -> tuple[Audited, jobs.Setup, jobs.Ta
     return one, run.setup(one.attackers[one.worst].config), task
 
 
+def most_examples(config: jobs.JobConfig) -> int:
+    """Examples of every client whose attack-free figure is computed, at most."""
+    return max(1, _MOST_EXAMPLES // config.data.targets)
+
+
+def figure_file(folder: Path | None, config: jobs.JobConfig) -> Path | None:
+    """The file that keeps the attack-free figure of a job; `None` without a folder."""
+    if folder is None:
+        return None
+    sizes = f"{most_examples(config)}-{NUM_STEPS}-{RESIDUAL:g}"
+    return folder / "attacks" / f"{jobs.job_name(config)}-attack-free-{sizes}.npz"
+
+
 def _attack_free(config: jobs.JobConfig, task: jobs.Task, run: _Run) -> AttackFree:
     """The attack-free figure, of as many examples of every client as `_MOST_EXAMPLES` allows, at least one.
 
     The attacks are finished: a figure that fails, of whatever kind the error, is missing with its reason.
     """
-    most = max(1, _MOST_EXAMPLES // config.data.targets)
 
     def figure() -> AttackFree:
-        return attack_free(config, task, most_examples=most, compiled=run.compiled)
+        return attack_free(config, task, most_examples=most_examples(config), compiled=run.compiled)
 
     try:
-        if run.folder is None:
-            return figure()
-        name = f"{jobs.job_name(config)}-attack-free-{most}-{NUM_STEPS}-{RESIDUAL:g}.npz"
-        return kept_or_computed(run.folder / "attacks" / name, figure)
+        file = figure_file(run.folder, config)
+        return figure() if file is None else kept_or_computed(file, figure)
     except Exception as error:
         return without_figure(reason(error))

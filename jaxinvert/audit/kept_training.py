@@ -55,7 +55,7 @@ def kept_training(
       ValueError: see `train_under`.
     """
     form = jax.eval_shape(lambda: setup.trained or setup.clients.init(jobs.stream(0, jobs.Stream.PARAMETERS)))
-    place = None if folder is None else folder / "training" / f"{jobs.job_name(config)}-{num_rounds}"
+    place = None if folder is None else _place(folder, config, num_rounds)
     kept = [] if place is None else _kept_reports(place, reported_rounds(num_rounds), attacked, form)
     if kept and kept[-1].round == num_rounds:
         yield from kept
@@ -99,6 +99,15 @@ def kept_training(
             with jobs.uninterruptible():
                 _save_report(place, report, snapshot, last=snapshot.round == num_rounds)
         yield report
+
+
+def is_kept(config: JobConfig, num_rounds: int, folder: Path | None) -> bool:
+    """Whether the folder keeps the last report of a training."""
+    return folder is not None and _file(_place(folder, config, num_rounds), num_rounds).is_file()
+
+
+def _place(folder: Path, config: JobConfig, num_rounds: int) -> Path:
+    return folder / "training" / f"{jobs.job_name(config)}-{num_rounds}"
 
 
 def _save_report(place: Path, report: Reported, snapshot: Snapshot, *, last: bool) -> None:

@@ -50,16 +50,20 @@ def attack(
             state_folder=state,
         )
 
-    if folder is None:
-        execution = run()
-    else:
-        name = f"{jobs.job_name(config)}-{what.replace(' ', '-')}.npz"
-        execution = kept_or_done(folder / "attacks" / name, run)
+    file = attack_file(folder, config, what)
+    execution = run() if file is None else kept_or_done(file, run)
     if execution.interrupted:
         raise KeyboardInterrupt
     if state is not None:
         jobs.forget_state(state, config)
     return execution
+
+
+def attack_file(folder: Path | None, config: JobConfig, what: str) -> Path | None:
+    """The file that keeps the result of an attack of a job; `None` without a folder."""
+    if folder is None:
+        return None
+    return folder / "attacks" / f"{jobs.job_name(config)}-{what.replace(' ', '-')}.npz"
 
 
 def found_in(execution: jobs.Execution) -> tuple[np.ndarray, np.ndarray | None]:

@@ -18,7 +18,7 @@ from jaxinvert.cli.console import EXIT_INTERRUPTED, bad_input
 from jaxinvert.cli.fields import check_numbers, training_of
 from jaxinvert.metrics import perceptual
 from jaxinvert.observation import captures
-from jaxinvert.report.wording import plural
+from jaxinvert.report.wording import duration, plural
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class Audit(jobs.JobConfig):
       training_steps: number of steps of the whole training; together with sampling_rate it determines the epsilon of
         dp-sgd.
       delta: probability that the differential-privacy guarantee of dp-sgd may fail.
+      dry_run: only measure some steps, rounds and examples of every setting, and print how long the audit would take.
       out: folder for `audit.json`, `report.html`, and the state from which the same audit resumes after an interrupt.
     """
 
@@ -87,6 +88,7 @@ class Audit(jobs.JobConfig):
     sampling_rate: float | None = None
     training_steps: int | None = None
     delta: float = 1e-5
+    dry_run: bool = False
     out: Path = Path("runs/audit")
 
     def __post_init__(self) -> None:
@@ -104,6 +106,8 @@ def audit(command: Audit, command_line: str) -> int:
         check_numbers(command)
         config = jobs.JobConfig.of(**command.flat)
         capture = capture_of(command)
+        if capture is not None and command.dry_run:
+            raise ValueError("dry_run measures simulated clients, but the updates are captured: leave it out")
         if capture is not None:
             config, capture = audits.job_of_capture(config, capture)
         settings = audits.settings_for(config, command.defenses)
@@ -122,6 +126,8 @@ def audit(command: Audit, command_line: str) -> int:
     kind = "captured" if capture else "simulated"
     clients = f"{plural(config.data.targets, f'{kind} client')} of {plural(config.data.num_examples, 'example')}"
     print_plan(console, settings, clients)
+    if command.dry_run:
+        return _show_forecast(command, settings, console)
     begin = time.perf_counter()
 
     def run(show: audits.Show) -> list[audits.Audited] | dict[str, tuple[jobs.JobConfig, audits.Explained]]:
@@ -151,9 +157,27 @@ def audit(command: Audit, command_line: str) -> int:
     return 0
 
 
+def _show_forecast(command: Audit, settings: list[audits.Scenario], console: Console) -> int:
+    """Prints how long every part of the audit would take, as each is measured, and their sum."""
+    total = 0.0
+    with bad_input():
+        parts = audits.forecast(
+            settings,
+            accuracy_rounds=command.accuracy_rounds,
+            leakage_rounds=command.leakage_rounds,
+            with_attack_free=command.attack_free,
+            folder=command.out,
+        )
+        for part in parts:
+            total += part.seconds
+            console.print(f"{part.what}: {duration(part.seconds)}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"about {duration(total)} on this machine; nothing was written", highlight=False)
+    return 0
+
+
 def _parts(command: Audit, settings: list[audits.Scenario], capture: audits.Capture | None) -> list[Any]:
     """What determines the record of this audit; files count by their contents."""
-    fields = {name: value for name, value in jobs.flatten(command).items() if name not in ("out", "file")}
+    fields = {name: value for name, value in jobs.flatten(command).items() if name not in ("out", "file", "dry_run")}
     digests: dict[Path, str] = {}
     attackers = [
         (setting.name, setting.note, attacker, jobs.job_name(one, digests))

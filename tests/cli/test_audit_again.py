@@ -1,6 +1,7 @@
 """`jaxinvert audit` on the command line: what it prints without a terminal; a finished audit costs nothing."""
 
 import json
+import sys
 
 import pytest
 from rich.console import Console
@@ -8,6 +9,7 @@ from rich.console import Console
 from jaxinvert import audit as audits
 from jaxinvert.cli import auditing, console, main
 
+forecast = sys.modules["jaxinvert.audit.forecast"]  # the package's name is the function's
 SIZES = ["--num-sequences", "1", "--length", "3", "--vocabulary", "30", "--width", "16", "--depth", "1"]
 TEXT = ["audit", "text", *SIZES, "--targets", "2", "--candidates", "20"]
 TABLE = ["audit", "table", "--widths", "6", "--num-examples", "1", "--members", "2", "--steps", "2", "--targets", "2"]
@@ -79,3 +81,31 @@ def test_lines_tell_what_is_new_and_from_time_to_time_how_far_it_is(capsys, monk
             now[0] += 14
             bar.update(row, description="attack", completed=step, speed="3 steps/s", refresh=True)
     assert capsys.readouterr().out == "compiling\nattack 1/10 3 steps/s\nattack 4/10 3 steps/s\n"
+
+
+def test_a_dry_run_forecasts_every_part_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    """What cannot be measured, here the accuracy on tiles of 16 pixels, is said; a finished attack takes no time."""
+    monkeypatch.setattr(forecast, "_attack_seconds", lambda config, task: (100.0, 1000.0))
+    monkeypatch.setattr(forecast, "_figure_seconds", lambda config, task: 30.0)
+    flags = ["--size", "16", "--model", "mlp-8", "--targets", "2", "--steps", "1000", "--accuracy-rounds", "2"]
+    command = ["audit", *flags, "--attack", "dense-layer", "--out", str(tmp_path / "out")]
+    assert main([*command, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "\nno defense, naive: attack and random update: 35 min" in shown
+    assert "\nno defense: attack-free figure: 30.0 s\n" in shown
+    assert "\nno defense: training for the accuracy: none, as accuracy needs a split 'train'" in shown
+    assert "\nabout 35 min" in shown
+    assert not (tmp_path / "out").exists()
+    assert main(command) == 0
+    (tmp_path / "out" / "audit.json").unlink()
+    capsys.readouterr()
+    assert main([*command, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "attack and random update: 35 min" not in shown
+    assert "attack-free" not in shown
+
+
+def test_a_dry_run_of_captured_updates_is_refused(tmp_path, capsys):
+    files = ["--update", "a.npz", "--params", "b.npz"]
+    assert main(["audit", *files, "--dry-run", "--out", str(tmp_path)]) == 2
+    assert "dry_run measures simulated clients" in " ".join(capsys.readouterr().err.split())
