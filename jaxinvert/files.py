@@ -7,8 +7,6 @@ import json
 import math
 import os
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -88,29 +86,23 @@ def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     write_atomically(path, lambda file: np.savez_compressed(file, allow_pickle=False, **converted))
 
 
-_UNREADABLE = (
-    *(ValueError, EOFError, OSError, MemoryError, NotImplementedError),
-    *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error),
-)
+_MAX_BYTES = 4 << 30
 
 
-def load_arrays(path: Path) -> dict[str, np.ndarray]:
+def load_arrays(path: Path, *, max_bytes: int = _MAX_BYTES) -> dict[str, np.ndarray]:
     """Reads an npz of plain arrays; never unpickles.
 
+    Args:
+      path: the file.
+      max_bytes: limit on the bytes of all arrays together, uncompressed.
+
     Raises:
-      ValueError: if the file is not a whole npz of plain arrays.
+      FileNotFoundError: if there is no such file.
+      ValueError: if the file is not a whole npz of plain arrays, or they exceed the limit.
     """
-    try:
-        with open(path, "rb") as file:
-            if file.read(2) != b"PK":  # np.load would also take a lone array, or offer to unpickle
-                raise ValueError("it is no zip archive")
-            file.seek(0)
-            archive = np.load(file, allow_pickle=False)
-            return {name: archive[name] for name in archive.files}
-    except _UNREADABLE as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(f"{path} is not a readable npz of plain arrays: {error}") from error
+    from jaxinvert.readers.tensor_files import read_arrays  # writing needs NumPy alone
+
+    return read_arrays(Path(path), what="arrays", max_bytes=max_bytes)
 
 
 def plain(value: Any) -> Any:

@@ -31,12 +31,14 @@ leave the folder, and nothing in it is imported or run.
 This module needs neither JAX nor NumPy: federated servers write the file with it.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from jaxinvert.readers.json_files import printable, read_json
+from jaxinvert.readers.limits import MAX_CLASSES
 
 FORMAT = "jaxinvert-capture/1"
 FILE = "capture.json"
@@ -45,7 +47,6 @@ _MAX_BYTES = 1 << 20
 _MAX_DEPTH = 8
 _MAX_CLIENTS = 10_000
 _MAX_EXAMPLES = 1_000_000
-_MAX_CLASSES = 1_000_000
 _MAX_EPOCHS = 10_000
 _MAX_SIDE, _MAX_VALUES = 16_384, 1 << 26
 _MAX_NUMBER = 3.4e38  # of a float32
@@ -123,17 +124,11 @@ def read_manifest(path: Path) -> Manifest:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no facts of a captured round at {path}")
-    with open(path, "rb") as file:
-        content = file.read(_MAX_BYTES + 1)
+    found = read_json(path, max_bytes=_MAX_BYTES, max_depth=_MAX_DEPTH)
     try:
-        if len(content) > _MAX_BYTES:
-            raise ValueError(f"it is larger than the limit of {_MAX_BYTES:,} bytes")
-        if _depth(content) > _MAX_DEPTH:
-            raise ValueError(f"it is nested deeper than the limit of {_MAX_DEPTH}")
-        found = json.loads(content, object_pairs_hook=_without_repetition, parse_constant=_no_number)
         return checked(found)
-    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise ValueError(f"cannot read {path}: {str(error)[:400]}") from error
+    except ValueError as error:
+        raise ValueError(f"cannot read {path}: {printable(str(error), limit=400)}") from error
 
 
 def checked(facts: Any) -> Manifest:
@@ -265,35 +260,12 @@ _FIELDS: Mapping[str, Callable[[str, Any], Any]] = {
     "round": _whole(2**31 - 1, least=0),
     "framework": _text,
     "input_shape": _shape,
-    "num_classes": _whole(_MAX_CLASSES),
+    "num_classes": _whole(MAX_CLASSES),
     "normalization": _normalization,
     "local": _local,
     "defense": _text,
     "aggregate": _whole(_MAX_CLIENTS),
 }
-
-
-def _depth(content: bytes) -> int:
-    """The largest number of open brackets, without parsing: brackets inside of text count, too."""
-    depth = deepest = 0
-    for byte in content:
-        if byte in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif byte in b"]}":
-            depth -= 1
-    return deepest
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name is there twice in one object")
-    return found
-
-
-def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 def _shown(value: Any) -> str:

@@ -55,7 +55,7 @@ def test_hostile_files_are_refused_with_their_name(tmp_path, kind):
         path.write_bytes(path.read_bytes()[:100])
     else:
         np.savez(path, a=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(ValueError, match=r"x\.npz is not a readable npz"):
+    with pytest.raises(ValueError, match=r"cannot read the arrays .*x\.npz"):
         files.load_arrays(path)
 
 

@@ -6,18 +6,21 @@ against the model's own, then every value for finiteness.
 """
 
 import json
+import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import safetensors
 from safetensors import numpy as safetensors_numpy
 
 from jaxinvert.files import write_atomically
-from jaxinvert.trees import first_few, leaves_by_path, path_name
+from jaxinvert.models.model import MAX_NORMALIZATION
+from jaxinvert.readers.json_files import parse_json, printable
+from jaxinvert.readers.limits import MAX_CLASSES
+from jaxinvert.readers.tensor_files import safetensors_metadata
+from jaxinvert.readers.trees import load_tree
+from jaxinvert.trees import leaves_by_path
 from jaxinvert.types import ArrayTree
 
 _FACTS = "jaxinvert"
@@ -48,72 +51,50 @@ def load_checkpoint(path: Path, like: ArrayTree) -> ArrayTree:
         integers for floats, or a value that is not finite; the message names the tensor.
       FileNotFoundError: if the file does not exist.
     """
-    expected = leaves_by_path(like)
-    with _open(path) as file:
-        found = set(file.keys())
-        if missing := sorted(expected.keys() - found):
-            raise ValueError(f"{path} does not hold this model: it lacks {first_few(missing)}")
-        if unknown := sorted(found - expected.keys()):
-            raise ValueError(f"{path} does not hold this model: it also has {first_few(unknown)}")
-        for name, leaf in expected.items():
-            if (shape := tuple(file.get_slice(name).get_shape())) != leaf.shape:
-                raise ValueError(f"{path} does not hold this model: {name} has shape {shape}, expected {leaf.shape}")
-        tensors = {name: _checked(path, name, file.get_tensor(name), leaf.dtype) for name, leaf in expected.items()}
-    leaves = jax.tree_util.tree_map_with_path(lambda key_path, leaf: tensors[path_name(key_path)], like)
-    return jax.tree.map(jnp.asarray, leaves)
+    return load_tree(path, like, what="checkpoint", formats=("safetensors",))
 
 
 def read_facts(path: Path) -> dict[str, Any]:
     """Reads the facts that `save_checkpoint` wrote; `{}` for other safetensors files.
 
     Some facts have a fixed type: `model` is a string, `num_classes` an integer, `mean` and `std` are lists of
-    numbers.
+    numbers, of pixels in [0, 1].
 
     Raises:
-      ValueError: if the file is no complete safetensors file, or a fact has the wrong type.
+      ValueError: if the file is no complete safetensors file, or a fact has the wrong type or range.
       FileNotFoundError: if the file does not exist.
     """
-    with _open(path) as file:
-        text = (file.metadata() or {}).get(_FACTS, "{}")
+    text = safetensors_metadata(path, what="checkpoint").get(_FACTS, "{}")
     try:
-        facts = json.loads(text)
-    except json.JSONDecodeError:
-        facts = None
+        facts = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: its facts cannot be read: {printable(str(error))}") from error
     if not isinstance(facts, dict):
         raise ValueError(f"{path} is damaged: its facts are no JSON object")
-    for name, is_right in _KINDS.items():
+    for name, (is_right, expected) in _KINDS.items():
         if name in facts and not is_right(facts[name]):
-            raise ValueError(f"{path} is damaged: its fact {name} is {facts[name]!r}")
+            shown = printable(reprlib.repr(facts[name]))
+            raise ValueError(f"{path} is damaged: its fact {name} is {shown}, expected {expected}")
     return facts
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _are_numbers(value: Any, within: Callable[[float], bool]) -> bool:
+    return isinstance(value, list) and all(type(each) in (int, float) and within(each) for each in value)
 
 
-_KINDS: dict[str, Callable[[Any], bool]] = {
-    "model": lambda value: isinstance(value, str),
-    "num_classes": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "mean": lambda value: isinstance(value, list) and all(map(_is_number, value)),
-    "std": lambda value: isinstance(value, list) and all(map(_is_number, value)),
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model": (lambda value: isinstance(value, str), "text"),
+    "num_classes": (
+        lambda value: type(value) is int and 1 <= value <= MAX_CLASSES,
+        f"a whole number from 1 to {MAX_CLASSES:,}",
+    ),
+    "mean": (
+        lambda value: _are_numbers(value, lambda mean: abs(mean) <= MAX_NORMALIZATION),
+        f"a list of numbers of at most {MAX_NORMALIZATION:g}",
+    ),
+    "std": (
+        lambda value: _are_numbers(value, lambda std: 1 / MAX_NORMALIZATION <= std <= MAX_NORMALIZATION),
+        f"a list of numbers from {1 / MAX_NORMALIZATION:g} to {MAX_NORMALIZATION:g}",
+    ),
 }
-
-
-def _open(path: Path) -> Any:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    try:
-        return safetensors.safe_open(path, framework="numpy")
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-
-
-def _checked(path: Path, name: str, tensor: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    kinds = "fV" if jnp.issubdtype(dtype, jnp.floating) else "iu"  # NumPy gives bfloat16 the kind V
-    if tensor.dtype.kind not in kinds:
-        raise ValueError(f"{path}: {name} is {tensor.dtype}, expected {dtype}")
-    with np.errstate(over="ignore"):
-        tensor = tensor.astype(dtype)
-    if not np.all(np.isfinite(tensor)):
-        raise ValueError(f"{path}: {name} holds values that are not finite")
-    return tensor
+"""Fact -> whether a value is right, and what is expected."""

@@ -10,7 +10,7 @@ gradient has the same tree as `params`, and these leaves are exactly zero. `role
 """
 
 import functools
-import math
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +24,9 @@ from jaxinvert.models.losses import DrawnLossFn, DrawnLossOf, LossOf, cross_entr
 from jaxinvert.models.modes import Mode, check_modes, mode_arguments
 from jaxinvert.models.roles import untrained_cut_off
 from jaxinvert.types import ApplyFn, Array, ArrayTree, Key, LossFn, Params
+
+MAX_NORMALIZATION = 1e4
+"""Means and standard deviations of pixels in [0, 1] beyond this are a fault: logits would not be finite."""
 
 
 class Calibration(NamedTuple):
@@ -278,8 +281,8 @@ def _facts(
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     mean = _per_channel("mean", mean, channels, default=0.0)
     std = _per_channel("std", std, channels, default=1.0)
-    if not all(value > 0 for value in std):
-        raise ValueError(f"std must be positive in every channel, got {std}")
+    if not all(value >= 1 / MAX_NORMALIZATION for value in std):
+        raise ValueError(f"std must be positive in every channel, at least {1 / MAX_NORMALIZATION:g}, got {std}")
     return _Facts(name, (height, width, channels), mean, std)
 
 
@@ -303,7 +306,9 @@ def _per_channel(name: str, values: Sequence[float] | None, channels: int, *, de
     """The normalization constants as a tuple of `channels` finite floats."""
     if values is None:
         return (default,) * channels
-    values = tuple(float(value) for value in values)
-    if len(values) != channels or not all(math.isfinite(value) for value in values):
-        raise ValueError(f"{name} must be {channels} finite numbers, one per channel, got {values}")
-    return values
+    if len(values) != channels or not all(abs(value) <= MAX_NORMALIZATION for value in values):
+        raise ValueError(
+            f"{name} must be {channels} numbers of at most {MAX_NORMALIZATION:g}, one per channel, "
+            f"got {reprlib.repr(values)}"
+        )
+    return tuple(float(value) for value in values)

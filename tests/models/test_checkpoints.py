@@ -46,12 +46,12 @@ def test_files_from_elsewhere_have_no_facts_and_may_be_in_half_precision(tmp_pat
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"v": np.ones(3)}, "lacks w"),
-        ({"w": np.ones(3), "x": np.ones(1)}, "also has x"),
+        ({"v": np.ones(3)}, "lacks params/w|it has v"),
+        ({"w": np.ones(3), "x": np.ones(1)}, "it has x, expected only w"),
         ({"w": np.ones((3, 1))}, r"w has shape \(3, 1\), expected \(3,\)"),
         ({"w": np.ones(3, np.int32)}, "w is int32, expected float32"),
-        ({"w": np.array([1, np.nan, 1])}, "w holds values that are not finite"),
-        ({"w": np.array([1, 1e300, 1])}, "w holds values that are not finite"),
+        ({"w": np.array([1, np.nan, 1])}, "w holds 1 values that are not finite"),
+        ({"w": np.array([1, 1e300, 1])}, "w holds 1e.300, which float32 cannot hold"),
     ],
 )
 def test_a_file_that_does_not_fit_names_the_tensor(tensors, message, tmp_path):
@@ -72,21 +72,56 @@ def test_damaged_files_are_one_clear_error(stored, tmp_path):
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=f"{name} is not a whole safetensors file"):
+        with pytest.raises(ValueError, match=f"cannot read the checkpoint .*{name}: "):
             models.load_checkpoint(tmp_path / name, TREE)
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         models.load_checkpoint(tmp_path / "nowhere", TREE)
 
 
-@pytest.mark.parametrize("facts", ["{", "[1]", "3"])
-def test_damaged_facts_are_one_clear_error(facts, tmp_path):
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ("{", "cannot be read: Expecting"),
+        ("[1]", "are no JSON object"),
+        ("3", "are no JSON object"),
+        ("[" * 5000, "nested deeper"),
+        ('{"a":' * 33 + "1" + "}" * 33, "nested deeper"),
+        ('{"model": "a", "model": "b"}', "twice"),
+        ('{"mean": [NaN]}', "no number"),
+        ('{"mean": [1e999]}', "outside of the range"),
+        (f'{{"mean": [1{400 * "0"}]}}', "outside of the range"),
+        ('{"model": "\\ud800"}', "surrogate"),
+    ],
+)
+def test_damaged_facts_are_one_clear_error(facts, message, tmp_path):
     save_file({"w": np.ones(3)}, tmp_path / "file", metadata={"jaxinvert": facts})
-    with pytest.raises(ValueError, match="its facts are no JSON object"):
+    with pytest.raises(ValueError, match=f"its facts .*{message}"):
         models.read_facts(tmp_path / "file")
 
 
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "F4", "F9", "I32", "C64"])
+def test_tensors_of_other_types_are_named(dtype, tmp_path):
+    num_bytes = {"F4": 2, "I32": 16, "C64": 32}.get(dtype, 4)
+    header = json.dumps({"w": {"dtype": dtype, "shape": [4], "data_offsets": [0, num_bytes]}}).encode()
+    (tmp_path / "file").write_bytes(len(header).to_bytes(8, "little") + header + bytes(num_bytes))
+    with pytest.raises(ValueError, match=f"cannot read the checkpoint .*({dtype}|int32|variant)"):
+        models.load_checkpoint(tmp_path / "file", {"w": jnp.zeros(4)})
+
+
+def test_a_tensor_that_is_there_twice_is_refused(tmp_path):
+    entry = '"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+    header = f"{{{entry},{entry}}}".encode()
+    (tmp_path / "file").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(ValueError, match="twice"):
+        models.load_checkpoint(tmp_path / "file", {"w": jnp.zeros(1)})
+
+
 @pytest.mark.parametrize(
-    ("name", "value"), [("model", 3), ("num_classes", "10"), ("num_classes", 1.5), ("mean", 0.5), ("std", ["a"])]
+    ("name", "value"),
+    [
+        *(("model", 3), ("num_classes", "10"), ("num_classes", 1.5), ("num_classes", 2_000_000_000)),
+        *(("mean", 0.5), ("mean", [1e300]), ("mean", [10**19]), ("std", ["a"]), ("std", [0]), ("std", [True])),
+    ],
 )
 def test_facts_of_the_wrong_kind_are_named(name, value, tmp_path):
     save_file({"w": np.ones(3)}, tmp_path / "file", metadata={"jaxinvert": json.dumps({name: value})})

@@ -9,8 +9,8 @@ read the images that reconstructions are compared with. All results are finite a
 from jaxinvert.observation.captures.images import load_batch, load_images, load_labels, num_labels
 from jaxinvert.observation.captures.model_files import load_for_model
 from jaxinvert.observation.captures.rounds import Round, open_round, without_update
-from jaxinvert.observation.captures.trees import load_tree
 from jaxinvert.observation.captures.updates import KINDS, Kind, as_update, sent_statistics
+from jaxinvert.readers.trees import load_tree
 
 __all__ = [
     "KINDS",

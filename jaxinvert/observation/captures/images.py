@@ -7,9 +7,9 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinvert.observation.captures.files import open_tensors
-from jaxinvert.observation.captures.stored import DTYPES, Stored, convert
 from jaxinvert.observation.observe import check_batch
+from jaxinvert.readers.stored import DTYPES, Stored, convert
+from jaxinvert.readers.tensor_files import open_tensors
 from jaxinvert.types import Array, Batch, Shape
 
 MAX_BYTES = 1 << 30

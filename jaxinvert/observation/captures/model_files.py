@@ -6,7 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from jaxinvert import models
-from jaxinvert.observation.captures.trees import load_tree
+from jaxinvert.readers.trees import load_tree
 from jaxinvert.types import ArrayTree
 
 

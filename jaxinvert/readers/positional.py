@@ -7,7 +7,7 @@ are the check: an order whose shapes differ anywhere is wrong. If two orders fit
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from jaxinvert.observation.captures.stored import Stored
+from jaxinvert.readers.stored import Stored
 
 _POSITION = re.compile(r"(?:arr_)?(\d{1,6})")
 Shapes = Mapping[str, tuple[int, ...]]

@@ -13,7 +13,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from jaxinvert.observation.captures.stored import DTYPES, MAX_HEADER_BYTES, MAX_TENSORS, Stored
+from jaxinvert.readers.limits import MAX_HEADER_BYTES, MAX_TENSORS
+from jaxinvert.readers.stored import DTYPES, Stored
 
 _MAGIC = b"\x93NUMPY"
 _MAX_NPY_HEADER = 4096
@@ -92,6 +93,8 @@ def _stored(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Stored:
         )
 
     def read() -> np.ndarray:
+        if dtype.hasobject:
+            raise ValueError(f"{name} holds Python objects, which are not unpickled")
         flat = np.empty(dtype.itemsize * math.prod(shape), np.uint8)
         filled = 0
         with archive.open(entry) as member:
@@ -103,4 +106,4 @@ def _stored(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Stored:
             raise ValueError(f"{name} ends after {filled:,} of {flat.size:,} bytes")
         return flat.view(dtype).reshape(shape, order="F" if found["fortran"] == b"True" else "C")
 
-    return Stored(dtype.name, shape, read)
+    return Stored(dtype.name, shape, dtype.itemsize * math.prod(shape), read)

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxinvert.observation.captures import load_batch, load_tree
-from tests.observation.captures.writers import WRITERS
+from tests.readers.writers import WRITERS
 
 TREE = {"params": {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float32([1, 2])}}
 LIKE = {"params": {"w": jnp.zeros((2, 3)), "b": jnp.zeros(2)}}
@@ -128,7 +128,10 @@ def test_a_zip_table_of_contents_of_megabytes(tmp_path):
     [
         (b"\x81\xa1w" + b"\xdd\xff\xff\xff\xff" * 500, "'w' is a list"),
         (b"\x81\xa1w" * 5000 + b"\xc0", "nested deeper than 32"),
-        (b"\xdf\xff\xff\xff\xff" + b"\xa1w\x80" * 50_000, "more than 20,000 maps and arrays"),
+        (
+            b"\xdf\xff\xff\xff\xff" + b"".join(b"\xa5%05d\x80" % i for i in range(20_001)),
+            "more than 20,000 maps and arrays",
+        ),
         (b"\x81\xdb\xff\xff\xff\xff", "expected text of at most 512 bytes"),
         (b"\x81\xa1w\xc6\xff\xff\xff\xff", "'w' is a bytes"),
         (b"\x81\xa1w\xc9\xff\xff\xff\xff\x01", "claims 4,294,967,295 bytes, but the file has 0 left"),
@@ -139,6 +142,9 @@ def test_a_zip_table_of_contents_of_megabytes(tmp_path):
         (b"\x81\xda\x01\xff" + b"w" * 511 + b"\x81\xa1v\x80", "is longer than 512 characters"),
         (b"\x80extra", "has 5 bytes after its end"),
         (b"\x82\xa1w\x80", "ends in the middle"),
+        (b"\x82\xa1w\x80\xa1w\x80", "holds 'w' twice"),
+        (b"\x82\xa1w\x81\xa1v\x80\xa3w/v\x80", "holds 'w/v' twice"),
+        (b"\x82\x00\x80\xa10\x80", "holds '0' twice"),
     ],
 )
 def test_msgpack_that_flax_does_not_write(content, message, tmp_path):

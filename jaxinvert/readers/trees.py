@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinvert.observation.captures.files import open_tensors
-from jaxinvert.observation.captures.positional import by_position, is_positional
-from jaxinvert.observation.captures.stored import DTYPES, Stored, convert
+from jaxinvert.readers.positional import by_position, is_positional
+from jaxinvert.readers.stored import DTYPES, Stored, convert
+from jaxinvert.readers.tensor_files import FORMATS, open_tensors
 from jaxinvert.trees import first_few, path_name
 from jaxinvert.types import ArrayTree
 
@@ -24,6 +24,7 @@ def load_tree(
     may_lack: Sequence[str] = (),
     partial: bool = False,
     order: Sequence[str] | None = None,
+    formats: Sequence[str] = FORMATS,
 ) -> ArrayTree:
     """Reads a safetensors, npz or Flax msgpack file into a tree with the structure, shapes and dtypes of `like`.
 
@@ -51,6 +52,7 @@ def load_tree(
         they become zeros.
       order: the paths in the order in which their library lists them, for tensors without names; by default that of
         the tree alone.
+      formats: those of `tensor_files.FORMATS` that are accepted.
 
     Returns:
       A tree of finite arrays with the structure of `like`.
@@ -64,7 +66,7 @@ def load_tree(
         path_name(key_path): jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
         for key_path, leaf in jax.tree_util.tree_leaves_with_path(like)
     }
-    with open_tensors(path, what=what) as tensors:
+    with open_tensors(path, what=what, formats=formats) as tensors:
         stored = _by_leaf(tensors, expected) if not is_positional(tensors) else _in_order(tensors, expected, order)
         absent = {
             name

@@ -8,7 +8,7 @@ import pytest
 from flax import traverse_util
 
 from jaxinvert.observation.captures import load_tree
-from tests.observation.captures.writers import WRITERS, flat, npz_bytes, safetensors_bytes
+from tests.readers.writers import WRITERS, flat, npz_bytes, safetensors_bytes
 
 RNG = np.random.default_rng(0)
 TREE = {

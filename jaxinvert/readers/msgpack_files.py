@@ -15,7 +15,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from jaxinvert.observation.captures.stored import DTYPES, MAX_TENSORS, Stored
+from jaxinvert.readers.limits import MAX_TENSORS
+from jaxinvert.readers.stored import DTYPES, Stored
 
 _MAX_DEPTH = 32
 _MAX_AXES = 16
@@ -43,6 +44,7 @@ def list_msgpack(file: BinaryIO) -> dict[str, Stored]:
     if kind != "map":
         raise ValueError(f"it holds one {kind}, expected a map of names to arrays")
     tensors: dict[str, Stored] = {}
+    seen: set[str] = set()
     # Open maps: the prefix of their names and the number of entries still to read.
     pending = [("", length)]
     for _ in range(MAX_TENSORS):
@@ -55,14 +57,15 @@ def list_msgpack(file: BinaryIO) -> dict[str, Stored]:
         name = prefix + _name(file)
         if len(name) > _MAX_NAME_BYTES:  # many tensors can share one long prefix, which the file stores once
             raise ValueError(f"{name!r} is longer than {_MAX_NAME_BYTES} characters")
+        if name in seen:  # Flax would keep the last one
+            raise ValueError(f"it holds {name!r} twice")
+        seen.add(name)
         kind, length = _head(file)
         if kind == "map":
             if len(pending) == _MAX_DEPTH:
                 raise ValueError(f"its maps are nested deeper than {_MAX_DEPTH}")
             pending.append((f"{name}/", length))
         elif kind == "ext":
-            if name in tensors:
-                raise ValueError(f"it holds {name!r} twice")
             tensors[name] = _stored(file, name, length, size)
         else:
             raise ValueError(
@@ -141,7 +144,7 @@ def _stored(file: BinaryIO, name: str, length: int, file_size: int) -> Stored:
         file.seek(offset)
         return np.frombuffer(_take(file, num_bytes), DTYPES[dtype]).reshape(shape)
 
-    return Stored(dtype, shape, read)
+    return Stored(dtype, shape, num_bytes, read)
 
 
 def _shape(file: BinaryIO, name: str) -> Iterator[int]:
