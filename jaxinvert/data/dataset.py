@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinvert.data.tfds import import_tfds
+from jaxinvert.readers.json_files import printable
 from jaxinvert.types import Batch
 
 
@@ -108,6 +109,30 @@ def select(spec: str, lengths: Mapping[str, int]) -> tuple[Selection, ...]:
     return selections
 
 
-def to_float(images: Iterable[np.ndarray]) -> np.ndarray:
-    """Stacks uint8 `[H, W, C]` images to float32 `[N, H, W, C]` in [0, 1]."""
-    return np.stack(list(images)).astype(np.float32) / np.float32(255)
+def to_float(images: Iterable[np.ndarray], count: int) -> np.ndarray:
+    """Stacks uint8 `[H, W, C]` images to float32 `[N, H, W, C]` in [0, 1], one image at a time.
+
+    Args:
+      images: at least one.
+      count: `N`.
+
+    Raises:
+      ValueError: if their shapes differ.
+    """
+    floats: np.ndarray | None = None
+    for i, image in enumerate(images):
+        if floats is None:
+            floats = np.empty((count, *image.shape), np.float32)
+        if image.shape != floats.shape[1:]:
+            raise ValueError(f"its images have different shapes, such as {floats.shape[1:]} and {image.shape}")
+        np.divide(image, np.float32(255), out=floats[i])
+    assert floats is not None
+    return floats
+
+
+def checked_names(names: Iterable[object]) -> tuple[str, ...]:
+    """Class names from a file as text that can be printed and written: controls and lone surrogates are escaped."""
+    return tuple(printable(str(name), limit=_MAX_NAME) for name in names)
+
+
+_MAX_NAME = 200

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from jaxinvert.data import pixels
-from jaxinvert.data.dataset import Dataset, neutral_normalization, select, to_float
+from jaxinvert.data.dataset import Dataset, checked_names, neutral_normalization, select, to_float
 
 SPLIT_NAMES = ("train", "validation", "val", "test")
 DEFAULT_SIZE = 32
@@ -70,10 +70,10 @@ def load_folder(folder: pathlib.Path, *, split: str, size: int | None) -> Datase
     normalization = neutral_normalization(3)
     return Dataset(
         name=str(folder),
-        images=to_float(pixels.read_square(path, size) for path, _ in chosen),
+        images=to_float((pixels.read_square(path, size) for path, _ in chosen), len(chosen)),
         labels=np.array([label for _, label in chosen], np.int32),
         num_classes=len(class_names),
-        class_names=tuple(class_names),
+        class_names=checked_names(class_names),
         mean=normalization.mean,
         std=normalization.std,
     )

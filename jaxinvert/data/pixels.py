@@ -2,9 +2,7 @@
 
 import io
 import pathlib
-import struct
 import warnings
-import zlib
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -12,7 +10,12 @@ from PIL import Image, ImageOps
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MAX_PIXELS = 64_000_000
-"""An image file that claims more pixels than this is rejected before it is decoded: 64 million are 192 MB."""
+"""An image of more pixels is rejected before it is decoded; of half as many in WebP, which needs twice the memory. A
+pixel costs up to 8 bytes in any mode: 512 MB in all."""
+_FREE_PIXELS, _PIXELS_PER_BYTE = 6_000_000, 32
+"""A file may claim so many pixels, and 32 more per byte of it, so that a bomb of a few kilobytes costs 48 MB.
+Photographs have fewer than 16 pixels per byte."""
+_STRIP_PIXELS = 1 << 20
 
 
 def encode_png(image: np.ndarray, *, optimize: bool = False) -> io.BytesIO:
@@ -24,8 +27,15 @@ def encode_png(image: np.ndarray, *, optimize: bool = False) -> io.BytesIO:
 
 
 def decode_png(png: bytes) -> np.ndarray:
-    """Decodes `encode_png`'s bytes to uint8 `[H, W, C]`."""
+    """Decodes `encode_png`'s bytes to uint8 `[H, W, C]`.
+
+    Raises:
+      ValueError: for pixels other than 8-bit gray or RGB, or too many of them; Pillow's exceptions pass through.
+    """
     with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+        _check_size(image, len(png))
+        if image.mode not in ("L", "RGB"):
+            raise ValueError(f"an image has the mode {image.mode}, expected L or RGB")
         array = np.asarray(image)
     return array[..., None] if array.ndim == 2 else array
 
@@ -58,34 +68,56 @@ def read_square(path: pathlib.Path, size: int) -> np.ndarray:
       `[size, size, 3]` uint8.
 
     Raises:
-      ValueError: the file is corrupt, has another format, or claims more than `MAX_PIXELS`; the message names it.
+      ValueError: the file is corrupt, has another format, or claims too many pixels for its size (`MAX_PIXELS` at
+        most); the message names it.
     """
     try:
+        if not path.is_file():
+            raise ValueError("it is not a regular file")
         with warnings.catch_warnings():
-            # Pillow only warns between one and two times its own limit; ours is stricter and checked below.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=FORMATS)
-        with image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"it claims {image.width} x {image.height} pixels, the limit is {MAX_PIXELS:,}")
-            upright = ImageOps.exif_transpose(image)
-            side = min(upright.size)
-            left, top = (upright.width - side) // 2, (upright.height - side) // 2
-            square = _to_rgb(upright.crop((left, top, left + side, top + side)))
-            return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
-    except (
-        OSError,
-        SyntaxError,  # Pillow's PNG reader raises it for broken chunks
-        ValueError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
+            # Pillow warns of metadata that it skips, and of sizes between one and two times its own limit.
+            warnings.simplefilter("ignore")
+            square = _to_rgb(_central_square(path))
+        return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
+    except Exception as error:  # Pillow's parsers raise anything for a damaged file
         raise ValueError(f"cannot read the image {path}: {error}") from error
 
 
+def _check_size(image: Image.Image, num_bytes: int) -> None:
+    """Refuses an image that claims too many pixels for the size of its file."""
+    most = min(MAX_PIXELS, _FREE_PIXELS + _PIXELS_PER_BYTE * num_bytes) // (2 if image.format == "WEBP" else 1)
+    if image.width * image.height > most:
+        raise ValueError(
+            f"it claims {image.width} x {image.height} pixels, the limit for its {num_bytes:,} bytes is {most:,}"
+        )
+
+
+def _central_square(path: pathlib.Path) -> Image.Image:
+    """The central square of an image, upright; the rest of the image is freed."""
+    with Image.open(path, formats=FORMATS) as image:
+        _check_size(image, path.stat().st_size)
+        ImageOps.exif_transpose(image, in_place=True)
+        image.load()
+        side = min(image.size)
+        if image.size == (side, side):
+            return image
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        return image.crop((left, top, left + side, top + side))
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """Converts in strips, since conversions need several copies."""
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    converted = Image.new("RGB", image.size)
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        converted.paste(_strip_to_rgb(strip), (0, top))
+    return converted
+
+
+def _strip_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit gray: convert("RGB") would clip at 255
         return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import reprlib
 import shlex
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -11,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from jaxinvert.data import pixels
-from jaxinvert.data.dataset import NORMALIZATION, Dataset, neutral_normalization, select, to_float
+from jaxinvert.data.dataset import NORMALIZATION, Dataset, checked_names, neutral_normalization, select, to_float
 from jaxinvert.data.tfds import data_root, import_tfds
+from jaxinvert.readers.json_files import printable, read_json
+from jaxinvert.readers.limits import MAX_CLASSES
 
 PHOTOS_DIR = pathlib.Path(__file__).parent / "photos"
 """The embedded set: `32/` and `224/`, each a prepared TFDS folder, and `LICENSES`."""
@@ -27,6 +30,17 @@ victims of an audit, and "public", what the shipped generator and the attacker's
 _NO_PARTS: Mapping[str, frozenset[str]] = MappingProxyType({})
 OFFICIAL_NAMES = ("cifar10", "cifar100", "mnist", "fashion_mnist")
 _READ_CHUNK = 1000
+_MAX_DESCRIPTION_BYTES = 1 << 20
+_MODULES = "tensorflow_datasets.core.features."
+_IN_A_RECORD = MappingProxyType(
+    {
+        "image": "image_feature.Image",
+        "classLabel": "class_label_feature.ClassLabel",
+        "text": "text_feature.Text",
+    }
+)
+_FEATURES = MappingProxyType({"featuresDict": "features_dict.FeaturesDict"})
+"""Content of a feature in `features.json` -> its class: those that `prepare` writes, and no others."""
 _NAME = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -51,7 +65,9 @@ def load_official(name: str, *, split: str, size: int | None, data_dir: str | os
 
     Raises:
       FileNotFoundError: the set is not prepared; the message gives the command to prepare it.
-      ValueError: the prepared files cannot be read without TensorFlow, or `split` does not exist.
+      ValueError: the prepared files are damaged, cannot be read without TensorFlow, or hold other features than
+        images, labels and text, since tensorflow-datasets would import the class that a file names; or `split` does
+        not exist.
     """
     folder = find_prepared(name, data_dir)
     if folder is None:
@@ -62,7 +78,46 @@ def load_official(name: str, *, split: str, size: int | None, data_dir: str | os
             f"{name} is not prepared in {data_root(data_dir)}. Run\n    {command}\n"
             f"or, with the official files in a folder DIR and no network,\n    {command} --from DIR"
         )
-    return _read(folder, name=name, split=split, size=size)
+    try:
+        _check_files(folder)
+        return _read(folder, name=name, split=split, size=size)
+    except ValueError:
+        raise
+    except Exception as error:  # tensorflow-datasets and Pillow raise anything for a damaged file
+        raise ValueError(f"cannot read the prepared set {folder}: {printable(str(error))}") from error
+
+
+def _check_files(folder: pathlib.Path) -> None:
+    """Refuses descriptions of a prepared set that are too long or deep, or name classes that are not expected here.
+
+    tensorflow-datasets imports the module of a class that `features.json` names, which would run any module's code.
+    """
+    for path in folder.iterdir():
+        if not path.is_file():
+            raise ValueError(f"cannot read the prepared set {folder}: {path.name} is not a regular file")
+        if path.suffix == ".json":
+            read_json(path, max_bytes=_MAX_DESCRIPTION_BYTES)
+        elif path.suffix == ".txt" and (size := path.stat().st_size) > _MAX_DESCRIPTION_BYTES:
+            raise ValueError(f"{path} has {size:,} bytes, the limit is {_MAX_DESCRIPTION_BYTES:,}")
+    _check_feature(folder, read_json(folder / "features.json"), _FEATURES)
+
+
+def _check_feature(folder: pathlib.Path, feature: Any, known: Mapping[str, str]) -> None:
+    """Checks one feature of `features.json`, and those inside of it."""
+    where = f"cannot read the prepared set {folder}: features.json"
+    if not isinstance(feature, dict):
+        raise ValueError(f"{where} holds {reprlib.repr(feature)}, expected a feature")
+    kind = next((kind for kind in known if kind in feature), None)
+    if kind is None or feature.keys() - {kind, "pythonClassName", "description"}:
+        raise ValueError(f"{where} has a feature of {', '.join(feature)[:200]}, expected one of {', '.join(known)}")
+    if (found := feature.get("pythonClassName")) != _MODULES + known[kind]:
+        raise ValueError(f"{where} names the class {reprlib.repr(found)}, expected {_MODULES}{known[kind]}")
+    if kind == "featuresDict":
+        inner = feature[kind].get("features") if isinstance(feature[kind], dict) else None
+        if not isinstance(inner, dict) or feature[kind].keys() != {"features"}:
+            raise ValueError(f"{where} holds {reprlib.repr(feature[kind])}, expected features by name")
+        for one in inner.values():
+            _check_feature(folder, one, _IN_A_RECORD)
 
 
 def load_photos(*, split: str, size: int | None) -> Dataset:
@@ -112,14 +167,18 @@ def _read(
             for example in stored.__getitems__(list(rows)):
                 images.append(pixels.resize(pixels.decode_png(example["image"]), size))
                 labels.append(example["label"])
-    floats = to_float(images)
+    floats = to_float(images, len(images))
+    if not 0 <= min(labels) <= max(labels) < feature.num_classes <= MAX_CLASSES:
+        raise ValueError(
+            f"{folder} holds labels from {min(labels)} to {max(labels)} of {feature.num_classes} classes"
+        )
     normalization = NORMALIZATION.get(name) or neutral_normalization(floats.shape[-1])
     return Dataset(
         name=name,
         images=floats,
         labels=np.asarray(labels, np.int32),
         num_classes=feature.num_classes,
-        class_names=tuple(feature.names),
+        class_names=checked_names(feature.names),
         mean=normalization.mean,
         std=normalization.std,
     )

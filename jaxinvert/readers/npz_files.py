@@ -8,6 +8,7 @@ The format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.ht
 
 import math
 import re
+import sys
 import zipfile
 from typing import BinaryIO
 
@@ -104,6 +105,10 @@ def _stored(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Stored:
                 filled += len(piece)
         if filled < flat.size:
             raise ValueError(f"{name} ends after {filled:,} of {flat.size:,} bytes")
+        if dtype.kind == "U" and np.any(
+            flat.view(np.dtype(np.uint32).newbyteorder(dtype.byteorder)) > sys.maxunicode
+        ):
+            raise ValueError(f"{name} holds what is no text")
         return flat.view(dtype).reshape(shape, order="F" if found["fortran"] == b"True" else "C")
 
     return Stored(dtype.name, shape, dtype.itemsize * math.prod(shape), read)

@@ -174,6 +174,49 @@ def test_decompression_bomb(tmp_path, side):
         data.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("mode", "suffix", "side"),
+    [("RGBA", "png", 3500), ("I;16", "png", 3500), ("P", "png", 3500), ("RGB", "webp", 2000), ("RGB", "jpg", 3500)],
+)
+def test_small_files_of_many_pixels_are_not_decoded(tmp_path, monkeypatch, mode, suffix, side):
+    """One color compresses a thousandfold, whatever the mode; a photograph of this size has megabytes."""
+    path = tmp_path / f"bomb.{suffix}"
+    Image.new(mode, (side, side)).save(path)
+    assert path.stat().st_size < 200_000
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
+    with pytest.raises(ValueError, match=r"bomb.*claims \d+ x \d+ pixels, the limit for its"):
+        pixels.read_square(path, 8)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "I;16", "L", "CMYK"])
+def test_conversion_in_strips_changes_nothing(tmp_path, monkeypatch, mode):
+    rng = np.random.default_rng(0)
+    colors = rng.integers(0, 256, (40, 50, len(Image.new(mode, (1, 1)).getbands())), dtype=np.uint8)
+    image = (
+        Image.fromarray(rng.integers(0, 2**16, (40, 50), dtype=np.uint16))
+        if mode == "I;16"
+        else Image.merge(mode, [Image.fromarray(channel) for channel in np.moveaxis(colors, -1, 0)])
+    )
+    path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
+    image.save(path)
+    whole = pixels.read_square(path, 16)
+    monkeypatch.setattr(pixels, "_STRIP_PIXELS", 120)
+    np.testing.assert_array_equal(pixels.read_square(path, 16), whole)
+
+
+def test_names_of_classes_can_be_printed_and_written(tmp_path):
+    for name in ("\x1b]0;title\x07", "caf\udce9", "plain"):
+        save(tmp_path / name / "a.png")
+    assert data.load(tmp_path).class_names == (r"\x1b]0;title\x07", r"caf\udce9", "plain")
+
+
+def test_special_files_are_not_images(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", tmp_path):
+        with pytest.raises(ValueError, match="not a regular file"):
+            pixels.read_square(path, 8)
+
+
 def test_caps(tmp_path, monkeypatch):
     for name in "abc":
         save(tmp_path / f"{name}.png")

@@ -1,5 +1,8 @@
 """NumPy archives: layout, defaults, and everything that is refused."""
 
+import tracemalloc
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -71,7 +74,7 @@ def test_classes_without_names_come_from_the_whole_file(tmp_path):
         ({"mean": np.array([125.0] * 3), "std": np.array([60.0] * 3)}, "outside"),
         ({"mean": np.array([0.5] * 3), "std": np.array([0.0] * 3)}, "outside"),
         ({"mean": np.array([0.5] * 2), "std": np.array([0.5] * 2)}, "expected 3 floats"),
-        ({"test_images": np.array([{}], dtype=object)}, "allow_pickle"),
+        ({"test_images": np.array([{}], dtype=object)}, "test_images is object"),
     ],
 )
 def test_invalid_arrays_are_named(tmp_path, changes, message):
@@ -101,3 +104,95 @@ def test_damaged_files(tmp_path, monkeypatch):
     monkeypatch.setattr(npz, "MAX_BYTES", 100)
     with pytest.raises(ValueError, match="the limit is 100"):
         data.load(path)
+
+
+def written(tmp_path, members):
+    """A dataset of raw members in place of its arrays."""
+    path = tmp_path / "set.npz"
+    np.savez(path, images=np.zeros((2, 4, 4), np.uint8), labels=np.array([0, 1]))
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, member in (content | members).items():
+            archive.writestr(name, member)
+    return path
+
+
+def header(shape, descr="|u1", length=None):
+    text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + (len(text) if length is None else length).to_bytes(2, "little") + text
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        (b"no npy", "is no npy array"),
+        (b"", "is no npy array"),
+        (header((10**21,)), "claims uint8 .*but has 0 bytes"),
+        (header((10**7, 10**7, 10**7)), "but has 0 bytes"),
+        (header((2, 4, 4), length=60_000) + bytes(32), "claims 60,000 bytes"),
+        (header("(2, 4, 4").replace(b"}", b"") + bytes(32), "not that of a plain array"),
+        (header("(2, -4, 4)") + bytes(32), "not that of a plain array"),
+        (header("(2, 4, 4)", "O8") + bytes(32), "unknown type|objects|is object"),
+        (header("(2, 4, 4)", "|V999") + bytes(32 * 999), "is void"),
+        (header("(2, 4, 4)", "[('a', '<f4')]") + bytes(128), "not that of a plain array"),
+        (header((2**20, 2**10, 3)) + bytes(100), "but has 100 bytes"),
+    ],
+)
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy", "class_names.npy"])
+def test_members_that_numpy_does_not_write(tmp_path, name, member, message):
+    with pytest.raises(ValueError, match=rf"cannot read the dataset .*set\.npz.*({message}|expected)"):
+        data.load(written(tmp_path, {name: member}))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([0, 2_000_000_000]), "the labels reach 2,000,000,000, the limit is 100,000 classes"),
+        (np.array([0, 2**63], np.uint64), "ranges from 0 to 9223372036854775808"),
+        (np.zeros((2, 200_000), np.float32), "has 200,000 columns"),
+        (np.zeros((2, 0), np.float32), "has 0 columns"),
+        (np.array([0.0, 1e300]), "float32 cannot hold"),
+        (np.array([0, np.inf]), "not finite"),
+    ],
+)
+def test_labels_beyond_reason_cost_nothing(tmp_path, labels, message):
+    np.savez(tmp_path / "set.npz", images=np.zeros((2, 4, 4), np.uint8), labels=labels)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=message):
+        data.load(tmp_path / "set.npz")
+    assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    tracemalloc.stop()
+
+
+def test_a_compressed_bomb_is_not_expanded(tmp_path, monkeypatch):
+    monkeypatch.setattr(npz, "MAX_BYTES", 32 << 20)
+    images = np.zeros((8, 1024, 1024), np.uint8)
+    np.savez_compressed(tmp_path / "set.npz", images=images, labels=np.arange(8))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="its images need 41,943,040 bytes, the limit is 33,554,432"):
+        data.load(tmp_path / "set.npz")
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+    assert data.load(tmp_path / "set.npz", split="test[:1]").images.shape == (1, 1024, 1024, 1)
+    with pytest.raises(ValueError, match="its images need"):
+        data.load(tmp_path / "set.npz", split="test[:1]", size=4096)
+
+
+def test_class_names_can_be_printed_and_written(tmp_path):
+    names = np.array(["\x1b[2J", "\ud800", "x" * 1000, "d"])
+    names_read = load(tmp_path, arrays(class_names=names)).class_names
+    assert names_read == (r"\x1b[2J", r"\ud800", "x" * 200 + "...", "d")
+    with pytest.raises(ValueError, match=r"100001,.*the limit is 100,000 names"):
+        load(tmp_path, arrays(class_names=np.zeros(100_001, "U1")))
+    beyond_unicode = written(
+        tmp_path, {"class_names.npy": header("(2,)", "<U1") + np.array([2**31, 65], np.uint32).tobytes()}
+    )
+    with pytest.raises(ValueError, match="cannot read the dataset"):
+        data.load(beyond_unicode)
+
+
+def test_two_arrays_of_one_split_are_refused(tmp_path):
+    content = arrays() | {"images": np.zeros((2, 4, 4), np.uint8), "labels": np.array([0, 1])}
+    with pytest.raises(ValueError, match="both images and test_images"):
+        load(tmp_path, content)

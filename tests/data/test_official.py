@@ -3,8 +3,11 @@
 import gzip
 import hashlib
 import io
+import json
+import shutil
 import socket
 import struct
+import sys
 import tarfile
 import urllib.error
 
@@ -172,6 +175,75 @@ def test_tfrecord_sets_are_refused(tmp_path):
     for file in (official.PHOTOS_DIR / "32").iterdir():
         (folder / file.name).write_bytes(file.read_bytes().replace(b'"array_record"', b'"tfrecord"'))
     with pytest.raises(ValueError, match="prepared as tfrecord, not as array_record"):
+        data.load("cifar10", data_dir=tmp_path)
+
+
+EVIL_TEXT = {"pythonClassName": "evil.X", "text": {}}
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """A prepared set: the embedded photos under an official name."""
+    folder = tmp_path / "cifar10" / "3.0.2"
+    shutil.copytree(official.PHOTOS_DIR / "32", folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "evil",
+    [
+        EVIL_TEXT,
+        {"python_class_name": "evil.X", "text": {}},
+        {"type": "evil.X", "content": {}},
+        {"type": "evil.X", "pythonClassName": "tensorflow_datasets.core.features.text_feature.Text", "text": {}},
+        {"pythonClassName": "evil.X", "jsonFeature": {"json": "{}"}},
+        {"pythonClassName": "evil.X", "sequence": {"feature": EVIL_TEXT}},
+        {
+            "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+            "featuresDict": {"features": {"inner": EVIL_TEXT}},
+        },
+        [EVIL_TEXT],
+        "evil.X",
+    ],
+)
+def test_a_prepared_set_imports_nothing_that_it_names(evil, prepared, tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text("raise SystemExit('it was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    file = prepared / "features.json"
+    features = json.loads(file.read_text())
+    assert data.load("cifar10", data_dir=tmp_path).images.shape == (10, 32, 32, 3)
+    whole = features | {"featuresDict": {"features": features["featuresDict"]["features"] | {"id": evil}}}
+    for content in (whole, evil):
+        file.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=r"cannot read the prepared set .*features\.json"):
+            data.load("cifar10", data_dir=tmp_path)
+    assert "evil" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("features.json", b"{", b"[" * 5000, "nested deeper"),
+        ("features.json", b'"10"', b'"2000000000"', "2000000000 classes|cannot read the prepared set"),
+        ("features.json", b'"10"', b'"3"', "labels from 0 to 9 of 3 classes|cannot read the prepared set"),
+        ("dataset_info.json", b'"10"', b'"1000000000000"', "cannot read the prepared set"),
+        ("dataset_info.json", b'"shardLengths"', b'"unknown"', "cannot read the prepared set"),
+        ("dataset_info.json", b"{", b"", "cannot read"),
+        ("photos-test.array_record-00000-of-00001", b"PNG", b"GNP", "cannot read the prepared set"),
+    ],
+)
+def test_a_damaged_prepared_set_is_one_clear_error(file, old, new, message, prepared, tmp_path):
+    content = (prepared / file).read_bytes()
+    assert old in content
+    (prepared / file).write_bytes(content.replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        data.load("cifar10", data_dir=tmp_path)
+
+
+def test_special_files_in_a_prepared_set_are_refused(prepared, tmp_path):
+    (prepared / "label.labels.txt").unlink()
+    (prepared / "label.labels.txt").symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=r"label\.labels\.txt is not a regular file"):
         data.load("cifar10", data_dir=tmp_path)
 
 
