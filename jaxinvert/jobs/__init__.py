@@ -19,7 +19,8 @@ from jaxinvert.jobs.planning import ChunkCost, chunk_costs, fastest
 from jaxinvert.jobs.prepare import Setup, Task, adjusted, prepare, set_up
 from jaxinvert.jobs.realism import Fact, Realism, prior_saw_victims, realism
 from jaxinvert.jobs.streams import Stream, stream
-from jaxinvert.jobs.yaml_fields import build, flatten, read_yaml, typed
+from jaxinvert.jobs.yaml_fields import build, flatten, typed
+from jaxinvert.readers.yaml_files import read_yaml
 
 __all__ = [
     "AttackerConfig",

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,13 @@ def digest(path: Path) -> str:
     """SHA-256 of a file, or of the names and contents of all files in a folder.
 
     Raises:
-      ValueError: if it cannot be read.
+      ValueError: if it cannot be read, or is a device or pipe, whose reading may never end.
     """
     try:
         if path.is_dir():
             inside = [file for file in sorted(path.rglob("*")) if file.is_file()]
-            names = "".join(f"{file.relative_to(path)}\0{digest(file)}\n" for file in inside)
-            return hashlib.sha256(names.encode()).hexdigest()
+            names = b"".join(os.fsencode(file.relative_to(path)) + f"\0{digest(file)}\n".encode() for file in inside)
+            return hashlib.sha256(names).hexdigest()
         if path.exists() and not path.is_file():  # a device or a pipe may never end
             raise ValueError(f"{path} is neither a file nor a folder")
         with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""Configurations as fields with flat names: safe reading from YAML, typing, and conversion to and from groups."""
+"""Configurations as fields with flat names: typing of values from YAML, and conversion to and from groups."""
 
 import functools
 import reprlib
@@ -8,35 +8,8 @@ from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
-import yaml
-
 Config = TypeVar("Config", bound=Any)
-
-_MAX_FILE_BYTES = 2**20
-
-
-def read_yaml(file: Path | str) -> dict[str, Any]:
-    """Reads a YAML file of named fields; limited to one megabyte, without object tags and aliases.
-
-    Raises:
-      ValueError: if the file cannot be read or violates a limit.
-    """
-    file = Path(file)
-    if not file.is_file():
-        raise ValueError(f"{file} is not a file")
-    with open(file, "rb") as opened:
-        text = opened.read(_MAX_FILE_BYTES + 1)
-    if len(text) > _MAX_FILE_BYTES:
-        raise ValueError(f"{file} is larger than the limit of {_MAX_FILE_BYTES} bytes")
-    try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ValueError("it contains an alias (*name), which could expand to any size")
-        content = yaml.safe_load(text)
-    except Exception as error:  # constructors raise various errors for a value that does not fit its tag
-        raise ValueError(f"{file} is not readable YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds {type(content).__name__}, expected fields such as 'attack: dlg'")
-    return content
+_MAX_INTEGER = 2**63
 
 
 def flatten(config: Any, *, of: type | None = None) -> dict[str, Any]:
@@ -166,6 +139,9 @@ def _as_type(wanted: Any, value: Any) -> Any:
     elif wanted is Path:
         if isinstance(value, str | Path):
             return Path(value)
+    elif wanted is int:
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MAX_INTEGER:
+            return value
     elif isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool)):
         return value
     raise TypeError

@@ -20,6 +20,7 @@ resumed sweep yields the same records.
 
 import itertools
 import json
+import math
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,8 @@ from typing import Any, NamedTuple
 
 from jaxinvert.jobs import JobConfig, compiled_form, job_name, read_yaml, typed
 
-MAX_JOBS = 1_000_000
+MAX_JOBS = 100_000
+"""A plan of more jobs is refused before it is built, which takes a millisecond per job."""
 _LANES_PER_BATCH = 64
 
 
@@ -90,9 +92,9 @@ def read_plan(file: Path | str) -> Plan:
     if batch is not None and (not isinstance(batch, int) or isinstance(batch, bool) or batch < 1):
         raise ValueError(f"{file}: batch is {batch!r}, expected a whole number of at least 1")
     try:
+        if (found := count_jobs(content)) > MAX_JOBS:
+            raise ValueError(f"it has {found:,} jobs, more than {MAX_JOBS:,}")
         return make_plan(expand(content), batch=batch)
-    except RecursionError as error:
-        raise ValueError(f"{file}: too many lists inside one another") from error
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 
@@ -103,6 +105,26 @@ def expand(block: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     Raises:
       ValueError: if `grid` or `list` is malformed.
     """
+    own, grid, blocks = _parts(block)
+    for values in itertools.product(*grid.values()):
+        for item in blocks:
+            inner = expand(item) if item else [{}]
+            for fields_of_item in inner:
+                yield {**own, **dict(zip(grid, values)), **fields_of_item}
+
+
+def count_jobs(block: Mapping[str, Any]) -> int:
+    """The number of jobs that `expand` yields, without building them.
+
+    Raises:
+      ValueError: see `expand`.
+    """
+    _, grid, blocks = _parts(block)
+    return math.prod(map(len, grid.values())) * sum(count_jobs(item) if item else 1 for item in blocks)
+
+
+def _parts(block: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list], list[dict[str, Any]]]:
+    """A block's own fields, its grid and the blocks of its list, checked."""
     grid, blocks = block.get("grid", {}), block.get("list", [{}])
     own = {name: value for name, value in block.items() if name not in ("grid", "list")}
     if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
@@ -111,11 +133,7 @@ def expand(block: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         raise ValueError(f"list is {reprlib.repr(blocks)}, expected entries such as '- attack: dlg'")
     if twice := sorted(map(str, own.keys() & grid.keys())):
         raise ValueError(f"{twice[0]} is given twice, as {reprlib.repr(own.get(twice[0]))} and in the grid")
-    for values in itertools.product(*grid.values()):
-        for item in blocks:
-            inner = expand(item) if item else [{}]
-            for fields_of_item in inner:
-                yield {**own, **dict(zip(grid, values)), **fields_of_item}
+    return own, grid, blocks
 
 
 def make_plan(jobs: Iterator[Mapping[str, Any]] | Sequence[Mapping[str, Any]], *, batch: int | None = None) -> Plan:
@@ -132,7 +150,7 @@ def make_plan(jobs: Iterator[Mapping[str, Any]] | Sequence[Mapping[str, Any]], *
     digests: dict[Path, str] = {}
     for number, chosen in enumerate(jobs):
         if number == MAX_JOBS:
-            raise ValueError(f"more than {MAX_JOBS} jobs")
+            raise ValueError(f"there are more than {MAX_JOBS:,} jobs")
         try:
             config = JobConfig.of(**typed(JobConfig, chosen))
         except ValueError as error:

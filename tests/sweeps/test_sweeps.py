@@ -122,11 +122,14 @@ def test_a_job_is_named_by_all_that_determines_it(tmp_path):
         ("list: []", "list is"),
         ("checkpoint: nowhere.safetensors", "cannot read nowhere.safetensors"),
         ("grid: {seed: &many [1, 2], steps: *many}", "an alias"),
-        (f"grid: {{seed: {[*range(40)]}, targets: {[*range(1, 40)]}}}", "more than 1000 jobs"),
+        (f"grid: {{seed: {[*range(40)]}, targets: {[*range(1, 40)]}}}", "it has 1,560 jobs, more than 1,000"),
         ('steps: !!int ""', "not readable YAML"),
         ("tv: 1" + 400 * "0", "tv is 1000"),
+        ("seed: 1" + 400 * "0", "seed is 1000"),
+        ("data: /dev/zero", "cannot read /dev/zero: it is not a regular file"),
         ("date: 2026-13-45", "not readable YAML"),
-        (60 * "{list: [" + 60 * "]}", "list is"),
+        (60 * "{list: [" + 60 * "]}", "nested deeper"),
+        (14 * "{list: [" + 14 * "]}", "list is"),
     ],
 )
 def test_a_file_that_cannot_be_is_refused(tmp_path, monkeypatch, text, message):
@@ -306,3 +309,28 @@ def test_ray_is_an_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match="needs Ray"):
         sweeps.on_ray()
+
+
+def test_a_grid_is_counted_before_it_is_built(tmp_path):
+    """Ten million jobs in two hundred bytes; also through the blocks of a list."""
+    axes = ", ".join(f"{name}: {[*range(1, 11)]}" for name in ("seed", "steps", "targets", "tv"))
+    inner = ", ".join(f"{name}: {[*range(1, 11)]}" for name in ("restarts", "num_examples", "lr"))
+    block = {"grid": {"seed": [0, 1]}, "list": [{"grid": {"tv": [1, 2, 3]}}, {}]}
+    assert plan.count_jobs(block) == len([*plan.expand(block)]) == 8
+    begin = time.monotonic()
+    for text in (f"grid: {{{axes}, {inner}}}", f"grid: {{{axes}}}\nlist: [{{grid: {{{inner}}}}}, {{}}]"):
+        (tmp_path / "x.yaml").write_text(text)
+        with pytest.raises(ValueError, match=r"it has 10,0\d0,000 jobs, more than 100,000"):
+            sweeps.read_plan(tmp_path / "x.yaml")
+    assert time.monotonic() - begin < 2
+
+
+def test_pipes_are_not_hashed_and_odd_names_are(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe: it is not a regular file"):
+        jobs.job_name(jobs.JobConfig().replace(data=str(tmp_path / "pipe")))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "caf\udce9").write_text("x")
+    os.mkfifo(folder / "pipe")
+    assert len(jobs.job_name(jobs.JobConfig().replace(data=str(folder)))) == 24
