@@ -38,7 +38,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxinvert.readers.json_files import printable, read_json
-from jaxinvert.readers.limits import MAX_CLASSES
 
 FORMAT = "jaxinvert-capture/1"
 FILE = "capture.json"

@@ -70,9 +70,6 @@ class Selection(NamedTuple):
     stop: int
 
 
-_MAX_SPEC = 4000
-
-
 def select(spec: str, lengths: Mapping[str, int]) -> tuple[Selection, ...]:
     """Resolves a TFDS split expression against the available splits.
 
@@ -88,8 +85,8 @@ def select(spec: str, lengths: Mapping[str, int]) -> tuple[Selection, ...]:
       The ranges to read, in order, with at least one example in total.
 
     Raises:
-      ValueError: the expression is too long or malformed, names a split that does not exist, exceeds its length, or
-        selects nothing.
+      ValueError: the expression is malformed, names a split that does not exist, exceeds its length, or selects
+        nothing.
     """
     if (terms := spec.count("+") + 1) > _MAX_TERMS:
         raise ValueError(f"split={spec[:60] + '...'!r} has {terms:,} terms, expected at most {_MAX_TERMS}")
@@ -99,7 +96,7 @@ def select(spec: str, lengths: Mapping[str, int]) -> tuple[Selection, ...]:
     }
     try:
         absolute = tfds.core.ReadInstruction.from_spec(spec).to_absolute(infos)
-    except (ValueError, AssertionError, KeyError, NotImplementedError, TypeError, RecursionError) as error:
+    except (ValueError, AssertionError, KeyError, NotImplementedError, TypeError) as error:
         known = ", ".join(f"{name} ({length})" for name, length in lengths.items())
         reason = str(error).splitlines()[0] if str(error) else "malformed"
         raise ValueError(f"split={spec!r} cannot be read; the splits are {known}: {reason}") from error
