@@ -27,13 +27,16 @@ import pyarrow.parquet
 
 from jaxinvert import files
 from jaxinvert.jobs import JobConfig, Outcome, versions
+from jaxinvert.readers.json_files import parse_json, printable, read_regular
 from jaxinvert.sweeps.plan import Job, Plan, varied_values
+from jaxinvert.sweeps.record_schema import check_failure, check_plan, check_record
 
 try:
     import fcntl
 except ImportError:  # on platforms without these locks, concurrent runs are not prevented
     fcntl = None
 
+_MAX_PLAN_BYTES, _MAX_RECORD_BYTES, _MAX_ARRAY_BYTES = 256 << 20, 16 << 20, 1 << 30
 _VOLATILE = ("seconds_compile", "seconds_start", "seconds_run", "steps_per_second", "interrupted")
 
 
@@ -97,7 +100,13 @@ def read_record(folder: Path | str, name: str) -> Record:
     """
     folder = Path(folder)
     content = _read_checked(folder, name)
-    return Record(name, content["config"], content["summary"], files.load_arrays(_arrays_file(folder, name)))
+    arrays = files.load_arrays(_arrays_file(folder, name), max_bytes=_MAX_ARRAY_BYTES)
+    shape = (len(content["summary"]["images"]), *arrays.get("truth", np.empty(0)).shape[1:])
+    for part in ("truth", "reconstruction"):
+        found = arrays.get(part, np.empty(0))
+        if found.shape != shape or len(shape) != 4 or 0 in shape or shape[3] not in (1, 3) or found.dtype.kind != "f":
+            raise ValueError(f"{part} of record {name} is {found.dtype} {found.shape}, expected floats [N, H, W, C]")
+    return Record(name, content["config"], content["summary"], arrays)
 
 
 def is_recorded(folder: Path, name: str) -> bool:
@@ -132,8 +141,10 @@ def failures_of(folder: Path | str) -> list[dict[str, Any]]:
     """`name`, `config` and `traceback` of the jobs that failed in the last run."""
     found = []
     for file in sorted((Path(folder) / "failures").glob("*.json")):
-        with contextlib.suppress(ValueError):  # a truncated file; the job is retried anyway
-            found.append(_load_json(file, {"name": str, "config": dict, "traceback": str}))
+        with contextlib.suppress(ValueError):  # a damaged file; the job is retried anyway
+            failure = _load_json(file, {"name": str, "config": dict, "traceback": str})
+            check_failure(failure)
+            found.append(failure)
     return found
 
 
@@ -175,9 +186,19 @@ def read_plan_file(folder: Path) -> dict[str, Any]:
       ValueError: if `folder` holds no sweep.
     """
     try:
-        return _load_json(folder / "plan.json", {"varied": list, "jobs": dict})
+        content = _load_json(folder / "plan.json", {"varied": list, "jobs": dict}, max_bytes=_MAX_PLAN_BYTES)
     except OSError as error:
         raise ValueError(f"{folder} holds no sweep: {error}") from error
+    try:
+        check_plan(content)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'plan.json'} is damaged: {printable(str(error))}") from error
+    # Values tell settings apart, so they are hashable.
+    jobs = {
+        name: {field: ", ".join(map(str, one)) if isinstance(one, list) else one for field, one in values.items()}
+        for name, values in content["jobs"].items()
+    }
+    return content | {"jobs": jobs}
 
 
 def append_log(folder: Path, entry: Mapping[str, Any]) -> None:
@@ -222,7 +243,8 @@ def summarize(folder: Path | str) -> list[dict[str, Any]]:
     varied = read_plan_file(folder)["jobs"]
     rows = [row for record in records_of(folder) for row in _rows(record, varied[record.name])]
     if rows:
-        columns = {name: _column([row[name] for row in rows]) for name in rows[0]}
+        names = dict.fromkeys(name for row in rows for name in row)
+        columns = {name: _column([row.get(name) for row in rows]) for name in names}
         table = pyarrow.table(columns)
         files.write_atomically(
             folder / "summary.parquet", lambda file: pyarrow.parquet.write_table(table, pyarrow.PythonFile(file))
@@ -235,14 +257,18 @@ def _rows(record: Record, varied: Mapping[str, Any]) -> Iterable[dict[str, Any]]
     realism = (record.summary.get("assumptions") or {}).get("realism") or {}
     for image in record.summary["images"]:
         target = targets[image["target"]]
-        result = {**image, "attack_loss": target["attack_loss"], "realism": realism.get("kind")}
+        result = {**image, "attack_loss": target.get("attack_loss"), "realism": realism.get("kind")}
         yield {"job": record.name, **varied, **result}
 
 
 def _column(values: list[Any]) -> list[Any]:
-    """Converts a column to one type: text if the types of the jobs differ."""
+    """Converts a column to one type: text if the types of the jobs differ, or Parquet has none for the values."""
     kinds = {type(value) for value in values if value is not None}
-    return values if len(kinds) <= 1 or kinds == {int, float} else [None if v is None else str(v) for v in values]
+    if kinds == {int, float}:
+        return [None if value is None else float(value) for value in values]
+    if len(kinds) <= 1 and (int not in kinds or all(value is None or abs(value) < 2**63 for value in values)):
+        return values
+    return [None if value is None else str(value) for value in values]
 
 
 def _fields(config: JobConfig) -> dict[str, Any]:
@@ -257,6 +283,10 @@ def _read_checked(folder: Path, name: str) -> dict[str, Any]:
     if checksum != _checksum(content) or content["name"] != name:
         raise ValueError(f"record {name} is not as it was written")
     try:
+        check_record(content)
+    except ValueError as error:
+        raise ValueError(f"record {name} is damaged: {printable(str(error))}") from error
+    try:
         with open(_arrays_file(folder, name), "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError as error:
@@ -266,7 +296,7 @@ def _read_checked(folder: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def _load_json(file: Path, form: Mapping[str, type]) -> dict[str, Any]:
+def _load_json(file: Path, form: Mapping[str, type], *, max_bytes: int = _MAX_RECORD_BYTES) -> dict[str, Any]:
     """Reads a JSON object with fields of these types.
 
     Raises:
@@ -274,8 +304,8 @@ def _load_json(file: Path, form: Mapping[str, type]) -> dict[str, Any]:
       ValueError: if the file holds something else.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        content = parse_json(read_regular(file, max_bytes=max_bytes))
+    except ValueError as error:
         raise ValueError(f"{file} is damaged: {error}") from error
     if not isinstance(content, dict) or any(not isinstance(content.get(name), kind) for name, kind in form.items()):
         raise ValueError(f"{file} is damaged: it holds no {', '.join(form)}")
