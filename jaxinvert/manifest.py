@@ -46,6 +46,7 @@ _MAX_BYTES = 1 << 20
 _MAX_DEPTH = 8
 _MAX_CLIENTS = 10_000
 _MAX_EXAMPLES = 1_000_000
+_MAX_CLASSES = 1_000_000
 _MAX_EPOCHS = 10_000
 _MAX_SIDE, _MAX_VALUES = 16_384, 1 << 26
 _MAX_NUMBER = 3.4e38  # of a float32
@@ -259,7 +260,7 @@ _FIELDS: Mapping[str, Callable[[str, Any], Any]] = {
     "round": _whole(2**31 - 1, least=0),
     "framework": _text,
     "input_shape": _shape,
-    "num_classes": _whole(MAX_CLASSES),
+    "num_classes": _whole(_MAX_CLASSES),
     "normalization": _normalization,
     "local": _local,
     "defense": _text,

@@ -58,7 +58,8 @@ def _read(path: pathlib.Path, arrays: Mapping[str, Stored], *, split: str, size:
         raise ValueError("it has both images and test_images")
     if not image_keys:
         raise ValueError(f"it has no array SPLIT_images, only {', '.join(arrays) or 'nothing'}")
-    labels = {name: _labels(arrays, key.removesuffix("images") + "labels") for name, key in image_keys.items()}
+    shapes = {name: _image_shape(arrays, key) for name, key in image_keys.items()}
+    labels = {name: _labels(arrays, key, count=shapes[name][0]) for name, key in image_keys.items()}
     classes = [values for values in labels.values() if np.issubdtype(values.dtype, np.integer)]
     largest = max((int(values.max()) for values in classes if values.size), default=0)
     if not classes:
@@ -67,7 +68,6 @@ def _read(path: pathlib.Path, arrays: Mapping[str, Stored], *, split: str, size:
     if largest >= len(class_names):
         raise ValueError(f"the labels reach {largest}, expected less than the {len(class_names)} class names")
     selections = select(split, {name: len(values) for name, values in labels.items()})
-    shapes = {name: _image_shape(arrays, key, len(labels[name])) for name, key in image_keys.items()}
     if len({shapes[part.split][1:] for part in selections}) > 1:
         raise ValueError("its splits have different image shapes, so they cannot be joined")
     images = _images(arrays, image_keys, shapes, selections, size)
@@ -98,14 +98,12 @@ def _class_names(arrays: Mapping[str, Stored], largest: int) -> tuple[str, ...]:
     return checked_names(stored.read().ravel())
 
 
-def _image_shape(arrays: Mapping[str, Stored], key: str, num_labels: int) -> tuple[int, ...]:
+def _image_shape(arrays: Mapping[str, Stored], key: str) -> tuple[int, ...]:
     """The shape `[N, H, W, C]` of a split's images, from its header."""
     dtype, shape = arrays[key].dtype, arrays[key].shape
     full = (*shape, 1) if len(shape) == 3 else shape
     if dtype != "uint8" or len(full) != 4 or full[-1] not in (1, 3) or 0 in full:
         raise ValueError(f"{key} is {dtype} {shape}, expected uint8 [N, H, W, C] with C = 1 or 3")
-    if full[0] != num_labels:
-        raise ValueError(f"{key} has {full[0]} images for {num_labels} labels")
     return full
 
 
@@ -128,11 +126,15 @@ def _images(
     return to_float((pixels.resize(image, size) for image in chosen), count)
 
 
-def _labels(arrays: Mapping[str, Stored], key: str) -> np.ndarray:
+def _labels(arrays: Mapping[str, Stored], images: str, *, count: int) -> np.ndarray:
+    """The labels of `count` images in the array `images`."""
+    key = images.removesuffix("images") + "labels"
     if key not in arrays:
         raise ValueError(f"it has no array {key}")
     if arrays[key].num_bytes > _MAX_LABEL_BYTES:
         raise ValueError(f"{key} is {arrays[key].dtype} {arrays[key].shape}, the limit is {_MAX_LABEL_BYTES:,} bytes")
+    if arrays[key].shape[:1] != (count,):
+        raise ValueError(f"{images} has {count:,} images for {key} {arrays[key].shape}")
     labels = arrays[key].read()
     whole = np.issubdtype(labels.dtype, np.integer)
     if labels.ndim not in (1, 2) or not (whole or np.issubdtype(labels.dtype, np.floating)):

@@ -117,7 +117,7 @@ def _inputs(tensors: Mapping[str, Stored], input_shape: Shape) -> np.ndarray:
         raise ValueError(f"inputs of shape {stored.shape} are {num_bytes:,} bytes, the limit is {MAX_BYTES:,}")
     values = stored.read()
     if stored.dtype == "uint8":
-        return values.astype(np.float32) / np.float32(255)
+        return np.divide(values, np.float32(255), dtype=np.float32)
     try:
         inputs = convert(values, np.float32)
     except ValueError as error:
