@@ -3,8 +3,8 @@
 Bits are flipped, files cut, spliced and filled with extreme integers; edits that know the format replace values by
 wrong types, huge numbers, deep lists and other members, with checksums put right (`mutations`). Every entry is one
 that the commands use (`fuzz_entries`). Counted are tracebacks (anything but the errors that commands show as one
-line, and the death of the process), hangs (more than 5 s of CPU time), wrong acceptances (another reader of the format
-refuses the file or finds other values), and inputs that cost more memory than 4 times the file plus 64 MiB.
+line, and the death of the process), hangs (more than 5 s of CPU time), wrong acceptances (another reader of the
+format refuses the file or finds other values), and inputs that cost more memory than 4 times the file plus 64 MiB.
 
 Command:  nice python -m experiments.fuzz --inputs 100000 --json FILE.json
 Smoke:    python -m experiments.fuzz --smoke
@@ -96,7 +96,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     total = sum(entry.weight for entry in chosen)
     per_weight = (26 if config.smoke else config.inputs) / total
     numbers = [range(config.first, config.first + max(1, round(entry.weight * per_weight))) for entry in chosen]
-    seconds = [60 * config.minutes * entry.weight / total for entry in chosen]
     outcomes = (
         (
             (entry.name, outcome)
@@ -105,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         if config.smoke
         else isolated(
-            [Task(entry.name, own, limit) for entry, own, limit in zip(chosen, numbers, seconds)], config.seed
+            [Task(entry.name, own) for entry, own in zip(chosen, numbers)], config.seed, 60 * config.minutes
         )
     )
     rows = [
@@ -222,20 +221,26 @@ def _status(field: str) -> int:
 
 
 class Task(NamedTuple):
-    """The inputs of an entry that are still to be tried, and the seconds that they may take."""
+    """The inputs of an entry that are still to be tried."""
 
     entry: str
     numbers: range
-    seconds: float
 
 
-def isolated(tasks: Sequence[Task], seed: int) -> Iterator[tuple[str, Outcome]]:
-    """Tries inputs in a process of its own; after its death, which is a traceback, another one goes on."""
+def isolated(tasks: Sequence[Task], seed: int, seconds: float) -> Iterator[tuple[str, Outcome]]:
+    """Tries inputs in a process of its own; after its death, which is a traceback, another one goes on.
+
+    Args:
+      tasks: what to try.
+      seed: of the mutations.
+      seconds: for all tasks; each gets an equal share of what those before it left.
+    """
     context = multiprocessing.get_context("spawn")
+    deadline = time.monotonic() + seconds
     left = list(tasks)
     while left:
         receiver, sender = context.Pipe(duplex=False)
-        child = context.Process(target=_work, args=(left, seed, sender))
+        child = context.Process(target=_work, args=(left, seed, deadline - time.monotonic(), sender))
         child.start()
         sender.close()
         died = False
@@ -246,7 +251,7 @@ def isolated(tasks: Sequence[Task], seed: int) -> Iterator[tuple[str, Outcome]]:
                 found = None if died else receiver.recv()
             except EOFError:
                 died, found = True, None
-            name, numbers, _ = left[0]
+            name, numbers = left[0]
             if died:
                 child.join()
                 message = f"the process ended with status {child.exitcode}"
@@ -262,13 +267,15 @@ def isolated(tasks: Sequence[Task], seed: int) -> Iterator[tuple[str, Outcome]]:
         child.join()
 
 
-def _work(tasks: Sequence[Task], seed: int, sender: Connection) -> None:
+def _work(tasks: Sequence[Task], seed: int, seconds: float, sender: Connection) -> None:
+    deadline = time.monotonic() + seconds
     known = {entry.name: entry for entry in entries()}
-    for name, numbers, seconds in tasks:
+    for number, (name, numbers) in enumerate(tasks):
         begin = time.monotonic()
+        share = (deadline - begin) / (len(tasks) - number)
         for outcome in attempts(known[name], numbers, seed):
             sender.send(outcome)
-            if time.monotonic() - begin > seconds and outcome.number + 1 < numbers.stop:
+            if time.monotonic() - begin > share and outcome.number + 1 < numbers.stop:
                 sender.send(None)
                 break
 
