@@ -30,7 +30,7 @@ from jaxinvert.observation import captures
 from jaxinvert.priors import generators
 
 Files = Mapping[str, bytes]
-TREE = {"params": {"w": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3), "b": np.float32([1, 2])}}
+TREE = {"params": {"w": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3), "b": np.array([1, 2], np.float32)}}
 LIKE = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, TREE))
 
 
@@ -74,7 +74,7 @@ def entries() -> tuple[Entry, ...]:
 
 
 def _tensor_entries() -> tuple[Entry, ...]:
-    flat = traverse_util.flatten_dict(TREE, sep="/")
+    flat: dict[str, Any] = traverse_util.flatten_dict(TREE, sep="/")  # pyright: ignore[reportAssignmentType]
     half = {name: value.astype(np.float16) for name, value in flat.items()}
     contents = {
         "update, safetensors": [{"x.safetensors": safetensors.numpy.save(tensors)} for tensors in (flat, half)],
@@ -129,7 +129,9 @@ def _as_other_reader(found: Any, folder: Path) -> str:
             tensors = traverse_util.flatten_dict(serialization.msgpack_restore(content), sep="/")
     except Exception as error:
         return f"another reader refuses it: {error}"
-    names = {str(name).replace(".", "/").removeprefix("params/"): value for name, value in tensors.items()}
+    names: dict[str, Any] = {
+        str(name).replace(".", "/").removeprefix("params/"): value for name, value in tensors.items()
+    }
     for name, leaf in found["params"].items():
         expected = names.get(name, np.empty(0))
         expected = expected.view(jnp.bfloat16) if expected.dtype == np.dtype("V2") else expected
@@ -209,7 +211,7 @@ def _model_entries() -> tuple[Entry, ...]:
     def check(found: tuple[dict[str, Any], Any], folder: Path) -> str:
         mean, std = (np.float32(found[0].get(name, 1)) for name in ("mean", "std"))
         with np.errstate(all="ignore"):
-            finite = all(np.all(np.isfinite(np.float32([0, 1]) - each)) for each in np.ravel(mean))
+            finite = all(np.all(np.isfinite(np.array([0, 1], np.float32) - each)) for each in np.ravel(mean))
             finite &= bool(np.all(np.isfinite(1 / std) & (std > 0)))
         return _as_other_reader(found[1], folder) if finite else "normalized inputs are not finite"
 

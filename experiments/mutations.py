@@ -184,9 +184,9 @@ def edit_npz(content: bytes, rng: random.Random) -> bytes:
 
 def edit_msgpack(content: bytes, rng: random.Random) -> bytes:
     """Replaces a value of the nested maps, or doubles or renames a key."""
-    tree = msgpack.unpackb(content, strict_map_key=False)
-    holder = tree
-    while isinstance(holder, Mapping) and rng.random() < 0.7 and any(isinstance(v, dict) for v in holder.values()):
+    tree: Any = msgpack.unpackb(content, strict_map_key=False)
+    holder: Any = tree
+    while isinstance(holder, dict) and rng.random() < 0.7 and any(isinstance(v, dict) for v in holder.values()):
         holder = rng.choice([value for value in holder.values() if isinstance(value, dict)])
     key = rng.choice([*holder])
     how = rng.random()
@@ -199,8 +199,14 @@ def edit_msgpack(content: bytes, rng: random.Random) -> bytes:
         holder[rng.choice((0, "0", "w", "params", "w/x", "\x1b[2J"))] = holder[key]
     else:  # the same key twice at the top
         (name, value), *_ = tree.items()
-        return b"\x82" + 2 * (msgpack.packb(name) + msgpack.packb(value))
-    return msgpack.packb(tree, unicode_errors="surrogatepass")
+        return b"\x82" + 2 * (_packed(name) + _packed(value))
+    return _packed(tree)
+
+
+def _packed(value: Any) -> bytes:
+    packed = msgpack.packb(value, unicode_errors="surrogatepass")
+    assert packed is not None
+    return packed
 
 
 def edit_png(content: bytes, rng: random.Random) -> bytes:

@@ -32,7 +32,7 @@ def check_plan(content: Mapping[str, Any]) -> None:
     Raises:
       ValueError: naming the field, its value and what was expected.
     """
-    varied, jobs = content.get("varied"), content.get("jobs")
+    varied, jobs = content["varied"], content["jobs"]
     _require("varied", varied, _list_of(_is_text), "a list of names")
     if len(set(varied)) < len(varied) or len(varied) > _MAX_FIELDS:
         raise ValueError(f"varied is {reprlib.repr(varied)}, expected at most {_MAX_FIELDS} different names")
