@@ -30,6 +30,9 @@ victims of an audit, and "public", what the shipped generator and the attacker's
 _NO_PARTS: Mapping[str, frozenset[str]] = MappingProxyType({})
 OFFICIAL_NAMES = ("cifar10", "cifar100", "mnist", "fashion_mnist")
 _READ_CHUNK = 1000
+MAX_BYTES = 8 << 30
+"""Limit on the memory of a call, in which a pixel is there as uint8 and as float32."""
+_BYTES_PER_PIXEL = 5
 _MAX_DESCRIPTION_BYTES = 1 << 20
 _MODULES = "tensorflow_datasets.core.features."
 _IN_A_RECORD = MappingProxyType(
@@ -158,6 +161,7 @@ def _read(
         rows_of = {part: np.flatnonzero(np.isin(names, [*classes])) for part, classes in parts.items()}
     selections = select(split, {**lengths, **{part: len(rows) for part, rows in rows_of.items()}})
     images, labels = [], []
+    count = sum(max(0, part.stop - part.start) for part in selections)
     for part in selections:
         stored = source("train" if part.split in rows_of else part.split)
         for start in range(part.start, part.stop, _READ_CHUNK):
@@ -165,7 +169,12 @@ def _read(
             if part.split in rows_of:
                 rows = rows_of[part.split][rows].tolist()
             for example in stored.__getitems__(list(rows)):
-                images.append(pixels.resize(pixels.decode_png(example["image"]), size))
+                image = pixels.resize(pixels.decode_png(example["image"]), size)
+                if count * image.size * _BYTES_PER_PIXEL > MAX_BYTES or image.shape != (images or [image])[0].shape:
+                    raise ValueError(
+                        f"{folder} holds {count:,} images of which one is {image.shape}: too large, or mixed"
+                    )
+                images.append(image)
                 labels.append(example["label"])
     floats = to_float(images, len(images))
     if not 0 <= min(labels) <= max(labels) < feature.num_classes <= MAX_CLASSES:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
-from jaxinvert.files import write_atomically
+from jaxinvert.files import plain, write_atomically
 from jaxinvert.models.model import MAX_NORMALIZATION
 from jaxinvert.readers.json_files import parse_json, printable
 from jaxinvert.readers.limits import MAX_CLASSES
@@ -32,10 +32,10 @@ def save_checkpoint(path: Path, tree: ArrayTree, facts: Mapping[str, Any]) -> No
     Args:
       path: such as `lenet.safetensors`.
       tree: nested dictionaries of arrays, such as a model's parameters.
-      facts: JSON-serializable metadata.
+      facts: JSON-serializable metadata; non-finite numbers become `null`.
     """
     tensors = {name: np.array(leaf, order="C") for name, leaf in leaves_by_path(tree).items()}
-    content = safetensors_numpy.save(tensors, metadata={_FACTS: json.dumps(dict(facts))})
+    content = safetensors_numpy.save(tensors, metadata={_FACTS: json.dumps(plain(facts), allow_nan=False)})
     write_atomically(path, lambda file: file.write(content))
 
 

@@ -240,6 +240,13 @@ def test_a_damaged_prepared_set_is_one_clear_error(file, old, new, message, prep
         data.load("cifar10", data_dir=tmp_path)
 
 
+def test_images_beyond_the_limit_are_refused(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxinvert.data.prepared.MAX_BYTES", 5 * 10 * 32 * 32 * 3 - 1)
+    with pytest.raises(ValueError, match=r"holds 10 images of which one is \(32, 32, 3\): too large"):
+        data.load("cifar10", data_dir=tmp_path)
+    assert len(data.load("cifar10", split="test[:9]", data_dir=tmp_path).images) == 9
+
+
 def test_special_files_in_a_prepared_set_are_refused(prepared, tmp_path):
     (prepared / "label.labels.txt").unlink()
     (prepared / "label.labels.txt").symlink_to("/dev/zero")

@@ -129,6 +129,11 @@ def test_facts_of_the_wrong_kind_are_named(name, value, tmp_path):
         models.read_facts(tmp_path / "file")
 
 
+def test_what_is_written_can_be_read(tmp_path):
+    models.save_checkpoint(tmp_path / "file", TREE, {"loss": float("nan"), "rows": [{"loss": np.float32(0.5)}]})
+    assert models.read_facts(tmp_path / "file") == {"loss": None, "rows": [{"loss": 0.5}]}
+
+
 def test_facts_are_plain_json(stored):
     header = stored.read_bytes()
     length = int.from_bytes(header[:8], "little")
