@@ -12,7 +12,17 @@ import experiments
 from experiments import harness
 from jaxinvert import jobs
 
-PARTS = {"adversarial", "contenders", "federated", "foreign", "fuzz_entries", "harness", "mutations", "simulated_audits", "tables"}
+PARTS = {
+    "adversarial",
+    "contenders",
+    "federated",
+    "foreign",
+    "fuzz_entries",
+    "harness",
+    "mutations",
+    "simulated_audits",
+    "tables",
+}
 """Of experiments, or of several."""
 NAMES = sorted({module.name for module in pkgutil.iter_modules(experiments.__path__)} - PARTS)
 
