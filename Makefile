@@ -1,15 +1,19 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Python >= 3.11 is all they need.
+# Two commands on a fresh machine: `make demo` and `make test`. Python >= 3.11 is all they need. `make docs` builds the site.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test
+.PHONY: demo docs test
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m experiments.demo --out demo
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+# The site, in site/. Any warning, such as a broken link, is an error.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m mkdocs build --strict
 
 $(VENV)/.installed: requirements.txt setup.py
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "jaxinvert needs Python >= 3.11, this is " + sys.version)'
@@ -19,6 +23,10 @@ $(VENV)/.installed: requirements.txt setup.py
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@
 
 # All optional libraries, so that the tests of their networks and frameworks run, too. TORCH narrows the release.

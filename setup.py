@@ -53,6 +53,7 @@ setup(
             "scikit-image>=0.24",
             "scikit-learn>=1.5",
         ],
+        "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2", "ruff>=0.9"],
         "equinox": EQUINOX,
         "flower": FLOWER,
         "haiku": HAIKU,

@@ -1,7 +1,7 @@
-"""Writes the committed results into the tables of the READMEs, so that no figure is ever typed.
+"""Writes the committed results into the tables of the documentation, so that no figure is ever typed.
 
 A table stands below a line `<!-- table: FILE column column ... -->` and ends at the next empty line; FILE is relative
-to the README. Beside plain columns there are
+to the page. Beside plain columns there are
 
     column=Words_with_underscores   the same under another header
     column==value                   no column: only the rows where it is so
@@ -20,7 +20,7 @@ from pathlib import Path
 from experiments import harness
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "README.md", ROOT / "experiments" / "README.md", ROOT / "docs" / "spectral.md")
+DOCUMENTS = (ROOT / "experiments" / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 _TABLE = re.compile(r"(<!-- table: (?P<file>\S+) (?P<columns>[^>]+) -->\n)(?P<table>(?:.+\n)*)")
 _PUBLISHED = re.compile(r"(<!-- published: (?P<folder>\S+) -->\n)(?P<table>(?:.+\n)*)")
 
