@@ -68,7 +68,6 @@ setup(
     },
     entry_points={"console_scripts": ["jaxinvert=jaxinvert.cli:run"]},
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3 :: Only",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Topic :: Security",

@@ -23,7 +23,6 @@ DEFENSES = {
     "top-k, 1 %": {"defense": "top-k", "defense_settings": {"keep": 0.01}},
     "noise, 0.01": {"defense": "gaussian", "defense_settings": {"scale": 0.01}},
     "noise, 0.1": {"defense": "gaussian", "defense_settings": {"scale": 0.1}},
-    "signs": {"defense": "sign"},
 }
 
 
@@ -32,12 +31,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/defense_sweep"))
     parser.add_argument("--steps", type=int, default=200, help="steps of the attacks")
-    parser.add_argument("--targets", type=int, default=4, help="clients of one image each")
+    parser.add_argument("--targets", type=int, default=2, help="clients of one image each")
     parser.add_argument("--defenses", nargs="+", choices=DEFENSES, default=tuple(DEFENSES))
     options = parser.parse_args()
 
     common = {
-        "model": "small-convnet",
+        "model": "lenet",
         "split": "private",
         "targets": options.targets,
         "restarts": 1,

@@ -1,10 +1,12 @@
 """The package's face: all public names are there, importing it costs nothing, and lists of fields agree."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import jaxinvert
 from jaxinvert.observation.threat_models import MEANINGS, ThreatModel
@@ -50,3 +52,29 @@ def test_lists_of_observation_fields_agree():
 def test_the_version_is_that_of_the_changelog():
     changelog = (PACKAGE.parent / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"## {jaxinvert.__version__}\n" in changelog
+
+
+def test_the_citation_has_the_version_and_invents_nobody():
+    citation = yaml.safe_load((PACKAGE.parent / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == jaxinvert.__version__
+    assert citation["authors"] == [{"name": "The jaxinvert developers"}]
+
+
+def test_the_source_archive_holds_what_its_installation_reads():
+    """`setup.py` is run inside of the archive, which holds no more of the repository than this."""
+    text = (PACKAGE.parent / "setup.py").read_text(encoding="utf-8")
+    read = set(re.findall(r'ROOT / "([^"/]+\.\w+)"', text))
+    included = (PACKAGE.parent / "MANIFEST.in").read_text(encoding="utf-8").split()
+    assert "requirements.txt" in read
+    assert read - {"README.md"} <= set(included)  # a README is always included
+
+
+def test_the_matrix_has_the_supported_versions():
+    """CI runs the oldest and the newest supported jax, and every Python."""
+    workflow = yaml.safe_load((PACKAGE.parent / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    matrix = workflow["jobs"]["tests"]["strategy"]["matrix"]
+    least, below = re.search(
+        r"^jax>=0\.(\d+),<0\.(\d+)$", (PACKAGE.parent / "requirements.txt").read_text(), re.MULTILINE
+    ).groups()
+    assert matrix["jax"] == [f"0.{least}.*", f"0.{int(below) - 1}.*"]
+    assert matrix["python"] == ["3.11", "3.12", "3.13"]
