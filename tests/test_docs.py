@@ -146,6 +146,29 @@ def test_every_attack_has_a_section():
     assert [name for name in registry.REGISTRY if f"`{name}`" not in page and f"--attack {name}`" not in page] == []
 
 
+def resolve(name: str) -> object:
+    """What a dotted name in the package stands for, modules included."""
+    found = importlib.import_module("jaxinvert")
+    for number, part in enumerate(parts := name.split(".")):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            found = importlib.import_module(".".join(["jaxinvert", *parts[: number + 1]]))
+    return found
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent != ROOT], ids=name_of)
+def test_names_of_the_library_exist(page):
+    """Such as `search.Stepwise` and `ji.nn.fast_convolutions(apply)`."""
+    packages = "|".join(path.stem for path in (ROOT / "jaxinvert").iterdir() if path.is_dir())
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for name in re.findall(rf"`(?:ji\.|jaxinvert\.)?((?:{packages})\.[\w.]+)", text):
+        if not name.endswith((".html", ".json", ".py")) and not name.startswith(
+            ("integrations.flower", "integrations.nvflare")
+        ):
+            assert resolve(name) is not None, name
+
+
 def test_every_level_of_a_verdict_is_explained():
     page = (ROOT / "docs" / "howto" / "reading-an-audit.md").read_text(encoding="utf-8")
     levels = audit.verdict.Level.__args__
