@@ -43,7 +43,7 @@ def main() -> int:
     options = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     network = ["--model", "audit_flax:make", "--targets", str(options.clients)]
-    search = ["--attack", "spectral", "--restarts", "1", "--steps", str(options.steps)]
+    search = ["--attack", "inverting-gradients", "--restarts", "1", "--steps", str(options.steps)]
     return jaxinvert(["audit", *network, *search, "--defenses", *options.defenses, "--out", str(options.out)])
 
 
