@@ -23,7 +23,8 @@ class Invert(jobs.JobConfig):
 
     Attributes:
       out: folder for `summary.json`, `reconstructions.npz`, `reconstructions.png` and `report.html`.
-      plan: measure speed and memory for several values of `--chunk` first, then run with the fastest that fits.
+      plan: measure speed and memory for several values of `--chunk` first, as long as that can save more time than it
+        takes, then run with the fastest that fits.
       dry_run: only measure speed and memory for several values of `--chunk`, and print how long the job would take.
     """
 
@@ -43,15 +44,23 @@ def invert(command: Invert, command_line: str) -> int:
     with bad_input():
         task = jobs.prepare(config)
     if command.plan or command.dry_run:
-        config, task = planned(config, task, Console())
+        config, task = planned(config, task, Console(), only_if_worth=not command.dry_run)
     if command.dry_run:
         return 0
     _, interrupted = invert_and_write(config, command.out, command_line=command_line, task=task)
     return EXIT_INTERRUPTED if interrupted else 0
 
 
-def planned(config: jobs.JobConfig, task: jobs.Task, console: Console) -> tuple[jobs.JobConfig, jobs.Task]:
+def planned(
+    config: jobs.JobConfig, task: jobs.Task, console: Console, *, only_if_worth: bool
+) -> tuple[jobs.JobConfig, jobs.Task]:
     """Prints speed and memory of several chunk sizes; returns the job with the fastest that fits, already compiled.
+
+    Args:
+      config: the job.
+      task: the prepared job.
+      console: where to print.
+      only_if_worth: leave out measurements that take longer than they can save, see `jobs.chunk_costs`.
 
     Raises:
       BadInputError: if none fits, or the attack has no lanes.
@@ -62,7 +71,7 @@ def planned(config: jobs.JobConfig, task: jobs.Task, console: Console) -> tuple[
         return programs.setdefault(form.search.chunk, jobs.Program(form, task.model))
 
     with bad_input():
-        costs = jobs.chunk_costs(config, program_for, task.observations)
+        costs = jobs.chunk_costs(config, program_for, task.observations, only_if_worth=only_if_worth)
         chunk = jobs.fastest(costs)
     table = Table("chunk", "peak MiB", "compile s", "steps/s", "run s")
     lane_steps = (config.search.steps + 1) * config.data.targets * config.search.restarts

@@ -1,5 +1,6 @@
 """Chooses the chunk size of a search, the number of lanes run at once, by measuring speed and memory."""
 
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -39,6 +40,7 @@ def chunk_costs(
     observations: Observation,
     *,
     memory: int | None = None,
+    only_if_worth: bool = False,
 ) -> list[ChunkCost]:
     """Compiles and times a few steps of an iterative attack for chunk sizes 1, 2, 4 ... up to all lanes.
 
@@ -50,6 +52,8 @@ def chunk_costs(
       program_for: returns the program of the job with another chunk size.
       observations: the job's observations.
       memory: memory of a device in bytes; by default as reported by the device, if it reports any.
+      only_if_worth: begin with the chunk size that the job takes by itself, whose program is needed anyway, and
+        measure another one only if the last measurement took less time than twice as many lanes at once can save.
 
     Raises:
       ValueError: if the attack is a closed form, which has no lanes.
@@ -59,13 +63,36 @@ def chunk_costs(
     if not program_for(config).iterates:
         raise ValueError(f"attack {config.attacker.attack!r} is a closed form, which has no restarts to run at once")
     memory = memory or (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    lanes = config.data.targets * config.search.restarts
+    orders = [_candidates(-(-lanes // (config.search.devices or 1)))]
+    if only_if_worth:
+        usual = program_for(config).search().lanes_side_by_side(observations)
+        larger, smaller = ([chunk for chunk in orders[0] if way * (chunk - usual) > 0] for way in (1, -1))
+        orders = [[usual, *larger], smaller[::-1]]
     costs: list[ChunkCost] = []
-    for chunk in _candidates(-(-config.data.targets * config.search.restarts // (config.search.devices or 1))):
-        cost = _cost(config.replace(chunk=chunk), program_for, observations, memory)
-        costs.append(cost)
-        if not cost.fits or cost.steps_per_second < 0.7 * max(each.steps_per_second for each in costs):
-            break
+    seconds = 0.0
+    for order in orders:
+        for chunk in order:
+            if only_if_worth and seconds > _most_saved(config, costs):
+                return costs
+            begin = time.perf_counter()
+            form = config.replace(chunk=chunk)
+            costs.append(_cost(form, program_for, observations, memory, briefly=only_if_worth))
+            seconds = time.perf_counter() - begin
+            if not costs[-1].fits or costs[-1].steps_per_second < 0.7 * _best(costs):
+                break
     return costs
+
+
+def _best(costs: Sequence[ChunkCost]) -> float:
+    return max((cost.steps_per_second for cost in costs), default=0.0)
+
+
+def _most_saved(config: JobConfig, costs: Sequence[ChunkCost]) -> float:
+    """Seconds that twice as many lanes at once can save: half of what the job takes by the fastest chunk so far."""
+    best = _best(costs)
+    lane_steps = (config.search.steps + 1) * config.data.targets * config.search.restarts
+    return lane_steps / best / 2 if best else float("inf")
 
 
 def fastest(costs: Sequence[ChunkCost]) -> int:
@@ -87,8 +114,14 @@ def _candidates(num_lanes: int) -> list[int]:
 
 
 def _cost(
-    config: JobConfig, program_for: Callable[[JobConfig], Program], observations: Observation, memory: int | None
+    config: JobConfig,
+    program_for: Callable[[JobConfig], Program],
+    observations: Observation,
+    memory: int | None,
+    *,
+    briefly: bool,
 ) -> ChunkCost:
+    """Compiles and times one chunk size; `briefly`: one step only if the job takes less than ten measurements."""
     program = program_for(config)
     peak = program.search().peak_bytes(*search_arguments(config, program, observations))
     assert config.search.chunk is not None
@@ -102,5 +135,7 @@ def _cost(
 
     first, seconds_compile = steps_per_second(1)
     lanes = config.data.targets * config.search.restarts
+    if briefly and (config.search.steps + 1) * lanes / first < 10 * _SECONDS_TO_MEASURE:
+        return ChunkCost(config.search.chunk, peak, True, seconds_compile, first)
     steps = max(1, int(first * _SECONDS_TO_MEASURE / lanes))
     return ChunkCost(config.search.chunk, peak, True, seconds_compile, steps_per_second(steps)[0])

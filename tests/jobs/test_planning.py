@@ -3,6 +3,7 @@
 import pytest
 
 from jaxinvert import cli, jobs
+from jaxinvert.jobs import planning
 
 CONFIG = jobs.JobConfig.of(model="mlp", size=12, targets=2, restarts=2, steps=30)
 
@@ -41,3 +42,24 @@ def test_the_plan_of_a_command(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     assert cli.main([*arguments[:1], "--attack", "dense-layer", *arguments[1:-2], "--plan"]) == 2
     assert "closed form" in capsys.readouterr().err
+
+
+def test_a_plan_measures_no_more_than_it_can_save(task, monkeypatch):
+    """A short job keeps the chunk that it takes by itself, whose program it needs anyway; a long one tries others."""
+    programs = {}
+
+    def program_for(form):
+        return programs.setdefault(form.search.chunk, jobs.Program(form, task.model))
+
+    (cost,) = jobs.chunk_costs(CONFIG, program_for, task.observations, only_if_worth=True)
+    usual = programs[None].search().lanes_side_by_side(task.observations)
+    assert cost.chunk == usual
+    assert programs[usual].num_traces == 1
+
+    def fake(form, *_, **__):
+        return planning.ChunkCost(form.search.chunk, 0, True, 1.0, 10.0 * form.search.chunk)
+
+    monkeypatch.setattr(planning, "_cost", fake)
+    long = jobs.chunk_costs(CONFIG.replace(steps=10**6), program_for, task.observations, only_if_worth=True)
+    assert len(long) > 1
+    assert long[0].chunk == usual
