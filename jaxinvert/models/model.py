@@ -308,7 +308,7 @@ def _per_channel(name: str, values: Sequence[float] | None, channels: int, *, de
         return (default,) * channels
     if len(values) != channels or not all(abs(value) <= MAX_NORMALIZATION for value in values):
         raise ValueError(
-            f"{name} must be {channels} numbers of at most {MAX_NORMALIZATION:g}, one per channel, "
+            f"{name} must be {channels} finite numbers of at most {MAX_NORMALIZATION:g}, one per channel, "
             f"got {reprlib.repr(values)}"
         )
     return tuple(float(value) for value in values)

@@ -60,6 +60,9 @@ def test_options_that_a_network_does_not_have(name, option):
         ("lenet", {"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ("lenet", {"mean": (0.5,)}, "mean must be 3 finite numbers"),
         ("lenet", {"mean": (0.5, 0.5, float("nan"))}, "mean must be 3 finite numbers"),
+        ("lenet", {"mean": (0.5, 0.5, 1e300)}, "mean must be 3 finite numbers of at most 10000"),
+        ("lenet", {"mean": (0.5, 0.5, 10**400)}, "mean must be 3 finite numbers"),
+        ("lenet", {"mean": (0.5,) * 3, "std": (0.5, 0.5, 1e-300)}, "std must be positive in every channel, at least"),
         ("lenet", {"std": (0.2, 0.0, 0.2)}, "std must be positive"),
     ],
 )
