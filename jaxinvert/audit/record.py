@@ -45,7 +45,7 @@ For captured updates without their truth:
 A `DISTRIBUTION` has `mean`, `std`, `min`, `q25`, `median`, `q75`, `max`. Undefined numbers are `null`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,7 @@ from jaxinvert.audit.results import Attacked, Audited
 from jaxinvert.audit.scoring import Scores
 from jaxinvert.audit.verdict import SIGNIFICANCE
 from jaxinvert.jobs import JobConfig
+from jaxinvert.jobs.text import TextConfig
 
 FORMAT = 1
 THRESHOLDS_DB = (20.0, 30.0)
@@ -75,12 +76,25 @@ def record(audited: Sequence[Audited], training: Training | None = None) -> dict
     Raises:
       ValueError: see `privacy`.
     """
+    return frame(audited, training, _attacker)
+
+
+def frame(
+    audited: Sequence[Audited], training: Training | None, attacker: Callable[[Attacked], dict[str, Any]]
+) -> dict[str, Any]:
+    """What the records of all kinds of private data have in common.
+
+    Args:
+      audited: the judged scenarios.
+      training: the training that privacy is accounted for, if it is known.
+      attacker: the record of one attacker.
+    """
     ground, first = audited[0].ground, next(iter(audited[0].attackers.values()))
     return {
         "format": FORMAT,
         "num_clients": ground.private.shape[0],
         "num_examples": ground.private.shape[1],
-        "num_candidates": len(ground.candidates.labels),
+        "num_candidates": len(ground.labels),
         "significance": SIGNIFICANCE,
         "assumptions": first.summary["assumptions"],
         "settings": [
@@ -93,7 +107,7 @@ def record(audited: Sequence[Audited], training: Training | None = None) -> dict
                 "utility": None if one.utility is None else one.utility._asdict(),
                 "leakage": None if one.leakage is None else [_after(*each) for each in one.leakage.items()],
                 "attack_free": _attack_free(one.attack_free),
-                "attackers": {name: _attacker(attacked) for name, attacked in one.attackers.items()},
+                "attackers": {name: attacker(attacked) for name, attacked in one.attackers.items()},
             }
             for one in audited
         ],
@@ -119,6 +133,8 @@ def record_of_capture(found: Mapping[str, tuple[JobConfig, Explained]]) -> dict[
 def privacy_of(one: Audited, training: Training | None) -> dict[str, Any] | None:
     """The guarantee of a scenario's defense with its bounds; `None` without a defense."""
     config = one.attackers[one.worst].config
+    if isinstance(config, TextConfig):  # clients with text have no defense
+        return None
     promised = privacy(config, training)
     if promised is None:
         return None

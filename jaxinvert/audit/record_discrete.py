@@ -29,10 +29,8 @@ from jaxinvert import metrics
 from jaxinvert.audit.discrete import DiscreteGround, DiscreteScores, Field
 from jaxinvert.audit.evidence import rate
 from jaxinvert.audit.privacy import Training
-from jaxinvert.audit.record import FORMAT, game_of, privacy_of
+from jaxinvert.audit.record import frame, game_of
 from jaxinvert.audit.results import Attacked, Audited
-from jaxinvert.audit.verdict import SIGNIFICANCE
-from jaxinvert.jobs.records import RecordsConfig
 
 
 def record_discrete(
@@ -47,33 +45,12 @@ def record_discrete(
     Raises:
       ValueError: see `privacy`.
     """
-    ground, first = audited[0].ground, next(iter(audited[0].attackers.values()))
+    ground = audited[0].ground
     return {
-        "format": FORMAT,
+        **frame(audited, training, lambda attacked: _attacker(attacked, ground)),
         "kind": ground.measure.item,
         "measure": {"score": ground.measure.score, "unit": ground.measure.unit},
         "fields": [{"name": field.name, "tolerance": field.tolerance} for field in ground.fields],
-        "num_clients": ground.private.shape[0],
-        "num_examples": ground.private.shape[1],
-        "num_candidates": len(ground.labels),
-        "significance": SIGNIFICANCE,
-        "assumptions": first.summary["assumptions"],
-        "settings": [
-            {
-                "name": one.name,
-                "worst": one.worst,
-                "verdict": one.verdict._asdict(),
-                "note": one.note,
-                "privacy": privacy_of(one, training) if isinstance(first.config, RecordsConfig) else None,
-                "utility": None,
-                "leakage": None,
-                "attack_free": None,
-                "attackers": {name: _attacker(attacked, ground) for name, attacked in one.attackers.items()},
-            }
-            for one in audited
-        ],
-        "versions": first.summary["versions"],
-        "device": first.summary["device"],
     }
 
 
