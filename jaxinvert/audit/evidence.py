@@ -10,7 +10,8 @@ Every attack is tested for two effects, each with a test that keeps its level fo
   candidates that are picked often, and whole batches. Other candidates may be unlike all clients' images: where there
   are enough clients, permuting the images among the clients alone must be significant, too. If the controls identify
   more than the null distribution allows (p < 0.2), it is not valid: then the attack must also identify more clients
-  than every control, by Fisher's exact test.
+  than every control, by Fisher's exact test. Where not even all clients would be significantly more, more clients are
+  needed to tell.
 - *Excess over the controls.* Null hypothesis: for at least one control, attack and control are exchangeable. Each
   control has its own signed-rank test, and the largest p-value counts (intersection-union test, Berger 1982), so a
   control that fails for some clients cannot mask another one.
@@ -154,7 +155,7 @@ def identification(
     Args:
       hits: `[T]` booleans, whether each client is identified; only clients that can be, possibly none.
       null_counts: `[M]` clients identified by the same reconstructions after each of `M` permutations.
-      least_p_value: p-value of the largest possible number of hits.
+      least_p_value: p-value of the largest possible number of hits, against chance.
       swapped_counts: `[M]` the same after permutations of the private images among the clients alone; `None` if
         there are too few clients for this test.
       chance: expected share of hits by guessing.
@@ -172,6 +173,7 @@ def identification(
         doubts.append(permutation_p_value(sum(counts), np.sum([dealt for _, dealt in controls], axis=0)))
     if min(doubts, default=1.0) < _DOUBT:
         p_value = max(p_value, *(_more_often(count, of_control, total) for of_control in counts))
+        least_p_value = max(least_p_value, *(_more_often(total, of_control, total) for of_control in counts))
     return Rate(count, total, *_exact_interval(count, total), chance, p_value, least_p_value)
 
 

@@ -10,6 +10,9 @@ from jaxinvert.audit.measures import IMAGES, Measure
 SIGNIFICANCE = 0.01
 """Largest probability of a false "leaks" or "traces", for one scenario, over all its tests and attackers."""
 
+_NOTABLE = 0.05
+"""Largest p-value of identification that is not called "none" where more clients could make it significant."""
+
 Level = Literal["leaks", "traces", "none", "inconclusive"]
 
 
@@ -18,7 +21,8 @@ class Verdict(NamedTuple):
 
     Attributes:
       level: "leaks" if reconstructions pick out their private images; "traces" if they are only closer to them than
-        every control; "none" if neither is shown; "inconclusive" if there are too few clients to show traces.
+        every control; "none" if neither is shown; "inconclusive" if there are too few clients to show traces, or to
+        show that an attack which picks out more than chance also does so more often than a control.
       headline: the verdict in one sentence.
       certainty: sentences with the intervals, and with what they do not exclude.
       clients_needed: the smallest number of clients for which both tests can be significant; more than the audit has
@@ -86,6 +90,15 @@ def judge(evidence: Mapping[str, Evidence], *, num_candidates: int, measure: Mea
             f"Too few clients for a verdict: {_num_clients(one)}, but at least {needed} are needed.",
             f"With {attackers}, even {_num_clients(one)} of {_num_clients(one)} clients above every control would "
             f"not be significant. {_sentence(gain)} {_sentence(picked)} {_sentence(interval)}",
+            needed,
+        )
+    unsure = evidence[identifies]
+    if unsure.identified.p_value < _NOTABLE and unsure.identified.least_p_value >= enough:
+        picked, needed = _picked(unsure, num_candidates, measure), max(needed, 2 * unsure.identified.total)
+        return identifies, Verdict(
+            "inconclusive",
+            f"Too few clients for a verdict: {picked}, but a control identifies so many that this may be chance.",
+            f"{_sentence(_interval(unsure))} {_sentence(_gain(unsure, measure))}",
             needed,
         )
     told = [] if one.closest == one.strongest else [f"the control hardest to tell from the attack is {one.closest}"]

@@ -246,6 +246,26 @@ def test_controls_that_identify_set_the_bar():
         assert (found.count, found.total) == (9, 9)
 
 
+def test_all_clients_identified_are_not_no_evidence_where_a_control_was_lucky():
+    """Nine of nine against a control with three have a p of .0045: too little for two attackers, but no "none"."""
+    deals = dealt(np.zeros(100, int), np.arange(9)[:, None], in_class=False)
+    right, wrong = np.arange(9)[:, None], np.full((9, 1), 99)
+    lucky = np.where(np.arange(9)[:, None] < 3, right, wrong)
+    found = identification(
+        deals.hits(right),
+        deals.counts(right),
+        1 / 1000,
+        chance=0.01,
+        controls=[(deals.hits(picks), deals.counts(picks)) for picks in (wrong, lucky)],
+    )
+    assert found.p_value == found.least_p_value == pytest.approx(0.0045, abs=1e-4)
+    unsure = evidence(9, MIXED[:9])._replace(identified=found)
+    _, judged = verdict(naive=unsure, adaptive=unsure)
+    assert (judged.level, judged.clients_needed) == ("inconclusive", 18)
+    assert "9 of 9 clients had an image picked out" in judged.headline
+    assert verdict(naive=unsure)[1].level == "leaks"  # one attacker's test has .005
+
+
 def evidence(hits, differences, *, least=1e-4, in_class=False):
     total = len(differences)
     found = rate(hits, total, chance=0.01)._replace(least_p_value=least)
