@@ -1,50 +1,102 @@
-"""Files that are either whole or absent: every write goes to a temporary neighbor first and is then renamed.
+"""Files that are either whole or absent, checked against damage, in folders that one process at a time writes.
 
-Arrays are npz without pickle, everything else is JSON.
+Every write goes to a temporary neighbor first and is then renamed. Arrays are npz without pickle, everything else is
+JSON. A symbolic link in place of a file is replaced, never followed.
 """
 
+import contextlib
+import errno
+import hashlib
 import json
 import math
 import os
-import tempfile
-from collections.abc import Callable, Mapping
+import secrets
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # on platforms without these locks, concurrent runs are not prevented
+    fcntl = None
+
+_PARTIAL = ".jaxinvert-{}.partial"
+"""Names of temporary files; `remove_partial` deletes them."""
+_LOCK = ".lock"
+_CHECKSUM = "sha256"
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+
+
+class KeptFileWarning(UserWarning):
+    """A kept file is damaged and what it held is computed again, or it could not be written; results are right."""
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Calls `write(file)` on a temporary file beside `path` and renames it into place, or leaves nothing.
 
     Args:
-      path: the final name; its folder is made if need be.
+      path: the final name; its folder is made if need be. A symbolic link is replaced.
       write: writes the content to the open binary file.
+
+    Raises:
+      OSError: if it cannot be written; its `filename` is `path`.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.parent / _PARTIAL.format(secrets.token_hex(8))
     try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes private files
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Unlike `tempfile`, with the permissions that the process's umask leaves.
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        if error.errno is not None:  # a full disk names no file, and others the temporary one
+            error.filename, error.filename2 = str(path), None
         raise
+
+
+def save_bytes(path: Path, content: bytes) -> None:
+    """Writes `content`."""
+    write_atomically(path, lambda file: file.write(content))
+
+
+def append_line(path: Path, line: str) -> None:
+    """Appends a line to a text file, on a new line even after one that was cut short; follows no symbolic link."""
+    with open(path, "a+b", opener=lambda name, flags: os.open(name, flags | _NO_FOLLOW, 0o666)) as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else f"\n{line}"
+        file.write(f"{line}\n".encode())
 
 
 def check_writable(folder: Path) -> None:
     """Fails before long work rather than after it, if `folder` cannot be written to; makes nothing.
 
     Raises:
-      OSError: if `folder` or what should become its parent is a file, or not writable.
+      OSError: if `folder` or what should become its parent is a file or a dangling link, or not writable.
     """
-    existing = folder
-    while not existing.exists():
-        existing = existing.parent
+    try:
+        if "\0" in os.fsdecode(os.fsencode(folder)):
+            raise ValueError("a null character")
+        existing = Path(folder)
+        while not existing.exists():
+            if existing.is_symlink():
+                where = os.readlink(existing)
+                raise NotADirectoryError(
+                    f"cannot write to {folder}: {existing} is a link to {where}, which is missing"
+                )
+            existing = existing.parent
+    except ValueError as error:  # or a character that no name of a file can have
+        raise NotADirectoryError(f"cannot write to {folder}: no folder can have this name") from error
     if not existing.is_dir():
         raise NotADirectoryError(f"cannot write to {folder}: {existing} is not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -74,10 +126,93 @@ def expanded(path: os.PathLike[str] | str) -> Path:
         raise ValueError(f"{str(path)!r} is in the home folder of a user who does not exist") from error
 
 
+@contextlib.contextmanager
+def alone_in(folder: Path, *inside: str) -> Iterator[None]:
+    """Locks a folder of results against other processes, and removes temporary files of killed runs.
+
+    Args:
+      folder: the folder, which is made if need be, and removed if nothing is written.
+      inside: folders in it that hold files, too, as patterns such as `*/attacks`.
+
+    Raises:
+      ValueError: if another process holds the lock.
+      OSError: if the folder cannot be written to, or one of the folders in it is a symbolic link.
+    """
+    check_writable(folder)
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(folder):
+            for each in [folder, *(found for pattern in inside for found in folder.glob(pattern))]:
+                if each != folder and each.is_symlink():
+                    raise NotADirectoryError(f"cannot write to {each}: it is a symbolic link, expected a folder")
+                for partial in each.glob(_PARTIAL.format("*")):
+                    partial.unlink(missing_ok=True)
+            yield
+    finally:
+        for each in made:
+            with contextlib.suppress(OSError):  # only those in which nothing was written
+                each.rmdir()
+
+
+@contextlib.contextmanager
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Holds the lock of a folder, a file `.lock` that is removed again; nothing on platforms without such locks.
+
+    Args:
+      folder: an existing folder.
+      wait: whether to wait for another process instead of raising.
+
+    Raises:
+      ValueError: if another process holds the lock.
+      OSError: if the file cannot be opened; a symbolic link is not followed.
+    """
+    path = folder / _LOCK
+    while True:
+        with _open_lock(path) as file:
+            _lock(file, folder, wait)
+            if not _is_named(file, path):  # its holder has removed it since
+                continue
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):  # some platforms do not remove an open file
+                    path.unlink()
+            return
+
+
+def _open_lock(path: Path) -> BinaryIO:
+    """Opens or makes an empty file without changing what is there."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0) | _NO_FOLLOW
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise OSError(errno.EINVAL, "expected a file to lock, not a link or a device", str(path))
+    return open(path, "r+b", buffering=0, opener=lambda name, _: os.open(name, flags, 0o666))
+
+
+def _lock(file: BinaryIO, folder: Path, wait: bool) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(
+            f"another process writes its results to {folder}: wait until it has ended, or choose another folder"
+        ) from error
+    except OSError:  # a file system without locks
+        pass
+
+
+def _is_named(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
 def save_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes `content` as indented, strictly standard JSON; non-finite numbers become `null`."""
     text = json.dumps(plain(content), indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    save_bytes(path, text.encode())
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
@@ -103,6 +238,41 @@ def load_arrays(path: Path, *, max_bytes: int = _MAX_BYTES) -> dict[str, np.ndar
     from jaxinvert.readers.tensor_files import read_arrays  # writing needs NumPy alone
 
     return read_arrays(Path(path), what="arrays", max_bytes=max_bytes)
+
+
+def save_checked(path: Path, arrays: Mapping[str, Any], identity: str) -> None:
+    """Writes an npz that `load_checked` reads back only if it is unchanged and holds what it is taken for.
+
+    Args:
+      path: the file.
+      arrays: of plain numbers.
+      identity: says what they are, such as a job's name and the part in it.
+    """
+    content = {name: np.asarray(array) for name, array in arrays.items()}
+    content[_CHECKSUM] = np.array(_checksum(content, identity))
+    write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **content))  # floats hardly compress
+
+
+def load_checked(path: Path, identity: str) -> dict[str, np.ndarray]:
+    """Reads what `save_checked` wrote with the same identity.
+
+    Raises:
+      FileNotFoundError: if there is no file.
+      ValueError: if its content was changed, or is something else's.
+    """
+    arrays = load_arrays(path)
+    if str(arrays.pop(_CHECKSUM, "")) != _checksum(arrays, identity):
+        raise ValueError(f"{path} is not what was written there: its checksum differs")
+    return arrays
+
+
+def _checksum(arrays: Mapping[str, np.ndarray], identity: str) -> str:
+    """SHA-256 of the identity and of names, types, shapes and bytes of all arrays."""
+    digest = hashlib.sha256(json.dumps(identity).encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def plain(value: Any) -> Any:

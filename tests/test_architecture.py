@@ -11,6 +11,7 @@ PACKAGE = ROOT / "jaxinvert"
 FLOORS = [
     "types",
     "trees",
+    "escaping",
     "readers",
     "files",
     "schema",

@@ -12,6 +12,7 @@ from jaxinvert.audit.captured import Explained, audit_capture, explain_capture, 
 from jaxinvert.audit.discrete import DiscreteGround, DiscreteScores
 from jaxinvert.audit.evidence import Evidence, Excess, Rate, Trials, excess, excess_over_all, mean_interval, rate
 from jaxinvert.audit.forecast import Part, forecast
+from jaxinvert.audit.kept import INSIDE, Store
 from jaxinvert.audit.measures import Measure
 from jaxinvert.audit.plan import parse_defense, settings_for
 from jaxinvert.audit.privacy import Allowed, Privacy, Training, allowed, privacy
@@ -29,6 +30,7 @@ from jaxinvert.audit.verdict import SIGNIFICANCE, Verdict, judge
 from jaxinvert.audit.weighing import judged
 
 __all__ = [
+    "INSIDE",
     "NUM_STEPS",
     "RESIDUAL",
     "SIGNIFICANCE",
@@ -51,6 +53,7 @@ __all__ = [
     "Scores",
     "Seen",
     "Show",
+    "Store",
     "Training",
     "Trials",
     "Utility",

@@ -1,10 +1,10 @@
 """Accuracy and leakage during a federated training under a scenario's defense."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from jaxinvert import jobs
 from jaxinvert.audit import controls
+from jaxinvert.audit.kept import Store
 from jaxinvert.audit.kept_training import kept_training
 from jaxinvert.audit.results import Attacked, Audited
 from jaxinvert.audit.retrieval import Null
@@ -20,7 +20,7 @@ def along_training(
     setup: jobs.Setup,
     num_rounds: int,
     later_rounds: Sequence[int],
-    folder: Path | None,
+    store: Store | None,
     on_progress: Show,
     nulls: dict[bool, Null],
 ) -> Audited:
@@ -31,7 +31,7 @@ def along_training(
       setup: the setup of its worst attacker.
       num_rounds: rounds of training.
       later_rounds: reported rounds after which the worst attacker attacks again.
-      folder: keeps the training, and the reconstructions.
+      store: keeps the training, and the reconstructions.
       on_progress: called repeatedly with the current step.
       nulls: cache of the null distributions of `one.ground`, see `weighed`.
     """
@@ -41,7 +41,7 @@ def along_training(
     def show(what: str, progress: Progress | None) -> None:
         on_progress(f"{one.name}, {one.worst}: {what}", progress)
 
-    reports = kept_training(worst.config, setup, num_rounds=num_rounds, attacked=later_rounds, folder=folder)
+    reports = kept_training(worst.config, setup, num_rounds=num_rounds, attacked=later_rounds, store=store)
     while True:
         on_progress(f"{one.name}: training for the accuracy", None)
         try:
@@ -58,7 +58,7 @@ def along_training(
             continue
         try:
             task = jobs.prepare(worst.config, setup._replace(trained=report.params))
-            leakage[report.round] = _attacked_after(report.round, worst, task, one.ground, folder, show, nulls)
+            leakage[report.round] = _attacked_after(report.round, worst, task, one.ground, store, show, nulls)
         except Exception as error:  # for example non-finite updates after training diverged
             notes.append(f"leakage after round {report.round} of training is unknown: {reason(error)}")
     if not accuracy:
@@ -75,7 +75,7 @@ def _attacked_after(
     before: Attacked,
     task: jobs.Task,
     ground: Ground,
-    folder: Path | None,
+    store: Store | None,
     on_progress: Show,
     nulls: dict[bool, Null],
 ) -> Attacked:
@@ -90,17 +90,17 @@ def _attacked_after(
       before: results of the attack before training.
       task: the task prepared with the parameters of that round.
       ground: truth and candidates.
-      folder: stores the reconstructions.
+      store: keeps the reconstructions.
       on_progress: called repeatedly with the current step.
       nulls: see `along_training`.
     """
     config = before.config
     execution = attack(
-        f"attack after round {num_rounds}", config, task.program, task.observations, folder, on_progress
+        f"attack after round {num_rounds}", config, task.program, task.observations, store, on_progress
     )
     found, used = found_in(execution)
     noise = controls.random_update(jobs.stream(config.seed, jobs.Stream.NULL_UPDATES), task.observations)
-    on_noise = attack(f"random update after round {num_rounds}", config, task.program, noise, folder, on_progress)
+    on_noise = attack(f"random update after round {num_rounds}", config, task.program, noise, store, on_progress)
     of_controls = {**before.controls, "random update": score(*found_in(on_noise), ground)}
     if config.data.targets > 1:
         of_controls["other client"] = score(controls.other_client(found), used, ground)

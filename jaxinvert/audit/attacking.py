@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxinvert import jobs
 from jaxinvert.audit import controls
+from jaxinvert.audit.kept import Store
 from jaxinvert.audit.running import Show, attack, found_in
 from jaxinvert.audit.scoring import Ground, Scores, score
 from jaxinvert.defenses.registry import NONE
@@ -24,7 +24,7 @@ def attack_and_score(
     blind: np.ndarray | None = None,
     with_lpips: bool = False,
     known: dict[tuple[str, bytes], Scores] | None = None,
-    folder: Path | None = None,
+    store: Store | None = None,
     on_progress: Show = lambda what, progress: None,
 ) -> tuple[JobConfig, dict[str, Any], Scores, dict[str, Scores]]:
     """Runs the attack of a job and its controls, and returns an entry of `found` in `judged`.
@@ -36,16 +36,16 @@ def attack_and_score(
       blind: `[T, B, H, W, C]` reconstructions of the attack without access to the update, see `blind_attack`.
       with_lpips: whether to measure LPIPS, too.
       known: cache of the scores of mean images by the labels used, for jobs that share `ground`; these are added.
-      folder: stores the reconstructions.
+      store: keeps the reconstructions.
       on_progress: called repeatedly with the current step.
     """
     scored, known = partial(score, ground=ground, with_lpips=with_lpips), {} if known is None else known
     key = jobs.stream(config.seed, jobs.Stream.NULL_UPDATES)
-    execution = attack("attack", config, task.program, task.observations, folder, on_progress)
+    execution = attack("attack", config, task.program, task.observations, store, on_progress)
     summary = jobs.measure(config, task, execution).summary
     found, used = found_in(execution)
     noise = controls.random_update(key, task.observations)
-    on_noise, used_on_noise = found_in(attack("random update", config, task.program, noise, folder, on_progress))
+    on_noise, used_on_noise = found_in(attack("random update", config, task.program, noise, store, on_progress))
 
     def of_mean(name: str, mean: Callable[[Ground], np.ndarray]) -> Scores:
         named = (name, b"" if used is None else np.asarray(used).tobytes())
@@ -67,7 +67,7 @@ def attack_and_score(
 
 
 def blind_attack(
-    config: JobConfig, task: jobs.Task, folder: Path | None, on_progress: Show, known: dict[str, np.ndarray]
+    config: JobConfig, task: jobs.Task, store: Store | None, on_progress: Show, known: dict[str, np.ndarray]
 ) -> np.ndarray | None:
     """Reconstructions of the attack without access to the update, that is, from its start and image prior alone.
 
@@ -76,7 +76,7 @@ def blind_attack(
     Args:
       config: the job.
       task: the task prepared for this job.
-      folder: stores the result.
+      store: keeps the result.
       on_progress: called repeatedly with the current step.
       known: cache of results by job name; this result is added.
 
@@ -96,5 +96,5 @@ def blind_attack(
     name = jobs.job_name(config)
     if name not in known:
         program = jobs.Program(config, task.model, told=controls.blind)
-        known[name], _ = found_in(attack("prior only", config, program, task.observations, folder, on_progress))
+        known[name], _ = found_in(attack("prior only", config, program, task.observations, store, on_progress))
     return known[name]

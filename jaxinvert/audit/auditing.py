@@ -16,7 +16,7 @@ from jaxinvert.audit.attack_free import (
     without_figure,
 )
 from jaxinvert.audit.attacking import attack_and_score, blind_attack
-from jaxinvert.audit.kept import kept_or_computed
+from jaxinvert.audit.kept import Store, kept_or_computed
 from jaxinvert.audit.results import Audited, Scenario
 from jaxinvert.audit.retrieval import Null
 from jaxinvert.audit.running import Show, reason
@@ -68,7 +68,7 @@ def audit(
             on_progress(f"{setting.name}: attack-free figure", None)
             one = one._replace(attack_free=_attack_free(one.attackers[one.worst].config, task, run))
         if accuracy_rounds:
-            one = along_training(one, of_worst, accuracy_rounds, later_rounds, folder, on_progress, run.nulls)
+            one = along_training(one, of_worst, accuracy_rounds, later_rounds, run.store, on_progress, run.nulls)
         audited.append(one)
     return audited
 
@@ -80,7 +80,7 @@ class _Run:
         self, num_candidates: int, with_lpips: bool, folder: Path | None, on_progress: Show, setup: jobs.Setup
     ) -> None:
         self.num_candidates, self.with_lpips = num_candidates, with_lpips
-        self.folder, self.on_progress = folder, on_progress
+        self.store, self.on_progress = folder and Store(folder), on_progress
         self.compiled: Compiled = {}
         self.blind: dict[str, np.ndarray] = {}
         self.nulls: dict[bool, Null] = {}
@@ -118,10 +118,10 @@ def _audited(setting: Scenario, run: _Run) -> tuple[Audited, jobs.Setup, jobs.Ta
             config,
             task,
             run.ground(task),
-            blind=blind_attack(config, task, run.folder, show, run.blind),
+            blind=blind_attack(config, task, run.store, show, run.blind),
             with_lpips=run.with_lpips,
             known=run.scores,
-            folder=run.folder,
+            store=run.store,
             on_progress=show,
         )
     assert task is not None
@@ -134,12 +134,9 @@ def most_examples(config: jobs.JobConfig) -> int:
     return max(1, _MOST_EXAMPLES // config.data.targets)
 
 
-def figure_file(folder: Path | None, config: jobs.JobConfig) -> Path | None:
-    """The file that keeps the attack-free figure of a job; `None` without a folder."""
-    if folder is None:
-        return None
-    sizes = f"{most_examples(config)}-{NUM_STEPS}-{RESIDUAL:g}"
-    return folder / "attacks" / f"{jobs.job_name(config)}-attack-free-{sizes}.npz"
+def name_of_figure(config: jobs.JobConfig) -> str:
+    """The name by which an audit keeps the attack-free figure of a job, with what else determines it."""
+    return f"attack-free figure {most_examples(config)} {NUM_STEPS} {RESIDUAL:g}"
 
 
 def _attack_free(config: jobs.JobConfig, task: jobs.Task, run: _Run) -> AttackFree:
@@ -152,7 +149,6 @@ def _attack_free(config: jobs.JobConfig, task: jobs.Task, run: _Run) -> AttackFr
         return attack_free(config, task, most_examples=most_examples(config), compiled=run.compiled)
 
     try:
-        file = figure_file(run.folder, config)
-        return figure() if file is None else kept_or_computed(file, figure)
+        return kept_or_computed(run.store, jobs.job_name(config), name_of_figure(config), figure)
     except Exception as error:
         return without_figure(reason(error))

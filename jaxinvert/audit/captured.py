@@ -5,6 +5,8 @@ verified, only the share of the update that it explains: the squared cosine betw
 that the reconstruction would cause. The same share is computed for random updates.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -18,6 +20,7 @@ from jaxinvert import data, jobs, models
 from jaxinvert.audit import controls
 from jaxinvert.audit.attacking import attack_and_score, blind_attack
 from jaxinvert.audit.diagnosis import likely_mistakes
+from jaxinvert.audit.kept import Store
 from jaxinvert.audit.reading import Capture, digest_of, read_capture, true_batches
 from jaxinvert.audit.results import Audited, Scenario
 from jaxinvert.audit.running import Show, attack, found_in
@@ -88,12 +91,19 @@ def audit_capture(
         seen = read_capture(config, capture, model)
         task = jobs.Task(jobs.Program(config, model), seen.observation, truth, names, captured=True)
         notes |= dict.fromkeys([*seen.notes, *likely_mistakes(config, task.program, seen, truth, other_mode)])
-        kept = folder and folder / digest_of(capture)
-        prior = blind_attack(config, task, kept, on_progress, blind)
-        options = {"with_lpips": with_lpips, "folder": kept, "on_progress": on_progress}
+        store = folder and _store(folder, capture, model)
+        prior = blind_attack(config, task, store, on_progress, blind)
+        options = {"with_lpips": with_lpips, "store": store, "on_progress": on_progress}
         found[attacker] = attack_and_score(config, task, ground, blind=prior, **options)
     assert ground is not None
     return _saying(judged(setting.name, ground, found)._replace(note=setting.note), [*notes])
+
+
+def _store(folder: Path, capture: Capture, model: models.Model) -> Store:
+    """Where results on a capture are kept: apart for other files, rates, and readings of them."""
+    facts = (model.name, model.input_shape, model.num_classes, model.mean, model.std, model.task)
+    content = json.dumps([digest_of(capture), capture.rate, *facts], default=str)
+    return Store(folder, hashlib.sha256(content.encode()).hexdigest()[:16])
 
 
 def _saying(one: Audited, notes: Sequence[str]) -> Audited:
@@ -124,10 +134,10 @@ def explain_capture(
     """
     program, read = jobs.Program(config, model), read_capture(config, capture, model)
     seen = read.observation
-    kept = folder and folder / digest_of(capture)
-    found, used = found_in(attack("attack", config, program, seen, kept, on_progress))
+    store = folder and _store(folder, capture, model)
+    found, used = found_in(attack("attack", config, program, seen, store, on_progress))
     noise = controls.random_update(jobs.stream(config.seed, jobs.Stream.NULL_UPDATES), seen)
-    on_noise, used_on_noise = found_in(attack("random update", config, program, noise, kept, on_progress))
+    on_noise, used_on_noise = found_in(attack("random update", config, program, noise, store, on_progress))
     return Explained(
         found,
         used,

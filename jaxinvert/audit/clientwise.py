@@ -4,15 +4,15 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxinvert import files, jobs
+from jaxinvert import jobs
 from jaxinvert.audit import controls
 from jaxinvert.audit.discrete import DiscreteGround, DiscreteScores, score_discrete
+from jaxinvert.audit.kept import Store
 from jaxinvert.audit.running import Show
 from jaxinvert.types import Key, Observation, SolveFn
 
@@ -61,7 +61,7 @@ def attack_and_score_clients(
     clients: Clients,
     guessed: Mapping[str, np.ndarray],
     ground: DiscreteGround,
-    folder: Path | None,
+    store: Store | None,
     on_progress: Show,
 ) -> tuple[Any, dict[str, Any], DiscreteScores, dict[str, DiscreteScores]]:
     """Runs the attack of a job and its controls, and returns an entry of `found` in `judged`.
@@ -70,7 +70,7 @@ def attack_and_score_clients(
       clients: the clients and the attack.
       guessed: `[T, B, F]` by name, the controls that need no update.
       ground: truth and candidates.
-      folder: stores the results.
+      store: keeps the results.
       on_progress: called before every client.
     """
 
@@ -79,8 +79,8 @@ def attack_and_score_clients(
         return random_update(jax.random.fold_in(stream, client), clients.observation(client))
 
     options = (clients.fields, clients.key, clients.solve)
-    reached = attack_clients("attack", *options, clients.observation, folder, on_progress)
-    on_noise = attack_clients("random update", *options, noise, folder, on_progress)
+    reached = attack_clients("attack", *options, clients.observation, store, on_progress)
+    on_noise = attack_clients("random update", *options, noise, store, on_progress)
     found = clients.rows(reached.inputs)
     shown = {**guessed, "random update": clients.rows(on_noise.inputs)}
     if clients.fields["targets"] > 1:
@@ -104,7 +104,7 @@ def attack_clients(
     key: Key,
     solve: SolveFn,
     observations: Callable[[int], Observation],
-    folder: Path | None,
+    store: Store | None,
     on_progress: Show,
 ) -> Finished:
     """Attacks the clients one after the other, or loads the stored results.
@@ -115,22 +115,21 @@ def attack_clients(
       key: PRNG key of the attack.
       solve: the attack on one client, compiled.
       observations: the observation of the client with this number.
-      folder: stores the results.
+      store: keeps the results.
       on_progress: called before every client.
     """
     num_clients, job, results = fields["targets"], _name(fields), []
     for client, own_key in enumerate(jax.random.split(key, num_clients)):
-        name = f"{job}-{what.replace(' ', '-')}-{client}.npz"
-        file = None if folder is None else folder / "attacks" / name
-        kept = None if file is None else _load(file)
+        part = f"{what} {client}"
+        kept = None if store is None else store.load(job, part, needed=("inputs", "attack_loss", "seconds"))
         if kept is None:
             on_progress(f"{what}, client {client + 1} of {num_clients}", None)
             begin = time.perf_counter()
             found = jax.device_get(solve(own_key, observations(client)))
             seconds = np.float64(time.perf_counter() - begin)
             kept = {"inputs": found.inputs, "attack_loss": found.attack_loss, "seconds": seconds}
-            if file is not None:
-                files.save_arrays(file, kept)
+            if store is not None:
+                store.save(job, part, kept)
         results.append(kept)
     return Finished(
         np.stack([result["inputs"] for result in results]),
@@ -150,12 +149,3 @@ def _name(fields: Mapping[str, Any]) -> str:
     """A hash of everything that determines the results."""
     content = {"format": _FORMAT, "versions": jobs.versions(), "fields": dict(fields)}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:24]
-
-
-def _load(file: Path) -> dict[str, np.ndarray] | None:
-    """The stored result of one client; `None` if there is none, or the file is damaged."""
-    try:
-        arrays = files.load_arrays(file)
-    except (FileNotFoundError, ValueError):
-        return None
-    return arrays if {"inputs", "attack_loss", "seconds"} <= arrays.keys() else None

@@ -13,10 +13,11 @@ import jax
 
 from jaxinvert import jobs
 from jaxinvert.audit.attack_free import Compiled, attack_free
-from jaxinvert.audit.auditing import figure_file, most_examples
-from jaxinvert.audit.kept_training import is_kept
+from jaxinvert.audit.auditing import most_examples, name_of_figure
+from jaxinvert.audit.kept import Store
+from jaxinvert.audit.kept_training import name_of_report
 from jaxinvert.audit.results import Scenario
-from jaxinvert.audit.running import attack_file, reason
+from jaxinvert.audit.running import reason
 from jaxinvert.audit.utility import train_under
 from jaxinvert.jobs import JobConfig
 from jaxinvert.jobs.automatic import AUTO, SEARCH
@@ -47,7 +48,7 @@ def forecast(
     Raises:
       ValueError: for an invalid scenario.
     """
-    setup = jobs.set_up(next(iter(settings[0].attackers.values())))
+    setup, store = jobs.set_up(next(iter(settings[0].attackers.values()))), folder and Store(folder)
     for setting in settings:
         runs, config, task, own = [], None, None, setup
         for attacker, config in setting.attackers.items():
@@ -56,15 +57,15 @@ def forecast(
             task = jobs.prepare(config, own)
             seconds_prepare = time.perf_counter() - begin
             compiling, running = _attack_seconds(config, task)
-            wanted = sum(not _exists(attack_file(folder, config, what)) for what in ("attack", "random update"))
+            wanted = sum(not _is_kept(store, config, what) for what in ("attack", "random update"))
             runs.append(running)
             total = seconds_prepare + wanted * running + (compiling if wanted else 0.0)
             yield Part(f"{setting.name}, {attacker}: attack and random update", total)
         assert config is not None
         assert task is not None
-        if with_attack_free and not _exists(figure_file(folder, config)):
+        if with_attack_free and not _is_kept(store, config, name_of_figure(config)):
             yield _measured(f"{setting.name}: attack-free figure", _figure_seconds, config, task)
-        if accuracy_rounds and not is_kept(config, accuracy_rounds, folder):
+        if accuracy_rounds and not _is_kept(store, config, name_of_report(accuracy_rounds, accuracy_rounds)):
             training = _measured(
                 f"{setting.name}: training for the accuracy", _training_seconds, config, own, accuracy_rounds
             )
@@ -118,5 +119,5 @@ def _training_seconds(config: JobConfig, setup: jobs.Setup, num_rounds: int) -> 
     return total + (num_rounds - measured) * per_round
 
 
-def _exists(file: Path | None) -> bool:
-    return file is not None and file.is_file()
+def _is_kept(store: Store | None, config: JobConfig, what: str) -> bool:
+    return store is not None and store.has(jobs.job_name(config), what)

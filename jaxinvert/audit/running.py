@@ -1,12 +1,11 @@
 """Runs one attack of an audit with progress reports, or loads its stored result if it finished before."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
 from jaxinvert import jobs
-from jaxinvert.audit.kept import kept_or_done
+from jaxinvert.audit.kept import Store, kept_or_done
 from jaxinvert.jobs import JobConfig
 from jaxinvert.search import Progress
 from jaxinvert.types import Observation, Reconstruction
@@ -22,7 +21,7 @@ def attack(
     config: JobConfig,
     program: jobs.Program,
     observations: Observation,
-    folder: Path | None,
+    store: Store | None,
     on_progress: Show,
 ) -> jobs.Execution:
     """Attacks the observations, or loads the stored result.
@@ -32,13 +31,13 @@ def attack(
       config: the job.
       program: the program of this job.
       observations: observations of all targets.
-      folder: stores the result, and the state of a running attack.
+      store: keeps the result, and the state of a running attack.
       on_progress: called repeatedly with `what` and the progress.
 
     Raises:
       KeyboardInterrupt: after the state of the attack is saved.
     """
-    state = None if folder is None else folder / "state" / what.replace(" ", "-")
+    state = None if store is None else store.states / what.replace(" ", "-")
 
     def run() -> jobs.Execution:
         on_progress(what, None)
@@ -48,22 +47,15 @@ def attack(
             observations,
             on_progress=lambda progress: on_progress(what, progress),
             state_folder=state,
+            state_role="" if store is None else store.role(what),
         )
 
-    file = attack_file(folder, config, what)
-    execution = run() if file is None else kept_or_done(file, run)
+    execution = kept_or_done(store, jobs.job_name(config), what, run)
     if execution.interrupted:
         raise KeyboardInterrupt
     if state is not None:
         jobs.forget_state(state, config)
     return execution
-
-
-def attack_file(folder: Path | None, config: JobConfig, what: str) -> Path | None:
-    """The file that keeps the result of an attack of a job; `None` without a folder."""
-    if folder is None:
-        return None
-    return folder / "attacks" / f"{jobs.job_name(config)}-{what.replace(' ', '-')}.npz"
 
 
 def found_in(execution: jobs.Execution) -> tuple[np.ndarray, np.ndarray | None]:

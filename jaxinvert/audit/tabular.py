@@ -22,6 +22,7 @@ from jaxinvert.attacks.optimization.tableak import tableak
 from jaxinvert.audit import controls
 from jaxinvert.audit.clientwise import Clients, attack_and_score_clients, attack_clients
 from jaxinvert.audit.discrete import DiscreteGround, DiscreteScores, Field, discrete_ground, guesses
+from jaxinvert.audit.kept import Store
 from jaxinvert.audit.measures import RECORDS
 from jaxinvert.audit.plan import scenarios
 from jaxinvert.audit.results import Audited, Scenario
@@ -96,7 +97,7 @@ def audit_table(
     guessed = guesses(
         ground, rows, own, np.random.default_rng((first.seed, 1)), row_labels=np.asarray(table.dataset.labels)
     )
-    audited = []
+    audited, store = [], folder and Store(folder)
     for setting in settings:
         found = {}
         for attacker, config in setting.attackers.items():
@@ -108,8 +109,8 @@ def audit_table(
             task = records.prepare_records(config, own, table=table)
             clients = _clients(config, task, ground)
             if "prior only" not in guessed:
-                guessed["prior only"] = _of_prior(clients, task, folder, show)
-            found[attacker] = attack_and_score_clients(clients, guessed, ground, folder, show)
+                guessed["prior only"] = _of_prior(clients, task, store, show)
+            found[attacker] = attack_and_score_clients(clients, guessed, ground, store, show)
         audited.append(judged(setting.name, ground, found)._replace(note=setting.note))
     return audited
 
@@ -158,11 +159,11 @@ def _clients(config: RecordsConfig, task: RecordsTask, ground: DiscreteGround) -
     return Clients(config, fields, key, solve, observation, rows, ground.true_labels, assumptions)
 
 
-def _of_prior(clients: Clients, task: RecordsTask, folder: Path | None, on_progress: Show) -> np.ndarray:
+def _of_prior(clients: Clients, task: RecordsTask, store: Store | None, on_progress: Show) -> np.ndarray:
     """`[T, B, F]`: records of the attack's starts alone, which are the same for all defenses and attackers."""
     blind = controls.blind(task.problem)._replace(objective=None)
     starts = jax.jit(tableak(blind, num_members=clients.config.members, num_steps=0))
     undefended = replace(clients.config, defense=DefenseConfig(), adaptive=False)
     fields = jobs.flatten(undefended, of=RecordsConfig)
-    found = attack_clients("prior only", fields, clients.key, starts, clients.observation, folder, on_progress)
+    found = attack_clients("prior only", fields, clients.key, starts, clients.observation, store, on_progress)
     return clients.rows(found.inputs)

@@ -20,6 +20,7 @@ import numpy as np
 from jaxinvert import jobs
 from jaxinvert.audit.clientwise import Clients, attack_and_score_clients
 from jaxinvert.audit.discrete import DiscreteGround, DiscreteScores, Field, discrete_ground, guesses
+from jaxinvert.audit.kept import Store
 from jaxinvert.audit.measures import TEXT
 from jaxinvert.audit.plan import NAIVE
 from jaxinvert.audit.results import Audited, Scenario
@@ -74,7 +75,9 @@ def audit_text(
             ground = text_ground(config, num_candidates)
             rng = np.random.default_rng((config.seed, config.targets))
             guessed = guesses(ground, ground.candidates, ground.private, rng)
-            found[attacker] = attack_and_score_clients(_clients(config), guessed, ground, folder, show)
+            found[attacker] = attack_and_score_clients(
+                _clients(config), guessed, ground, folder and Store(folder), show
+            )
         assert ground is not None
         audited.append(judged(setting.name, ground, found)._replace(note=setting.note))
     return audited

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from rich.console import Console
 
 from jaxinvert import audit as audits
-from jaxinvert import files, jobs, report
+from jaxinvert import jobs, report
 from jaxinvert.audit.reading import digest_of
 from jaxinvert.cli.auditing import finish, identity, print_plan, show_finished, with_progress
 from jaxinvert.cli.captured import capture_of, judge_capture, with_round
-from jaxinvert.cli.console import EXIT_INTERRUPTED, bad_input
+from jaxinvert.cli.console import EXIT_INTERRUPTED, Terminal, alone_in, bad_input
 from jaxinvert.cli.fields import check_numbers, training_of
 from jaxinvert.metrics import perceptual
 from jaxinvert.observation import captures
@@ -100,7 +99,7 @@ class Audit(jobs.JobConfig):
 
 def audit(command: Audit, command_line: str) -> int:
     """Runs the command; its exit status does not depend on the verdict."""
-    console = Console()
+    console = Terminal()
     with bad_input():
         command = _with_split(with_round(command, command_line))
         check_numbers(command)
@@ -118,17 +117,10 @@ def audit(command: Audit, command_line: str) -> int:
             perceptual.check_available()
         for setting in settings:  # reports invalid values before the attacks
             audits.privacy(next(iter(setting.attackers.values())), training)
-    files.check_writable(command.out)
     with bad_input():
         name = identity(_parts(command, settings, capture))
-    if show_finished(console, command.out, name):
-        return 0
     kind = "captured" if capture else "simulated"
     clients = f"{plural(config.data.targets, f'{kind} client')} of {plural(config.data.num_examples, 'example')}"
-    print_plan(console, settings, clients)
-    if command.dry_run:
-        return _show_forecast(command, settings, console)
-    begin = time.perf_counter()
 
     def run(show: audits.Show) -> list[audits.Audited] | dict[str, tuple[jobs.JobConfig, audits.Explained]]:
         if capture is not None:
@@ -144,20 +136,27 @@ def audit(command: Audit, command_line: str) -> int:
             on_progress=show,
         )
 
-    found = with_progress(console, command.out, config.search.steps, run)
-    if found is None:
-        return EXIT_INTERRUPTED
-    of_page = {"title": config.model.name, "command": command_line}
-    if isinstance(found, dict):
-        record, save = audits.record_of_capture(found), partial(report.save_capture_html, found=found, **of_page)
-    else:
-        record = audits.record(found, training)
-        save = partial(report.save_audit_html, audited=found, record=record, **of_page)
-    finish(console, command.out, record, save, name=name, command_line=command_line, begin=begin)
+    with alone_in(command.out, *audits.INSIDE):
+        if show_finished(console, command.out, name):
+            return 0
+        print_plan(console, settings, clients)
+        if command.dry_run:
+            return _show_forecast(command, settings, console)
+        begin = time.perf_counter()
+        found = with_progress(console, command.out, config.search.steps, run)
+        if found is None:
+            return EXIT_INTERRUPTED
+        of_page = {"title": config.model.name, "command": command_line}
+        if isinstance(found, dict):
+            record, save = audits.record_of_capture(found), partial(report.save_capture_html, found=found, **of_page)
+        else:
+            record = audits.record(found, training)
+            save = partial(report.save_audit_html, audited=found, record=record, **of_page)
+        finish(console, command.out, record, save, name=name, command_line=command_line, begin=begin)
     return 0
 
 
-def _show_forecast(command: Audit, settings: list[audits.Scenario], console: Console) -> int:
+def _show_forecast(command: Audit, settings: list[audits.Scenario], console: Terminal) -> int:
     """Prints how long every part of the audit would take, as each is measured, and their sum."""
     total = 0.0
     with bad_input():
@@ -170,8 +169,8 @@ def _show_forecast(command: Audit, settings: list[audits.Scenario], console: Con
         )
         for part in parts:
             total += part.seconds
-            console.print(f"{part.what}: {duration(part.seconds)}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"about {duration(total)} on this machine; nothing was written", highlight=False)
+            console.print(f"{part.what}: {duration(part.seconds)}", soft_wrap=True)
+    console.print(f"about {duration(total)} on this machine; nothing was written")
     return 0
 
 

@@ -7,12 +7,11 @@ from functools import partial
 from pathlib import Path
 
 import tyro
-from rich.console import Console
 
 from jaxinvert import audit as audits
-from jaxinvert import files, report
+from jaxinvert import report
 from jaxinvert.cli.auditing import finish, identity, print_plan, show_finished, with_progress
-from jaxinvert.cli.console import EXIT_INTERRUPTED, bad_input
+from jaxinvert.cli.console import EXIT_INTERRUPTED, Terminal, alone_in, bad_input
 from jaxinvert.cli.fields import check_numbers, training_of, with_file
 from jaxinvert.jobs.records import RecordsConfig
 from jaxinvert.jobs.text import TextConfig
@@ -86,26 +85,26 @@ class AuditText(TextConfig):
 
 def audit_discrete(command: AuditTable | AuditText, command_line: str) -> int:
     """Runs the command; its exit status does not depend on the verdict."""
-    console = Console()
+    console = Terminal()
     with bad_input():
         command = with_file(command, command_line)
         settings, run, training = _planned(command)
-    files.check_writable(command.out)
     name = identity([{key: value for key, value in flatten(command).items() if key not in ("out", "file")}])
-    if show_finished(console, command.out, name):
-        return 0
     of_table = isinstance(command, AuditTable)
     items = plural(command.num_examples, "record") if of_table else plural(command.num_sequences, "sequence")
-    print_plan(console, settings, f"{plural(command.targets, 'simulated client')} of {items}")
-    begin = time.perf_counter()
     options = {"num_candidates": command.candidates, "folder": command.out}
-    found = with_progress(console, command.out, 1, lambda show: run(settings, **options, on_progress=show))
-    if found is None:
-        return EXIT_INTERRUPTED
-    record = audits.record_discrete(found, training)
-    title = command.table if of_table else f"text, {command.model}"
-    save = partial(report.save_discrete_audit_html, audited=found, record=record, title=title, command=command_line)
-    finish(console, command.out, record, save, name=name, command_line=command_line, begin=begin)
+    with alone_in(command.out, *audits.INSIDE):
+        if show_finished(console, command.out, name):
+            return 0
+        print_plan(console, settings, f"{plural(command.targets, 'simulated client')} of {items}")
+        begin = time.perf_counter()
+        found = with_progress(console, command.out, 1, lambda show: run(settings, **options, on_progress=show))
+        if found is None:
+            return EXIT_INTERRUPTED
+        record = audits.record_discrete(found, training)
+        of_page = {"title": command.table if of_table else f"text, {command.model}", "command": command_line}
+        save = partial(report.save_discrete_audit_html, audited=found, record=record, **of_page)
+        finish(console, command.out, record, save, name=name, command_line=command_line, begin=begin)
     return 0
 
 

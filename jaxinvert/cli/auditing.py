@@ -7,32 +7,30 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 import jaxinvert
 from jaxinvert import audit as audits
 from jaxinvert import files, jobs
-from jaxinvert.cli.console import BadInputError, bad_input, progress_bar
+from jaxinvert.cli.console import BadInputError, Terminal, bad_input, cell, progress_bar
+from jaxinvert.readers.json_files import read_json
 from jaxinvert.report.wording import plural
 from jaxinvert.search import Progress
 
 Found = TypeVar("Found")
 
 
-def print_plan(console: Console, settings: Sequence[audits.Scenario], clients: str) -> None:
+def print_plan(console: Terminal, settings: Sequence[audits.Scenario], clients: str) -> None:
     """Prints how much an audit does, and on which clients, such as "3 simulated clients of 4 records"."""
     num_attacks = sum(len(setting.attackers) for setting in settings)
     controls = "its controls" if num_attacks == 1 else "their controls"
-    console.print(
-        f"[bold]{plural(len(settings), 'setting')}[/], {plural(num_attacks, 'attack')} with {controls}, on {clients}",
-        highlight=False,
-    )
+    told = f", {plural(num_attacks, 'attack')} with {controls}, on {clients}"
+    console.print(Text.assemble((plural(len(settings), "setting"), "bold"), told))
 
 
 def with_progress(
-    console: Console, folder: Path, num_steps: int, run: Callable[[audits.Show], Found]
+    console: Terminal, folder: Path, num_steps: int, run: Callable[[audits.Show], Found]
 ) -> Found | None:
     """Runs an audit with a progress bar; `None` after an interrupt, which is said.
 
@@ -77,7 +75,7 @@ def identity(parts: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def show_finished(console: Console, folder: Path, name: str) -> bool:
+def show_finished(console: Terminal, folder: Path, name: str) -> bool:
     """Prints the verdicts of an audit that finished in this folder; `False` if none did, or it was another one.
 
     Args:
@@ -86,22 +84,20 @@ def show_finished(console: Console, folder: Path, name: str) -> bool:
       name: its `identity`.
     """
     try:
-        record = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
-        if record["identity"] != name or not (folder / "report.html").is_file():
+        record = read_json(folder / "audit.json")
+        if record.pop("identity") != _seal(name, record, folder / "report.html"):
             return False
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
     print_verdicts(console, record)
     console.print(
-        f"this audit was finished before: nothing was computed; page: {folder / 'report.html'}",
-        highlight=False,
-        soft_wrap=True,
+        f"this audit was finished before: nothing was computed; page: {folder / 'report.html'}", soft_wrap=True
     )
     return True
 
 
 def finish(
-    console: Console,
+    console: Terminal,
     folder: Path,
     record: Mapping[str, Any],
     save_page: Callable[[Path], None],
@@ -110,16 +106,30 @@ def finish(
     command_line: str,
     begin: float,
 ) -> None:
-    """Writes the page and then `audit.json`, whose `identity` says that both are complete; prints the verdicts."""
-    page = folder / "report.html"
+    """Writes the page and `audit.json`, whose `identity` says that both are complete; then prints the verdicts.
+
+    Where one file cannot be written, the other one is, and the verdicts are printed.
+    """
+    page, content = folder / "report.html", files.plain({**record, "command": command_line})
     with jobs.uninterruptible():
-        save_page(page)
-        files.save_json(folder / "audit.json", {**record, "command": command_line, "identity": name})
-        print_verdicts(console, record)
-    console.print(f"{time.perf_counter() - begin:,.0f} s; page: {page}", highlight=False, soft_wrap=True)
+        try:
+            save_page(page)
+            content["identity"] = _seal(name, content, page)
+        finally:
+            try:
+                files.save_json(folder / "audit.json", content)
+            finally:
+                print_verdicts(console, record)
+    console.print(f"{time.perf_counter() - begin:,.0f} s; page: {page}", soft_wrap=True)
 
 
-def print_verdicts(console: Console, record: Mapping[str, Any]) -> None:
+def _seal(name: str, content: Mapping[str, Any], page: Path) -> str:
+    """A hash of the identity of an audit, of what its `audit.json` holds beside this hash, and of its page."""
+    parts = [name, content, hashlib.sha256(page.read_bytes()).hexdigest()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def print_verdicts(console: Terminal, record: Mapping[str, Any]) -> None:
     """Prints the table of an audit's record and the verdict on every setting, or what explains captured updates."""
     if "explained" in record:
         _print_explained(console, record["explained"])
@@ -147,8 +157,8 @@ def _table(record: Mapping[str, Any]) -> Table:
                 gain, of_images = attacker["excess_psnr_db"], reached["psnr_db"]
                 scores = (_fixed(of_images["median"]), _fixed(of_images["max"]))
             table.add_row(
-                Text(one["name"]),
-                name,
+                cell(one["name"]),
+                cell(name),
                 one["verdict"]["level"] if name == one["worst"] else "",
                 f"{found['count']} of {found['total']}",
                 f"{_fixed(gain['mean'], '+')} ({_fixed(gain['low'], '+')} to {_fixed(gain['high'], '+')})",
@@ -157,7 +167,7 @@ def _table(record: Mapping[str, Any]) -> Table:
     return table
 
 
-def _print_explained(console: Console, explained: Mapping[str, Any]) -> None:
+def _print_explained(console: Terminal, explained: Mapping[str, Any]) -> None:
     """Prints the share of every captured update that the reconstruction explains."""
     for name, one in explained.items():
         table = Table("client", "update explained", "random update explained", title=f"{name} attacker")

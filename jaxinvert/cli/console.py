@@ -1,12 +1,22 @@
-"""Helpers shared by all commands: exit statuses, an error for bad input, and a progress bar."""
+"""Helpers shared by all commands: exit statuses, an error for bad input, the terminal, and a progress bar."""
 
 import contextlib
+import os
+import sys
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+from rich.text import Text
+
+from jaxinvert import files
+from jaxinvert.escaping import visible, visible_lines
+from jaxinvert.files import KeptFileWarning
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -26,13 +36,71 @@ def bad_input() -> Iterator[None]:
         raise BadInputError(str(error)) from error
 
 
+class Terminal(Console):
+    """A console that shows text as it is: no markup, and control characters escaped, whoever chose them.
+
+    Text is escaped where it is rendered, so nothing that is printed can reach the terminal otherwise. Names from
+    outside go into tables by `cell`, which also makes them as wide as they are shown.
+
+    Args:
+      stderr: whether to write to the standard error.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, highlight=False, emoji=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Renders like a console, with the text of every segment escaped."""
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            yield segment if control else Segment(visible_lines(text, encoding=self.encoding), style)
+
+    def on_broken_pipe(self) -> None:
+        """Goes on without output: results are still to be written when the reader of a pipe has left."""
+        self.quiet = True
+        with contextlib.suppress(OSError, ValueError):  # a stream without a file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
+def cell(text: object) -> Text:
+    """Text from outside as a cell of a table."""
+    return Text(visible(text))
+
+
+@contextlib.contextmanager
+def warnings_in_one_line() -> Iterator[None]:
+    """Shows warnings on the standard error, escaped; those about kept files always, and each as one line."""
+
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+        if issubclass(category, KeptFileWarning):
+            text = f"warning: {visible(message)}\n"
+        else:
+            text = visible_lines(warnings.formatwarning(message, category, filename, lineno))
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", KeptFileWarning)
+        warnings.showwarning = show
+        yield
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, *inside: str) -> Iterator[None]:
+    """`files.alone_in`, but a folder that another process writes to is bad input."""
+    with contextlib.ExitStack() as stack:
+        with bad_input():
+            stack.enter_context(files.alone_in(folder, *inside))
+        yield
+
+
 class Lines:
     """Progress in plain lines, for output that is no terminal: what `progress_bar` returns, as far as it is used.
 
     A new description is a line, and what goes on is another one every half a minute.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Terminal) -> None:
         self._console = console
         self._fields: dict[str, Any] = {}
         self._said, self._when = "", time.monotonic()
@@ -63,13 +131,13 @@ class Lines:
         self._said, self._when = described, now
         done = f"{self._fields['completed']:.4g}/{self._fields['total']}" if self._fields["completed"] else ""
         parts = (described, done, self._fields["loss"], self._fields["speed"])
-        self._console.print(" ".join(filter(None, parts)), highlight=False, markup=False, soft_wrap=True)
+        self._console.print(" ".join(filter(None, parts)), soft_wrap=True)
 
     def stop(self) -> None:
         """Does nothing; a bar is removed."""
 
 
-def progress_bar(console: Console) -> Progress | Lines:
+def progress_bar(console: Terminal) -> Progress | Lines:
     """A progress bar with fields `loss` and `speed`, drawn only by `update(..., refresh=True)`; lines if piped.
 
     It has no thread that refreshes it, which could interfere with imports while data sets and compilers are loaded.
@@ -77,7 +145,7 @@ def progress_bar(console: Console) -> Progress | Lines:
     if not console.is_terminal or console.is_dumb_terminal:
         return Lines(console)
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
         TextColumn("{task.fields[loss]}"),

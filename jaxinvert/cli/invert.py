@@ -1,5 +1,6 @@
 """The command `jaxinvert invert`: runs one job, prints its table and writes its files."""
 
+import contextlib
 import shlex
 from collections import Counter
 from dataclasses import dataclass
@@ -7,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from jaxinvert import files, jobs, report, search
 from jaxinvert.attacks.closed_form.certificate import WORDS, Status
-from jaxinvert.cli.console import EXIT_INTERRUPTED, bad_input, progress_bar
+from jaxinvert.cli.console import EXIT_INTERRUPTED, Terminal, alone_in, bad_input, cell, progress_bar
 from jaxinvert.report import wording
 
 
@@ -44,7 +44,7 @@ def invert(command: Invert, command_line: str) -> int:
     with bad_input():
         task = jobs.prepare(config)
     if command.plan or command.dry_run:
-        config, task = planned(config, task, Console(), only_if_worth=not command.dry_run)
+        config, task = planned(config, task, Terminal(), only_if_worth=not command.dry_run)
     if command.dry_run:
         return 0
     _, interrupted = invert_and_write(config, command.out, command_line=command_line, task=task)
@@ -52,7 +52,7 @@ def invert(command: Invert, command_line: str) -> int:
 
 
 def planned(
-    config: jobs.JobConfig, task: jobs.Task, console: Console, *, only_if_worth: bool
+    config: jobs.JobConfig, task: jobs.Task, console: Terminal, *, only_if_worth: bool
 ) -> tuple[jobs.JobConfig, jobs.Task]:
     """Prints speed and memory of several chunk sizes; returns the job with the fastest that fits, already compiled.
 
@@ -81,7 +81,7 @@ def planned(
         style = "bold" if cost.chunk == chunk else None
         table.add_row(str(cost.chunk), f"{cost.peak_bytes / 2**20:,.0f}", *figures, seconds, style=style)
     console.print(table)
-    console.print(f"fastest: --chunk {chunk}", highlight=False)
+    console.print(f"fastest: --chunk {chunk}")
     return config.replace(chunk=chunk), task._replace(program=programs[chunk])
 
 
@@ -102,16 +102,35 @@ def invert_and_write(
     Raises:
       BadInputError: if the job is not possible.
     """
-    console = Console()
+    console = Terminal()
     with bad_input():
         task = task or jobs.prepare(config)
-    files.check_writable(folder)
-    size = "x".join(map(str, task.model.input_shape))
-    console.print(
-        f"[bold]{config.attacker.attack}[/] on {task.model.name}: {config.data.targets} targets x "
-        f"{config.num_private} examples, {size} pixels",
-        highlight=False,
-    )
+    with alone_in(folder, "state"):
+        size = "x".join(map(str, task.model.input_shape))
+        told = f" on {task.model.name}: {config.data.targets} targets x {config.num_private} examples, {size} pixels"
+        console.print(Text.assemble((config.attacker.attack, "bold"), told))
+        execution = _with_progress(config, task, folder / "state", console)
+        with jobs.uninterruptible():
+            outcome = jobs.measure(config, task, execution)
+            outcome.summary["command"] = command_line
+            try:
+                write_outcome(folder, outcome)
+                if not execution.interrupted:
+                    jobs.forget_state(folder / "state", config)
+            finally:  # figures are shown even if the disk is full
+                _show(config, execution, outcome, console)
+    if execution.interrupted:
+        console.print("run the same command again to resume")
+    console.print(f"pictures and page: {folder / 'report.html'}", soft_wrap=True)
+    return outcome, execution.interrupted
+
+
+def _with_progress(config: jobs.JobConfig, task: jobs.Task, state_folder: Path, console: Terminal) -> jobs.Execution:
+    """Runs the attack with a progress bar.
+
+    Raises:
+      BadInputError: if the attack does not fit the model, which is noticed when it is traced.
+    """
     with progress_bar(console) as bar:
         row = bar.add_task("compiling", total=config.search.steps, loss="", speed="")
         bar.refresh()
@@ -127,9 +146,9 @@ def invert_and_write(
                 refresh=True,
             )
 
-        with bad_input():  # an attack that does not fit the model raises when traced
+        with bad_input():
             execution = jobs.execute(
-                config, task.program, task.observations, on_progress=show, state_folder=folder / "state"
+                config, task.program, task.observations, on_progress=show, state_folder=state_folder
             )
         if execution.interrupted:
             bar.update(row, description="interrupted", refresh=True)
@@ -137,36 +156,29 @@ def invert_and_write(
             bar.update(row, description="solved", total=1, completed=1, refresh=True)
         else:
             bar.update(row, description="inverted", refresh=True)
-    with jobs.uninterruptible():
-        outcome = jobs.measure(config, task, execution)
-        outcome.summary["command"] = command_line
-        console.print(_table(outcome.summary))
-        if execution.choice is not None:
-            console.print(f"chosen: {execution.choice}", highlight=False)
-        if found := outcome.summary["labels"]:
-            how = "restored" if config.attacker.labels == "restored" else "found"
-            exact = f"exact for {np.sum(found['exact'])} of {config.data.targets} targets"
-            console.print(f"labels {how}: {exact}, {found['recall']:.0%} of the examples", highlight=False)
-        realism = jobs.realism_in_words(outcome.summary["assumptions"])
-        console.print(f"realism: {realism}", highlight=False, markup=False)
-        if statuses := [target["status"] for target in outcome.summary["targets"] if "status" in target]:
-            counts = Counter(statuses)
-            console.print(f"certified: {counts[Status.CERTIFIED]} of {config.data.targets} targets", highlight=False)
-            for status in sorted(counts.keys() - {Status.CERTIFIED}):
-                console.print(f"{counts[status]} targets {WORDS[status]}", highlight=False)
-        if failed := [t for t, target in enumerate(outcome.summary["targets"]) if target["failed"]]:
-            console.print(
-                f"targets {failed}: no restart had a finite attack loss; their pictures show only the start",
-                style="bold red",
-                markup=False,
-            )
-        write_outcome(folder, outcome)
-        if not execution.interrupted:
-            jobs.forget_state(folder / "state", config)
-    if execution.interrupted:
-        console.print("run the same command again to resume", highlight=False)
-    console.print(f"pictures and page: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
-    return outcome, execution.interrupted
+    return execution
+
+
+def _show(config: jobs.JobConfig, execution: jobs.Execution, outcome: jobs.Outcome, console: Terminal) -> None:
+    """Prints the table of an outcome and what is to be said about it."""
+    console.print(_table(outcome.summary))
+    if execution.choice is not None:
+        console.print(f"chosen: {execution.choice}")
+    if found := outcome.summary["labels"]:
+        how = "restored" if config.attacker.labels == "restored" else "found"
+        exact = f"exact for {np.sum(found['exact'])} of {config.data.targets} targets"
+        console.print(f"labels {how}: {exact}, {found['recall']:.0%} of the examples")
+    console.print(f"realism: {jobs.realism_in_words(outcome.summary['assumptions'])}")
+    if statuses := [target["status"] for target in outcome.summary["targets"] if "status" in target]:
+        counts = Counter(statuses)
+        console.print(f"certified: {counts[Status.CERTIFIED]} of {config.data.targets} targets")
+        for status in sorted(counts.keys() - {Status.CERTIFIED}):
+            console.print(f"{counts[status]} targets {WORDS[status]}")
+    if failed := [t for t, target in enumerate(outcome.summary["targets"]) if target["failed"]]:
+        console.print(
+            f"targets {failed}: no restart had a finite attack loss; their pictures show only the start",
+            style="bold red",
+        )
 
 
 def command_line(config: jobs.JobConfig, folder: Path) -> str:
@@ -188,23 +200,19 @@ def _words(flag: str, value: Any) -> list[str]:
 
 def write_outcome(folder: Path, outcome: jobs.Outcome) -> None:
     """Writes `summary.json`, `reconstructions.npz`, `reconstructions.png` and `report.html` into `folder`."""
-    files.save_json(folder / "summary.json", outcome.summary)
-    files.save_arrays(
-        folder / "reconstructions.npz", {"truth": outcome.truth, "reconstruction": outcome.reconstruction}
-    )
-    report.save_reconstructions_png(
-        folder / "reconstructions.png",
-        truth=outcome.truth,
-        reconstruction=outcome.reconstruction,
-        captions=report.captions(outcome.summary),
-    )
-    report.save_report_html(
-        folder / "report.html",
-        summary=outcome.summary,
-        truth=outcome.truth,
-        reconstruction=outcome.reconstruction,
-        history=outcome.history,
-    )
+    pictures: dict[str, Any] = {"truth": outcome.truth, "reconstruction": outcome.reconstruction}
+    captions = report.captions(outcome.summary)
+    with contextlib.ExitStack() as stack:  # the others are written even if one cannot be; the last is called first
+        stack.callback(
+            report.save_report_html,
+            folder / "report.html",
+            summary=outcome.summary,
+            history=outcome.history,
+            **pictures,
+        )
+        stack.callback(report.save_reconstructions_png, folder / "reconstructions.png", captions=captions, **pictures)
+        stack.callback(files.save_arrays, folder / "reconstructions.npz", pictures)
+        stack.callback(files.save_json, folder / "summary.json", outcome.summary)
 
 
 def _table(summary: dict) -> Table:
@@ -214,7 +222,7 @@ def _table(summary: dict) -> Table:
     for image in summary["images"]:
         figures = (wording.number(image[name], name) for name in measures)
         loss = summary["targets"][image["target"]]["attack_loss"]
-        table.add_row(str(image["target"]), str(image["example"]), Text(image["class_name"]), *figures, f"{loss:.2e}")
+        table.add_row(str(image["target"]), str(image["example"]), cell(image["class_name"]), *figures, f"{loss:.2e}")
     table.add_section()
     medians = (wording.number(summary["quality"][name]["median"], name) for name in measures)
     table.add_row("median", "", "", *medians, "")

@@ -13,7 +13,6 @@ from typing import Annotated, NoReturn
 
 import jax
 import tyro
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -21,7 +20,14 @@ from jaxinvert import data, jobs, labels, models
 from jaxinvert.attacks import adaptive, objectives, registry
 from jaxinvert.cli.audit import Audit, audit
 from jaxinvert.cli.audit_discrete import AuditTable, AuditText, audit_discrete
-from jaxinvert.cli.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, BadInputError, bad_input
+from jaxinvert.cli.console import (
+    EXIT_BAD_INPUT,
+    EXIT_INTERRUPTED,
+    BadInputError,
+    Terminal,
+    bad_input,
+    warnings_in_one_line,
+)
 from jaxinvert.cli.invert import Invert, invert
 from jaxinvert.cli.rank import Rank, rank
 from jaxinvert.cli.records import Records, invert_records
@@ -78,15 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if tuple(arguments[:2]) in _TWO_WORDS:
         arguments[:2] = [" ".join(arguments[:2])]
     try:
-        _refuse_renamed_flags(arguments)
-        command = tyro.cli(
-            Command,
-            prog="jaxinvert",
-            description="Measure what a federated-learning update leaks.",
-            args=arguments,
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
-        return _COMMANDS[type(command)](command, command_line)
+        with warnings_in_one_line():
+            return _run(arguments, command_line)
     except (BadInputError, OSError) as error:
         return _refused(str(error))
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -98,16 +97,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except KeyboardInterrupt:
         with jobs.uninterruptible():
-            Console(stderr=True).print("interrupted before anything was reconstructed; nothing was written")
+            Terminal(stderr=True).print("interrupted before anything was reconstructed; nothing was written")
         return EXIT_INTERRUPTED
 
 
 def _refused(message: str) -> int:
-    Console(stderr=True).print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+    Terminal(stderr=True).print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
     return EXIT_BAD_INPUT
 
 
 _OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|[Oo]ut of memory")
+
+
+def _run(arguments: list[str], command_line: str) -> int:
+    """Parses the arguments and runs the command."""
+    _refuse_renamed_flags(arguments)
+    command = tyro.cli(
+        Command,
+        prog="jaxinvert",
+        description="Measure what a federated-learning update leaks.",
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    return _COMMANDS[type(command)](command, command_line)
+
 
 _TWO_WORDS = {("data", "prepare"), ("audit", "table"), ("audit", "text")}
 """Commands of two words, which the parser takes for one."""
@@ -152,7 +165,7 @@ def run() -> NoReturn:
 
 def _list(command: List, command_line: str) -> int:
     del command, command_line
-    console = Console()
+    console = Terminal()
     rows = {
         "attacks": {name: _described(entry) for name, entry in sorted(registry.REGISTRY.items())},
         "defenses": {name: _defense_described(name, recipe) for name, recipe in defenses.REGISTRY.items()},
@@ -192,7 +205,7 @@ def _prepare(command: Prepare, command_line: str) -> int:
     del command_line
     with bad_input():
         where = data.prepare(command.name, source=command.source)
-    Console().print(f"{command.name} is ready in {where}", highlight=False, markup=False, soft_wrap=True)
+    Terminal().print(f"{command.name} is ready in {where}", soft_wrap=True)
     return 0
 
 

@@ -5,13 +5,11 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from jaxinvert import audit, jobs
 from jaxinvert.attacks.closed_form.rank import RankReport, rank_report
-from jaxinvert.cli.console import bad_input
+from jaxinvert.cli.console import Terminal, bad_input, cell
 from jaxinvert.jobs.limits import at_least
 
 
@@ -48,15 +46,15 @@ def rank(command: Rank, command_line: str) -> int:
         rank_report(jax.tree.map(lambda leaf, client=client: leaf[client], updates), batch_shape=batch.shape)
         for client, batch in enumerate(task.truth.inputs)
     ]
-    show(Console(), reports, passes=command.client.local_epochs, not_counted=jobs.not_a_sum_of_gradients(command))
+    show(Terminal(), reports, passes=command.client.local_epochs, not_counted=jobs.not_a_sum_of_gradients(command))
     if command.linear_examples:
         with bad_input():
             found = audit.attack_free(command, task, most_examples=command.linear_examples)
-        show_attack_free(Console(), found)
+        show_attack_free(Terminal(), found)
     return 0
 
 
-def show(console: Console, reports: list[RankReport], *, passes: int = 1, not_counted: str = "") -> None:
+def show(console: Terminal, reports: list[RankReport], *, passes: int = 1, not_counted: str = "") -> None:
     """Prints one combined report for all clients of one model.
 
     Args:
@@ -69,7 +67,7 @@ def show(console: Console, reports: list[RankReport], *, passes: int = 1, not_co
     tensors = Table("tensor", "inputs", "outputs", "rank")
     for number, tensor in enumerate(first.tensors):
         ranks = (report.tensors[number].rank for report in reports)
-        tensors.add_row(Text(tensor.name), *map(str, tensor.shape), Text(_span(ranks, unknown="not finite")))
+        tensors.add_row(cell(tensor.name), *map(str, tensor.shape), cell(_span(ranks, unknown="not finite")))
     console.print(tensors)
     least = _span(-(-report.least_examples // passes) for report in reports)
     examples = f"ranks do not count examples: {not_counted}" if not_counted else f"each has at least {least} examples"
@@ -78,21 +76,20 @@ def show(console: Console, reports: list[RankReport], *, passes: int = 1, not_co
         f"clients: {len(reports)}; {examples}; "
         f"{_span(report.num_equations for report in reports)} equations for {first.num_unknowns:,} unknown pixels, "
         f"enough for a unique solution: {_of_all(enough, reports)}",
-        highlight=False,
         soft_wrap=True,
     )
     closed_forms = Table("closed form", "applies to", "why")
     for number, form in enumerate(first.closed_forms):
         of_form = [report.closed_forms[number] for report in reports]
         leaks = [one for one in of_form if one.applies]
-        closed_forms.add_row(form.attack, _of_all(len(leaks), reports), Text((leaks or of_form)[0].reason))
+        closed_forms.add_row(form.attack, _of_all(len(leaks), reports), cell((leaks or of_form)[0].reason))
     console.print(closed_forms)
 
 
-def show_attack_free(console: Console, found: audit.AttackFree) -> None:
+def show_attack_free(console: Terminal, found: audit.AttackFree) -> None:
     """Prints the attack-free figure: median and range over the measured examples of all clients."""
     if found.psnr_db is None or found.low_db is None or found.high_db is None:
-        return console.print(f"attack-free figure: none; {found.reason}", highlight=False, soft_wrap=True)
+        return console.print(f"attack-free figure: none; {found.reason}", soft_wrap=True)
     low, high = np.median(found.low_db), np.median(found.high_db)
     lines = [
         f"attack-free figure: {_median_and_range(found.psnr_db)}; by {audit.NUM_STEPS} steps it is only known to lie "
@@ -103,7 +100,7 @@ def show_attack_free(console: Console, found: audit.AttackFree) -> None:
         most = _median_and_range(found.unbiased_db)
         lines.append(f"  attacks without bias reach {most} at most, {found.unbiased_words}")
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def _median_and_range(decibels: np.ndarray) -> str:

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
+from rich.text import Text
 
 from jaxinvert import files, jobs
-from jaxinvert.cli.console import BadInputError, bad_input
+from jaxinvert.cli.console import BadInputError, Terminal, bad_input
 from jaxinvert.cli.scores import client_bar, finish
 from jaxinvert.jobs import records
 
@@ -30,7 +30,7 @@ class Records(records.RecordsConfig):
 
 def invert_records(command: Records, command_line: str) -> int:
     """Runs the command and returns its exit status."""
-    console = Console()
+    console = Terminal()
     if command.json is not None:
         files.check_writable_file(command.json)
     try:
@@ -38,18 +38,18 @@ def invert_records(command: Records, command_line: str) -> int:
             task = records.prepare_records(command)
     except ImportError as error:
         raise BadInputError(str(error)) from error
-    console.print(
-        f"[bold]tableak[/] on {command.table}: {command.targets} clients x {command.num_examples} records, "
-        f"{command.members} members x {command.steps} steps",
-        highlight=False,
+    told = (
+        f" on {command.table}: {command.targets} clients x {command.num_examples} records, "
+        f"{command.members} members x {command.steps} steps"
     )
+    console.print(Text.assemble(("tableak", "bold"), told))
     _, key = records.random_keys(command)
     with client_bar(console, command.targets) as show:
         found = records.attack_records(key, task.solve, task.observations, on_progress=show)
     with jobs.uninterruptible():
-        summary = records.measure_records(command, task, found)
+        summary, remarks = records.measure_records(command, task, found), []
         if failed := np.flatnonzero([target["failed"] for target in summary["targets"]]).tolist():
-            console.print(
-                f"clients {failed}: no finite attack loss; their records are only the start", style="bold red"
+            remarks.append(
+                Text(f"clients {failed}: no finite attack loss; their records are only the start", style="bold red")
             )
-        return finish(console, summary, json_file=command.json, command_line=command_line)
+        return finish(console, summary, remarks, json_file=command.json, command_line=command_line)

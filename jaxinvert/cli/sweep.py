@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from jaxinvert import files, report, search, sweeps
-from jaxinvert.cli.console import EXIT_INTERRUPTED, bad_input, progress_bar
+from jaxinvert.cli.console import EXIT_INTERRUPTED, Terminal, bad_input, cell, progress_bar
 
 _EXIT_FAILURES = 1
 
@@ -53,15 +52,15 @@ class Report:
 
 def sweep(command: Sweep, command_line: str) -> int:
     """Runs the command and returns its exit status, 1 if jobs failed."""
-    console = Console()
+    console = Terminal()
     with bad_input():
         plan = sweeps.read_plan(command.file)
     num_programs = len(plan.batches_by_program)
-    console.print(
-        f"[bold]{len(plan.jobs)} jobs[/] in {len(plan.batches)} batches, {num_programs} programs to compile; "
-        f"they differ in {', '.join(plan.varied) or 'nothing'}",
-        highlight=False,
+    told = (
+        f" in {len(plan.batches)} batches, {num_programs} programs to compile; "
+        f"they differ in {', '.join(plan.varied) or 'nothing'}"
     )
+    console.print(Text.assemble((f"{len(plan.jobs)} jobs", "bold"), told))
     if command.dry_run:
         return _show_plan(plan, console)
     files.check_writable(command.out)
@@ -98,7 +97,6 @@ def sweep(command: Sweep, command_line: str) -> int:
     console.print(
         f"{finished.done} of {finished.total} jobs recorded, {finished.failed} failed, "
         f"{time.perf_counter() - begin:,.0f} s",
-        highlight=False,
     )
     with bad_input():
         _report(command.out, console, command_line=command_line)
@@ -108,11 +106,11 @@ def sweep(command: Sweep, command_line: str) -> int:
 def report_sweep(command: Report, command_line: str) -> int:
     """Runs the command and returns its exit status."""
     with bad_input():
-        _report(command.folder, Console(), command_line=command_line)
+        _report(command.folder, Terminal(), command_line=command_line)
     return 0
 
 
-def _show_plan(plan: sweeps.Plan, console: Console) -> int:
+def _show_plan(plan: sweeps.Plan, console: Terminal) -> int:
     """Prints the estimated memory and time of each program."""
     table = Table("attack", "model", "jobs", "batches", "jobs per batch", "peak MiB", "compile s", "run s")
     total = 0.0
@@ -122,17 +120,15 @@ def _show_plan(plan: sweeps.Plan, console: Console) -> int:
             run = program.seconds - program.seconds_compile
             sizes = (program.num_jobs, program.num_batches, program.width)
             costs = (f"{program.peak_bytes / 2**20:,.0f}", f"{program.seconds_compile:,.1f}", f"{run:,.1f}")
-            table.add_row(Text(program.attack), Text(program.model), *map(str, sizes), *costs)
+            table.add_row(cell(program.attack), cell(program.model), *map(str, sizes), *costs)
     console.print(table)
-    console.print(f"about {total:,.0f} s on this machine; nothing was recorded", highlight=False)
+    console.print(f"about {total:,.0f} s on this machine; nothing was recorded")
     return 0
 
 
-def _report(folder: Path, console: Console, *, command_line: str) -> None:
+def _report(folder: Path, console: Terminal, *, command_line: str) -> None:
     """Prints the table of a sweep and writes its summary and page."""
     rows, plan = sweeps.summarize(folder), sweeps.read_plan_file(folder)
-    if rows:
-        console.print(report.sweep_table(rows, plan["varied"]))
     report.save_sweep_html(
         folder / "report.html",
         rows=rows,
@@ -143,4 +139,6 @@ def _report(folder: Path, console: Console, *, command_line: str) -> None:
         title=folder.name,
         command=command_line,
     )
-    console.print(f"page: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+    if rows:
+        console.print(report.sweep_table(rows, plan["varied"]))
+    console.print(f"page: {folder / 'report.html'}", soft_wrap=True)

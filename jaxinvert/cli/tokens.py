@@ -4,10 +4,10 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
+from rich.text import Text
 
 from jaxinvert import files, jobs
-from jaxinvert.cli.console import bad_input
+from jaxinvert.cli.console import Terminal, bad_input
 from jaxinvert.cli.scores import client_bar, finish
 from jaxinvert.jobs import text
 
@@ -30,18 +30,18 @@ class Tokens(text.TextConfig):
 
 def invert_tokens(command: Tokens, command_line: str) -> int:
     """Runs the command and returns its exit status."""
-    console = Console()
+    console = Terminal()
     if command.json is not None:
         files.check_writable_file(command.json)
-    console.print(
-        f"[bold]dager[/] on a {command.model} of width {command.width}: {command.targets} clients x "
-        f"{command.num_sequences} sequences x {command.length} tokens of {command.vocabulary:,}",
-        highlight=False,
+    told = (
+        f" on a {command.model} of width {command.width}: {command.targets} clients x "
+        f"{command.num_sequences} sequences x {command.length} tokens of {command.vocabulary:,}"
     )
+    console.print(Text.assemble(("dager", "bold"), told))
     with client_bar(console, command.targets) as show:
         attacked = text.attack_text(command, on_progress=show)
     with jobs.uninterruptible():
         summary = text.measure_text(command, attacked)
-        for status, count in Counter(target["status"] for target in summary["targets"]).most_common():
-            console.print(f"{count} of {len(summary['targets'])} clients {status}", highlight=False)
-        return finish(console, summary, json_file=command.json, command_line=command_line)
+        counts = Counter(target["status"] for target in summary["targets"]).most_common()
+        remarks = [Text(f"{count} of {len(summary['targets'])} clients {status}") for status, count in counts]
+        return finish(console, summary, remarks, json_file=command.json, command_line=command_line)

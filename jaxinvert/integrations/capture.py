@@ -9,16 +9,15 @@ Every call leaves a folder that can be read: files are whole or absent, and `cap
 there is never replaced by something else: a second run into the same folder is refused.
 """
 
-import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors.numpy import save
 
 from jaxinvert import manifest
-from jaxinvert.files import write_atomically
+from jaxinvert.files import locked, write_atomically
 from jaxinvert.integrations.tensors import Arrays, named
 from jaxinvert.integrations.truth import another_run, write_truth
 
@@ -91,7 +90,8 @@ class Writer:
         """Writes tensors, and `capture.json` with the clients that came now or before, maybe from another writer."""
         content = save(named(arrays, what=name))
         path, file = self.folder / f"{name}.safetensors", self.folder / manifest.FILE
-        with _only_writer(self.folder):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder, wait=True):  # against other threads and processes that write the facts of this round
             before = manifest.read_manifest(file).clients if file.exists() else {}
             is_there = path.exists()
             if is_there and not _holds(path, content):
@@ -123,18 +123,3 @@ class Writer:
 
 def _holds(path: Path, content: bytes) -> bool:
     return path.stat().st_size == len(content) and path.read_bytes() == content
-
-
-@contextlib.contextmanager
-def _only_writer(folder: Path) -> Iterator[None]:
-    """Waits for other threads and processes that write the facts of the same round."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = folder / ".lock"
-    with open(lock, "w", encoding="utf-8") as opened:
-        try:
-            import fcntl
-
-            fcntl.flock(opened, fcntl.LOCK_EX)  # released when the file is closed
-        except ImportError:  # not on this platform: one writer at a time
-            pass
-        yield

@@ -1,7 +1,6 @@
 """Runs the attack of one job, with progress and resumption, or of several jobs as lanes of one program."""
 
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -49,6 +48,7 @@ def execute(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     report_every: int | None = None,
     state_folder: Path | None = None,
+    state_role: str = "",
 ) -> Execution:
     """Attacks the observations, after restoring labels if the job requires it.
 
@@ -61,14 +61,17 @@ def execute(
       on_progress: called after every report.
       report_every: steps between reports; by default about one second.
       state_folder: folder for the search state, saved every minute and when interrupted. The same job resumes from it
-        and reaches the same result. Call `forget_state` once the result is saved.
+        and reaches the same result. A damaged state is not used, and a state that cannot be saved ends no search:
+        both are a `files.KeptFileWarning`. Call `forget_state` once the result is saved.
+      state_role: tells searches of the same job apart, whose states are in different folders.
 
     Raises:
-      ValueError: if the attack does not fit the model, or if the saved state cannot be read.
+      ValueError: if the attack does not fit the model.
     """
+    place = None if state_folder is None else state.Place(state_folder, _state_name(config), state_role)
 
     def search() -> Execution:
-        return _searched(config, program, observations, on_progress, report_every, state_folder)
+        return _searched(config, program, observations, on_progress, report_every, place)
 
     if config.attacker.attack == automatic.AUTO:
         return _automatic(config, program, observations, search)
@@ -109,20 +112,19 @@ def _searched(
     observations: Observation,
     on_progress: Callable[[Progress], None],
     report_every: int | None,
-    state_folder: Path | None,
+    place: state.Place | None,
 ) -> Execution:
     """Runs an iterative attack, see `execute`."""
     arguments = search_arguments(config, program, observations)
     search = program.search()
-    name = "" if state_folder is None else _state_name(config)
-    kept = state_folder and state.find(state_folder, name, search.form(*arguments))
+    kept = place and state.find(place, search.form(*arguments))
     reports = [*zip(kept.steps, kept.best_loss)] if kept else []
     options = {"num_steps": config.search.steps, "report_every": report_every}
     progress, last_kept = None, time.monotonic()
 
     def keep(progress: Progress) -> None:
-        if state_folder is not None:
-            state.keep(state_folder, name, state.Kept(progress.resumable, *map(np.stack, zip(*reports))))
+        if place is not None:
+            state.keep(place, state.Kept(progress.resumable, *map(np.stack, zip(*reports))))
 
     try:
         for progress in search(*arguments, **options, resume=kept.resumable if kept else None):
@@ -139,10 +141,7 @@ def _searched(
     with environment.uninterruptible():
         reconstructions = jax.block_until_ready(progress.reconstruct())
         if interrupted:
-            try:
-                keep(progress)
-            except (OSError, ValueError) as error:  # return the best iterates anyway
-                warnings.warn(f"the state of the search could not be saved: {error}", stacklevel=2)
+            keep(progress)
     steps, losses = zip(*reports)
     return Execution(
         reconstructions=reconstructions,
@@ -237,7 +236,7 @@ def _side_by_side(
 
 def forget_state(state_folder: Path, config: JobConfig) -> None:
     """Deletes the search state that `execute` saved for a job."""
-    state.forget(state_folder, _state_name(config))
+    state.forget(state.Place(state_folder, _state_name(config)))
 
 
 def _state_name(config: JobConfig) -> str:

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from jaxinvert import metrics, models
+from jaxinvert.escaping import visible
 from jaxinvert.jobs import environment
 from jaxinvert.jobs.assumptions import assumptions
 from jaxinvert.jobs.config import JobConfig
@@ -41,7 +42,7 @@ def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
             "target": t,
             "example": b,
             "label": true_labels[t, b].tolist(),
-            "class_name": models.label_in_words(true_labels[t, b], task.class_names),
+            "class_name": visible(models.label_in_words(true_labels[t, b], task.class_names)),
             "psnr_db": float(quality.psnr_db[t, b]),
             "ssim": float(quality.ssim[t, b]),
             "mse": float(quality.mse[t, b]),

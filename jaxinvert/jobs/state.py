@@ -1,6 +1,10 @@
-"""Saves and restores the state of a long search, so that the same job can resume after an interrupt or a crash."""
+"""Saves and restores the state of a long search, so that the same job can resume after an interrupt or a crash.
 
-import shutil
+The state of a job is one file, FOLDER/NAME.npz, with a checksum over its content and over what it is: the job's name
+and its role. A damaged file, or another job's, is never resumed from.
+"""
+
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +12,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinvert import files
 from jaxinvert.search import Resumable
+
+
+class Place(NamedTuple):
+    """Where the state of a search is saved.
+
+    Attributes:
+      folder: the folder of all states.
+      name: the job's name.
+      role: which of several searches of the same job it is, such as "random update"; part of the checksum.
+    """
+
+    folder: Path
+    name: str
+    role: str = ""
+
+    @property
+    def file(self) -> Path:
+        """The file of the state."""
+        return self.folder / f"{self.name}.npz"
+
+    @property
+    def identity(self) -> str:
+        """What the state is of."""
+        return f"state of {self.name} {self.role}"
 
 
 class Kept(NamedTuple):
@@ -25,84 +54,73 @@ class Kept(NamedTuple):
     best_loss: np.ndarray
 
 
-def keep(folder: Path, name: str, kept: Kept) -> None:
-    """Atomically writes the state of job `name`, replacing an earlier one.
-
-    Raises:
-      OSError, ValueError: if it cannot be written.
-    """
-    import orbax.checkpoint  # slow to import, and most jobs do not need it
-
-    leaves = [_as_data(leaf) for leaf in jax.tree.leaves(kept.resumable.lanes)]
+def keep(place: Place, kept: Kept) -> bool:
+    """Atomically writes the state, replacing an earlier one; returns whether it could, and warns if not."""
+    leaves = [as_data(leaf) for leaf in jax.tree.leaves(kept.resumable.lanes)]
     content = {
-        "lanes": leaves,
-        "seconds": np.asarray(kept.resumable.seconds),
-        "steps": np.asarray(kept.steps),
-        "best_loss": np.asarray(kept.best_loss),
+        **{f"lanes/{number}": leaf for number, leaf in enumerate(leaves)},
+        "step": kept.resumable.step,
+        "seconds": kept.resumable.seconds,
+        "steps": kept.steps,
+        "best_loss": kept.best_loss,
     }
-    with _manager((folder / name).absolute()) as manager:
-        manager.save(kept.resumable.step, args=orbax.checkpoint.args.PyTreeSave(content))
-        manager.wait_until_finished()
+    try:
+        files.save_checked(place.file, content, place.identity)
+    except OSError as error:
+        warnings.warn(f"the search goes on, but its state is not saved: {error}", files.KeptFileWarning, stacklevel=2)
+        return False
+    return True
 
 
-def find(folder: Path, name: str, form: Any) -> Kept | None:
-    """Restores the state of job `name`; `None` if none was saved.
+def find(place: Place, form: Any) -> Kept | None:
+    """Restores the state; `None` if none was saved, or with a warning if the file is damaged or another search's.
 
     Args:
-      folder: the folder passed to `keep`.
-      name: the job's name.
+      place: passed to `keep`.
       form: shapes and dtypes of the lanes of the same search, see `Stepwise.form`.
-
-    Raises:
-      ValueError: if the state is damaged or belongs to another search.
     """
-    where = (folder / name).absolute()
-    if not where.is_dir():
-        return None
-    import orbax.checkpoint
-
     leaves, structure = jax.tree.flatten(form)
-    wanted = [jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf for leaf in leaves]
     try:
-        with _manager(where) as manager:
-            step = manager.latest_step()
-            if step is None:
-                return None
-            content: Any = manager.restore(step, args=orbax.checkpoint.args.PyTreeRestore())
-        found, steps, best_loss = content["lanes"], content["steps"], content["best_loss"]
-        if [(leaf.shape, leaf.dtype) for leaf in found] != [(leaf.shape, leaf.dtype) for leaf in wanted]:
-            raise ValueError("it belongs to another search")
+        content = files.load_checked(place.file, place.identity)
+        found = [as_leaf(content.get(f"lanes/{number}"), leaf) for number, leaf in enumerate(leaves)]
+        steps, best_loss, step = content["steps"], content["best_loss"], int(content["step"])
         if steps[-1] != step or len(steps) != len(best_loss):
-            raise ValueError("its history does not match its step")
+            raise ValueError(f"{place.file} has a history of other steps than its own")
         seconds = float(content["seconds"])
-    except Exception as error:  # orbax may raise anything for a damaged file
-        raise ValueError(f"the state saved in {where} cannot be read; delete it to start anew: {error}") from error
-    lanes = [
-        jax.random.wrap_key_data(jnp.asarray(data)) if _is_key(leaf) else jnp.asarray(data)
-        for data, leaf in zip(found, leaves)
-    ]
-    return Kept(Resumable(step, seconds, structure.unflatten(lanes)), steps, best_loss)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        warnings.warn(f"the search starts anew: {error}", files.KeptFileWarning, stacklevel=2)
+        return None
+    return Kept(Resumable(step, seconds, structure.unflatten(found)), steps, best_loss)
 
 
-def forget(folder: Path, name: str) -> None:
-    """Deletes the state of job `name`, and the folder if it is then empty."""
-    shutil.rmtree(folder / name, ignore_errors=True)
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-
-
-def _manager(where: Path) -> Any:
-    import orbax.checkpoint
-
-    options = orbax.checkpoint.CheckpointManagerOptions(
-        max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
-    )
-    return orbax.checkpoint.CheckpointManager(where, options=options)
+def forget(place: Place) -> None:
+    """Deletes the state, and the folder if it is then empty."""
+    place.file.unlink(missing_ok=True)
+    if place.folder.is_dir() and not any(place.folder.iterdir()):
+        place.folder.rmdir()
 
 
 def _is_key(leaf: Any) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _as_data(leaf: Any) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+def as_data(leaf: Any) -> np.ndarray:
+    """The leaf as NumPy can write it: keys as their data, types that NumPy lacks, such as bfloat16, as their bits."""
+    data = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    return data.view(f"u{data.itemsize}") if data.dtype.kind == "V" else data
+
+
+def as_leaf(data: np.ndarray | None, form: Any) -> Any:
+    """The leaf of this form that `as_data` wrote.
+
+    Raises:
+      ValueError: if it has another form.
+    """
+    wanted = jax.eval_shape(jax.random.key_data, form) if _is_key(form) else form
+    if data is not None and np.dtype(wanted.dtype).kind == "V":
+        data = data.view(wanted.dtype)
+    if data is None or (data.shape, data.dtype) != (wanted.shape, wanted.dtype):
+        raise ValueError("it belongs to another search")
+    return jax.random.wrap_key_data(jnp.asarray(data)) if _is_key(form) else jnp.asarray(data)

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxinvert.audit import SIGNIFICANCE, Audited, DiscreteGround, DiscreteScores
 from jaxinvert.audit.record_discrete import in_words
+from jaxinvert.files import save_bytes
 from jaxinvert.metrics.records import TOLERANCE
 from jaxinvert.report.audit_page import Pick, picks_by
 from jaxinvert.report.charts import psnr_ranges
@@ -71,7 +72,7 @@ def save_discrete_audit_html(
         tolerance=TOLERANCE, infinite=np.inf, assumptions=record["assumptions"],
         config=flattened(worst["config"]), versions=flattened(record["versions"]),
     )  # fmt: skip
-    Path(path).write_bytes(page)
+    save_bytes(Path(path), page)
 
 
 def item_tables(audited: Sequence[Audited[Any, DiscreteScores, DiscreteGround]]) -> list[ItemTable]:

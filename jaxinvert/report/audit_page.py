@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxinvert.audit import SIGNIFICANCE, Audited
+from jaxinvert.files import save_bytes
 from jaxinvert.report.charts import MAX_KINDS, psnr_ranges
 from jaxinvert.report.cost_charts import cost_charts, round_charts
 from jaxinvert.report.pictures import as_byte_pairs, data_uri
@@ -81,7 +82,7 @@ def save_audit_html(
         infinite=np.inf, image_name=image_name, assumptions=record["assumptions"],
         config=flattened(worst["config"]), versions=flattened(record["versions"]),
     )  # fmt: skip
-    Path(path).write_bytes(page)
+    save_bytes(Path(path), page)
 
 
 def picks_of(one: Audited) -> list[Pick]:

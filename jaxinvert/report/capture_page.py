@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxinvert import jobs
 from jaxinvert.audit import Explained
+from jaxinvert.files import save_bytes
 from jaxinvert.report.pictures import as_byte_pairs, data_uri
 from jaxinvert.report.templates import render
 from jaxinvert.report.wording import flattened
@@ -59,7 +60,7 @@ def save_capture_html(
         attackers=attackers, title=title, command=command, assumptions=first.assumptions,
         config=flattened(fields), machine=[("device", jobs.device_name()), *flattened(jobs.versions())],
     )  # fmt: skip
-    Path(path).write_bytes(page)
+    save_bytes(Path(path), page)
 
 
 def _figures(images: np.ndarray, labels: np.ndarray | None, share: np.ndarray) -> list[Figure]:

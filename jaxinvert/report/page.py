@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxinvert.files import save_bytes
 from jaxinvert.report.charts import HARDLY_DB, SAME_DB, loss_chart, psnr_chart, restart_chart
 from jaxinvert.report.pictures import as_byte_pairs, data_uri, flat_psnr
 from jaxinvert.report.templates import render
@@ -78,7 +79,7 @@ def save_report_html(
         restart_chart=restart_chart(targets, losses),
         settings=flattened(summary.get("config") or {}), versions=flattened(summary.get("versions") or {}),
     )  # fmt: skip
-    Path(path).write_bytes(page)
+    save_bytes(Path(path), page)
 
 
 def _chosen(psnr: np.ndarray, shape: Sequence[int]) -> list[int]:

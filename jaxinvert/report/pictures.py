@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
+from jaxinvert.files import write_atomically
+
 
 def save_reconstructions_png(
     path: str | PathLike[str],
@@ -74,7 +76,7 @@ def save_reconstructions_png(
     if count > shown:
         text = f"{count - shown:,} more of {count:,} left out"
         draw.text((margin, height - margin - line + 4), text, font=small, fill="#5f5b54")
-    canvas.save(path, format="PNG")
+    write_atomically(Path(path), lambda file: canvas.save(file, format="PNG"))
 
 
 def as_byte_pairs(truth: ArrayLike, reconstruction: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from jaxinvert.escaping import visible
 from jaxinvert.metrics import MAX_PSNR_DB
 from jaxinvert.report.wording import floats, number, plural
 
@@ -100,13 +101,15 @@ def sweep_table(rows: Iterable[Mapping[str, Any]], varied: Sequence[str], limit:
     )
     for field in without_seed(varied):
         longest = max([len(setting_text(setting.values[field])) for setting in settings] or [0])
-        table.add_column(Text(names[field]), overflow="fold", min_width=min(max(longest, len(names[field])), 20))
+        table.add_column(
+            Text(visible(names[field])), overflow="fold", min_width=min(max(longest, len(names[field])), 20)
+        )
     for heading in ("PSNR dB", "quartiles", "SSIM"):
         table.add_column(heading, justify="right", no_wrap=True)
     for rank, setting in enumerate(settings[:limit]):
         found = {name: number(setting.figures[name], "psnr_db") for name in ("median", "q25", "q75")}
         table.add_row(
-            *(Text(setting_text(value)) for value in setting.values.values()),
+            *(Text(visible(setting_text(value))) for value in setting.values.values()),
             found["median"],
             f"{found['q25']} to {found['q75']}",
             number(setting.figures["ssim"], "ssim"),

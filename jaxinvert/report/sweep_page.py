@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from jaxinvert.files import save_bytes
 from jaxinvert.report.charts import MAX_KINDS, psnr_ranges, sweep_chart
 from jaxinvert.report.pictures import as_byte_pairs, data_uri
 from jaxinvert.report.sweep_figures import (
@@ -126,7 +127,7 @@ def save_sweep_html(
         charts=chart_list, unfit=unfit, split=split, groups=groups, found=found,
         failures=failures_by_kind(failed, varied), max_failures=_MAX_FAILURES,
     )  # fmt: skip
-    Path(path).write_bytes(page)
+    save_bytes(Path(path), page)
 
 
 def chosen_pictures(

@@ -68,16 +68,15 @@ def run(plan: Plan, folder: Path | str, *, engine: Engine | None = None) -> Iter
       ValueError: if another process computes the same sweep, or the folder holds records of another one.
     """
     folder = Path(folder)
-    files.check_writable(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with records.alone_in(folder):
+    with files.alone_in(folder, "records", "failures"):
         yield from _run(plan, folder, engine or in_process())
 
 
 def _run(plan: Plan, folder: Path, engine: Engine) -> Iterator[Finished]:
     records.refuse_another_sweep(folder, plan)
     records.write_plan_file(folder, plan)
-    recorded = {job.name for job in plan.jobs if records.is_recorded(folder, job.name)}
+    recorded, damaged = records.recorded(folder, [job.name for job in plan.jobs])
+    records.warn_of_damage(damaged, "computed again")
     missing = [batch for batch in plan.batches if any(job.name not in recorded for job in batch.jobs)]
     failed: set[str] = set()
     yield Finished(len(recorded), 0, len(plan.jobs), {})

@@ -16,7 +16,7 @@ import contextlib
 import hashlib
 import io
 import json
-import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,15 +26,11 @@ import pyarrow
 import pyarrow.parquet
 
 from jaxinvert import files
+from jaxinvert.escaping import visible
 from jaxinvert.jobs import JobConfig, Outcome, versions
 from jaxinvert.readers.json_files import parse_json, printable, read_regular
 from jaxinvert.sweeps.plan import Job, Plan, varied_values
 from jaxinvert.sweeps.record_schema import check_failure, check_plan, check_record
-
-try:
-    import fcntl
-except ImportError:  # on platforms without these locks, concurrent runs are not prevented
-    fcntl = None
 
 _MAX_PLAN_BYTES, _MAX_RECORD_BYTES, _MAX_ARRAY_BYTES = 256 << 20, 16 << 20, 1 << 30
 _VOLATILE = ("seconds_compile", "seconds_start", "seconds_run", "steps_per_second", "interrupted")
@@ -78,7 +74,7 @@ def write_record(folder: Path, record: Record) -> None:
     """
     packed = io.BytesIO()
     np.savez_compressed(packed, allow_pickle=False, **record.arrays)
-    files.write_atomically(_arrays_file(folder, record.name), lambda file: file.write(packed.getbuffer()))
+    files.save_bytes(_arrays_file(folder, record.name), packed.getvalue())
     content = files.plain(
         {
             "name": record.name,
@@ -109,13 +105,38 @@ def read_record(folder: Path | str, name: str) -> Record:
     return Record(name, content["config"], content["summary"], arrays)
 
 
-def is_recorded(folder: Path, name: str) -> bool:
-    """Whether a job has a complete record."""
-    try:
-        _read_checked(folder, name)
-    except (FileNotFoundError, ValueError):
-        return False
-    return True
+class Recorded(NamedTuple):
+    """Which jobs have a record.
+
+    Attributes:
+      whole: names of the jobs with a complete record.
+      damaged: what is wrong with the others', by name.
+    """
+
+    whole: set[str]
+    damaged: dict[str, str]
+
+
+def recorded(folder: Path, names: Iterable[str]) -> Recorded:
+    """Verifies the records of these jobs."""
+    found = Recorded(set(), {})
+    for name in names:
+        try:
+            _read_checked(folder, name)
+            found.whole.add(name)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            found.damaged[name] = str(error)
+    return found
+
+
+def warn_of_damage(damaged: Mapping[str, str], consequence: str) -> None:
+    """Says in one line how many records are damaged, and what is wrong with the first; nothing if there are none."""
+    if damaged:
+        first, others = next(iter(damaged.values())), len(damaged) - 1
+        more = f" (and {others} more)" if others else ""
+        warnings.warn(f"{first}{more}: {consequence}", files.KeptFileWarning, stacklevel=2)
 
 
 def records_of(folder: Path | str) -> Iterator[Record]:
@@ -163,10 +184,14 @@ def refuse_another_sweep(folder: Path, plan: Plan) -> None:
     """
     if not (folder / "plan.json").is_file():
         return
-    before = read_plan_file(folder)
+    try:
+        before = read_plan_file(folder)
+    except ValueError as error:
+        warnings.warn(f"{error}: written anew", files.KeptFileWarning, stacklevel=2)
+        return
     names = {job.name for job in plan.jobs}
-    recorded = [name for name in before["jobs"] if name not in names and is_recorded(folder, name)]
-    if not recorded:
+    others = recorded(folder, before["jobs"].keys() - names).whole
+    if not others:
         return
     then, now = before.get("versions", {}), versions()
     changed = [
@@ -174,7 +199,7 @@ def refuse_another_sweep(folder: Path, plan: Plan) -> None:
     ]
     why = f"made with {'; '.join(changed)}" if changed else "of jobs that are not in this one"
     raise ValueError(
-        f"{folder} holds {len(recorded)} records of a sweep {why}: choose another folder for this one"
+        f"{folder} holds {len(others)} records of a sweep {why}: choose another folder for this one"
         f"{'' if changed else ', or add its jobs to these'}"
     )
 
@@ -203,31 +228,7 @@ def read_plan_file(folder: Path) -> dict[str, Any]:
 
 def append_log(folder: Path, entry: Mapping[str, Any]) -> None:
     """Appends a line to the log, on a new line even after a line that a crash truncated."""
-    with open(folder / "log.jsonl", "a", encoding="utf-8") as file:
-        file.write("\n" * _is_cut_short(folder / "log.jsonl") + json.dumps(files.plain(entry)) + "\n")
-
-
-@contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Locks a sweep against other processes, and removes temporary files of a killed run.
-
-    Raises:
-      ValueError: if another process holds the lock.
-    """
-    with open(folder / ".lock", "w", encoding="utf-8") as lock:
-        try:
-            if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(f"another process computes the sweep in {folder}") from error
-        for inside in (folder, folder / "records", folder / "failures"):
-            for leaving in inside.glob(".*") if inside.is_dir() else ():
-                if _LEAVING.fullmatch(leaving.name):
-                    leaving.unlink(missing_ok=True)
-        yield
-
-
-_LEAVING = re.compile(r"\.([0-9a-f]{24}\.(json|npz)|plan\.json|summary\.parquet|report\.html)\.\w+")
+    files.append_line(folder / "log.jsonl", json.dumps(files.plain(entry)))
 
 
 def summarize(folder: Path | str) -> list[dict[str, Any]]:
@@ -241,6 +242,7 @@ def summarize(folder: Path | str) -> list[dict[str, Any]]:
     """
     folder = Path(folder)
     varied = read_plan_file(folder)["jobs"]
+    warn_of_damage(recorded(folder, varied).damaged, "left out")
     rows = [row for record in records_of(folder) for row in _rows(record, varied[record.name])]
     if rows:
         names = dict.fromkeys(name for row in rows for name in row)
@@ -266,9 +268,10 @@ def _column(values: list[Any]) -> list[Any]:
     kinds = {type(value) for value in values if value is not None}
     if kinds == {int, float}:
         return [None if value is None else float(value) for value in values]
-    if len(kinds) <= 1 and (int not in kinds or all(value is None or abs(value) < 2**63 for value in values)):
+    fits = int not in kinds or all(value is None or abs(value) < 2**63 for value in values)
+    if len(kinds) <= 1 and kinds != {str} and fits:
         return values
-    return [None if value is None else str(value) for value in values]
+    return [None if value is None else visible(value) for value in values]  # Parquet lacks lone surrogates
 
 
 def _fields(config: JobConfig) -> dict[str, Any]:
@@ -314,14 +317,6 @@ def _load_json(file: Path, form: Mapping[str, type], *, max_bytes: int = _MAX_RE
 
 def _checksum(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _is_cut_short(file: Path) -> bool:
-    if not file.exists() or not (size := file.stat().st_size):
-        return False
-    with open(file, "rb") as opened:
-        opened.seek(size - 1)
-        return opened.read() != b"\n"
 
 
 def _json_file(folder: Path, name: str) -> Path:

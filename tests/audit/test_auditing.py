@@ -186,19 +186,44 @@ def test_an_audit_of_random_updates_finds_nothing(prepared):
 def test_finished_attacks_are_not_repeated_and_damaged_files_are(audited, tmp_path):
     (found,), folder, seen = audited
     assert any("attack" in what for what in seen)
-    files = sorted((folder / "attacks").glob("*.npz"))
-    assert len(files) == 3
-    files[0].write_bytes(files[0].read_bytes()[:-30])
+    kept = sorted((folder / "attacks").glob("*.npz"))
+    assert len(kept) == 3
+    kept[0].write_bytes(kept[0].read_bytes()[:-30])
     again: list[str] = []
-    (repeated,) = audit.audit(
-        [audit.Scenario("no defense", {"naive": CONFIG})],
-        folder=folder,
-        on_progress=lambda what, _: again.append(what),
-    )
+    with pytest.warns(files.KeptFileWarning, match=f"is computed again: .*{kept[0].name}"):
+        (repeated,) = audit.audit(
+            [audit.Scenario("no defense", {"naive": CONFIG})],
+            folder=folder,
+            on_progress=lambda what, _: again.append(what),
+        )
     assert sum("preparing" not in what for what in set(again)) == 1
     assert repeated.verdict == found.verdict
     for mine, theirs in zip(repeated.attackers["naive"].scores, found.attackers["naive"].scores):
         assert (mine is None and theirs is None) or np.array_equal(mine, theirs, equal_nan=True)
+
+
+def test_swapped_attacks_are_repeated(audited):
+    (found,), folder, _ = audited
+    attack, noise = (next((folder / "attacks").glob(f"*-{what}.npz")) for what in ("attack", "random-update"))
+    before = attack.read_bytes()
+    attack.write_bytes(noise.read_bytes())
+    noise.write_bytes(before)
+    with pytest.warns(files.KeptFileWarning, match="checksum differs") as caught:
+        (repeated,) = audit.audit([audit.Scenario("no defense", {"naive": CONFIG})], folder=folder)
+    assert len(caught) == 2
+    assert repeated.verdict == found.verdict
+    (again,) = audit.audit([audit.Scenario("no defense", {"naive": CONFIG})], folder=folder)  # without a warning
+    assert again.verdict == found.verdict
+
+
+def test_an_attack_that_cannot_be_kept_still_counts(audited, tmp_path, monkeypatch):
+    def full(path, write):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(files, "write_atomically", full)
+    with pytest.warns(files.KeptFileWarning, match="not kept: .*No space left"):
+        (found,) = audit.audit([audit.Scenario("no defense", {"naive": CONFIG})], folder=tmp_path)
+    assert found.verdict == audited[0][0].verdict
 
 
 def test_the_record_is_json_and_the_page_shows_it(audited, tmp_path):

@@ -1,5 +1,6 @@
 """Leakage along a training: the same attack with the parameters of a later round, once, and only where it can be."""
 
+import contextlib
 import json
 
 import jax
@@ -142,7 +143,7 @@ def test_what_auto_took_is_said_once_with_all_who_took_it():
 def test_a_finished_training_is_not_repeated(audited, monkeypatch):
     """Nor is one whose last attacks were interrupted, above."""
     found, folder, *_ = audited
-    assert not (*folder.glob("training/*/state.npz"),)
+    assert not (*folder.glob("attacks/*-state.npz"),)
     monkeypatch.setattr(kept_training, "train_under", None)
     (repeated,) = audit.audit(SETTINGS, accuracy_rounds=2, leakage_rounds=2, folder=folder)
     assert repeated.utility == found.utility
@@ -179,15 +180,17 @@ def test_an_interrupted_training_continues(damaged, tmp_path, monkeypatch):
     """From the state saved at the interrupt; a damaged one costs a new training only."""
     (interrupted, _, snapshot), (continued, begun, _) = counting(stop_after=6), counting()
     setup = jobs.set_up(CONFIG)._replace(trained=snapshot(0).state.params)
-    options = {"num_rounds": 20, "attacked": [20], "folder": tmp_path}
+    options = {"num_rounds": 20, "attacked": [20], "store": audit.Store(tmp_path)}
     monkeypatch.setattr(kept_training, "train_under", interrupted)
     with pytest.raises(KeyboardInterrupt):
         [*kept_training.kept_training(CONFIG, setup, **options)]
-    (state,) = tmp_path.glob("training/*/state.npz")
+    (state,) = tmp_path.glob("attacks/*-state.npz")
     if damaged:
         state.write_bytes(state.read_bytes()[:-40])
     monkeypatch.setattr(kept_training, "train_under", continued)
-    found = [*kept_training.kept_training(CONFIG, setup, **options)]
+    said = pytest.warns(files.KeptFileWarning, match="computed again") if damaged else contextlib.nullcontext()
+    with said:
+        found = [*kept_training.kept_training(CONFIG, setup, **options)]
     assert [(one.round, one.accuracy) for one in found] == [(number, number / 20) for number in range(0, 21, 4)]
     assert [one.params is None for one in found] == [True] * 5 + [False]
     for mine, theirs in zip(jax.tree.leaves(found[-1].params), jax.tree.leaves(snapshot(20).state.params)):

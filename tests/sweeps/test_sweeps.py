@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from jaxinvert import cli, jobs, sweeps
+from jaxinvert import cli, files, jobs, sweeps
 from jaxinvert.sweeps import engines, plan, records
 
 FILE = """
@@ -65,7 +66,7 @@ def test_a_sweep_may_grow_but_not_leave_records_behind(seeds, refused, tmp_path,
         return sweeps.make_plan([{"model": "mlp", "seed": seed} for seed in seeds])
 
     records.write_plan_file(tmp_path, planned([0, 1]))
-    monkeypatch.setattr(records, "is_recorded", lambda folder, name: True)
+    monkeypatch.setattr(records, "recorded", lambda folder, names: records.Recorded({*names}, {}))
     if not refused:
         return records.refuse_another_sweep(tmp_path, planned(seeds))
     with pytest.raises(
@@ -190,15 +191,54 @@ def test_damage_is_found_and_repaired_bit_for_bit(file, whole, tmp_path):
     damaged = expected[f"{names[4]}.json"].replace(b'"ssim": 0', b'"ssim": 1', 1)
     assert damaged != expected[f"{names[4]}.json"]
     (folder / "records" / f"{names[4]}.json").write_bytes(damaged)
-    (folder / "records" / f".{names[5]}.json.abc_12").write_text("a write that was cut short")
+    (folder / "records" / ".jaxinvert-0123456789abcdef.partial").write_text("a write that was cut short")
+    (folder / "plan.json").write_text("{")
     for name in (names[0], names[4]):
         with pytest.raises(ValueError, match=name):
             sweeps.read_record(folder, name)
-    reports = list(sweeps.run(planned, folder))
+    with pytest.warns(files.KeptFileWarning) as caught:
+        reports = list(sweeps.run(planned, folder))
+    said = [str(one.message) for one in caught]
+    assert len(said) == 2
+    assert "plan.json is damaged" in said[0]
+    assert any(name in said[1] for name in (names[0], names[4]))
+    assert said[1].endswith("(and 1 more): computed again")
     assert not list(folder.glob("records/.*"))
     assert reports[0].done == 5
     assert reports[-1].done == 8
     assert recorded(folder) == expected
+
+
+def test_two_records_that_were_swapped_are_computed_again(file, whole, tmp_path):
+    planned, expected = sweeps.read_plan(file), recorded(whole[0])
+    (tmp_path / "records").mkdir()
+    first, second = planned.jobs[0].name, planned.jobs[1].name
+    swapped = {first: second, second: first}
+    for name, content in expected.items():
+        stem, dot, kind = name.partition(".")
+        (tmp_path / "records" / f"{swapped.get(stem, stem)}{dot}{kind}").write_bytes(content)
+    with pytest.warns(files.KeptFileWarning, match="computed again"):
+        reports = list(sweeps.run(planned, tmp_path))
+    assert [reports[0].done, reports[-1].done] == [6, 8]
+    assert recorded(tmp_path) == expected
+
+
+def test_a_report_says_which_records_it_leaves_out(file, whole, tmp_path, capsys):
+    shutil.copytree(whole[0], tmp_path / "out")
+    name = sweeps.read_plan(file).jobs[2].name
+    (tmp_path / "out" / "records" / f"{name}.npz").write_bytes(b"PK")
+    assert cli.main(["report", str(tmp_path / "out")]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == f"warning: the arrays of record {name} are not those that were written: left out\n"
+
+
+@pytest.mark.parametrize(
+    "jobs", [{"../../x": {}}, {"0" * 24: []}, {"0" * 24: {"other": 1}}, {"0" * 24: {"tv": 1}, "a": {"tv": 1}}]
+)
+def test_a_forged_plan_is_refused(tmp_path, capsys, jobs):
+    (tmp_path / "plan.json").write_text(json.dumps({"varied": ["tv"], "jobs": jobs}))
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert "plan.json is damaged" in capsys.readouterr().err
 
 
 def test_a_failing_job_stops_no_other(file, whole, tmp_path, monkeypatch):
