@@ -64,6 +64,7 @@ class Config:
     Attributes:
       kills: SIGKILLs in total, over three commands.
       minutes: after which no further round is begun.
+      copies: killed in each round, with the run that they are copies of.
       seed: of the moments.
       smoke: a run of seconds that only shows that everything works.
       json: file for the rows.
@@ -71,6 +72,7 @@ class Config:
 
     kills: int = 1000
     minutes: float = 20.0
+    copies: int = 100
     seed: int = 0
     smoke: bool = False
     json: Path | None = None
@@ -98,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Kills the three commands in turn and compares what they left."""
     config = tyro.cli(Config, description=__doc__, args=arguments)
     if config.smoke:
-        config = replace(config, kills=1, minutes=10.0)
+        config = replace(config, kills=1, minutes=10.0, copies=2)
     with tempfile.TemporaryDirectory() as temporary, Launcher(Path(temporary)) as launcher:
         rows = kill_all(config, launcher)
     harness.publish(TITLE, rows, json_file=config.json)
@@ -115,7 +117,7 @@ def kill_all(config: Config, launcher: "Launcher") -> list[dict[str, Any]]:
         references[name] = contents(launcher.folder / f"{name}-alone", RESULTS[name])
     while sum(tally.kills + tally.whole for tally in tallies.values()) < config.kills and time.monotonic() < end:
         tally = min(tallies.values(), key=lambda one: one.kills)
-        play_round(tally, launcher, references[tally.command], moments, copies=2 if config.smoke else 24)
+        play_round(tally, launcher, references[tally.command], moments, copies=config.copies)
         if config.json is not None:
             harness.save(config.json, TITLE, [vars(one) for one in tallies.values()])
     return [vars(tally) for tally in tallies.values()]
