@@ -186,12 +186,15 @@ def comparable(path: Path) -> Any:
 
 
 def without_times(content: Any) -> Any:
-    """Nested JSON without entries that are measured times or name the folder."""
+    """Nested JSON without entries that are measured times, name the folder, or are checksums over such entries."""
     if isinstance(content, list):
         return [without_times(item) for item in content]
     if not isinstance(content, dict):
         return content
-    return {key: without_times(value) for key, value in content.items() if "second" not in key and key != "command"}
+    left_out = ("command", "identity")
+    return {
+        name: without_times(value) for name, value in content.items() if "second" not in name and name not in left_out
+    }
 
 
 class Launcher:

@@ -202,6 +202,22 @@ def test_an_interrupted_training_continues(damaged, tmp_path, monkeypatch):
     assert [one.accuracy for one in again] == [one.accuracy for one in found]
 
 
+def test_swapped_rounds_of_a_training_are_computed_again(tmp_path, monkeypatch):
+    continued, begun, snapshot = counting()
+    setup = jobs.set_up(CONFIG)._replace(trained=snapshot(0).state.params)
+    options = {"num_rounds": 20, "attacked": [20], "store": audit.Store(tmp_path)}
+    monkeypatch.setattr(kept_training, "train_under", continued)
+    found = [*kept_training.kept_training(CONFIG, setup, **options)]
+    four, eight = (next(tmp_path.glob(f"attacks/*-round-{number}.npz")) for number in (4, 8))
+    before = four.read_bytes()
+    four.write_bytes(eight.read_bytes())
+    eight.write_bytes(before)
+    with pytest.warns(files.KeptFileWarning, match="round 4 is computed again: .*checksum differs"):
+        again = [*kept_training.kept_training(CONFIG, setup, **options)]
+    assert len(begun) == 2
+    assert [one.accuracy for one in again] == [one.accuracy for one in found]
+
+
 def test_a_training_that_goes_astray_is_noted(snapshots, tmp_path, monkeypatch):
     """Everything that was attacked before it stays."""
     first, second, last = snapshots

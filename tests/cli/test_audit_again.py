@@ -4,7 +4,6 @@ import json
 import sys
 
 import pytest
-from rich.console import Console
 
 from jaxinvert import audit as audits
 from jaxinvert.cli import auditing, console, main
@@ -30,7 +29,7 @@ def forbidden(*_, **__):
     ids=["text", "table", "images"],
 )
 def test_a_finished_audit_is_shown_again_and_nothing_else_is(command, run, plan, tmp_path, capsys, monkeypatch):
-    """By the contents of the record: another audit in the folder, or one without its page, is run."""
+    """By the contents of the record: another audit in the folder, or one with other contents or no page, is run."""
     out = ["--out", str(tmp_path)]
     assert main([*command, *out]) == 0
     first = capsys.readouterr().out
@@ -50,12 +49,16 @@ def test_a_finished_audit_is_shown_again_and_nothing_else_is(command, run, plan,
         assert (tmp_path / "audit.json").read_text() == record
         with pytest.raises(AssertionError, match="computes nothing"):
             main([*command, "--candidates", "12", *out])
+        (tmp_path / "audit.json").write_text(record.replace('"count": ', '"count": 1', 1))
+        with pytest.raises(AssertionError, match="computes nothing"):
+            main([*command, *out])
+        (tmp_path / "audit.json").write_text(record)
         (tmp_path / "report.html").unlink()
         with pytest.raises(AssertionError, match="computes nothing"):
             main([*command, *out])
     (tmp_path / "audit.json").write_text(json.dumps({"settings": []}))
     capsys.readouterr()
-    assert not auditing.show_finished(Console(), tmp_path, "name")
+    assert not auditing.show_finished(console.Terminal(), tmp_path, "name")
 
 
 def test_an_interrupt_says_how_to_go_on(tmp_path, capsys, monkeypatch):
@@ -74,7 +77,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, capsys, monkeypatch):
 def test_lines_tell_what_is_new_and_from_time_to_time_how_far_it_is(capsys, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
-    with console.progress_bar(Console()) as bar:
+    with console.progress_bar(console.Terminal()) as bar:
         row = bar.add_task("compiling", total=10, loss="", speed="")
         bar.refresh()
         for step in range(1, 5):
