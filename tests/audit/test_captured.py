@@ -99,6 +99,19 @@ def test_without_the_truth_there_is_none_but_updates_are_explained(task, capture
     assert "No true images were given" in page.text
 
 
+def test_results_are_kept_apart_for_another_rate_normalization_or_task(task, capture, tmp_path):
+    readings = [
+        (capture, task.model),
+        (capture._replace(rate=0.1), task.model),
+        (capture, task.model._replace(mean=(0.1,) * 3)),
+        (capture, task.model._replace(task="multi-label")),
+        (capture._replace(kind="weights"), task.model),
+    ]
+    stores = {audit.captured._store(tmp_path, *reading) for reading in readings}
+    assert len({store.file("job", "attack") for store in stores}) == len(readings)
+    assert len({store.role("attack") for store in stores}) == len(readings)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
