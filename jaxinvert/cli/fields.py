@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from jaxinvert import audit as audits
-from jaxinvert import jobs
+from jaxinvert import jobs, models
 from jaxinvert.cli.console import BadInputError
 from jaxinvert.jobs.limits import MAX_EXAMPLES, at_most, between
 
@@ -44,7 +44,8 @@ def said(command: Any, command_line: str) -> dict[str, Any]:
     `--num_examples 2` or `--num-examples=2`; `--no-lpips` is a flag of `lpips`.
 
     Raises:
-      ValueError: if the file is no YAML file of fields.
+      ValueError: if the file is no YAML file of fields, or names a network `module:function`, whose module would be
+        imported: only the command line may.
     """
     words = (word.partition("=")[0] for word in shlex.split(command_line) if word.startswith("--"))
     names = {word.removeprefix("--").replace("-", "_") for word in words}
@@ -53,6 +54,11 @@ def said(command: Any, command_line: str) -> dict[str, Any]:
     if command.file is None:
         return flags
     fields = jobs.read_yaml(command.file)
+    if "model" not in flags and models.is_external(str(fields.get("model", ""))):
+        raise ValueError(
+            f"{command.file}: it names the network {fields['model']!r}, whose module would be imported and run: if "
+            f"you trust it, give --model {fields['model']} on the command line"
+        )
     try:
         return {**jobs.typed(type(command), fields), **flags}
     except ValueError as error:

@@ -27,6 +27,7 @@ class Sweep:
       address: address of the Ray cluster; by default from the environment, else a new cluster on this machine.
       cpus: number of CPUs reserved for each Ray task; by default all of a machine.
       gpus: number of GPUs reserved for each Ray task.
+      import_models: whether networks `module:function` that the file names may be imported, which runs their code.
       dry_run: only show the plan: jobs, programs to compile, memory, estimated time. Compiles and times each program.
     """
 
@@ -36,6 +37,7 @@ class Sweep:
     address: str | None = None
     cpus: float | None = None
     gpus: float = 0
+    import_models: bool = False
     dry_run: bool = False
 
 
@@ -54,7 +56,7 @@ def sweep(command: Sweep, command_line: str) -> int:
     """Runs the command and returns its exit status, 1 if jobs failed."""
     console = Terminal()
     with bad_input():
-        plan = sweeps.read_plan(command.file)
+        plan = sweeps.read_plan(command.file, import_models=command.import_models)
     num_programs = len(plan.batches_by_program)
     told = (
         f" in {len(plan.batches)} batches, {num_programs} programs to compile; "

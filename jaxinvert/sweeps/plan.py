@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxinvert.jobs import JobConfig, compiled_form, job_name, read_yaml, typed
+from jaxinvert.models import is_external
 
 MAX_JOBS = 100_000
 """A plan of more jobs is refused before it is built, which takes a millisecond per job."""
@@ -79,13 +80,18 @@ class Plan(NamedTuple):
         return list(together.values())
 
 
-def read_plan(file: Path | str) -> Plan:
+def read_plan(file: Path | str, *, import_models: bool = False) -> Plan:
     """Reads a sweep file, see the module docstring.
 
     Paths in it are relative to the working directory.
 
+    Args:
+      file: the YAML file.
+      import_models: whether the file may name networks `module:function`, whose modules are imported and run.
+
     Raises:
-      ValueError: if the file is no YAML of this form, or has an invalid field, value or job.
+      ValueError: if the file is no YAML of this form, has an invalid field, value or job, or names a module that may
+        not be imported.
     """
     content = read_yaml(file)
     batch = content.pop("batch", None)
@@ -94,6 +100,11 @@ def read_plan(file: Path | str) -> Plan:
     try:
         if (found := count_jobs(content)) > MAX_JOBS:
             raise ValueError(f"it has {found:,} jobs, more than {MAX_JOBS:,}")
+        if not import_models and (named := _modules(content)):
+            raise ValueError(
+                f"it names the network {named[0]!r}, whose module would be imported and run: give --import-models if "
+                "you trust the file and the module"
+            )
         return make_plan(expand(content), batch=batch)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
@@ -111,6 +122,13 @@ def expand(block: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             inner = expand(item) if item else [{}]
             for fields_of_item in inner:
                 yield {**own, **dict(zip(grid, values)), **fields_of_item}
+
+
+def _modules(block: Mapping[str, Any]) -> list[str]:
+    """The networks `module:function` that a block names, for its own jobs, in its grid or in its list."""
+    own, grid, blocks = _parts(block)
+    named = [value for value in (own.get("model"), *grid.get("model", ())) if is_external(str(value))]
+    return [*map(str, named), *(name for item in blocks if item for name in _modules(item))]
 
 
 def count_jobs(block: Mapping[str, Any]) -> int:

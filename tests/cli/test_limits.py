@@ -6,7 +6,7 @@ import os
 import jax
 import pytest
 
-from jaxinvert import cli, jobs
+from jaxinvert import cli, jobs, sweeps
 from jaxinvert.jobs import identity
 
 HUGE = "999999999999"
@@ -112,3 +112,25 @@ def test_names_of_jobs_leave_out_what_every_job_meant_before_a_field_existed():
     assert names[0] != names[1]
     assert "local_momentum" not in identity.fields_of(config)
     assert identity.fields_of(config.replace(local_momentum=0.5))["local_momentum"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        (["audit", "job.yaml"], "{model: 'my_evil:make'}"),
+        (["sweep", "job.yaml"], "{model: 'my_evil:make'}"),
+        (["sweep", "job.yaml", "--dry-run"], "{grid: {model: [mlp-8, 'my_evil:make']}}"),
+        (["sweep", "job.yaml"], "{list: [{model: mlp-8}, {list: [{model: 'my_evil:make'}]}]}"),
+    ],
+)
+def test_a_file_imports_no_module(command, text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_evil.py").write_text("open('ran', 'w')", encoding="utf-8")
+    (tmp_path / "job.yaml").write_text(text, encoding="utf-8")
+    assert cli.main(command) == 2
+    told = capsys.readouterr().err
+    assert "job.yaml: it names the network 'my_evil:make', whose module would be imported and run" in told
+    assert ("--import-models" if command[0] == "sweep" else "--model my_evil:make") in told
+    assert not (tmp_path / "ran").exists()
+    if command[0] == "sweep":
+        assert sweeps.read_plan(tmp_path / "job.yaml", import_models=True).jobs
