@@ -141,24 +141,35 @@ def bidiagonals(
 def _bidiagonal(
     forward: Callable[[Array], Update], backward: Callable[[Update], Array], start: Array, zero: Update, steps: int
 ) -> tuple[Array, Array, Array]:
-    """Golub-Kahan bidiagonalization; the vectors of inputs are kept orthogonal, which keeps those of updates so."""
+    """Golub-Kahan bidiagonalization; the vectors of inputs are kept orthogonal, which keeps those of updates so.
+
+    It ends where the next vector is rounding noise: from there on, all is zero.
+    """
     length = tree_norm(start)
 
     def step(carry: tuple, number: Array) -> tuple[tuple, tuple[Array, Array]]:
-        right, left, beside, basis = carry
+        right, left, beside, basis, largest = carry
         basis = basis.at[number].set(right.ravel())
         left = jax.tree.map(lambda new, old: new - beside * old, forward(right), left)
-        diagonal = tree_norm(left)
+        diagonal = _above_rounding(tree_norm(left), largest)
         left = jax.tree.map(lambda leaf: leaf * _inverse(diagonal), left)
         following = backward(left).ravel() - diagonal * right.ravel()
         for _ in range(2):  # the second pass removes what rounding left of the first
             following -= basis.T @ (basis @ following)
-        beside = jnp.linalg.norm(following)
-        return ((following * _inverse(beside)).reshape(start.shape), left, beside, basis), (diagonal, beside)
+        largest = jnp.maximum(largest, diagonal)
+        beside = _above_rounding(jnp.linalg.norm(following), largest)
+        right = (following * _inverse(beside)).reshape(start.shape)
+        return (right, left, beside, basis, jnp.maximum(largest, beside)), (diagonal, beside)
 
-    first = (start * _inverse(length), zero, jnp.zeros(()), jnp.zeros((steps, start.size)))
+    nothing = jnp.zeros(())
+    first = (start * _inverse(length), zero, nothing, jnp.zeros((steps, start.size)), nothing)
     _, (diagonal, beside) = lax.scan(step, first, jnp.arange(steps))
     return diagonal, beside, length
+
+
+def _above_rounding(norm: Array, largest: Array) -> Array:
+    """The norm, or 0 if it is what rounding leaves of entries as large as `largest`."""
+    return jnp.where(norm <= 64 * jnp.finfo(norm.dtype).eps * largest, 0.0, norm)  # NaN stays
 
 
 def _inverse(norm: Array) -> Array:
