@@ -1,4 +1,4 @@
-"""The entry point of the command line: parses arguments and runs a command; includes `list` and `data prepare`."""
+"""The entry point of the command line: parses arguments and runs a command; includes `data prepare`."""
 
 import os
 import re
@@ -13,11 +13,10 @@ from typing import Annotated, NoReturn
 
 import jax
 import tyro
-from rich.table import Table
 from rich.text import Text
 
-from jaxinvert import data, jobs, labels, models
-from jaxinvert.attacks import adaptive, objectives, registry
+import jaxinvert
+from jaxinvert import data, jobs
 from jaxinvert.cli.audit import Audit, audit
 from jaxinvert.cli.audit_discrete import AuditTable, AuditText, audit_discrete
 from jaxinvert.cli.console import (
@@ -29,20 +28,11 @@ from jaxinvert.cli.console import (
     warnings_in_one_line,
 )
 from jaxinvert.cli.invert import Invert, invert
+from jaxinvert.cli.listing import List, show_list
 from jaxinvert.cli.rank import Rank, rank
 from jaxinvert.cli.records import Records, invert_records
 from jaxinvert.cli.sweep import Report, Sweep, report_sweep, sweep
 from jaxinvert.cli.tokens import Tokens, invert_tokens
-from jaxinvert.data.tabular import TABLES
-from jaxinvert.defenses import registry as defenses
-from jaxinvert.defenses.recipe import Recipe
-from jaxinvert.observation import threat_models
-from jaxinvert.priors import regularizers
-
-
-@dataclass(frozen=True)
-class List:
-    """Show attacks, defenses, threat models, label rules, models, data sets, tables, objectives and regularizers."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +101,9 @@ _OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|[Oo]ut of memory")
 
 def _run(arguments: list[str], command_line: str) -> int:
     """Parses the arguments and runs the command."""
+    if arguments == ["--version"]:
+        print(f"jaxinvert {jaxinvert.__version__}")
+        return 0
     _refuse_renamed_flags(arguments)
     command = tyro.cli(
         Command,
@@ -163,44 +156,6 @@ def run() -> NoReturn:
     sys.exit(status)
 
 
-def _list(command: List, command_line: str) -> int:
-    del command, command_line
-    console = Terminal()
-    rows = {
-        "attacks": {name: _described(entry) for name, entry in sorted(registry.REGISTRY.items())},
-        "defenses": {name: _defense_described(name, recipe) for name, recipe in defenses.REGISTRY.items()},
-        "threat models": {name: "grants " + ", ".join(model.granted) for name, model in threat_models.LADDER.items()},
-        "label rules": {name: rule.summary for name, rule in labels.REGISTRY.items()},
-        "models": {name: _first_line(factory) for name, factory in models.REGISTRY.items()}
-        | {"MODULE:FUNCTION": "your own function that returns a model; importing the module runs its code"},
-        "data sets": dict.fromkeys(data.names(), "") | {"FOLDER": "any folder of images", "FILE.npz": "arrays"},
-        "tables": {name: "classes: " + ", ".join(preparation.classes) for name, preparation in TABLES.items()},
-        "objectives": {name: _first_line(objective) for name, objective in objectives.REGISTRY.items()},
-        "regularizers": {name: _first_line(prior) for name, prior in regularizers.REGISTRY.items()},
-    }
-    for kind, entries in rows.items():
-        table = Table(
-            title=kind, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2)
-        )
-        for name, summary in entries.items():
-            table.add_row(name, Text(summary))
-        console.print(table)
-    return 0
-
-
-def _described(entry: registry.Entry) -> str:
-    settings = ", ".join(f"{name} {value:g}" for name, value in entry.hyperparameters.items())
-    return f"{entry.summary}; settings: {settings}" if settings else entry.summary
-
-
-def _defense_described(name: str, recipe: Recipe) -> str:
-    settings = ", ".join(f"{own} {parameter.default:g}" for own, parameter in recipe.parameters.items())
-    counter = adaptive.COUNTERS[name].summary if name in adaptive.COUNTERS else "none known"
-    return "; ".join(
-        [recipe.summary, *([f"settings: {settings}"] if settings else []), f"adaptive attacker: {counter}"]
-    )
-
-
 def _prepare(command: Prepare, command_line: str) -> int:
     del command_line
     with bad_input():
@@ -219,11 +174,6 @@ _COMMANDS: dict[type, Callable[..., int]] = {
     Tokens: invert_tokens,
     Sweep: sweep,
     Report: report_sweep,
-    List: _list,
+    List: show_list,
     Prepare: _prepare,
 }
-
-
-def _first_line(documented: object) -> str:
-    """The first sentence of a docstring, also of the function of a `functools.partial`."""
-    return registry.first_sentence(getattr(documented, "func", documented))

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+import jaxinvert
 from jaxinvert import cli, files, jobs, models
 
 FAST = ["invert", "--model", "small-convnet", "--size", "16", "--targets", "2", "--restarts", "2"]
@@ -346,6 +347,27 @@ def test_an_interrupt_within_a_callback_is_not_lost():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (result.returncode, result.stderr) == (130, "")
+
+
+def test_list_shows_one_kind_or_one_thing_or_json(capsys):
+    assert cli.main(["list", "label-rules"]) == 0
+    assert "llg-star" in (text := capsys.readouterr().out)
+    assert "lenet" not in text
+    assert cli.main(["list", "attack", "dense-layer"]) == 0
+    text = capsys.readouterr().out
+    assert "reads" in text
+    assert "update" in text
+    assert "bias" in text  # of the docstring: when it works
+    assert cli.main(["list", "defense", "dp-sgd", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"]["norm"] == 1.0
+    assert cli.main(["list", "--json"]) == 0
+    assert {"attacks", "defenses", "models"} <= json.loads(capsys.readouterr().out).keys()
+    assert cli.main(["list", "attack", "spectrl"]) == 2
+    assert "unknown attack 'spectrl'; did you mean spectral" in capsys.readouterr().err
+    assert cli.main(["list", "weapons"]) == 2
+    assert "unknown kind 'weapons'; did you mean" in capsys.readouterr().err
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"jaxinvert {jaxinvert.__version__}\n"
 
 
 def test_list_names_everything(capsys):

@@ -1,0 +1,166 @@
+"""The command `jaxinvert list`: what can be named on the command line, all of a kind, or one in detail."""
+
+import difflib
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import tyro
+from rich.table import Table
+from rich.text import Text
+
+from jaxinvert import data, labels, models
+from jaxinvert.attacks import adaptive, objectives, registry
+from jaxinvert.cli.console import BadInputError, Terminal
+from jaxinvert.data.tabular import TABLES
+from jaxinvert.defenses import registry as defenses
+from jaxinvert.observation import threat_models
+from jaxinvert.priors import regularizers
+
+
+@dataclass(frozen=True)
+class List:
+    """Show attacks, defenses, threat models, label rules, models, data sets, tables, objectives and regularizers.
+
+    Attributes:
+      kind: one kind, such as "attacks" or "attack"; by default all.
+      name: one thing of that kind, shown in detail: what it reads, its settings, and when it works.
+      json: print JSON for other programs.
+    """
+
+    kind: tyro.conf.Positional[str] = ""
+    name: tyro.conf.Positional[str] = ""
+    json: bool = False
+
+
+class Listed(NamedTuple):
+    """One thing that has a name.
+
+    Attributes:
+      summary: one line.
+      settings: names and defaults.
+      reads: what of an observation it reads, or is granted.
+      documented: the object with the docstring, `None` if there is none.
+    """
+
+    summary: str
+    settings: Mapping[str, float] = {}
+    reads: tuple[str, ...] = ()
+    documented: Any = None
+
+
+def show_list(command: List, command_line: str) -> int:
+    """Runs the command; unknown kinds and names are refused with the nearest known ones."""
+    del command_line
+    console, kinds = Terminal(), _kinds()
+    if command.kind:
+        singular = {kind.removesuffix("s"): kind for kind in kinds}
+        kind = _known("kind", command.kind.replace("-", " "), {**{kind: kind for kind in kinds}, **singular})
+        kinds = {kind: kinds[kind]}
+        if command.name:
+            found = _known(kind.removesuffix("s"), command.name, kinds[kind])
+            if command.json:
+                return _print_json({"name": command.name, **_plain(found)})
+            return _show_one(console, command.name, found)
+    if command.json:
+        return _print_json({kind: {name: _plain(one) for name, one in of.items()} for kind, of in kinds.items()})
+    for kind, entries in kinds.items():
+        table = Table(
+            title=kind, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2)
+        )
+        for name, one in entries.items():
+            table.add_row(name, Text(_in_a_line(one)))
+        console.print(table)
+    return 0
+
+
+def _known(what: str, given: str, known: Mapping[str, Any]) -> Any:
+    if given in known:
+        return known[given]
+    close = difflib.get_close_matches(given, known, n=3) or sorted(known)
+    raise BadInputError(f"unknown {what} {given!r}; did you mean {', '.join(close)}?")
+
+
+def _print_json(content: Any) -> int:
+    print(json.dumps(content, indent=1))
+    return 0
+
+
+def _plain(one: Listed) -> dict[str, Any]:
+    return {"summary": one.summary, "settings": dict(one.settings), "reads": list(one.reads)}
+
+
+def _in_a_line(one: Listed) -> str:
+    settings = ", ".join(f"{name} {value:g}" for name, value in one.settings.items())
+    return f"{one.summary}; settings: {settings}" if settings else one.summary
+
+
+def _show_one(console: Terminal, name: str, one: Listed) -> int:
+    console.print(Text.assemble((name, "bold"), f": {one.summary}"))
+    if one.reads:
+        console.print(Text(f"reads {', '.join(one.reads)}"))
+    for setting, value in one.settings.items():
+        console.print(Text(f"  {setting} {value:g}"))
+    if text := _explanation(one.documented):
+        for paragraph in text.split("\n\n"):
+            lines = paragraph.splitlines()
+            laid_out = any(line.startswith((" ", "|", "-", "*")) for line in lines)  # a table, a list or an equation
+            console.print(Text("\n" + ("\n" if laid_out else " ").join(lines)))
+    return 0
+
+
+def _explanation(documented: Any) -> str:
+    """What a docstring says after its first sentence and before its arguments, else the docstring of the module."""
+    function = getattr(documented, "func", documented)
+    if function is None:
+        return ""
+    body = (inspect.getdoc(function) or "").partition("\n\n")[2]
+    own = re.split(r"^(?:Args|Returns|Raises|Attributes):$", body, maxsplit=1, flags=re.MULTILINE)[0].strip()
+    return own or (inspect.getdoc(inspect.getmodule(function)) or "").strip()
+
+
+def _kinds() -> dict[str, dict[str, Listed]]:
+    return {
+        "attacks": {
+            name: Listed(entry.summary, entry.hyperparameters, entry.needs, entry.attack)
+            for name, entry in sorted(registry.REGISTRY.items())
+        },
+        "defenses": {
+            name: Listed(
+                f"{recipe.summary}; adaptive attacker: "
+                + (adaptive.COUNTERS[name].summary if name in adaptive.COUNTERS else "none known"),
+                {own: parameter.default for own, parameter in recipe.parameters.items()},
+            )
+            for name, recipe in defenses.REGISTRY.items()
+        },
+        "threat models": {
+            name: Listed("grants " + ", ".join(model.granted), reads=tuple(model.granted))
+            for name, model in threat_models.LADDER.items()
+        },
+        "label rules": {
+            name: Listed(
+                rule.summary, reads=tuple(rule.needs), documented=getattr(labels, name.replace("-", "_"), None)
+            )
+            for name, rule in labels.REGISTRY.items()
+        },
+        "models": {
+            **{name: _documented(factory) for name, factory in models.REGISTRY.items()},
+            "MODULE:FUNCTION": Listed("your own function that returns a model; importing the module runs its code"),
+        },
+        "data sets": {
+            **{name: Listed("") for name in data.names()},
+            "FOLDER": Listed("any folder of images"),
+            "FILE.npz": Listed("arrays"),
+        },
+        "tables": {name: Listed("classes: " + ", ".join(one.classes)) for name, one in TABLES.items()},
+        "objectives": {name: _documented(one) for name, one in objectives.REGISTRY.items()},
+        "regularizers": {name: _documented(one) for name, one in regularizers.REGISTRY.items()},
+    }
+
+
+def _documented(function: Any) -> Listed:
+    """A function and the first sentence of its docstring, also of a `functools.partial`."""
+    return Listed(registry.first_sentence(getattr(function, "func", function)), documented=function)
