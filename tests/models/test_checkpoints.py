@@ -84,7 +84,7 @@ def test_damaged_files_are_one_clear_error(stored, tmp_path):
         ("{", "cannot be read: Expecting"),
         ("[1]", "are no JSON object"),
         ("3", "are no JSON object"),
-        ("[" * 5000, "nested deeper"),
+        ("[" * 5000, "nested deeper|Expecting value"),  # which of the two depends on the version of Python
         ('{"a":' * 33 + "1" + "}" * 33, "nested deeper"),
         ('{"model": "a", "model": "b"}', "twice"),
         ('{"mean": [NaN]}', "no number"),
@@ -95,7 +95,7 @@ def test_damaged_files_are_one_clear_error(stored, tmp_path):
 )
 def test_damaged_facts_are_one_clear_error(facts, message, tmp_path):
     save_file({"w": np.ones(3)}, tmp_path / "file", metadata={"jaxinvert": facts})
-    with pytest.raises(ValueError, match=f"its facts .*{message}"):
+    with pytest.raises(ValueError, match=f"its facts .*({message})"):
         models.read_facts(tmp_path / "file")
 
 
