@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxinvert.escaping import visible
+
 MAX_BYTES = 64 << 20
 """A longer file is rejected before it is parsed."""
 MAX_DEPTH = 32
@@ -95,9 +97,8 @@ def is_unicode(text: str) -> bool:
 
 
 def printable(text: str, *, limit: int = _MAX_MESSAGE) -> str:
-    """Escapes what is not printable in a text, such as controls of a terminal, and limits its length."""
-    cut = text if len(text) <= limit else f"{text[:limit]}..."
-    return cut if cut.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
+    """`escaping.visible` of a text of limited length, for messages."""
+    return visible(text if len(text) <= limit else f"{text[:limit]}...")
 
 
 def _children(value: Any) -> Sequence[Any]:
