@@ -1,4 +1,4 @@
-"""Local training against plain Python loops, finite differences and closed forms; aggregation against NumPy."""
+"""Local training against plain Python loops, finite differences and closed forms."""
 
 import functools
 
@@ -12,36 +12,15 @@ from flax import linen
 from jaxinvert import clients, models
 from jaxinvert.clients import running_statistics
 from jaxinvert.types import Batch
-
-NUM_EXAMPLES, FEATURES, NUM_CLASSES = 6, 5, 3
-
-
-def apply(params, inputs):
-    """Smooth, so that finite differences are exact to second order."""
-    hidden = jnp.tanh(inputs @ params["first"])
-    return hidden @ params["head"]["kernel"] + params["head"]["bias"][None]
-
-
-LOSS = models.cross_entropy(apply)
-RNG = np.random.default_rng(0)
-PARAMS = {
-    "first": RNG.normal(size=(FEATURES, 4)),
-    "head": {"kernel": RNG.normal(size=(4, NUM_CLASSES)), "bias": RNG.normal(size=NUM_CLASSES)},
-}
-INPUTS, LABELS = RNG.normal(size=(NUM_EXAMPLES, FEATURES)), np.array([0, 2, 1, 1, 0, 2])
-GRADIENT = jax.jit(jax.grad(LOSS))
-
-
-@pytest.fixture
-def double():
-    """Everything in float64."""
-    with jax.enable_x64(True):
-        yield jax.tree.map(jnp.asarray, PARAMS), Batch(jnp.asarray(INPUTS), jnp.asarray(LABELS))
-
-
-def single():
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), PARAMS)
-    return params, Batch(jnp.asarray(INPUTS, jnp.float32), jnp.asarray(LABELS))
+from tests.clients.conftest import (
+    FEATURES,
+    GRADIENT,
+    LOSS,
+    NUM_CLASSES,
+    NUM_EXAMPLES,
+    assert_trees_close,
+    single,
+)
 
 
 def plain_loop(optimizer, params, batch, order):
@@ -52,11 +31,6 @@ def plain_loop(optimizer, params, batch, order):
         change, state = optimizer.update(grad, state, local)
         local = optax.apply_updates(local, change)
     return jax.tree.map(jnp.subtract, params, local)
-
-
-def assert_trees_close(found, expected, **tolerance):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, **tolerance), found, expected)
 
 
 OPTIMIZERS = {
@@ -239,30 +213,6 @@ def test_the_last_mini_batch_of_every_pass_may_be_smaller(num_epochs):
     assert_trees_close(larger, clients.fedavg(LOSS, optimizer=optax.sgd(0.1))(params, batch), rtol=0, atol=0)
 
 
-def test_aggregate_is_the_weighted_mean():
-    updates = {"a": RNG.normal(size=(3, 2, 4)), "b": {"c": RNG.normal(size=3)}}
-    weights = np.array([1, 5, 2])
-    mean = clients.aggregate(jax.tree.map(jnp.asarray, updates), weights)
-    expected = jax.tree.map(lambda leaf: np.average(leaf, axis=0, weights=weights), updates)
-    assert_trees_close(mean, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_aggregate_of_clients_is_the_gradient_of_all_their_examples():
-    """For FedSGD and clients weighted by their examples: why secure aggregation is one large batch to an attacker."""
-    params, batch = single()
-    split = jax.tree.map(lambda leaf: leaf.reshape(3, 2, *leaf.shape[1:]), batch)
-    client = clients.fedsgd(LOSS)
-    mean = clients.aggregate(jax.vmap(client, (None, 0))(params, split), jnp.full(3, 2))
-    assert_trees_close(mean, client(params, batch), rtol=1e-4, atol=1e-6)
-
-
-def test_aggregate_refuses_other_shapes():
-    with pytest.raises(ValueError, match=r"weights must be \[N\], one per client, got shape \(\)"):
-        clients.aggregate(jnp.ones((3, 2)), 1.0)
-    with pytest.raises(ValueError, match=r"leading axis of 2 clients, got a leaf \(3, 2\)"):
-        clients.aggregate(jnp.ones((3, 2)), jnp.ones(2))
-
-
 class Normalized(linen.Module):
     """Two BatchNorm layers in train mode around a nonlinearity, with a momentum of its own."""
 
@@ -343,29 +293,6 @@ def test_dropout_of_a_flax_module():
     )
     assert_trees_close(first, again, rtol=0)
     assert not np.allclose(first["params"]["Dense_0"]["kernel"], other["params"]["Dense_0"]["kernel"])
-
-
-def test_secure_aggregation_shows_the_mean_of_clients_that_train_apart(double):
-    params, batch = double
-    client = clients.fedavg(LOSS, optimizer=optax.sgd(0.3), num_epochs=3)
-    found = clients.securely_aggregated(client, num_clients=2)(params, batch)
-    first, second = (
-        client(params, Batch(batch.inputs[half], batch.labels[half])) for half in (slice(3), slice(3, 6))
-    )
-    assert_trees_close(found, jax.tree.map(lambda a, b: (a + b) / 2, first, second), rtol=1e-12, atol=1e-15)
-
-
-def test_secure_aggregation_of_fedsgd_is_the_gradient_of_all_examples(double):
-    params, batch = double
-    found = clients.securely_aggregated(clients.fedsgd(LOSS), num_clients=3)(params, batch)
-    assert_trees_close(found, GRADIENT(params, batch), rtol=1e-12, atol=1e-15)
-
-
-@pytest.mark.parametrize(("num_clients", "message"), [(4, "must divide the 6 examples"), (0, "at least 1, got 0")])
-def test_secure_aggregation_refuses_clients_of_unequal_size(num_clients, message):
-    params, batch = single()
-    with pytest.raises(ValueError, match=message):
-        clients.securely_aggregated(clients.fedsgd(LOSS), num_clients=num_clients)(params, batch)
 
 
 @pytest.mark.parametrize(
