@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxinvert.readers.json_files import printable, read_json
+from jaxinvert.readers.limits import MAX_CLASSES
 
 FORMAT = "jaxinvert-capture/1"
 FILE = "capture.json"
@@ -46,7 +47,6 @@ _MAX_BYTES = 1 << 20
 _MAX_DEPTH = 8
 _MAX_CLIENTS = 10_000
 _MAX_EXAMPLES = 1_000_000
-_MAX_CLASSES = 1_000_000
 _MAX_EPOCHS = 10_000
 _MAX_SIDE, _MAX_VALUES = 16_384, 1 << 26
 _MAX_NUMBER = 3.4e38  # of a float32
@@ -260,7 +260,7 @@ _FIELDS: Mapping[str, Callable[[str, Any], Any]] = {
     "round": _whole(2**31 - 1, least=0),
     "framework": _text,
     "input_shape": _shape,
-    "num_classes": _whole(_MAX_CLASSES),
+    "num_classes": _whole(MAX_CLASSES),
     "normalization": _normalization,
     "local": _local,
     "defense": _text,

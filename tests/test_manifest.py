@@ -61,7 +61,7 @@ def test_little_is_needed_and_the_rest_is_unknown(tmp_path):
         ({"clients": None}, "lacks 'clients'"),
         ({"input_shape": [32, 32, 10**9]}, "input_shape is 1000000000, expected a whole number from 1 to 16,384"),
         ({"input_shape": [16384] * 3}, "at most 67,108,864 values in one example"),
-        ({"num_classes": 10**9}, "num_classes is 1000000000, expected a whole number from 1 to 1,000,000"),
+        ({"num_classes": 10**9}, "num_classes is 1000000000, expected a whole number from 1 to 100,000"),
         ({"round": -1}, "round is -1, expected a whole number from 0 to"),
         ({"aggregate": 10**5}, "aggregate is 100000, expected a whole number from 1 to 10,000"),
         ({"local": {"epochs": 10**8}}, "epochs is 100000000, expected a whole number from 1 to 10,000"),

@@ -63,9 +63,11 @@ def forecast(
             yield Part(f"{setting.name}, {attacker}: attack and random update", total)
         assert config is not None
         assert task is not None
-        if with_attack_free and not _is_kept(store, config, name_of_figure(config)):
+        # Figure and training are kept as those of the attacker that was worst, which may be any of them.
+        each, trained = [*setting.attackers.values()], name_of_report(accuracy_rounds, accuracy_rounds)
+        if with_attack_free and not any(_is_kept(store, one, name_of_figure(one)) for one in each):
             yield _measured(f"{setting.name}: attack-free figure", _figure_seconds, config, task)
-        if accuracy_rounds and not _is_kept(store, config, name_of_report(accuracy_rounds, accuracy_rounds)):
+        if accuracy_rounds and not any(_is_kept(store, one, trained) for one in each):
             training = _measured(
                 f"{setting.name}: training for the accuracy", _training_seconds, config, own, accuracy_rounds
             )

@@ -115,6 +115,8 @@ def kept_training(
         if place is not None:
             with jobs.uninterruptible():
                 _save_report(place, report, snapshot, last=snapshot.round == num_rounds)
+            unsaved.clear()  # it is older than what was saved just now
+            saved = time.monotonic()
         yield report
 
 

@@ -4,6 +4,7 @@ The state of a job is one file, FOLDER/NAME.npz, with a checksum over its conten
 and its role. A damaged file, or another job's, is never resumed from.
 """
 
+import contextlib
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,8 +55,8 @@ class Kept(NamedTuple):
     best_loss: np.ndarray
 
 
-def keep(place: Place, kept: Kept) -> bool:
-    """Atomically writes the state, replacing an earlier one; returns whether it could, and warns if not."""
+def keep(place: Place, kept: Kept) -> None:
+    """Atomically writes the state, replacing an earlier one; warns if it cannot be written."""
     leaves = [as_data(leaf) for leaf in jax.tree.leaves(kept.resumable.lanes)]
     content = {
         **{f"lanes/{number}": leaf for number, leaf in enumerate(leaves)},
@@ -68,8 +69,6 @@ def keep(place: Place, kept: Kept) -> bool:
         files.save_checked(place.file, content, place.identity)
     except OSError as error:
         warnings.warn(f"the search goes on, but its state is not saved: {error}", files.KeptFileWarning, stacklevel=2)
-        return False
-    return True
 
 
 def find(place: Place, form: Any) -> Kept | None:
@@ -96,9 +95,9 @@ def find(place: Place, form: Any) -> Kept | None:
 
 
 def forget(place: Place) -> None:
-    """Deletes the state, and the folder if it is then empty."""
-    place.file.unlink(missing_ok=True)
-    if place.folder.is_dir() and not any(place.folder.iterdir()):
+    """Deletes the state, and the folder if it is then empty, where that is possible."""
+    with contextlib.suppress(OSError):  # also if the folder is not empty
+        place.file.unlink(missing_ok=True)
         place.folder.rmdir()
 
 

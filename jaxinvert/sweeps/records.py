@@ -148,7 +148,7 @@ def records_of(folder: Path | str) -> Iterator[Record]:
     for name in read_plan_file(Path(folder))["jobs"]:
         try:
             yield read_record(folder, name)
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):
             continue
 
 

@@ -129,8 +129,8 @@ def _check_logits(
     copies = {name: value.clone() for name, value in module.named_buffers()}  # BatchNorm in train mode writes them
     with _in_modes(module, batch_norm=batch_norm, others="eval"), torch.no_grad():
         expected = torch.func.functional_call(module, copies, (torch.tensor(images, device=device),)).cpu().numpy()
-    with jax.numpy_rank_promotion("allow"):
-        found = np.asarray(call(values, jnp.asarray(images).transpose(0, 2, 3, 1)))
+    with jax.numpy_rank_promotion("allow"), jax.default_matmul_precision("highest"):  # GPUs round to TF32
+        found = np.asarray(jax.jit(call)(values, jnp.asarray(images).transpose(0, 2, 3, 1)))
     scale = max(float(np.abs(expected).max(initial=0)), 1e-6)
     is_equal = found.shape == expected.shape and np.allclose(found, expected, rtol=0, atol=_TOLERANCE * scale)
     if not is_equal:
