@@ -114,7 +114,7 @@ def _without_bottleneck_and_head(
     facts: ClientFacts, parameters: Parameters, params: Params, objective: Objective
 ) -> Objective:
     del parameters, params
-    drawn = (f"{BOTTLENECK}/", f"{facts.model.head}/")
+    drawn = (f"params/{BOTTLENECK}/", f"{facts.model.head}/")
     return objectives.layer_weighted(objective, lambda path: float(not path.startswith(drawn)))
 
 

@@ -28,7 +28,7 @@ from jaxinvert.trees import leaves_by_path
 from jaxinvert.types import Array, Batch, Key, Params
 
 BOTTLENECK = "bottleneck"
-"""Top-level key of the bottleneck's parameters."""
+"""Name of the bottleneck's parameters among those that clients train, `params["params"]`."""
 
 
 def with_bottleneck(model: Model, *, num_units: int = 256, beta: float = 1e-3) -> Model:
@@ -47,10 +47,11 @@ def with_bottleneck(model: Model, *, num_units: int = 256, beta: float = 1e-3) -
     def init(key: Key) -> Params:
         own_key, bottleneck_key = key, jax.random.fold_in(key, 2**31 - 1)  # same initial network as without
         params = model.init(own_key)
-        return {**params, BOTTLENECK: _init(bottleneck_key, _num_features(model, params), num_units)}
+        bottleneck = _init(bottleneck_key, _num_features(model, params), num_units)
+        return {**params, "params": {**params["params"], BOTTLENECK: bottleneck}}
 
     def through(function: Callable[..., Any], params: Params, *arguments: Any) -> Any:
-        with _inserted(model, params[BOTTLENECK], None):
+        with _inserted(model, params["params"][BOTTLENECK], None):
             return function(_network(params), *arguments)
 
     def drawn_loss_of(loss_of: LossOf) -> DrawnLossFn:
@@ -58,7 +59,7 @@ def with_bottleneck(model: Model, *, num_units: int = 256, beta: float = 1e-3) -
             network = model
             if model.loss_fn is None:  # else it is traced with the bottleneck in the layers that it calls
                 network = model._replace(loss_of=with_tree(loss_of, params, _network))
-            with _inserted(model, params[BOTTLENECK], key) as divergences:
+            with _inserted(model, params["params"][BOTTLENECK], key) as divergences:
                 if (drawn := network.drawn_loss_fn) is None:
                     loss = network.loss(_network(params), batch)
                 else:
@@ -93,7 +94,11 @@ def _inserted(model: Model, weights: Params, key: Key | None) -> Iterator[list[A
     with linen.intercept_methods(intercept):
         yield divergences
     if not divergences:
-        raise ValueError(f"a bottleneck needs a Flax layer after it, but {model.name} calls none at {model.head!r}")
+        raise _no_flax_head(model)
+
+
+def _no_flax_head(model: Model) -> ValueError:
+    return ValueError(f"a bottleneck needs a Flax layer after it, but {model.name} calls none at {model.head!r}")
 
 
 def _pass(weights: Params, features: Array, key: Key | None) -> tuple[Array, Array]:
@@ -122,6 +127,8 @@ def _init(key: Key, num_features: int, num_units: int) -> Params:
 
 
 def _num_features(model: Model, params: Params) -> int:
+    if "params" not in params:
+        raise _no_flax_head(model)
     kernel = leaves_by_path(params).get(f"{model.head}/kernel")
     if kernel is not None:
         return kernel.shape[0]
@@ -129,4 +136,5 @@ def _num_features(model: Model, params: Params) -> int:
 
 
 def _network(params: Params) -> Params:
-    return {name: tree for name, tree in params.items() if name != BOTTLENECK}
+    layers = {name: layer for name, layer in params["params"].items() if name != BOTTLENECK}
+    return {**params, "params": layers}

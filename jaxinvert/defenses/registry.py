@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxinvert.clients import AnyClientUpdateFn
 from jaxinvert.defenses.bottleneck import with_bottleneck
@@ -25,7 +26,8 @@ from jaxinvert.defenses.representation import soteria
 from jaxinvert.defenses.sparsification import percentile_privacy, random_k, top_k, top_k_of_tensors
 from jaxinvert.defenses.weights import row_noise, smallest_weights_zeroed
 from jaxinvert.models import Model
-from jaxinvert.types import Batch, ClientUpdateFn, Defense, Key, Params, Scalar, Update
+from jaxinvert.models.roles import sent_leaves
+from jaxinvert.types import ArrayTree, Batch, ClientUpdateFn, Defense, Key, Params, Scalar, Update
 
 NONE = "none"
 """The name for a client without a defense."""
@@ -132,15 +134,27 @@ def defend(chain: Chain, facts: ClientFacts, parameters: Parameters, params: Par
 def defended(
     chain: Chain, facts: ClientFacts, parameters: Parameters, client_update: ClientUpdateFn
 ) -> AnyClientUpdateFn:
-    """The whole client with its defenses, `(params, batch, key) -> sent update`."""
+    """The whole client with its defenses, `(params, batch, key) -> sent update`.
+
+    The defenses see only what the client sends. What it does not send (running statistics, buffers, frozen and
+    personal layers) stays zero: noise there would move the server's copy in every round.
+    """
     draws_first = any(recipe.draws_first for recipe in chain.recipes)
 
     def send(params: Params, batch: Batch, key: Key | None = None) -> Update:
         first_key, update_key = jax.random.split(key) if draws_first and key is not None else (None, key)
-        client = protect(chain, facts, parameters, client_update, key=first_key)
-        return defend(chain, facts, parameters, params)(update_key, client(params, batch))
+        update = protect(chain, facts, parameters, client_update, key=first_key)(params, batch)
+        sent = sent_leaves(params, facts.model.frozen, facts.model.personal)
+        defense = defend(chain, facts, parameters, _without_the_others(params, sent))
+        changed = defense(update_key, _without_the_others(update, sent))
+        return jax.tree.map(lambda whole, part: jnp.zeros_like(whole) if part is None else part, update, changed)
 
     return send
+
+
+def _without_the_others(tree: ArrayTree, chosen: ArrayTree) -> ArrayTree:
+    """The tree with `None`, a node without leaves, for every leaf that is not chosen."""
+    return jax.tree.map(lambda leaf, is_chosen: leaf if is_chosen else None, tree, chosen)
 
 
 def _on_update(make: Callable[..., Defense]) -> Callable[[ClientFacts, Parameters, Params], Defense]:

@@ -240,3 +240,39 @@ def test_only_dp_sgd_bounds_every_example(victim):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole, plain(victim.params, batch)
     )
+
+
+@pytest.mark.parametrize("name", ON_UPDATE)
+def test_what_a_client_does_not_send_stays_zero(name, victim):
+    """Noise on running statistics or frozen layers would move the server's copy of them in every round."""
+    client = client_of(name, victim)
+    kept = {
+        "batch_stats": {"var": jnp.full((40,), 0.01)},
+        "step": jnp.array(3),
+        "frozen": {"kernel": jnp.ones((4, 5))},
+    }
+    extra = {**kept, "adapter": {"kernel": jnp.ones((3, 4))}, "personal": jnp.ones(7)}
+    model = victim.model._replace(frozen=("frozen",), personal=("personal",))
+
+    def loss_fn(params, batch):
+        own = jnp.sum(jnp.square(params["adapter"]["kernel"])) + jnp.sum(params["personal"])
+        return client.facts.model.loss(params, batch) + own
+
+    facts = client.facts._replace(model=model._replace(loss_fn=loss_fn))
+    send = registry.defended(registry.parse(name), facts, parameters_of(name), clients.fedsgd(loss_fn))
+    sent = send({**client.params, **extra}, client.batch, KEYS[0])
+    for kept_name in (*kept, "personal"):
+        for leaf in jax.tree.leaves(sent[kept_name]):
+            np.testing.assert_array_equal(leaf, 0)
+    assert np.any(sent["adapter"]["kernel"] != 0)
+
+
+def test_only_what_is_sent_counts_for_the_share_of_top_k(victim):
+    facts = ClientFacts(victim.model._replace(personal=("first",)), num_examples=1)
+    client = registry.defended(registry.parse("top-k"), facts, {"top-k.keep": 0.5}, victim.client_update)
+    sent = client(victim.params, victim.batch, None)
+    head = victim.params["head"]
+    assert (
+        sum(int(jnp.sum(leaf != 0)) for leaf in jax.tree.leaves(sent))
+        == (head["kernel"].size + head["bias"].size) // 2 + 1
+    )

@@ -96,8 +96,9 @@ def test_a_bottleneck_is_what_it_says(precode):
     """By hand: features, encoder, mean, decoder, head; the divergence is in the loss."""
     model, extended, batch = precode
     params = extended.init(jax.random.key(0))
-    jax.tree.map(np.testing.assert_array_equal, params["params"], model.init(jax.random.key(0))["params"])
-    layers, weights = params["params"], params[BOTTLENECK]
+    layers, weights = params["params"], params["params"][BOTTLENECK]
+    plain = model.init(jax.random.key(0))["params"]
+    jax.tree.map(np.testing.assert_array_equal, {name: layers[name] for name in plain}, plain)
     flat = batch.inputs.reshape(2, -1)
     features = jax.nn.relu(flat @ layers["dense_0"]["kernel"] + layers["dense_0"]["bias"][None])
     encoded = features @ weights["encoder"]["kernel"] + weights["encoder"]["bias"][None]
@@ -108,7 +109,7 @@ def test_a_bottleneck_is_what_it_says(precode):
 
     divergence = jnp.sum(jnp.square(mean) + jnp.square(spread) - 1 - 2 * jnp.log(spread), axis=1) / 2
     still = jax.tree.map(jnp.zeros_like, weights["decoder"])  # what was drawn reaches no logit
-    deaf = {**params, BOTTLENECK: {**weights, "decoder": still}}
+    deaf = {"params": {**layers, BOTTLENECK: {**weights, "decoder": still}}}
     expected = models.cross_entropy(extended.apply)(deaf, batch) + 0.1 * jnp.mean(divergence)
     assert float(extended.drawn_loss_fn(deaf, batch, jax.random.key(3))) == pytest.approx(float(expected), rel=1e-5)
 
@@ -122,7 +123,7 @@ def test_the_code_has_the_spread_that_the_encoder_says(precode):
     params["params"]["head"] = {"kernel": jnp.zeros((16, 3)).at[0, 0].set(1.0), "bias": jnp.zeros(3)}
     decoder = {"kernel": jnp.zeros((1, 16)).at[0, 0].set(1.0), "bias": jnp.zeros(16)}
     encoder = {"kernel": jnp.zeros((16, 2)), "bias": jnp.array([0.7, 1.3])}
-    params[BOTTLENECK] = {"encoder": encoder, "decoder": decoder}
+    params["params"][BOTTLENECK] = {"encoder": encoder, "decoder": decoder}
     codes = jax.vmap(lambda key: drawn.drawn_loss_fn(params, batch, key))(jax.random.split(jax.random.key(0), 2000))
     spread = np.log1p(np.exp(1.3))
     assert stats.kstest((np.asarray(codes) - 0.7) / spread, "norm").pvalue > 1e-3
@@ -132,7 +133,17 @@ def test_the_code_has_the_spread_that_the_encoder_says(precode):
 def test_a_network_without_a_flax_head_gets_no_bottleneck(victim):
     extended = defenses.with_bottleneck(victim.model._replace(init=lambda key: victim.params))
     with pytest.raises(ValueError, match="a bottleneck needs a Flax layer after it, but tiny calls none at 'head'"):
-        extended.apply(extended.init(jax.random.key(0)), victim.batch.inputs)
+        extended.init(jax.random.key(0))
+
+
+def test_fedavg_clients_train_their_bottleneck(precode):
+    _, extended, batch = precode
+    params = extended.init(jax.random.key(0))
+    train = clients.fedavg(
+        extended.drawn_loss_fn, optimizer=optax.sgd(0.1), num_epochs=2, dropout_key=jax.random.key(1)
+    )
+    moved = train(params, batch)["params"][BOTTLENECK]
+    assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(moved))
 
 
 class Headless(linen.Module):

@@ -76,10 +76,9 @@ def test_defenses_that_take_part_in_the_training_reach_local_steps():
 def test_a_bottleneck_is_a_part_of_the_network_that_is_attacked():
     config = SMALL.replace(defense="precode", adaptive=True)
     task = jobs.prepare(config)
-    assert set(task.observations.params) == {"params", "bottleneck"}
-    undefended = jobs.prepare(SMALL)
-    same = jax.tree.map(np.array_equal, task.observations.params["params"], undefended.observations.params["params"])
-    assert jax.tree.all(same)
+    layers, undefended = task.observations.params["params"], jobs.prepare(SMALL).observations.params["params"]
+    assert set(layers) == {*undefended, "bottleneck"}
+    assert jax.tree.all(jax.tree.map(np.array_equal, {name: layers[name] for name in undefended}, undefended))
     for adaptive in (False, True):
         asked = config.replace(adaptive=adaptive)
         execution = jobs.execute(asked, jobs.Program(asked, task.model), task.observations)
