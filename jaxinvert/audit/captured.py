@@ -12,7 +12,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -28,8 +27,7 @@ from jaxinvert.audit.scoring import Ground, ground_truth
 from jaxinvert.audit.weighing import judged
 from jaxinvert.jobs import JobConfig
 from jaxinvert.jobs.groups import ClientConfig
-from jaxinvert.trees import explained_share
-from jaxinvert.types import Array, Batch, Observation, Params, Update
+from jaxinvert.types import Batch, Observation
 
 
 class Explained(NamedTuple):
@@ -158,13 +156,8 @@ def explained(program: jobs.Program, seen: Observation, inputs: np.ndarray, labe
       inputs: `[T, B, H, W, C]` reconstructions.
       labels: `[T, B]` their labels; class 0 is used if there are none.
     """
-
-    def share(params: Params, update: Update, batch: Batch) -> Array:
-        return explained_share(program.problem.client_update(params, batch), update)
-
     classes = np.zeros(inputs.shape[:2], np.int32) if labels is None else labels
-    batches = Batch(jnp.asarray(inputs), jnp.asarray(classes))
-    return np.asarray(jax.jit(jax.vmap(share, in_axes=(None, 0, 0)))(seen.params, seen.update, batches))
+    return np.asarray(program.shares_explained(seen, jnp.asarray(inputs), jnp.asarray(classes)))
 
 
 def job_of_capture(config: JobConfig, capture: Capture) -> tuple[JobConfig, Capture]:

@@ -5,13 +5,14 @@ from functools import cached_property
 from typing import NamedTuple, cast
 
 import jax
+import jax.numpy as jnp
 
 from jaxinvert import labels, models
 from jaxinvert.attacks import objectives
 from jaxinvert.attacks.adaptive import adapt
 from jaxinvert.attacks.problem import Problem
 from jaxinvert.defenses.recipe import Parameters
-from jaxinvert.jobs.automatic import AUTO, closed_form_job
+from jaxinvert.jobs.automatic import AUTO, SharesFn, closed_form_job
 from jaxinvert.jobs.checks import check_rule, check_task
 from jaxinvert.jobs.config import JobConfig
 from jaxinvert.jobs.deployment import Deployment, deployment_of
@@ -19,7 +20,8 @@ from jaxinvert.jobs.limits import check_lanes
 from jaxinvert.parallel.devices import first_devices
 from jaxinvert.priors.generators import load_prior
 from jaxinvert.search import Stepwise, over_targets, split_shared
-from jaxinvert.types import Array, Attack, Key, Observation, Reconstruction, Scalar, SolveFn
+from jaxinvert.trees import explained_share
+from jaxinvert.types import Array, Attack, Batch, Key, Observation, Reconstruction, Scalar, SolveFn
 
 
 def compiled_form(config: JobConfig) -> JobConfig:
@@ -133,6 +135,31 @@ class Program:
             return over_targets(attack)(key, observations)
 
         return jax.jit(solve)
+
+    @cached_property
+    def shares_explained(self) -> SharesFn:
+        """`(observations, inputs [T, B, ...], labels [T, B] or None) -> [T]`: see `trees.explained_share`.
+
+        The share of each update that the simulated client sends for the inputs. Without labels, the one class for all
+        examples that explains the update best is taken.
+        """
+
+        def share(target: Observation, inputs: Array, labels: Array | None) -> Array:
+            def with_labels(labels: Array) -> Array:
+                return explained_share(
+                    self.problem.client_update(target.params, Batch(inputs, labels)), target.update
+                )
+
+            if labels is not None:
+                return with_labels(labels)
+            of_one_class = jnp.tile(jnp.arange(self.model.num_classes, dtype=jnp.int32)[:, None], len(inputs))
+            return jnp.max(jax.lax.map(with_labels, of_one_class))
+
+        def shares(observations: Observation, inputs: Array, labels: Array | None) -> Array:
+            shared, per_target = split_shared(observations)
+            return jax.lax.map(lambda one: share(one[0]._replace(**shared), *one[1:]), (per_target, inputs, labels))
+
+        return jax.jit(shares)
 
     def _build(self, traced: Traced) -> Attack | SolveFn:
         """Builds the attack; an adaptive attacker replaces the simulated client and the objective."""

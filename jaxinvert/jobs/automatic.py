@@ -5,6 +5,7 @@ defends itself, and the ranks of an update. Its result is accepted for an update
 that update. The remaining updates are attacked by spectral matching.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -15,10 +16,7 @@ from jaxinvert.attacks.closed_form.rank import rank_report
 from jaxinvert.attacks.optimization.spectral import spectral
 from jaxinvert.attacks.registry import REGISTRY, register
 from jaxinvert.jobs.config import JobConfig
-from jaxinvert.models import Model
-from jaxinvert.search import split_shared
-from jaxinvert.trees import explained_share
-from jaxinvert.types import Array, Batch, ClientUpdateFn, Observation, Reconstruction, Shape
+from jaxinvert.types import Array, Observation, Reconstruction, Shape
 
 AUTO, SEARCH = "auto", "spectral"
 register(
@@ -33,6 +31,10 @@ _ONLY_SCALE = ("clip",)
 """Defenses that multiply each gradient by a number."""
 _EXPLAINED = 1e-3
 """Largest unexplained share of an update that is attributed to rounding."""
+
+
+SharesFn = Callable[[Observation, Array, Array | None], Array]
+"""See `Program.shares_explained`."""
 
 
 class Choice(NamedTuple):
@@ -112,7 +114,7 @@ def search_in_words(config: JobConfig) -> str:
 
 
 def explained(
-    client_update: ClientUpdateFn, observations: Observation, found: Reconstruction, model: Model
+    shares: SharesFn, observations: Observation, found: Reconstruction, *, task: str = "classes"
 ) -> np.ndarray:
     """`[T]` bool: whether a closed form explains each update, as the closed form and a simulated client find.
 
@@ -120,10 +122,10 @@ def explained(
     other kinds cannot be tried out: there the closed form's own loss decides.
 
     Args:
-      client_update: the attacker's simulation of the client.
+      shares: the closed form's `Program.shares_explained`.
       observations: one per client, leading axis `T`.
       found: the closed form's reconstructions, `[T, ...]`.
-      model: the clients' network.
+      task: the network's, see `models.tasks`.
     """
     enough = np.asarray(found.attack_loss) < _EXPLAINED
     for flag in ("certified", "determined"):
@@ -131,27 +133,8 @@ def explained(
             value = np.asarray(found.info[flag])
             enough &= value.reshape(len(value), -1).all(axis=1)
     labels = observations.labels if found.labels is None else found.labels
-    if not enough.any() or (labels is None and model.task != "classes"):
+    if not enough.any() or (labels is None and task != "classes"):
         return enough
-
-    @jax.jit
-    def shares(observations: Observation, inputs: Array, labels: Array | None) -> Array:
-        shared, per_target = split_shared(observations)
-
-        def share(target: tuple[Observation, Array, Array | None]) -> Array:
-            seen, inputs, labels = target
-            params = seen._replace(**shared).params
-
-            def explained_by(labels: Array) -> Array:
-                return explained_share(client_update(params, Batch(inputs, labels)), seen.update)
-
-            if labels is not None:
-                return explained_by(labels)
-            of_one_class = jnp.tile(jnp.arange(model.num_classes, dtype=jnp.int32)[:, None], len(inputs))
-            return jnp.max(jax.lax.map(explained_by, of_one_class))
-
-        return jax.lax.map(share, (per_target, inputs, labels))
-
     return enough & (np.asarray(shares(observations, found.inputs, labels)) > 1 - _EXPLAINED)
 
 

@@ -92,7 +92,9 @@ def _automatic(
     arguments = search_arguments(job, program, observations)
     closed = program.by_closed_form(closed_form)
     exact = _solve(closed, *arguments)
-    solved = automatic.explained(closed.problem.client_update, arguments[1], exact.reconstructions, program.model)
+    solved = automatic.explained(
+        closed.shares_explained, arguments[1], exact.reconstructions, task=program.model.task
+    )
     choice = f"{closed_form} ({reason}) explains {solved.sum()} of {len(solved)} updates"
     if solved.all():
         return exact._replace(choice=choice)

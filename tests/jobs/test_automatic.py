@@ -54,10 +54,10 @@ def test_signs_have_the_rank_of_one_example_and_do_not_pass_for_one(perceptron, 
     assert float(read.attack_loss.max()) < 1e-3  # the layer is explained, by an image that no client has
     if labels == "joint":
         observations = observations._replace(labels=None)
-    assert not automatic.explained(closed.problem.client_update, observations, read, perceptron.model).any()
+    assert not automatic.explained(closed.shares_explained, observations, read).any()
     honest = closed.solve(jax.random.key(0), perceptron.observations, {})
     seen = perceptron.observations._replace(labels=observations.labels)
-    assert automatic.explained(closed.problem.client_update, seen, honest, perceptron.model).all()
+    assert automatic.explained(closed.shares_explained, seen, honest).all()
 
 
 def test_what_only_the_search_uses_is_no_hindrance_to_a_closed_form():
