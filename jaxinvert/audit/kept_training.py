@@ -7,18 +7,17 @@ training is identified by its job and its number of rounds.
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from jaxinvert import jobs
 from jaxinvert.audit.kept import Store
 from jaxinvert.audit.utility import reported_rounds, train_under, training_and_test
 from jaxinvert.federation import FederationState, Snapshot
 from jaxinvert.jobs import JobConfig
-from jaxinvert.jobs.state import as_data, as_leaf
-from jaxinvert.types import ArrayTree, Params
+from jaxinvert.jobs.state import named, restored
+from jaxinvert.types import Params
 
 _SECONDS_BETWEEN_STATES = 60.0
 
@@ -71,9 +70,8 @@ def kept_training(
     Raises:
       ValueError: see `train_under`.
     """
-    form = jax.eval_shape(lambda: setup.trained or setup.clients.init(jobs.stream(0, jobs.Stream.PARAMETERS)))
     place = None if store is None else _Place(store, jobs.job_name(config), num_rounds)
-    kept = [] if place is None else _kept_reports(place, reported_rounds(num_rounds), attacked, form)
+    kept = [] if place is None else _kept_reports(place, reported_rounds(num_rounds), attacked, setup)
     if kept and kept[-1].round == num_rounds:
         yield from kept
         return
@@ -127,7 +125,7 @@ def name_of_report(num_rounds: int, number: int) -> str:
 
 def _save_report(place: _Place, report: Reported, snapshot: Snapshot, *, last: bool) -> None:
     """Keeps a report and, before the last one, the state to continue from."""
-    params = {} if report.params is None else _named(report.params)
+    params = {} if report.params is None else named(report.params)
     arrays = {"accuracy": report.accuracy, "num_test": report.num_test, **params}
     place.store.save(place.job, place.report(report.round), arrays)
     if last:
@@ -136,15 +134,16 @@ def _save_report(place: _Place, report: Reported, snapshot: Snapshot, *, last: b
         _save_state(place, snapshot.state)
 
 
-def _kept_reports(place: _Place, rounds: Sequence[int], attacked: Sequence[int], form: Params) -> list[Reported]:
+def _kept_reports(place: _Place, rounds: Sequence[int], attacked: Sequence[int], setup: jobs.Setup) -> list[Reported]:
     """The first reports of a training that are kept, without a gap."""
+    form = jax.eval_shape(lambda: setup.trained or setup.clients.init(jobs.stream(0, jobs.Stream.PARAMETERS)))
     kept = []
     for number in rounds:
         arrays = place.store.load(place.job, place.report(number), needed=("accuracy", "num_test"))
         if arrays is None:
             break
         try:
-            params = _restored(arrays, form) if number in attacked else None
+            params = restored(arrays, form) if number in attacked else None
         except ValueError:  # kept when this round was not attacked
             break
         kept.append(Reported(number, float(arrays["accuracy"]), int(arrays["num_test"]), params))
@@ -152,27 +151,13 @@ def _kept_reports(place: _Place, rounds: Sequence[int], attacked: Sequence[int],
 
 
 def _save_state(place: _Place, state: FederationState) -> None:
-    place.store.save(place.job, place.state, _named(state))
+    place.store.save(place.job, place.state, named(state))
 
 
 def _load_state(place: _Place, like: FederationState) -> FederationState | None:
     """The kept state; `None` if there is none, or it is damaged or of another training."""
     arrays = place.store.load(place.job, place.state, needed=())
     try:
-        return None if arrays is None else _restored(arrays, like)
+        return None if arrays is None else restored(arrays, like)
     except ValueError:
         return None
-
-
-def _named(tree: ArrayTree) -> dict[str, np.ndarray]:
-    return {f"leaf/{number}": as_data(leaf) for number, leaf in enumerate(jax.tree.leaves(tree))}
-
-
-def _restored(arrays: dict[str, np.ndarray], like: Any) -> Any:
-    """The tree that `_named` wrote.
-
-    Raises:
-      ValueError: if it is not of the form of `like`.
-    """
-    leaves, structure = jax.tree.flatten(like)
-    return structure.unflatten([as_leaf(arrays.get(f"leaf/{number}"), form) for number, form in enumerate(leaves)])

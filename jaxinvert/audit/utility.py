@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -184,6 +185,6 @@ def train_under(
     return federation.Training(make, apply)(
         *(key, params, population, test, learning_rate),
         rounds=rounds,
-        resume=resume(make(jnp.float32(learning_rate)).init(params)),
+        resume=resume(jax.eval_shape(make(jnp.float32(learning_rate)).init, params)),
         on_state=on_state,
     )

@@ -7,6 +7,8 @@ import re
 import jax
 import numpy as np
 
+from jaxinvert.parallel.devices import device_memory
+
 MAX_EXAMPLES = 1_000_000
 """Examples per client, targets, restarts, words of a vocabulary."""
 MAX_LOCAL_STEPS = 10_000
@@ -77,7 +79,7 @@ def check_lanes(
 ) -> None:
     """Raises ValueError for a search whose iterates, present and best, are larger than the memory of its devices."""
     needed = 2 * 4 * targets * restarts * num_examples * math.prod(input_shape)
-    if needed > (memory := devices * _memory()):
+    if needed > (memory := _memory(devices)):
         size = "x".join(map(str, input_shape))
         raise ValueError(
             f"{targets:,} targets x {restarts:,} restarts x {num_examples:,} images of {size} need "
@@ -86,10 +88,10 @@ def check_lanes(
         )
 
 
-def _memory() -> float:
-    """Bytes of memory of a device; infinite if unknown."""
-    if limit := (jax.devices()[0].memory_stats() or {}).get("bytes_limit"):
-        return limit
+def _memory(devices: int) -> float:
+    """Bytes of memory of so many devices; that of the machine where they share it, infinite if unknown."""
+    if of_one := device_memory():
+        return devices * of_one
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not on this platform

@@ -4,12 +4,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
-
 from jaxinvert.jobs.attacker import Program
 from jaxinvert.jobs.automatic import AUTO, SEARCH
 from jaxinvert.jobs.config import JobConfig
 from jaxinvert.jobs.execute import execute, search_arguments
+from jaxinvert.parallel.devices import device_memory
 from jaxinvert.types import Observation
 
 _MEMORY_SHARE = 0.9
@@ -62,7 +61,7 @@ def chunk_costs(
         config = config.replace(attack=SEARCH)
     if not program_for(config).iterates:
         raise ValueError(f"attack {config.attacker.attack!r} is a closed form, which has no restarts to run at once")
-    memory = memory or (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    memory = memory or device_memory()
     lanes = config.data.targets * config.search.restarts
     orders = [_candidates(-(-lanes // (config.search.devices or 1)))]
     if only_if_worth:

@@ -6,6 +6,7 @@ and its role. A damaged file, or another job's, is never resumed from.
 
 import contextlib
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from jaxinvert import files
 from jaxinvert.search import Resumable
+from jaxinvert.types import ArrayTree
 
 
 class Place(NamedTuple):
@@ -57,9 +59,8 @@ class Kept(NamedTuple):
 
 def keep(place: Place, kept: Kept) -> None:
     """Atomically writes the state, replacing an earlier one; warns if it cannot be written."""
-    leaves = [as_data(leaf) for leaf in jax.tree.leaves(kept.resumable.lanes)]
     content = {
-        **{f"lanes/{number}": leaf for number, leaf in enumerate(leaves)},
+        **named(kept.resumable.lanes),
         "step": kept.resumable.step,
         "seconds": kept.resumable.seconds,
         "steps": kept.steps,
@@ -78,10 +79,9 @@ def find(place: Place, form: Any) -> Kept | None:
       place: passed to `keep`.
       form: shapes and dtypes of the lanes of the same search, see `Stepwise.form`.
     """
-    leaves, structure = jax.tree.flatten(form)
     try:
         content = files.load_checked(place.file, place.identity)
-        found = [as_leaf(content.get(f"lanes/{number}"), leaf) for number, leaf in enumerate(leaves)]
+        lanes = restored(content, form)
         steps, best_loss, step = content["steps"], content["best_loss"], int(content["step"])
         if steps[-1] != step or len(steps) != len(best_loss):
             raise ValueError(f"{place.file} has a history of other steps than its own")
@@ -91,7 +91,7 @@ def find(place: Place, form: Any) -> Kept | None:
     except (ValueError, KeyError, IndexError, TypeError) as error:
         warnings.warn(f"the search starts anew: {error}", files.KeptFileWarning, stacklevel=2)
         return None
-    return Kept(Resumable(step, seconds, structure.unflatten(found)), steps, best_loss)
+    return Kept(Resumable(step, seconds, lanes), steps, best_loss)
 
 
 def forget(place: Place) -> None:
@@ -105,18 +105,33 @@ def _is_key(leaf: Any) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def as_data(leaf: Any) -> np.ndarray:
+def named(tree: ArrayTree) -> dict[str, np.ndarray]:
+    """The leaves of a tree by the names under which they are kept."""
+    return {f"leaf/{number}": _as_data(leaf) for number, leaf in enumerate(jax.tree.leaves(tree))}
+
+
+def restored(arrays: Mapping[str, np.ndarray], form: Any) -> Any:
+    """The tree whose leaves are `named` in `arrays`.
+
+    Args:
+      arrays: may have other entries.
+      form: shapes and dtypes of the tree.
+
+    Raises:
+      ValueError: if it has another form.
+    """
+    leaves, structure = jax.tree.flatten(form)
+    return structure.unflatten([_as_leaf(arrays.get(f"leaf/{number}"), leaf) for number, leaf in enumerate(leaves)])
+
+
+def _as_data(leaf: Any) -> np.ndarray:
     """The leaf as NumPy can write it: keys as their data, types that NumPy lacks, such as bfloat16, as their bits."""
     data = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
     return data.view(f"u{data.itemsize}") if data.dtype.kind == "V" else data
 
 
-def as_leaf(data: np.ndarray | None, form: Any) -> Any:
-    """The leaf of this form that `as_data` wrote.
-
-    Raises:
-      ValueError: if it has another form.
-    """
+def _as_leaf(data: np.ndarray | None, form: Any) -> Any:
+    """The leaf of this form that `_as_data` wrote; raises ValueError if it has another form."""
     wanted = jax.eval_shape(jax.random.key_data, form) if _is_key(form) else form
     if data is not None and np.dtype(wanted.dtype).kind == "V":
         data = data.view(wanted.dtype)

@@ -38,6 +38,11 @@ def first_devices(num_devices: int) -> list[Device]:
     return found[:num_devices]
 
 
+def device_memory() -> int | None:
+    """Bytes of memory of the first device of this process; `None` if it does not say, as CPUs do not."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
 def lane_mesh(devices: Sequence[Device]) -> Mesh:
     """Builds the one-dimensional mesh that lanes are split over.
 

@@ -9,10 +9,12 @@ from collections.abc import Callable
 import jax
 from jax import lax
 
+from jaxinvert.parallel.devices import device_memory
 from jaxinvert.types import ArrayTree, Update
 
 _CPU_LANE_BYTES = 4 * 2**20
 _ACCELERATOR_MEMORY_SHARE = 0.5
+_LEAST_ACCELERATOR_MEMORY = 8 * 2**30
 _BYTES_PER_UPDATE_BYTE = 16
 
 
@@ -37,11 +39,10 @@ def lanes_at_once(update: Update, num_lanes: int) -> int:
       num_lanes: `R`, or `R x T`, on one device.
     """
     update_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(update))
-    device = jax.local_devices()[0]
-    if device.platform == "cpu":
+    if jax.local_devices()[0].platform == "cpu":
         fitting = _CPU_LANE_BYTES // max(update_bytes, 1)
     else:
-        memory = (device.memory_stats() or {}).get("bytes_limit", 8 * 2**30)
+        memory = device_memory() or _LEAST_ACCELERATOR_MEMORY
         fitting = int(memory * _ACCELERATOR_MEMORY_SHARE) // max(update_bytes * _BYTES_PER_UPDATE_BYTE, 1)
     fitting = max(1, min(fitting, num_lanes))
     divisor = max(size for size in range(1, fitting + 1) if num_lanes % size == 0)

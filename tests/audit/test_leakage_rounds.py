@@ -202,6 +202,26 @@ def test_an_interrupted_training_continues(damaged, tmp_path, monkeypatch):
     assert [one.accuracy for one in again] == [one.accuracy for one in found]
 
 
+def test_an_interrupt_after_a_report_keeps_the_state_of_that_report(tmp_path, monkeypatch):
+    """The state before the report, not saved yet, is older."""
+    train_under, begun, snapshot = counting()
+    setup = jobs.set_up(CONFIG)._replace(trained=snapshot(0).state.params)
+    options = {"num_rounds": 20, "attacked": [], "store": audit.Store(tmp_path)}
+
+    def interrupted(*arguments, **named):
+        for reported in train_under(*arguments, **named):
+            yield reported
+            if reported.round == 8:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(kept_training, "train_under", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        [*kept_training.kept_training(CONFIG, setup, **options)]
+    monkeypatch.setattr(kept_training, "train_under", train_under)
+    assert [one.round for one in kept_training.kept_training(CONFIG, setup, **options)] == [0, 4, 8, 12, 16, 20]
+    assert int(begun[1].round) == 8
+
+
 def test_swapped_rounds_of_a_training_are_computed_again(tmp_path, monkeypatch):
     continued, begun, snapshot = counting()
     setup = jobs.set_up(CONFIG)._replace(trained=snapshot(0).state.params)
