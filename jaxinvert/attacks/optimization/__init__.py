@@ -9,6 +9,7 @@ from jaxinvert.attacks.optimization.gias import gias, gias_in_two_searches, gias
 from jaxinvert.attacks.optimization.inverting_gradients import inverting_gradients
 from jaxinvert.attacks.optimization.see_through_gradients import see_through_gradients
 from jaxinvert.attacks.optimization.spectral import spectral
+from jaxinvert.attacks.optimization.surrogate_model import surrogate_model
 from jaxinvert.attacks.optimization.tableak import tableak, tableak_member
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "inverting_gradients",
     "see_through_gradients",
     "spectral",
+    "surrogate_model",
     "tableak",
     "tableak_member",
 ]
