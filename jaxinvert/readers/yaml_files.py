@@ -1,7 +1,8 @@
 """Reads YAML from untrusted files: bounded size, depth and number of values; no object tags, aliases, repetitions.
 
 PyYAML needs seconds for a few thousand open brackets, minutes for a megabyte of them, and evaluates `1:1:1...` in
-base 60. Therefore events are counted while they are parsed, before any value is built.
+base 60. Therefore depth is limited while the text is split into tokens, and events are counted while they are parsed,
+before any value is built.
 """
 
 from pathlib import Path
@@ -18,6 +19,23 @@ MAX_DEPTH = 32
 MAX_EVENTS = 10_000
 """A file of more values, beginnings and ends of lists and mappings is rejected."""
 _MAX_TEXT = 3000
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's loader of plain values with a limit on open brackets.
+
+    It looks ahead for the end of a possible key, up to a thousand brackets, and visits all open ones at every token:
+    a few kilobytes of them would take a second before the first event.
+    """
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        """Opens a list or mapping in brackets, unless too many are open."""
+        if self.flow_level > MAX_DEPTH:
+            raise ValueError(_TOO_DEEP)
+        super().fetch_flow_collection_start(token)
+
+
+_TOO_DEEP = f"it is nested deeper than the limit of {MAX_DEPTH}"
 
 
 def read_yaml(file: Path | str) -> dict[str, Any]:
@@ -40,17 +58,17 @@ def read_yaml(file: Path | str) -> dict[str, Any]:
 
 def _parse(text: bytes) -> Any:
     depth = 0
-    for number, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
+    for number, event in enumerate(yaml.parse(text, Loader=_Loader)):
         if isinstance(event, yaml.AliasEvent):
             raise ValueError("it contains an alias (*name), which could expand to any size")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
-            raise ValueError(f"it is nested deeper than the limit of {MAX_DEPTH}")
+            raise ValueError(_TOO_DEEP)
         if number == MAX_EVENTS:
             raise ValueError(f"it holds more than {MAX_EVENTS:,} values")
         if isinstance(event, yaml.ScalarEvent) and not (len(event.value) <= _MAX_TEXT and is_unicode(event.value)):
             raise ValueError(f"the text {event.value[:80]!r} is too long, or has a lone surrogate")
-    loader = yaml.SafeLoader(text)
+    loader = _Loader(text)
     try:
         node = loader.get_single_node()
         _refuse_repetition(node)

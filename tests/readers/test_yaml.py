@@ -41,6 +41,16 @@ def test_what_costs_or_misleads_is_refused(text, message, tmp_path):
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.parametrize("text", ["[" * 16_000, "a: " + "[" * 1000, "? " + "[" * 1000, "[{a: " * 1000])
+def test_open_brackets_cost_nothing(text, tmp_path):
+    """The scanner looks a thousand of them ahead, and visits all at each: half a second for a kilobyte."""
+    (tmp_path / "x.yaml").write_text(text)
+    begin = time.process_time()
+    with pytest.raises(ValueError, match="nested deeper than the limit of 32"):
+        read_yaml(tmp_path / "x.yaml")
+    assert time.process_time() - begin < 0.1
+
+
 def test_special_files_are_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", "/dev/zero", tmp_path, tmp_path / "nothing"):
