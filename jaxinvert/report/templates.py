@@ -1,5 +1,6 @@
 """Renders the pages' templates: `base.html.jinja` has frame and style, `parts.html.jinja` shared macros."""
 
+import functools
 from typing import Any
 
 import jinja2
@@ -16,12 +17,23 @@ def render(name: str, **values: Any) -> bytes:
       name: a template in this package, such as `page.html.jinja`.
       **values: the template's variables; undefined variables raise an error.
     """
-    env = jinja2.Environment(
+    return compiled(name).render(**values).encode("utf-8", "replace")
+
+
+def compiled(name: str) -> jinja2.Template:
+    """The template `name`, which is compiled once; that takes longer than to render a small page."""
+    return _environment().get_template(name)
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    """Where templates are found and kept."""
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jaxinvert.report", ""),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters.update(number=number, duration=duration, plural=plural)
-    return env.get_template(name).render(**values).encode("utf-8", "replace")
+    environment.filters.update(number=number, duration=duration, plural=plural)
+    return environment

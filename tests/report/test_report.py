@@ -8,12 +8,13 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import pytest
 from PIL import Image
 
 from jaxinvert import report
-from jaxinvert.report import charts, wording
+from jaxinvert.report import charts, templates, wording
 from jaxinvert.report.pictures import flat_psnr
 
 VOID = {"meta", "img", "br", "path"}
@@ -242,6 +243,15 @@ def test_median_curve_leaves_out_targets_without_a_finite_loss():
     assert chart is not None
     assert chart["legend"][0] == ("thick", "median of 1 target, each with its best restart so far")
     assert chart["paths"][-1] == ("thick", chart["paths"][3][1])
+
+
+def test_a_template_is_compiled_once(monkeypatch):
+    def compiled_again(*_, **__):
+        raise AssertionError("a template was compiled again")
+
+    first = templates.render("parts.html.jinja")
+    monkeypatch.setattr(jinja2.Environment, "compile", compiled_again)
+    assert templates.render("parts.html.jinja") == first
 
 
 def test_page_escapes_every_string(tmp_path):
