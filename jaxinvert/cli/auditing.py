@@ -87,9 +87,11 @@ def show_finished(console: Terminal, folder: Path, name: str) -> bool:
         record = read_json(folder / "audit.json")
         if record.pop("identity") != _seal(name, record, folder / "report.html"):
             return False
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        shown = _verdicts(record)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # also of a record that only has a seal
         return False
-    print_verdicts(console, record)
+    for one in shown:
+        console.print(one)
     console.print(
         f"this audit was finished before: nothing was computed; page: {folder / 'report.html'}", soft_wrap=True
     )
@@ -131,13 +133,19 @@ def _seal(name: str, content: Mapping[str, Any], page: Path) -> str:
 
 def print_verdicts(console: Terminal, record: Mapping[str, Any]) -> None:
     """Prints the table of an audit's record and the verdict on every setting, or what explains captured updates."""
+    for one in _verdicts(record):
+        console.print(one)
+
+
+def _verdicts(record: Mapping[str, Any]) -> list[Table | Text]:
+    """What `print_verdicts` prints; whatever Python raises for a record of another form."""
     if "explained" in record:
-        _print_explained(console, record["explained"])
-        return
-    console.print(_table(record))
-    for one in record["settings"]:
-        verdict = one["verdict"]
-        console.print(Text.assemble((f"{one['name']}: ", "bold"), f"{verdict['headline']} {verdict['certainty']}"))
+        return _explained(record["explained"])
+    lines = [
+        Text.assemble((f"{one['name']}: ", "bold"), f"{one['verdict']['headline']} {one['verdict']['certainty']}")
+        for one in record["settings"]
+    ]
+    return [_table(record), *lines]
 
 
 def _table(record: Mapping[str, Any]) -> Table:
@@ -159,7 +167,7 @@ def _table(record: Mapping[str, Any]) -> Table:
             table.add_row(
                 cell(one["name"]),
                 cell(name),
-                one["verdict"]["level"] if name == one["worst"] else "",
+                cell(one["verdict"]["level"] if name == one["worst"] else ""),
                 f"{found['count']} of {found['total']}",
                 f"{_fixed(gain['mean'], '+')} ({_fixed(gain['low'], '+')} to {_fixed(gain['high'], '+')})",
                 *scores,
@@ -167,14 +175,15 @@ def _table(record: Mapping[str, Any]) -> Table:
     return table
 
 
-def _print_explained(console: Terminal, explained: Mapping[str, Any]) -> None:
-    """Prints the share of every captured update that the reconstruction explains."""
+def _explained(explained: Mapping[str, Any]) -> list[Table | Text]:
+    """The share of every captured update that the reconstruction explains."""
+    tables: list[Table | Text] = []
     for name, one in explained.items():
-        table = Table("client", "update explained", "random update explained", title=f"{name} attacker")
+        table = Table("client", "update explained", "random update explained", title=cell(f"{name} attacker"))
         for client, (share, noise) in enumerate(zip(one["share"], one["share_of_random_updates"])):
             table.add_row(str(client), f"{share:.1%}", f"{noise:.1%}")
-        console.print(table)
-    console.print("no true images were given, so there is no verdict: inspect the page, or give --truth")
+        tables.append(table)
+    return [*tables, Text("no true images were given, so there is no verdict: inspect the page, or give --truth")]
 
 
 def _fixed(value: float | None, sign: str = "") -> str:
