@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxinvert import files
@@ -120,7 +121,10 @@ def _kept(
     if store is None:
         return compute()
     if (kept := store.load(job, what, needed=needed)) is not None:
-        return result_of(kept)
+        try:
+            return result_of(kept)
+        except (TypeError, ValueError) as error:
+            _warn(f"the {what} is computed again: {store.file(job, what)} is damaged: {error}")
     found = compute()
     if (arrays := arrays_of(found)) is not None:
         store.save(job, what, arrays)
@@ -144,6 +148,7 @@ def _execution(arrays: Mapping[str, np.ndarray]) -> Execution:
     def group(prefix: str) -> dict[str, np.ndarray]:
         return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
+    _refuse_text({name: array for name, array in arrays.items() if name != "choice"})
     found = Reconstruction(arrays["inputs"], arrays.get("labels"), arrays["attack_loss"], group("info/"))  # type: ignore[arg-type]
     scalars = {name: arrays[name].item() for name in _SCALARS if name in arrays}
     return Execution(found, interrupted=False, history=group("history/"), **scalars)
@@ -157,7 +162,15 @@ def _arrays_of_figure(figure: AttackFree) -> dict[str, Any] | None:
 
 def _figure(arrays: Mapping[str, np.ndarray]) -> AttackFree:
     values = {name: array if array.ndim else str(array) for name, array in arrays.items()}
+    _refuse_text({name: array for name, array in arrays.items() if array.ndim})
     return AttackFree(**{"unbiased_db": None, **values})  # type: ignore[arg-type]
+
+
+def _refuse_text(arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError unless all arrays are numbers or truth values."""
+    for name, array in arrays.items():
+        if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == np.bool_):
+            raise ValueError(f"{name} is {array.dtype}, expected numbers")
 
 
 def _warn(message: str) -> None:

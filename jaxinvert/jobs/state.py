@@ -83,6 +83,8 @@ def find(place: Place, form: Any) -> Kept | None:
         content = files.load_checked(place.file, place.identity)
         lanes = restored(content, form)
         steps, best_loss, step = content["steps"], content["best_loss"], int(content["step"])
+        if (steps.ndim, steps.dtype.kind, best_loss.ndim, best_loss.dtype.kind) != (1, "i", 3, "f"):
+            raise ValueError(f"{place.file} has a history of another form")
         if steps[-1] != step or len(steps) != len(best_loss):
             raise ValueError(f"{place.file} has a history of other steps than its own")
         seconds = float(content["seconds"])

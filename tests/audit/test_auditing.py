@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxinvert import audit, files, jobs, metrics
-from jaxinvert.audit import attacking, controls
+from jaxinvert.audit import attacking, controls, kept
 from jaxinvert.audit.scoring import Images
 from jaxinvert.cli import main
 from jaxinvert.metrics import perceptual
@@ -200,6 +200,23 @@ def test_finished_attacks_are_not_repeated_and_damaged_files_are(audited, tmp_pa
     assert repeated.verdict == found.verdict
     for mine, theirs in zip(repeated.attackers["naive"].scores, found.attackers["naive"].scores):
         assert (mine is None and theirs is None) or np.array_equal(mine, theirs, equal_nan=True)
+
+
+@pytest.mark.parametrize("forged", [{"inputs": np.array(["x"])}, {"num_steps": np.array([1, 2])}])
+def test_a_kept_attack_of_another_form_is_repeated(forged, tmp_path):
+    """Checksums are no proof of origin."""
+    right = {"inputs": np.ones((1, 1, 2, 2, 3)), "attack_loss": np.ones(1), "num_steps": 3}
+    right |= {"seconds_compile": 1.5, "seconds_run": 2.5}
+    store = kept.Store(tmp_path)
+
+    def found():
+        return kept.kept_or_done(store, "job", "attack", lambda: "repeated")
+
+    store.save("job", "attack", right)
+    assert found().num_steps == 3
+    store.save("job", "attack", right | forged)
+    with pytest.warns(files.KeptFileWarning, match="computed again"), pytest.raises(AttributeError, match="str"):
+        found()
 
 
 def test_swapped_attacks_are_repeated(audited):

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from jaxinvert import cli, files, jobs
+from jaxinvert.jobs import state
+from jaxinvert.search import Resumable
 
 execution = importlib.import_module("jaxinvert.jobs.execute")  # jobs.execute is its function
 CONFIG = jobs.JobConfig.of(model="mlp", size=12, targets=2, restarts=2, steps=30)
@@ -113,6 +115,27 @@ def test_a_damaged_state_starts_anew_and_says_so(task, whole, tmp_path, capsys, 
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("warning: the search starts anew")
         assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        {"steps": np.array([[1], [3]])},
+        {"steps": np.array([1.0, 3.0])},
+        {"best_loss": np.ones(2, np.float32)},
+        {"best_loss": np.full((2, 2, 1), "x")},
+        {"best_loss": np.ones((3, 2, 1), np.float32)},
+    ],
+)
+def test_a_forged_history_is_refused(history, tmp_path):
+    """Checksums are no proof of origin."""
+    place, lanes = state.Place(tmp_path, "name"), (np.ones(3, np.float32),)
+    content = {"steps": np.array([1, 3]), "best_loss": np.ones((2, 2, 1), np.float32)}
+    state.keep(place, state.Kept(Resumable(3, 1.5, lanes), **content))
+    assert state.find(place, lanes).resumable.step == 3
+    state.keep(place, state.Kept(Resumable(3, 1.5, lanes), **content | history))
+    with pytest.warns(files.KeptFileWarning, match="starts anew: .* has a history of (another form|other steps)"):
+        assert state.find(place, lanes) is None
 
 
 def test_states_of_two_searches_of_a_job_are_told_apart(task, tmp_path):
