@@ -71,7 +71,7 @@ def _stored(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Stored:
         raise ValueError(f"{name} is encrypted or compressed in a way that numpy.savez does not use")
     with archive.open(entry) as member:
         start = member.read(12)
-        if start[:6] != _MAGIC or start[6:7] not in (b"\x01", b"\x02"):
+        if start[:6] != _MAGIC or start[6:8] not in (b"\x01\x00", b"\x02\x00"):
             raise ValueError(f"{name} is no npy array; write the file with numpy.savez")
         num_bytes = 2 if start[6] == 1 else 4
         length = int.from_bytes(start[8 : 8 + num_bytes], "little")

@@ -57,9 +57,9 @@ def zipped(members, compression=zipfile.ZIP_DEFLATED):
     return file.getvalue()
 
 
-def npy(header, data=b"", *, version=1):
+def npy(header, data=b"", *, version=1, minor=0):
     length = len(header).to_bytes(2 if version == 1 else 4, "little")
-    return b"\x93NUMPY" + bytes([version, 0]) + length + header.encode() + data
+    return b"\x93NUMPY" + bytes([version, minor]) + length + header.encode() + data
 
 
 def test_a_pickle_is_not_run(tmp_path):
@@ -110,6 +110,7 @@ def test_zip_bombs(tmp_path):
         ("beyond its header", npy(fits, huge), "params/w.npy claims float32 (2, 3), but has"),
         ("header", npy(" " * (16 << 20), version=2), "claims 16,777,216 bytes, the limit is 4,096"),
         ("no array", huge, "is no npy array"),
+        ("version of tomorrow", npy(fits, b"\0" * 24, minor=1), "is no npy array"),
     ]:
         content = zipped({"params/w.npy": member, "params/b.npy": npy(fits.replace("2, 3", "2,"), b"\0" * 8)})
         assert len(content) < 1 << 20
