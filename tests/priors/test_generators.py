@@ -147,8 +147,9 @@ def test_files_come_back_and_bad_ones_are_refused(tmp_path, network, params):
         tensors.pop(without, None)
         tree = {name: jnp.asarray(tensor) for name, tensor in tensors.items()}
         models.save_checkpoint(bad, tree, {**facts, **changed})
-        with pytest.raises(ValueError, match=match):
+        with pytest.raises(ValueError, match=match) as caught:
             generators.load_prior(bad)
+        return str(caught.value)
 
     refused("lacks base/mean", without="base/mean")
     refused("holds no generator", generator=None)
@@ -157,5 +158,9 @@ def test_files_come_back_and_bad_ones_are_refused(tmp_path, network, params):
     refused("its options are {'width': 99999999}", options={"width": 99999999})
     refused("unexpected keyword argument 'depth'", options={"depth": 3})
     refused("has shape", options={"width": 5})
+    for changed in ({"output_shape": [1] * 5000}, {"options": {"width": [1] * 5000}}, {"generator": "x" * 5000}):
+        assert len(refused("generator|options", **changed)) < 1000
+    assert len(refused("unexpected keyword", options={"\x1b[2J" + "x" * 5000: 1})) < 3000
+    assert refused("unexpected keyword", options={"\x1b[2J": 1}).isprintable()
     with pytest.raises(ValueError, match="exceed the range of float16"):
         generators.save_prior(bad, prior._replace(params={"kernel": jnp.full(1, 1e6)}), options={}, facts={})

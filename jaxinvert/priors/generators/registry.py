@@ -4,6 +4,7 @@ An untrusted file is checked before a tensor is read, see `models.load_checkpoin
 the attacked model.
 """
 
+import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from jaxinvert.priors.generators.convolutional import convolutional
 from jaxinvert.priors.generators.generator import Generator, Prior, check_fits
 from jaxinvert.priors.generators.pyramid import pyramid
 from jaxinvert.priors.generators.style import style
+from jaxinvert.readers.json_files import printable
 from jaxinvert.types import Shape
 
 REGISTRY: dict[str, Callable[..., Generator]] = {
@@ -68,21 +70,23 @@ def load_prior(path: Path | None = None, *, input_shape: Shape | None = None) ->
     if not isinstance(name, str):
         raise ValueError(f"{path} holds no generator: python -m experiments.train_generator writes such files")
     if name not in REGISTRY:
-        raise unknown_value("generator", name, REGISTRY)
-    if not isinstance(shape, list) or not isinstance(options, dict) or not _are_sizes([*shape, *options.values()]):
-        raise ValueError(f"{path} is damaged: its output_shape is {shape!r} and its options are {options!r}")
+        raise unknown_value("generator", printable(name, limit=80), REGISTRY)
+    is_shape = isinstance(shape, list) and len(shape) == 3
+    if not is_shape or not isinstance(options, dict) or not _are_sizes([*shape, *options.values()]):
+        found = f"its output_shape is {reprlib.repr(shape)} and its options are {reprlib.repr(options)}"
+        raise ValueError(f"{path} is damaged: {printable(found)}, expected sizes from 1 to {_LARGEST}")
     try:
         generator = REGISTRY[name](output_shape=tuple(shape), **options)
         like = jax.eval_shape(generator.init, jax.random.key(0))
     except TypeError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise ValueError(f"{path} is damaged: {printable(str(error))}") from error
     if input_shape is not None:
         check_fits(generator, input_shape)
     return Prior(generator, load_checkpoint(path, like))
 
 
 def _are_sizes(numbers: list[Any]) -> bool:
-    return len(numbers) >= 3 and all(type(number) is int and 0 < number <= _LARGEST for number in numbers)
+    return all(type(number) is int and 0 < number <= _LARGEST for number in numbers)
 
 
 _LARGEST = 4096
