@@ -268,7 +268,7 @@ def _column(values: list[Any]) -> list[Any]:
     kinds = {type(value) for value in values if value is not None}
     if kinds == {int, float}:
         return [None if value is None else float(value) for value in values]
-    fits = int not in kinds or all(value is None or abs(value) < 2**63 for value in values)
+    fits = all(type(value) is not int or abs(value) < 2**63 for value in values)
     if len(kinds) <= 1 and kinds != {str} and fits:
         return values
     return [None if value is None else visible(value) for value in values]  # Parquet lacks lone surrogates

@@ -118,7 +118,10 @@ def test_a_plan_of_another_form_is_one_line(plan, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "plan",
-    [{"jobs": {NAMES[0]: {"model": value, "settings.tv": -1e38}}} for value in ([1, "a"], True, -1, 2**64 - 1)],
+    [
+        *({"jobs": {NAMES[0]: {"model": value, "settings.tv": -1e38}}} for value in ([1, "a"], True, -1, 2**64 - 1)),
+        {"jobs": {NAMES[i]: {"model": value, "settings.tv": 1} for i, value in enumerate((3, "m", None))}},
+    ],
 )
 def test_odd_values_are_shown(plan, tmp_path, capsys):
     status, _ = report(forged(tmp_path, plan=plan), capsys)
