@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxinvert import clients, models
-from jaxinvert.attacks import Problem
+from jaxinvert.attacks import Problem, initial_guess
 from jaxinvert.observation.observe import observe, observe_targets
 from jaxinvert.types import ApplyFn, Array, Batch, ClientUpdateFn, Key, Observation, Params
 
@@ -66,6 +66,14 @@ def model_of(
         std=(1.0,) * input_shape[-1],
         batch_statistics=lambda params, inputs: {},
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_pictures():
+    """First guesses from 32 pictures, not 1,024, which take seconds: tests of guesses say how many they need."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(initial_guess.regressed.__kwdefaults__, "num_pictures", 32)
+        yield
 
 
 @pytest.fixture(scope="session")
