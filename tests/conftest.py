@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxinvert import clients, models
+from jaxinvert import clients, models, nn
 from jaxinvert.attacks import Problem, initial_guess
 from jaxinvert.observation.observe import observe, observe_targets
 from jaxinvert.types import ApplyFn, Array, Batch, ClientUpdateFn, Key, Observation, Params
@@ -69,9 +69,13 @@ def model_of(
 
 
 @pytest.fixture(scope="session", autouse=True)
-def few_pictures():
-    """First guesses from 32 pictures, not 1,024, which take seconds: tests of guesses say how many they need."""
-    with pytest.MonkeyPatch.context() as patch:
+def small_programs():
+    """First guesses from 32 pictures instead of 1,024, and wide convolutions that compile faster than they run.
+
+    Either takes seconds in every test that needs an attack for something else. Tests of guesses say how many pictures
+    they need; `tests/nn` tests convolutions as users have them.
+    """
+    with pytest.MonkeyPatch.context() as patch, nn.compile_fast():
         patch.setitem(initial_guess.regressed.__kwdefaults__, "num_pictures", 32)
         yield
 
