@@ -78,7 +78,7 @@ def measure(config: Config, dataset: data.Dataset, attack: str, name: str) -> di
     infos, psnr, labels, seconds = [], [], [], []
     for number, (image, label) in enumerate(zip(dataset.images, dataset.labels)):
         batch = Batch(jnp.asarray(image[None]), jnp.asarray(label[None]))
-        params = model.init(jax.random.key(config.seed + number))
+        params = jax.jit(model.init)(jax.random.key(config.seed + number))
         observation = observe(client, params, batch, threat_model=threat_models.LADDER["C"])
         begin = time.perf_counter()
         found = jax.block_until_ready(solve(jax.random.key(0), observation))

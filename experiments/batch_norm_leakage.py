@@ -114,6 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             checkpoints=(),
             targets=1,
             images=(1,),
+            attacks=("batch-norm-leakage",),
             steps=1,
             noise=(),
         )

@@ -64,7 +64,7 @@ def measure(config: Config, width: int) -> dict:
     images = jax.random.uniform(keys[0], (config.clients, 1, 32, 32, 3))
     batches = Batch(images, jax.random.randint(keys[1], (config.clients, 1), 0, 10))
     client = jax.jit(fedsgd(model.loss))
-    observations = observe_targets(client, model.init(keys[2]), batches)
+    observations = observe_targets(client, jax.jit(model.init)(keys[2]), batches)
     layer = jax.tree.map(jax.block_until_ready, observations.update["params"]["dense_0"])
     kernels, biases = layer["kernel"], layer["bias"]
     vectorized, one = jax.jit(jax.vmap(single_input)), jax.jit(single_input)

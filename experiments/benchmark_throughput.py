@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -118,7 +119,7 @@ class Program:
         self.client_update: ClientUpdateFn = fedsgd(model.loss)
         params = jax.jit(model.init)(jax.random.key(0))
         batches = Batch(jnp.asarray(victims.images)[:, None], jnp.asarray(victims.labels)[:, None])
-        self.observations: Observation = observe_targets(self.client_update, params, batches)
+        self.observations: Observation = jax.jit(partial(observe_targets, self.client_update))(params, batches)
         problem = Problem(self.client_update, model, num_examples=1)
         self.make_attack = lambda settings: inverting_gradients(problem, **settings)
         self.search = Stepwise(self.make_attack, num_restarts=num_restarts)
@@ -143,7 +144,7 @@ class Program:
         shared, per_target = split_shared(self.observations)
         observation = jax.tree.map(lambda leaf: leaf[0], per_target)._replace(**shared)
         attack, key = self.make_attack({}), jax.random.key(0)
-        state = attack.init(key, observation)
+        state = jax.jit(attack.init)(key, observation)
         step = jax.jit(attack.step).lower(key, state, observation).compile()
         found: list[float] = []
         while len(found) < 3 or sum(found) < seconds:

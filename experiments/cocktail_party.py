@@ -91,7 +91,7 @@ def measure(config: Config, dataset: data.Dataset, width: int) -> list[dict]:
         truth = dataset.images[chosen]
         model_key, attack_key = jax.random.split(jax.random.key(rng.integers(2**31)))
         batches = Batch(jnp.asarray(truth)[None], jnp.asarray(dataset.labels[chosen])[None])
-        observations = observe_targets(client, model.init(model_key), batches)
+        observations = observe_targets(client, jax.jit(model.init)(model_key), batches)
         one = observations._replace(update=jax.tree.map(lambda leaf: leaf[0], observations.update), labels=None)
         if number == 0:
             jax.block_until_ready(unmix(attack_key, one))  # compiles

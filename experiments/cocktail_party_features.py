@@ -91,7 +91,7 @@ def measure(config: Config, dataset: data.Dataset, batch_size: int) -> list[dict
         truth = dataset.images[chosen]
         model_key, attack_key, noise_key = jax.random.split(jax.random.key(rng.integers(2**31)), 3)
         batches = Batch(jnp.asarray(truth)[None], jnp.asarray(dataset.labels[chosen])[None])
-        observations = observe_targets(client, model.init(model_key), batches)
+        observations = observe_targets(client, jax.jit(model.init)(model_key), batches)
         found = unmixed(config, unmix, attack_key, observations, truth, compiled=number > 0)
         noise = controls.random_update(noise_key, observations)
         outcomes.setdefault(("cocktail-party-features", 1.0), []).append(found)

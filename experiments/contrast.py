@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def observed(config: Config, setting: Setting) -> tuple[Problem, Array, Observation]:
     """What the attacker knows, true images `[T, 1, H, W, C]`, and what the server sees of them."""
-    dataset = data.load(config.data, split=config.split)
+    dataset = data.load(config.data, split=config.split, size=8 if config.smoke else None)
     if len(dataset.images) < setting.images:
         raise SystemExit(f"{config.split} has {len(dataset.images)} images, {setting.model} needs {setting.images}")
     images, labels = dataset.images[: setting.images, None], dataset.labels[: setting.images, None]
@@ -149,7 +149,7 @@ def observed(config: Config, setting: Setting) -> tuple[Problem, Array, Observat
         model = models.create(setting.model, like=dataset)
     client = fedsgd(model.loss)
     params = jax.jit(model.init)(jax.random.key(config.seed))
-    observations = observe_targets(client, params, Batch(jnp.asarray(images), jnp.asarray(labels)))
+    observations = observe_targets(jax.jit(client), params, Batch(jnp.asarray(images), jnp.asarray(labels)))
     return Problem(client, model, num_examples=1), jnp.asarray(images), observations
 
 

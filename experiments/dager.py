@@ -135,7 +135,7 @@ def _outcomes(config: Config, text: Text) -> list[dict[str, Any]]:
         batch = draw_text(setting, number)
         truth = np.zeros((text.length, config.vocabulary), bool)
         truth[np.arange(text.length)[None], np.asarray(batch.inputs)] = True
-        params = model.init(jax.random.key(config.seed + number))
+        params = jax.jit(model.init)(jax.random.key(config.seed + number))
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
         update = jax.tree.map(lambda leaf: leaf.astype(text.resolution), client(params, batch))
         begin = time.perf_counter()

@@ -47,10 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the three jobs and draws them together."""
     config = tyro.cli(Config, description=__doc__, args=arguments)
     outcomes = {}
-    for title, settings in JOBS.items():
+    for title, settings in list(JOBS.items())[1 if config.smoke else 0 :]:
         settings = settings.replace(targets=config.targets)
         if config.smoke:
-            settings = settings.replace(targets=2, restarts=1, steps=5)
+            settings = settings.replace(targets=2, restarts=1, steps=5, size=12)
         folder = config.out / settings.model.name
         command_line = cli.command_line(settings, folder)
         outcomes[title], interrupted = cli.invert_and_write(settings, folder, command_line=command_line)

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs both attacks with every number of restarts and prints a row each."""
     config = tyro.cli(Config, description=__doc__, args=arguments)
     if config.smoke:
-        config = replace(config, data="photos", num_images=2, steps=5, restarts=(1,), attacks=("idlg",))
+        config = replace(config, data="photos", num_images=1, steps=2, restarts=(1,), attacks=("idlg",))
     rows = [measure(config, attack, restarts) for attack in config.attacks for restarts in config.restarts]
     title = f"DLG, untrained LeNet, {config.num_images} images of {Path(config.data).stem}"
     harness.publish(title, rows, json_file=config.json)
@@ -61,7 +61,7 @@ def measure(config: Config, attack: str, num_restarts: int) -> dict:
     """Attacks all images with `num_restarts` restarts each."""
     settings = jobs.JobConfig.of(
         attack=attack,
-        model="lenet",
+        model="mlp-8" if config.smoke else "lenet",
         normalized=False,
         data=config.data,
         targets=config.num_images,

@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = models.create(
         "mlp", input_shape=victims.images.shape[1:], num_classes=victims.num_classes, features=(32,)
     )
-    params = model.init(jax.random.key(config.seed))
+    params = jax.jit(model.init)(jax.random.key(config.seed))
     solvers = {name: jax.jit(search.over_targets(solve)) for name, solve in attacks_on(config, model).items()}
     settings: list[tuple[str, float, int, Defense | None]] = [
         *(("local steps", steps, steps, None) for steps in config.local_steps),
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         client = clients.fedavg(model.loss, optimizer=optax.sgd(config.learning_rate), num_epochs=num_steps)
 
         seen = observe_targets(
-            client,
+            jax.jit(client),
             params,
             batches,
             threat_model=LADDER["C"]._replace(local_training=False),

@@ -71,8 +71,8 @@ def measure(config: Config, name: str, num_restarts: int) -> dict:
     model = models.create(
         "mlp", input_shape=dataset.images.shape[1:], num_classes=dataset.num_classes, features=(32,)
     )
-    params = model.init(jax.random.key(config.seed))
-    client = clients.fedavg(model.loss, optimizer=optax.sgd(config.learning_rate))
+    params = jax.jit(model.init)(jax.random.key(config.seed))
+    client = jax.jit(clients.fedavg(model.loss, optimizer=optax.sgd(config.learning_rate)))
     batches = Batch(jnp.asarray(dataset.images)[:, None], jnp.asarray(dataset.labels)[:, None])
     observations = observe_targets(client, params, batches, threat_model=LADDER["C"]._replace(local_training=False))
     gradient, rule = clients.fedsgd(model.loss), labels.bias_sign(head=model.head)

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures the rows that are not in the file yet."""
     config = tyro.cli(Config, description=__doc__, args=arguments)
     if config.smoke:
-        config = replace(config, data="photos", split="private", model="mlp-8", multipliers=(0.01, 1.0))
+        config = replace(config, data="photos", split="private", model="mlp-8", multipliers=(1.0,))
         config = replace(config, clients=9, candidates=60, steps=2)
     title = f"DP-SGD: reached, allowed and shown, {config.model}, {Path(config.data).stem}"
     rows = {}

@@ -94,7 +94,7 @@ def measure(config: Config, dataset: data.Dataset, attack: str, width: int, batc
         rng = np.random.default_rng((config.seed, width, batch_size, number))
         chosen = rng.choice(len(dataset.images), batch_size, replace=False)
         batch = Batch(jnp.asarray(dataset.images[chosen]), jnp.asarray(dataset.labels[chosen]))
-        params = model.init(jax.random.key(rng.integers(2**31)))
+        params = jax.jit(model.init)(jax.random.key(rng.integers(2**31)))
         observation = observe(client, params, batch, threat_model=threat_models.LADDER["C"])
         key = jax.random.key(rng.integers(2**31))
         if compiled is None:

@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,7 +107,7 @@ def attack_of(model: models.Model, num_steps: int) -> Callable[[], Any]:
     """A compiled attack on one image, called once."""
     client = clients.fedsgd(model.loss)
     batch = Batch(jax.random.uniform(jax.random.key(0), (1, *model.input_shape)), jnp.array([1]))
-    seen = observe(client, model.init(jax.random.key(1)), batch)
+    seen = jax.jit(partial(observe, client))(jax.jit(model.init)(jax.random.key(1)), batch)
     attack = attacks.inverting_gradients(Problem(client, model, num_examples=1))
     solve = jax.jit(search.run(attack, num_steps=num_steps))
 
@@ -122,7 +123,7 @@ def errors_of(network: foreign.Network) -> Errors:
     model = network.model
     images = np.random.default_rng(0).uniform(size=(3, *model.input_shape)).astype(np.float32)
     labels = np.array([1, 2, 7])
-    params, client = model.init(jax.random.key(0)), clients.fedsgd(model.loss)
+    params, client = jax.jit(model.init)(jax.random.key(0)), clients.fedsgd(model.loss)
     gradient, direction, second = network.reference(images, labels)
     along = models.from_named(model, direction, may_lack=True)
 

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs every case on every batch size and prints a row each."""
     config = tyro.cli(Config, description=__doc__, args=arguments)
     if config.smoke:
-        config = replace(config, data="photos", width=4, batch_sizes=(2,), targets=1, steps=1, seeds=1)
+        config = replace(config, data="photos", batch_sizes=(2,), targets=1, steps=1, seeds=1)
     cases = [Case(attack, steps) for steps in (1, config.local_steps) for attack in ("general", "gradinversion")]
     cases += [Case("general", 1, "one wrong label"), Case("general", 1, "one class")]
     rows = []
@@ -89,7 +89,10 @@ def measure(config: Config, case: Case, batch_size: int) -> dict:
     """Attacks some clients of one kind."""
     victims = data.load(config.data, split="test")
     batches = draw_batches(config, victims, batch_size, one_class=case.labels == "one class")
-    model = models.create("small-convnet", width=config.width, like=victims)
+    if config.smoke:
+        model = models.create("mlp-8", like=victims)
+    else:
+        model = models.create("small-convnet", width=config.width, like=victims)
     params = jax.jit(model.init)(jax.random.key(config.seed))
     loss_fn = model.loss
     if case.local_steps == 1:
@@ -98,7 +101,7 @@ def measure(config: Config, case: Case, batch_size: int) -> dict:
         client_update = clients.fedavg(loss_fn, optimizer=optax.sgd(config.local_lr), num_epochs=case.local_steps)
         local_training = LocalTraining(config.local_lr, case.local_steps)
     observations = observe_targets(
-        client_update, params, batches, threat_model=LADDER["C"], local_training=local_training
+        jax.jit(client_update), params, batches, threat_model=LADDER["C"], local_training=local_training
     )
     problem = Problem(client_update, model, batch_size)
 

@@ -116,10 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings, variants = SETTINGS, VARIANTS
     if config.smoke:
         config = replace(config, data="photos", split="test")
-        settings = (Setting("mlp-32", 4, 2),)
-        variants = {
-            name: VARIANTS[name] for name in (WHOLE, BLIND, "pixels instead of frequencies", "L-BFGS at the end")
-        }
+        settings = (Setting("mlp-32", 4, 2, noises=(1.0,)),)
+        variants = {name: VARIANTS[name] for name in (WHOLE, "pixels instead of frequencies", "L-BFGS at the end")}
     stored = [] if config.json is None or not config.json.exists() else json.loads(config.json.read_text())["rows"]
     finished = {(row["model"], row["noise"], row["variant"]): row for row in stored}
     order = [(setting.model, noise, name) for setting in settings for noise in setting.noises for name in variants]
@@ -161,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def observed(config: Config, setting: Setting, noise: float) -> tuple[Problem, np.ndarray, Observation]:
     """What the attacker knows, true images `[T, 1, H, W, C]`, and what the server sees of them."""
-    dataset = data.load(config.data, split=config.split)
+    dataset = data.load(config.data, split=config.split, size=8 if config.smoke else None)
     images, labels = dataset.images[: setting.targets, None], dataset.labels[: setting.targets, None]
     model = models.create(setting.model, like=dataset)
     client = fedsgd(model.loss)
@@ -174,7 +172,7 @@ def observed(config: Config, setting: Setting, noise: float) -> tuple[Problem, n
         return structure.unflatten([g + spread * jax.random.normal(k, g.shape) for g, k in zip(leaves, keys)])
 
     observations = observe_targets(
-        client,
+        jax.jit(client),
         jax.jit(model.init)(jax.random.key(config.seed)),
         Batch(jnp.asarray(images), jnp.asarray(labels)),
         defense=disturb,
