@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo docs test
+.PHONY: demo docs lock test
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m experiments.demo --out demo
@@ -14,6 +14,13 @@ test: $(VENV)/.installed-dev
 # The site, in site/. Any warning, such as a broken link, is an error.
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m mkdocs build --strict
+
+# What the tests need, in one version each, with hashes, for every supported Python. It is installed by
+#   pip install --require-hashes -r requirements.lock && pip install --no-deps --editable .
+lock: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet 'uv>=0.9,<1'
+	$(BIN)/python -m uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--no-emit-index-url --custom-compile-command 'make lock' --extra dev --output-file requirements.lock setup.py
 
 $(VENV)/.installed: requirements.txt setup.py
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "jaxinvert needs Python >= 3.11, this is " + sys.version)'

