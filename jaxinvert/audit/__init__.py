@@ -12,6 +12,7 @@ from jaxinvert.audit.captured import Explained, audit_capture, explain_capture, 
 from jaxinvert.audit.discrete import DiscreteGround, DiscreteScores
 from jaxinvert.audit.evidence import Evidence, Excess, Rate, Trials, excess, excess_over_all, mean_interval, rate
 from jaxinvert.audit.forecast import Part, forecast
+from jaxinvert.audit.forecast_discrete import forecast_table, forecast_text
 from jaxinvert.audit.kept import INSIDE, Store
 from jaxinvert.audit.measures import Measure
 from jaxinvert.audit.plan import parse_defense, settings_for
@@ -70,6 +71,8 @@ __all__ = [
     "excess_over_all",
     "explain_capture",
     "forecast",
+    "forecast_table",
+    "forecast_text",
     "ground_truth",
     "identified",
     "identified_of_all",

@@ -118,9 +118,9 @@ def attack_clients(
       store: keeps the results.
       on_progress: called before every client.
     """
-    num_clients, job, results = fields["targets"], _name(fields), []
+    num_clients, job, results = fields["targets"], job_of(fields), []
     for client, own_key in enumerate(jax.random.split(key, num_clients)):
-        part = f"{what} {client}"
+        part = part_of(what, client)
         kept = None if store is None else store.load(job, part, needed=("inputs", "attack_loss", "seconds"))
         if kept is None:
             on_progress(f"{what}, client {client + 1} of {num_clients}", None)
@@ -145,7 +145,12 @@ def random_update(key: Key, observation: Observation) -> Observation:
     return noise._replace(update=jax.tree.map(lambda leaf: leaf[0], noise.update))
 
 
-def _name(fields: Mapping[str, Any]) -> str:
+def part_of(what: str, client: int) -> str:
+    """The name under which the result of an attack on a client is kept."""
+    return f"{what} {client}"
+
+
+def job_of(fields: Mapping[str, Any]) -> str:
     """A hash of everything that determines the results."""
     content = {"format": _FORMAT, "versions": jobs.versions(), "fields": dict(fields)}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:24]

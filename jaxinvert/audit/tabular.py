@@ -36,7 +36,7 @@ from jaxinvert.jobs.records import RecordsConfig, RecordsTask
 from jaxinvert.metrics.records import tolerances
 from jaxinvert.schema import Column, decode
 from jaxinvert.search import split_shared
-from jaxinvert.types import Observation
+from jaxinvert.types import Observation, SolveFn
 
 
 def table_settings(config: RecordsConfig, defenses: Sequence[str] = (NONE,)) -> list[Scenario[RecordsConfig]]:
@@ -107,7 +107,7 @@ def audit_table(
 
             show("preparing", None)
             task = records.prepare_records(config, own, table=table)
-            clients = _clients(config, task, ground)
+            clients = clients_of(config, task, ground.true_labels)
             if "prior only" not in guessed:
                 guessed["prior only"] = _of_prior(clients, task, store, show)
             found[attacker] = attack_and_score_clients(clients, guessed, ground, store, show)
@@ -144,8 +144,8 @@ def _scale(column: Column, values: np.ndarray) -> float:
     return 0.0 if column.categories else float(values.std())
 
 
-def _clients(config: RecordsConfig, task: RecordsTask, ground: DiscreteGround) -> Clients:
-    """The clients of a job and TabLeak, which is granted the labels: reconstructions are in their order."""
+def clients_of(config: RecordsConfig, task: RecordsTask, labels: np.ndarray) -> Clients:
+    """The clients of a job and TabLeak, which is granted their labels `[T, B]`: results are in their order."""
     shared, per_target = split_shared(task.observations)
 
     def observation(client: int) -> Observation:
@@ -156,14 +156,22 @@ def _clients(config: RecordsConfig, task: RecordsTask, ground: DiscreteGround) -
 
     fields, (_, key) = jobs.flatten(config, of=RecordsConfig), records.random_keys(config)
     solve, assumptions = jax.jit(task.solve), records.assumptions(config)
-    return Clients(config, fields, key, solve, observation, rows, ground.true_labels, assumptions)
+    return Clients(config, fields, key, solve, observation, rows, labels, assumptions)
 
 
 def _of_prior(clients: Clients, task: RecordsTask, store: Store | None, on_progress: Show) -> np.ndarray:
     """`[T, B, F]`: records of the attack's starts alone, which are the same for all defenses and attackers."""
-    blind = controls.blind(task.problem)._replace(objective=None)
-    starts = jax.jit(tableak(blind, num_members=clients.config.members, num_steps=0))
-    undefended = replace(clients.config, defense=DefenseConfig(), adaptive=False)
-    fields = jobs.flatten(undefended, of=RecordsConfig)
+    fields, starts = prior_of(clients.config), starts_of(task, clients.config)
     found = attack_clients("prior only", fields, clients.key, starts, clients.observation, store, on_progress)
     return clients.rows(found.inputs)
+
+
+def starts_of(task: RecordsTask, config: RecordsConfig) -> SolveFn:
+    """TabLeak without steps, which reads nothing of the update."""
+    blind = controls.blind(task.problem)._replace(objective=None)
+    return jax.jit(tableak(blind, num_members=config.members, num_steps=0))
+
+
+def prior_of(config: RecordsConfig) -> dict[str, Any]:
+    """The fields that name the control "prior only", which is the same for all defenses and attackers."""
+    return jobs.flatten(replace(config, defense=DefenseConfig(), adaptive=False), of=RecordsConfig)

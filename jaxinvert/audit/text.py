@@ -76,7 +76,7 @@ def audit_text(
             rng = np.random.default_rng((config.seed, config.targets))
             guessed = guesses(ground, ground.candidates, ground.private, rng)
             found[attacker] = attack_and_score_clients(
-                _clients(config), guessed, ground, folder and Store(folder), show
+                clients_of(config), guessed, ground, folder and Store(folder), show
             )
         assert ground is not None
         audited.append(judged(setting.name, ground, found)._replace(note=setting.note))
@@ -100,7 +100,7 @@ def text_ground(config: TextConfig, num_candidates: int) -> DiscreteGround:
     )
 
 
-def _clients(config: TextConfig) -> Clients:
+def clients_of(config: TextConfig) -> Clients:
     """The clients of a job and DAGER, which reads no labels."""
     task, fields = text.prepare_text(config), jobs.flatten(config, of=TextConfig)
 

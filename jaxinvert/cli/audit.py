@@ -11,13 +11,13 @@ import tyro
 from jaxinvert import audit as audits
 from jaxinvert import jobs, report
 from jaxinvert.audit.reading import digest_of
-from jaxinvert.cli.auditing import finish, identity, print_plan, show_finished, with_progress
+from jaxinvert.cli.auditing import finish, identity, print_plan, show_finished, show_forecast, with_progress
 from jaxinvert.cli.captured import capture_of, judge_capture, with_round
 from jaxinvert.cli.console import EXIT_INTERRUPTED, Terminal, alone_in, bad_input
 from jaxinvert.cli.fields import check_numbers, training_of
 from jaxinvert.metrics import perceptual
 from jaxinvert.observation import captures
-from jaxinvert.report.wording import duration, plural
+from jaxinvert.report.wording import plural
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Audit(jobs.JobConfig):
 
     Attributes:
       data: private data of the simulated clients. With two attackers, at least nine targets (clients) are needed for
-        every verdict to be possible. Split `auto` means `test`, but `train` for the photos: its tiles are disjoint
+        every verdict to be possible. Split `auto` means `test`, but `private` for the photos: its tiles are disjoint
         parts of the scenes, several per class, while the ten photos of `test` overlap, one per class.
       attacker: the attack. The default `auto` uses a closed form where one is exact, else spectral matching.
       file: YAML file with any of these fields (`_` for `-`); flags take precedence over it.
@@ -141,7 +141,7 @@ def audit(command: Audit, command_line: str) -> int:
             return 0
         print_plan(console, settings, clients)
         if command.dry_run:
-            return _show_forecast(command, settings, console)
+            return _forecast(command, settings, console)
         begin = time.perf_counter()
         found = with_progress(console, command.out, config.search.steps, run)
         if found is None:
@@ -156,22 +156,15 @@ def audit(command: Audit, command_line: str) -> int:
     return 0
 
 
-def _show_forecast(command: Audit, settings: list[audits.Scenario], console: Terminal) -> int:
-    """Prints how long every part of the audit would take, as each is measured, and their sum."""
-    total = 0.0
-    with bad_input():
-        parts = audits.forecast(
-            settings,
-            accuracy_rounds=command.accuracy_rounds,
-            leakage_rounds=command.leakage_rounds,
-            with_attack_free=command.attack_free,
-            folder=command.out,
-        )
-        for part in parts:
-            total += part.seconds
-            console.print(f"{part.what}: {duration(part.seconds)}", soft_wrap=True)
-    console.print(f"about {duration(total)} on this machine; nothing was written")
-    return 0
+def _forecast(command: Audit, settings: list[audits.Scenario], console: Terminal) -> int:
+    parts = audits.forecast(
+        settings,
+        accuracy_rounds=command.accuracy_rounds,
+        leakage_rounds=command.leakage_rounds,
+        with_attack_free=command.attack_free,
+        folder=command.out,
+    )
+    return show_forecast(console, parts)
 
 
 def _parts(command: Audit, settings: list[audits.Scenario], capture: audits.Capture | None) -> list[Any]:

@@ -10,7 +10,7 @@ import tyro
 
 from jaxinvert import audit as audits
 from jaxinvert import report
-from jaxinvert.cli.auditing import finish, identity, print_plan, show_finished, with_progress
+from jaxinvert.cli.auditing import finish, identity, print_plan, show_finished, show_forecast, with_progress
 from jaxinvert.cli.console import EXIT_INTERRUPTED, Terminal, alone_in, bad_input
 from jaxinvert.cli.fields import check_numbers, training_of, with_file
 from jaxinvert.jobs.records import RecordsConfig
@@ -36,6 +36,7 @@ class AuditTable(RecordsConfig):
       training_steps: number of steps of the whole training; together with sampling_rate it determines the epsilon of
         dp-sgd.
       delta: probability that the differential-privacy guarantee of dp-sgd may fail.
+      dry_run: only measure some steps of every setting on one client, and print how long the audit would take.
       out: folder for `audit.json`, `report.html`, and finished attacks, with which the same audit resumes.
     """
 
@@ -46,6 +47,7 @@ class AuditTable(RecordsConfig):
     sampling_rate: float | None = None
     training_steps: int | None = None
     delta: float = 1e-5
+    dry_run: bool = False
     out: Path = Path("runs/audit-table")
 
     def __post_init__(self) -> None:
@@ -66,6 +68,7 @@ class AuditText(TextConfig):
       defenses: only `none` is implemented for text.
       candidates: number of sequences, including the private ones, among which reconstructions have to pick out the
         private ones.
+      dry_run: only measure the attack on one client, and print how long the audit would take.
       out: folder for `audit.json`, `report.html`, and finished attacks, with which the same audit resumes.
     """
 
@@ -73,6 +76,7 @@ class AuditText(TextConfig):
     targets: int = 9
     defenses: tuple[str, ...] = ("none",)
     candidates: int = 100
+    dry_run: bool = False
     out: Path = Path("runs/audit-text")
 
     def __post_init__(self) -> None:
@@ -83,13 +87,16 @@ class AuditText(TextConfig):
                 check_numbers(self)
 
 
+_NOT_OF_RESULT = ("out", "file", "dry_run")
+
+
 def audit_discrete(command: AuditTable | AuditText, command_line: str) -> int:
     """Runs the command; its exit status does not depend on the verdict."""
     console = Terminal()
     with bad_input():
         command = with_file(command, command_line)
         settings, run, training = _planned(command)
-    name = identity([{key: value for key, value in flatten(command).items() if key not in ("out", "file")}])
+    name = identity([{key: value for key, value in flatten(command).items() if key not in _NOT_OF_RESULT}])
     of_table = isinstance(command, AuditTable)
     items = plural(command.num_examples, "record") if of_table else plural(command.num_sequences, "sequence")
     options = {"num_candidates": command.candidates, "folder": command.out}
@@ -97,6 +104,9 @@ def audit_discrete(command: AuditTable | AuditText, command_line: str) -> int:
         if show_finished(console, command.out, name):
             return 0
         print_plan(console, settings, f"{plural(command.targets, 'simulated client')} of {items}")
+        if command.dry_run:
+            forecast = audits.forecast_table if of_table else audits.forecast_text
+            return show_forecast(console, forecast(settings, folder=command.out))
         begin = time.perf_counter()
         found = with_progress(console, command.out, 1, lambda show: run(settings, **options, on_progress=show))
         if found is None:

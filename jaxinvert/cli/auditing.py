@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from jaxinvert import audit as audits
 from jaxinvert import files, jobs
 from jaxinvert.cli.console import BadInputError, Terminal, bad_input, cell, progress_bar
 from jaxinvert.readers.json_files import read_json
-from jaxinvert.report.wording import plural
+from jaxinvert.report.wording import duration, plural
 from jaxinvert.search import Progress
 
 Found = TypeVar("Found")
@@ -27,6 +27,24 @@ def print_plan(console: Terminal, settings: Sequence[audits.Scenario], clients: 
     controls = "its controls" if num_attacks == 1 else "their controls"
     told = f", {plural(num_attacks, 'attack')} with {controls}, on {clients}"
     console.print(Text.assemble((plural(len(settings), "setting"), "bold"), told))
+
+
+def show_forecast(console: Terminal, parts: Iterable[audits.Part]) -> int:
+    """Prints how long every part of an audit would take, as each is measured, and their sum; returns the status.
+
+    Raises:
+      BadInputError: for invalid values, or for a package that is missing.
+    """
+    total = 0.0
+    try:
+        with bad_input():
+            for part in parts:
+                total += part.seconds
+                console.print(f"{part.what}: {duration(part.seconds)}", soft_wrap=True)
+    except ImportError as error:
+        raise BadInputError(str(error)) from error
+    console.print(f"about {duration(total)} on this machine; nothing was written")
+    return 0
 
 
 def with_progress(

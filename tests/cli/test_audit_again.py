@@ -108,6 +108,43 @@ def test_a_dry_run_forecasts_every_part_and_writes_nothing(tmp_path, capsys, mon
     assert "attack-free" not in shown
 
 
+@pytest.mark.parametrize("command", [TEXT, TABLE], ids=["text", "table"])
+def test_a_dry_run_for_records_and_text_forecasts_the_audit_and_writes_nothing(
+    command, tmp_path, capsys, monkeypatch
+):
+    """A run takes a second, a compilation two: two clients are attacked, each with a random update beside its own."""
+    part = "no defense, naive: attack and random update" if command[1] == "text" else "prior only"
+    seconds = "6.0 s" if command[1] == "text" else "4.0 s"
+    module = sys.modules["jaxinvert.audit.forecast_discrete"]
+    monkeypatch.setattr(module, "_measured", lambda *_: (2.0, 1.0))
+    command = [*command, "--out", str(tmp_path / "out")]
+    assert main([*command, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert f"\n{part}: {seconds}\n" in shown
+    assert "\nno defense, naive: attack and random update: " in shown
+    assert "on this machine; nothing was written" in shown
+    assert not (tmp_path / "out").exists()
+    assert main(command) == 0
+    (tmp_path / "out" / "audit.json").unlink()
+    capsys.readouterr()
+    assert main([*command, "--dry-run"]) == 0  # all that is kept takes no time
+    shown = capsys.readouterr().out
+    assert f"\n{part}: 0.0 ms\n" in shown
+
+
+def test_a_dry_run_measures_what_is_to_be_computed(tmp_path, capsys):
+    """Of TabLeak a few steps, from which all are extrapolated."""
+    steps = TABLE.index("--steps") + 1
+    seconds = []
+    for number in ("20", "2000000"):
+        assert main([*TABLE[:steps], number, *TABLE[steps + 1 :], "--dry-run", "--out", str(tmp_path / "out")]) == 0
+        seconds.append(capsys.readouterr().out.splitlines()[-1])
+    assert " min " not in seconds[0]
+    assert " min " in seconds[1] or " h " in seconds[1]
+    assert main([*TABLE, "--table", "iris", "--dry-run", "--out", str(tmp_path / "out")]) == 2
+    assert "no table 'iris'" in capsys.readouterr().err
+
+
 def test_a_dry_run_of_captured_updates_is_refused(tmp_path, capsys):
     files = ["--update", "a.npz", "--params", "b.npz"]
     assert main(["audit", *files, "--dry-run", "--out", str(tmp_path)]) == 2
