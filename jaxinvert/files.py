@@ -11,6 +11,8 @@ import json
 import math
 import os
 import secrets
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -290,3 +292,16 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return plain(np.asarray(value).tolist())
     raise TypeError(f"cannot write a {type(value).__name__} as JSON: {value!r}")
+
+
+@contextlib.contextmanager
+def uninterruptible() -> Iterator[None]:
+    """Ignores Ctrl-C while results are written."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,5 +1,6 @@
 """The part of `jaxinvert audit` about captured updates: what a captured round says, and which flags change it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -71,6 +72,10 @@ def capture_of(command: Any) -> audits.Capture | None:
     manifest.checked({"format": manifest.FORMAT, "kind": command.update_kind, "clients": {}, **given})
     if (command.mean is None) != (command.std is None):
         raise ValueError("mean and std belong together: give both")
+    for name, least in (("mean", -math.inf), ("std", 0.0)):
+        if any(not least < value < math.inf for value in getattr(command, name) or ()):
+            what = "finite numbers" if name == "mean" else "positive numbers"
+            raise ValueError(f"{name} is {getattr(command, name)}, expected {what}, one per channel")
     notes = () if command.mean is not None or _says_none(command) else (_UNKNOWN,)
     if command.capture is None:
         if command.params is None:

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -129,7 +129,8 @@ class Lines:
         if described == self._said and now - self._when < _SECONDS_BETWEEN_LINES:
             return
         self._said, self._when = described, now
-        done = f"{self._fields['completed']:.4g}/{self._fields['total']}" if self._fields["completed"] else ""
+        shown = self._fields["completed"] or self._fields.get("from_zero")
+        done = f"{self._fields['completed']:.4g}/{self._fields['total']}" if shown else ""
         parts = (described, done, self._fields["loss"], self._fields["speed"])
         self._console.print(" ".join(filter(None, parts)), soft_wrap=True)
 
@@ -137,12 +138,29 @@ class Lines:
         """Does nothing; a bar is removed."""
 
 
+def _is_piped(console: Terminal) -> bool:
+    return not console.is_terminal or console.is_dumb_terminal
+
+
+@contextlib.contextmanager
+def saying(console: Terminal) -> Iterator[Callable[[str], None]]:
+    """Yields a function that says what is being done where nothing can be counted: in one line; in lines if piped."""
+    if _is_piped(console):
+        yield lambda text: console.print(text, soft_wrap=True)
+        return
+    with Progress(
+        TextColumn("{task.description}", markup=False), console=console, auto_refresh=False, transient=True
+    ) as line:
+        row = line.add_task("")
+        yield lambda text: line.update(row, description=text, refresh=True)
+
+
 def progress_bar(console: Terminal) -> Progress | Lines:
     """A progress bar with fields `loss` and `speed`, drawn only by `update(..., refresh=True)`; lines if piped.
 
     It has no thread that refreshes it, which could interfere with imports while data sets and compilers are loaded.
     """
-    if not console.is_terminal or console.is_dumb_terminal:
+    if _is_piped(console):
         return Lines(console)
     return Progress(
         TextColumn("{task.description}", markup=False),

@@ -79,9 +79,14 @@ def training_of(sampling_rate: float | None, training_steps: int | None, delta: 
     """The whole training that an epsilon covers, or `None` if it is not given.
 
     Raises:
-      ValueError: if only one of sampling_rate and training_steps is given, or more steps than an accountant counts.
+      ValueError: for a number out of range, also where no epsilon is computed, or if only one of sampling_rate and
+        training_steps is given.
     """
-    at_most(_MAX_TRAINING_STEPS, training_steps=training_steps)
+    between(1, _MAX_TRAINING_STEPS, training_steps=training_steps)
+    if not 0 < delta < 1:
+        raise ValueError(f"delta is {delta}, expected a number between 0 and 1, such as 1e-5")
+    if sampling_rate is not None and not 0 < sampling_rate <= 1:
+        raise ValueError(f"sampling_rate is {sampling_rate}, expected a number above 0 and at most 1")
     if sampling_rate is None and training_steps is None:
         return None
     if sampling_rate is None or training_steps is None:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from jaxinvert import files, jobs, report, search
 from jaxinvert.attacks.closed_form.certificate import WORDS, Status
-from jaxinvert.cli.console import EXIT_INTERRUPTED, Terminal, alone_in, bad_input, cell, progress_bar
+from jaxinvert.cli.console import EXIT_INTERRUPTED, Terminal, alone_in, bad_input, cell, progress_bar, saying
 from jaxinvert.report import wording
 
 
@@ -41,6 +41,7 @@ class Invert(jobs.JobConfig):
 def invert(command: Invert, command_line: str) -> int:
     """Runs the command and returns its exit status."""
     config: jobs.JobConfig = command
+    files.check_writable(command.out)
     with bad_input():
         task = jobs.prepare(config)
     if command.plan or command.dry_run:
@@ -68,9 +69,12 @@ def planned(
     programs: dict[int | None, jobs.Program] = {}
 
     def program_for(form: jobs.JobConfig) -> jobs.Program:
-        return programs.setdefault(form.search.chunk, jobs.Program(form, task.model))
+        chunk = form.search.chunk
+        if chunk is not None and chunk not in programs:
+            say(f"measuring --chunk {chunk}")
+        return programs.setdefault(chunk, jobs.Program(form, task.model))
 
-    with bad_input():
+    with bad_input(), saying(console) as say:
         costs = jobs.chunk_costs(config, program_for, task.observations, only_if_worth=only_if_worth)
         chunk = jobs.fastest(costs)
     table = Table("chunk", "peak MiB", "compile s", "steps/s", "run s")

@@ -55,9 +55,14 @@ class Listed(NamedTuple):
 def show_list(command: List, command_line: str) -> int:
     """Runs the command; unknown kinds and names are refused with the nearest known ones."""
     del command_line
-    console, kinds = Terminal(), _kinds()
+    console, kinds = Terminal(), _all()
     if command.kind:
         singular = {kind.removesuffix("s"): kind for kind in kinds}
+        if homes := [
+            of for of, kind in singular.items() if command.kind in kinds[kind] and command.kind not in kinds
+        ]:
+            also = " or ".join(f"jaxinvert list {of.replace(' ', '-')} {command.kind}" for of in homes)
+            raise BadInputError(f"{command.kind!r} is a name, and its kind comes first: {also}")
         kind = _known("kind", command.kind.replace("-", " "), {**{kind: kind for kind in kinds}, **singular})
         kinds = {kind: kinds[kind]}
         if command.name:
@@ -122,7 +127,12 @@ def _explanation(documented: Any) -> str:
     return own or (inspect.getdoc(inspect.getmodule(function)) or "").strip()
 
 
-def _kinds() -> dict[str, dict[str, Listed]]:
+def kinds() -> list[str]:
+    """The kinds of things that have names, as they are written on the command line."""
+    return [kind.removesuffix("s").replace(" ", "-") for kind in _all()]
+
+
+def _all() -> dict[str, dict[str, Listed]]:
     return {
         "attacks": {
             name: Listed(entry.summary, entry.hyperparameters, entry.needs, entry.attack)

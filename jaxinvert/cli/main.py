@@ -1,66 +1,36 @@
-"""The entry point of the command line: parses arguments and runs a command; includes `data prepare`."""
+"""The entry point of the command line: finds the command, parses its arguments and runs it.
 
+A command is imported when it is called, so that `jaxinvert --help` need not wait for JAX.
+"""
+
+import difflib
 import os
 import re
 import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, NoReturn
+from collections.abc import Sequence
+from typing import NoReturn
 
-import jax
-import tyro
+import tyro as tyro
 from rich.text import Text
 
 import jaxinvert
-from jaxinvert import data, jobs
-from jaxinvert.cli.audit import Audit, audit
-from jaxinvert.cli.audit_discrete import AuditTable, AuditText, audit_discrete
+from jaxinvert import files
+from jaxinvert.cli import help_pages
+from jaxinvert.cli.commands import COMMANDS
 from jaxinvert.cli.console import (
     EXIT_BAD_INPUT,
     EXIT_INTERRUPTED,
     BadInputError,
     Terminal,
-    bad_input,
     warnings_in_one_line,
 )
-from jaxinvert.cli.invert import Invert, invert
-from jaxinvert.cli.listing import List, show_list
-from jaxinvert.cli.rank import Rank, rank
-from jaxinvert.cli.records import Records, invert_records
-from jaxinvert.cli.sweep import Report, Sweep, report_sweep, sweep
-from jaxinvert.cli.tokens import Tokens, invert_tokens
+from jaxinvert.escaping import visible
 
-
-@dataclass(frozen=True)
-class Prepare:
-    """Download a data set, or read its official files from a folder, and store it for `--data NAME`.
-
-    Attributes:
-      name: name of the data set, see `jaxinvert list`.
-      source: folder with the data set's official files, to read instead of downloading.
-    """
-
-    name: tyro.conf.Positional[str]
-    source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-
-
-Command = (
-    Annotated[Invert, tyro.conf.subcommand("invert")]
-    | Annotated[Audit, tyro.conf.subcommand("audit")]
-    | Annotated[AuditTable, tyro.conf.subcommand("audit table")]
-    | Annotated[AuditText, tyro.conf.subcommand("audit text")]
-    | Annotated[Rank, tyro.conf.subcommand("rank")]
-    | Annotated[Records, tyro.conf.subcommand("records")]
-    | Annotated[Tokens, tyro.conf.subcommand("tokens")]
-    | Annotated[Sweep, tyro.conf.subcommand("sweep")]
-    | Annotated[Report, tyro.conf.subcommand("report")]
-    | Annotated[List, tyro.conf.subcommand("list")]
-    | Annotated[Prepare, tyro.conf.subcommand("data prepare")]
-)
+_HELP = {"-h": False, "--help": False, "--help-all": True}
+"""Words that ask for help, and whether they ask for all of it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,62 +41,98 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command_line = shlex.join(["jaxinvert", *arguments])
-    if tuple(arguments[:2]) in _TWO_WORDS:
-        arguments[:2] = [" ".join(arguments[:2])]
     try:
         with warnings_in_one_line():
             return _run(arguments, command_line)
     except (BadInputError, OSError) as error:
         return _refused(str(error))
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+    except KeyboardInterrupt:
+        with files.uninterruptible():
+            Terminal(stderr=True).print("interrupted before anything was reconstructed; nothing was written")
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        if not _is_out_of_memory(error):
             raise
         return _refused(
             f"not enough memory: {str(error).splitlines()[0] if str(error) else 'for a NumPy array'}; give fewer "
             "targets, restarts or examples, a smaller network, chunk or gradient_chunk"
         )
-    except KeyboardInterrupt:
-        with jobs.uninterruptible():
-            Terminal(stderr=True).print("interrupted before anything was reconstructed; nothing was written")
-        return EXIT_INTERRUPTED
 
 
 def _refused(message: str) -> int:
-    Terminal(stderr=True).print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+    """Prints a message on one line; names in it may hold line ends."""
+    text = Text.assemble(("error: ", "bold red"), visible(message))
+    Terminal(stderr=True).print(text, soft_wrap=True)
     return EXIT_BAD_INPUT
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocator failed; the device's error is of a class that exists once JAX is imported."""
+    of_device = getattr(getattr(sys.modules.get("jax"), "errors", None), "JaxRuntimeError", MemoryError)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, of_device) and _OUT_OF_MEMORY.search(str(error)) is not None
+    )
 
 
 _OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|[Oo]ut of memory")
 
 
 def _run(arguments: list[str], command_line: str) -> int:
-    """Parses the arguments and runs the command."""
-    if arguments == ["--version"]:
-        print(f"jaxinvert {jaxinvert.__version__}")
+    """Parses the arguments and runs the command, or shows help."""
+    console = Terminal()
+    if arguments[:1] == ["--version"]:
+        console.print(f"jaxinvert {jaxinvert.__version__}")
         return 0
-    _refuse_renamed_flags(arguments)
-    command = tyro.cli(
-        Command,
-        prog="jaxinvert",
-        description="Measure what a federated-learning update leaks.",
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-    return _COMMANDS[type(command)](command, command_line)
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
+    asked = [word for word in arguments if word in _HELP]
+    if not arguments or arguments[0] in _HELP:
+        help_pages.show_overview(console)
+        return 0 if arguments else EXIT_BAD_INPUT
+    name, words = _command(arguments)
+    if asked:
+        help_pages.show_page(console, name, COMMANDS[name], everything=any(_HELP[word] for word in asked))
+        return 0
+    from jaxinvert.cli.arguments import parse  # imports JAX
+
+    _, function = COMMANDS[name].load()
+    return function(parse(name, words), command_line)
 
 
-_TWO_WORDS = {("data", "prepare"), ("audit", "table"), ("audit", "text")}
-"""Commands of two words, which the parser takes for one."""
+def _command(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The name of the command, of one word or two, and the words after it.
 
-_RENAMED_FLAGS = {"--law": "--distribution"}
-"""Old names of flags and their new names."""
+    Raises:
+      BadInputError: if there is no such command.
+    """
+    first = arguments[0]
+    inside = [name for name in COMMANDS if name.startswith(f"{first} ")]
+    for size in (2, 1):
+        if (name := " ".join(arguments[:size])) in COMMANDS:
+            if size == 1 and (close := _like_another(arguments[:2], inside)):
+                raise BadInputError(f"there is no file {visible(arguments[1])}; did you mean jaxinvert {close}?")
+            return name, list(arguments[size:])
+    if inside:
+        raise BadInputError(
+            f"{first} is followed by another word: {' or '.join(f'jaxinvert {one}' for one in inside)}"
+        )
+    if first.startswith("-"):
+        later = next((word for word in arguments if word in COMMANDS), None)
+        also = f": jaxinvert {later} ..." if later else "; `jaxinvert --help` shows all"
+        raise BadInputError(f"the command comes before options such as {first[:60]}{also}")
+    swapped = next((name for name in COMMANDS if name.split() == [*reversed(arguments[:2])]), None)
+    close = [swapped] if swapped else difflib.get_close_matches(" ".join(arguments[:2]), COMMANDS, n=1, cutoff=0.8)
+    close = close or difflib.get_close_matches(first.lower(), COMMANDS, n=2)
+    also = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(COMMANDS)}"
+    raise BadInputError(f"unknown command {first[:60]!r}; {also}")
 
 
-def _refuse_renamed_flags(arguments: Sequence[str]) -> None:
-    """Raises BadInputError for a renamed flag, naming the new one."""
-    for argument in arguments:
-        if (new := _RENAMED_FLAGS.get(argument.partition("=")[0])) is not None:
-            raise BadInputError(f"{argument.partition('=')[0]} is now {new}")
+def _like_another(words: Sequence[str], names: Sequence[str]) -> str | None:
+    """A command of two words that these words resemble, unless the second is a file or an option."""
+    if len(words) < 2 or words[1].startswith("-") or os.path.exists(words[1]):
+        return None
+    second = {name.split()[1]: name for name in names}
+    return next((second[one] for one in difflib.get_close_matches(words[1].lower(), second, n=1)), None)
 
 
 def _interrupt_again(unraisable: "sys.UnraisableHookArgs") -> None:
@@ -154,26 +160,3 @@ def run() -> NoReturn:
     if status == EXIT_INTERRUPTED:
         os._exit(status)
     sys.exit(status)
-
-
-def _prepare(command: Prepare, command_line: str) -> int:
-    del command_line
-    with bad_input():
-        where = data.prepare(command.name, source=command.source)
-    Terminal().print(f"{command.name} is ready in {where}", soft_wrap=True)
-    return 0
-
-
-_COMMANDS: dict[type, Callable[..., int]] = {
-    Audit: audit,
-    AuditTable: audit_discrete,
-    AuditText: audit_discrete,
-    Invert: invert,
-    Rank: rank,
-    Records: invert_records,
-    Tokens: invert_tokens,
-    Sweep: sweep,
-    Report: report_sweep,
-    List: show_list,
-    Prepare: _prepare,
-}

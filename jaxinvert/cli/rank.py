@@ -9,13 +9,13 @@ from rich.table import Table
 
 from jaxinvert import audit, jobs
 from jaxinvert.attacks.closed_form.rank import RankReport, rank_report
-from jaxinvert.cli.console import Terminal, bad_input, cell
+from jaxinvert.cli.console import Terminal, bad_input, cell, saying
 from jaxinvert.jobs.limits import at_least
 
 
 @dataclass(frozen=True)
 class Rank(jobs.JobConfig):
-    """Show the ranks of clients' updates, which closed-form attacks apply, and what a linear estimate would reach.
+    """Show the ranks of updates, which closed-form attacks apply, and what a linear estimate would reach.
 
     Takes the arguments of `invert`; runs no attack. Ranks and closed forms take seconds. A single update to which a
     closed form applies is a leak. If updates differ, the reason shown is that of such an update. The attack-free
@@ -39,18 +39,21 @@ class Rank(jobs.JobConfig):
 def rank(command: Rank, command_line: str) -> int:
     """Runs the command and returns its exit status."""
     del command_line
-    with bad_input():
+    console = Terminal()
+    with bad_input(), saying(console) as say:
+        say("simulating the clients")
         task = jobs.prepare(command)
     updates = jax.device_get(task.observations.update)
     reports = [
         rank_report(jax.tree.map(lambda leaf, client=client: leaf[client], updates), batch_shape=batch.shape)
         for client, batch in enumerate(task.truth.inputs)
     ]
-    show(Terminal(), reports, passes=command.client.local_epochs, not_counted=jobs.not_a_sum_of_gradients(command))
+    show(console, reports, passes=command.client.local_epochs, not_counted=jobs.not_a_sum_of_gradients(command))
     if command.linear_examples:
-        with bad_input():
+        with bad_input(), saying(console) as say:
+            say("measuring the attack-free figure, whose compilation may take minutes")
             found = audit.attack_free(command, task, most_examples=command.linear_examples)
-        show_attack_free(Terminal(), found)
+        show_attack_free(console, found)
     return 0
 
 

@@ -14,7 +14,7 @@ from jaxinvert.jobs import records
 
 @dataclass(frozen=True)
 class Records(records.RecordsConfig):
-    """Simulate clients with tabular data, and try to reconstruct their records by an ensemble of searches (TabLeak).
+    """Simulate clients with tabular data, and try to reconstruct their records by many searches (TabLeak).
 
     Attributes:
       json: JSON file for all results, with reconstructed and true records; by default none is written.

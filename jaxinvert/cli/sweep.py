@@ -1,5 +1,6 @@
 """The commands `jaxinvert sweep`, which runs the jobs of a file, and `jaxinvert report`, which shows the results."""
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxinvert import files, report, search, sweeps
-from jaxinvert.cli.console import EXIT_INTERRUPTED, Terminal, bad_input, cell, progress_bar
+from jaxinvert.cli.console import EXIT_INTERRUPTED, Terminal, bad_input, cell, progress_bar, saying
+from jaxinvert.jobs.limits import positive
 
 _EXIT_FAILURES = 1
 
@@ -40,6 +42,14 @@ class Sweep:
     import_models: bool = False
     dry_run: bool = False
 
+    def __post_init__(self) -> None:
+        """Checks the numbers, also for an engine that does not use them; raises BadInputError."""
+        with bad_input():
+            if self.cpus is not None:
+                positive(cpus=self.cpus)
+            if not 0 <= self.gpus < math.inf:
+                raise ValueError(f"gpus is {self.gpus}, expected a finite number of at least 0")
+
 
 @dataclass(frozen=True)
 class Report:
@@ -68,7 +78,7 @@ def sweep(command: Sweep, command_line: str) -> int:
     files.check_writable(command.out)
     begin, finished = time.perf_counter(), None
     with progress_bar(console) as bar:
-        row = bar.add_task("jobs", total=len(plan.jobs), loss="", speed="")
+        row = bar.add_task("jobs", total=len(plan.jobs), loss="", speed="", from_zero=True)
         bar.refresh()
 
         def show(batch: sweeps.Batch, progress: search.Progress) -> None:
@@ -116,8 +126,12 @@ def _show_plan(plan: sweeps.Plan, console: Terminal) -> int:
     """Prints the estimated memory and time of each program."""
     table = Table("attack", "model", "jobs", "batches", "jobs per batch", "peak MiB", "compile s", "run s")
     total = 0.0
-    with bad_input():
-        for program in sweeps.estimate(plan):
+    programs, estimates = plan.batches_by_program, sweeps.estimate(plan)
+    with bad_input(), saying(console) as say:
+        for number, batches in enumerate(programs, 1):
+            of = batches[0].jobs[0].config
+            say(f"measuring program {number} of {len(programs)}: {of.attacker.attack} on {of.model.name}")
+            program = next(estimates)
             total += program.seconds
             run = program.seconds - program.seconds_compile
             sizes = (program.num_jobs, program.num_batches, program.width)

@@ -14,7 +14,9 @@ from jaxinvert.jobs import text
 
 @dataclass(frozen=True)
 class Tokens(text.TextConfig):
-    """Simulate clients that train a transformer on random tokens, and reconstruct their text in closed form (DAGER).
+    """Simulate clients that train a transformer on random text, and try to reconstruct it (DAGER).
+
+    Sequences are of random tokens; the reconstruction is in closed form.
 
     Attributes:
       json: JSON file for all results, with reconstructed and true sequences; by default none is written.

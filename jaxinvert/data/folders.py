@@ -12,6 +12,8 @@ SPLIT_NAMES = ("train", "validation", "val", "test")
 DEFAULT_SIZE = 32
 MAX_FILES = 100_000
 """A folder with more image files is rejected: it is probably the wrong folder."""
+MAX_ENTRIES = 4 * MAX_FILES
+"""A folder with more files and folders of all kinds, at all depths, is rejected while it is listed."""
 MAX_BYTES = 8 << 30
 """Limit on the decoded pixels (float32) of one call; select a slice to stay below it."""
 
@@ -83,10 +85,14 @@ def list_images(folder: pathlib.Path) -> list[pathlib.Path]:
     """Lists the image files below a folder, sorted by path; skips hidden entries and symbolic links.
 
     Raises:
-      ValueError: there are more than `MAX_FILES`.
+      ValueError: there are more than `MAX_FILES`, or more than `MAX_ENTRIES` of everything.
     """
     found: list[pathlib.Path] = []
+    num_entries = 0
     for root, dirs, names in os.walk(folder, followlinks=False):
+        num_entries += len(dirs) + len(names)
+        if num_entries > MAX_ENTRIES:
+            raise ValueError(f"{folder} holds more than {MAX_ENTRIES:,} files and folders; name a smaller folder")
         dirs[:] = [name for name in dirs if not name.startswith(".")]
         for name in names:
             path = pathlib.Path(root, name)

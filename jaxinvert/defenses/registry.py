@@ -6,6 +6,7 @@ order, and `defended` builds the whole client. Parameters have full names, `"NAM
 defines, by the same names, how an attacker adapts to a defense.
 """
 
+import difflib
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -96,7 +97,11 @@ def parse(text: str) -> Chain:
     """
     names = () if text == NONE else tuple(text.split("+"))
     if unknown := [name for name in names if name not in REGISTRY]:
-        raise ValueError(f"unknown defense {unknown[0]!r}; known are {NONE}, {', '.join(REGISTRY)}, joined by '+'")
+        close = difflib.get_close_matches(unknown[0][:100].lower(), REGISTRY, n=1)
+        raise ValueError(
+            f"unknown defense {unknown[0]!r}; known are {NONE}, {', '.join(REGISTRY)}, joined by '+'"
+            + "".join(f"; did you mean {name}?" for name in close)
+        )
     if len(set(names)) < len(names):
         raise ValueError(f"defense is {text!r}, expected every name once")
     if late := [name for name in names[1:] if REGISTRY[name].changes_client]:

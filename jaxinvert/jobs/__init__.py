@@ -5,12 +5,13 @@
 share a `Setup`, and `execute_jobs` runs them as lanes of one program.
 """
 
+from jaxinvert.files import uninterruptible
 from jaxinvert.jobs.assumptions import assumptions, realism_in_words
 from jaxinvert.jobs.attacker import Program, compiled_form
 from jaxinvert.jobs.automatic import not_a_sum_of_gradients
 from jaxinvert.jobs.config import JobConfig
 from jaxinvert.jobs.deployment import Clients, Deployment, deployment_of
-from jaxinvert.jobs.environment import device_name, uninterruptible, versions
+from jaxinvert.jobs.environment import device_name, versions
 from jaxinvert.jobs.execute import Execution, execute, execute_jobs, forget_state, peak_bytes
 from jaxinvert.jobs.groups import AttackerConfig, DataConfig
 from jaxinvert.jobs.identity import digest, job_name

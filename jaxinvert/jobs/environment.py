@@ -1,12 +1,8 @@
-"""Facts about the environment of a job (versions, device), and protection of writes from interrupts."""
+"""Facts about the environment of a job: versions and device."""
 
-import contextlib
 import functools
 import os
 import platform
-import signal
-import threading
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -38,19 +34,6 @@ def device_name() -> str:
     return (
         f"{processor}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
     )
-
-
-@contextlib.contextmanager
-def uninterruptible() -> Iterator[None]:
-    """Ignores Ctrl-C while results are written."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def _own_version() -> str:

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinvert.jobs import automatic, environment, state
+from jaxinvert import files
+from jaxinvert.jobs import automatic, state
 from jaxinvert.jobs.attacker import Program, Traced
 from jaxinvert.jobs.config import JobConfig
 from jaxinvert.jobs.identity import job_name
@@ -140,7 +141,7 @@ def _searched(
             raise
     assert progress is not None
     interrupted = progress.step < config.search.steps
-    with environment.uninterruptible():
+    with files.uninterruptible():
         reconstructions = jax.block_until_ready(progress.reconstruct())
         if interrupted:
             keep(progress)

@@ -28,6 +28,7 @@ from jaxinvert.jobs.limits import (
     check_model_name,
     positive,
 )
+from jaxinvert.jobs.yaml_fields import nearest
 from jaxinvert.observation.observe import FEDSGD
 from jaxinvert.priors import generators
 from jaxinvert.types import LocalTraining
@@ -191,6 +192,11 @@ class DefenseConfig:
         Raises:
           ValueError: for an unknown or repeated name, or a defense that must be first but is not.
         """
+        if ":" in self.name:
+            raise ValueError(
+                f"defense is {self.name!r}, expected names alone; settings are given by --defense-settings keep 0.1, "
+                "and in files by defense_settings: {keep: 0.1}"
+            )
         return parse(self.name)
 
     @cached_property
@@ -271,7 +277,8 @@ class AttackerConfig:
           ValueError: for an unknown name.
         """
         if self.attack not in registry.REGISTRY:
-            raise ValueError(f"unknown attack {self.attack!r}; known are {', '.join(registry.REGISTRY)}")
+            known, close = ", ".join(registry.REGISTRY), nearest(self.attack, registry.REGISTRY)
+            raise ValueError(f"unknown attack {self.attack!r}; known are {known}{close}")
         return registry.REGISTRY[self.attack]
 
     @property
@@ -312,7 +319,8 @@ class AttackerConfig:
         if self.label_rule is not None and self.labels != "restored":
             raise ValueError(f"label_rule is {self.label_rule!r}, which only labels='restored' uses")
         if self.label_rule is not None and self.label_rule not in labels.REGISTRY:
-            raise ValueError(f"unknown label rule {self.label_rule!r}; known are {', '.join(labels.REGISTRY)}")
+            known, close = ", ".join(labels.REGISTRY), nearest(self.label_rule, labels.REGISTRY)
+            raise ValueError(f"unknown label rule {self.label_rule!r}; known are {known}{close}")
         if self.generator is not None and not traits.generates:
             able = attacks_that(lambda entry: entry.traits.generates)
             raise ValueError(f"generator is {self.generator}, but attack {self.attack!r} uses none; {able} do")

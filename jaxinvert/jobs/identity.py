@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxinvert import models
+from jaxinvert.data import folders
 from jaxinvert.files import expanded
 from jaxinvert.jobs.config import JobConfig
 from jaxinvert.jobs.environment import versions
 
 _FORMAT = 1
+_MAX_FOLDER_BYTES = 64 << 30
+"""A folder with more bytes of images is not hashed: it would take minutes."""
 _ALWAYS_BEFORE = {"dropout": "eval", "head": None, "frozen": (), "personal": (), "local_momentum": 0.9}
 """What every job meant before these fields existed; stays as it is when a default changes."""
 
@@ -64,14 +67,18 @@ def fields_of(config: JobConfig) -> dict[str, Any]:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file, or of the names and contents of all files in a folder.
+    """SHA-256 of a file, or of the names and contents of a folder's images, which is what a data set reads of it.
 
     Raises:
-      ValueError: if it cannot be read, or is a device or pipe, whose reading may never end.
+      ValueError: if it cannot be read, is a device or pipe, whose reading may never end, or is a folder with too much
+        in it, which is then refused before it is read.
     """
     try:
         if path.is_dir():
-            inside = [file for file in sorted(path.rglob("*")) if file.is_file()]
+            inside = folders.list_images(path)
+            if (size := sum(file.stat().st_size for file in inside)) > _MAX_FOLDER_BYTES:
+                limit = f"expected at most {_MAX_FOLDER_BYTES >> 30} GiB; name a smaller folder"
+                raise ValueError(f"{path} holds {size / 2**30:,.0f} GiB of images, {limit}")
             names = b"".join(os.fsencode(file.relative_to(path)) + f"\0{digest(file)}\n".encode() for file in inside)
             return hashlib.sha256(names).hexdigest()
         if path.exists() and not path.is_file():  # a device or a pipe may never end

@@ -1,5 +1,6 @@
 """`run` computes a sweep, in this process or on a Ray cluster; records and batches are the same on both."""
 
+import math
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -120,7 +121,7 @@ def on_ray(address: str | None = None, *, cpus: float | None = None, gpus: float
     Raises:
       ValueError: if Ray is not installed, or later if no machine has enough CPUs and GPUs.
     """
-    if (cpus is not None and cpus <= 0) or gpus < 0:
+    if not (cpus is None or 0 < cpus < math.inf) or not 0 <= gpus < math.inf:
         raise ValueError(f"cpus is {cpus} and gpus is {gpus}, expected a positive number and at least 0")
     try:
         import ray  # pyright: ignore[reportMissingImports] (an extra)

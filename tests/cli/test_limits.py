@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from jaxinvert import cli, jobs, sweeps
+from jaxinvert.data import folders
 from jaxinvert.jobs import identity
 
 HUGE = "999999999999"
@@ -81,6 +82,25 @@ def test_a_pipe_is_no_data_set_of_a_sweep(tmp_path):
         jobs.job_name(jobs.JobConfig.of(data=str(tmp_path / "pipe")))
 
 
+def test_a_tree_of_files_is_no_data_set_of_a_sweep(tmp_path, monkeypatch):
+    """As `data: /`: it is refused while it is listed, before anything in it is read, and so is a folder too large."""
+    for number in range(8):
+        (tmp_path / f"{number}.txt").write_text("no image")
+        (tmp_path / f"{number}.png").write_bytes(b"not read")
+    (tmp_path / "sweep.yaml").write_text(f"data: {tmp_path}\n")
+    name = jobs.job_name(jobs.JobConfig.of(data=str(tmp_path)))
+    (tmp_path / "notes.txt").write_text("read by nothing")
+    assert jobs.job_name(jobs.JobConfig.of(data=str(tmp_path))) == name  # of what is read
+    (tmp_path / "0.png").write_bytes(b"another")
+    assert jobs.job_name(jobs.JobConfig.of(data=str(tmp_path))) != name
+    monkeypatch.setattr(identity, "_MAX_FOLDER_BYTES", 50)
+    with pytest.raises(ValueError, match="of images, expected at most"):
+        sweeps.read_plan(tmp_path / "sweep.yaml")
+    monkeypatch.setattr(folders, "MAX_ENTRIES", 16)
+    with pytest.raises(ValueError, match="holds more than 16 files and folders; name a smaller folder"):
+        sweeps.read_plan(tmp_path / "sweep.yaml")
+
+
 def test_lanes_that_no_memory_holds_are_refused_before_they_are_allocated(tmp_path, capsys):
     assert cli.main([*INVERT, "--restarts", "1000000", "--size", "224", "--out", str(tmp_path)]) == 2
     assert (
@@ -89,18 +109,17 @@ def test_lanes_that_no_memory_holds_are_refused_before_they_are_allocated(tmp_pa
 
 
 def test_an_allocator_that_fails_is_one_line_and_other_errors_of_the_device_are_not_hidden(capsys, monkeypatch):
-    entry = importlib.import_module("jaxinvert.cli.main")
-
     def failing(message):
         def command(command, line):
             raise jax.errors.JaxRuntimeError(message)
 
-        return {entry.List: command}
+        return command
 
-    monkeypatch.setattr(entry, "_COMMANDS", failing("RESOURCE_EXHAUSTED: Out of memory allocating 12 bytes."))
+    listing = importlib.import_module("jaxinvert.cli.listing")
+    monkeypatch.setattr(listing, "show_list", failing("RESOURCE_EXHAUSTED: Out of memory allocating 12 bytes."))
     assert cli.main(["list"]) == 2
     assert "not enough memory: RESOURCE_EXHAUSTED: Out of memory allocating 12 bytes" in capsys.readouterr().err
-    monkeypatch.setattr(entry, "_COMMANDS", failing("INTERNAL: a bug"))
+    monkeypatch.setattr(listing, "show_list", failing("INTERNAL: a bug"))
     with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
         cli.main(["list"])
 
