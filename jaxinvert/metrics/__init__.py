@@ -1,6 +1,6 @@
-"""Metrics of a reconstruction against the truth: images (PSNR, SSIM, MSE), records, perceptual distance (LPIPS)."""
+"""Metrics of a reconstruction against the truth: images (PSNR, SSIM, MSE), records, recognition (HaarPSI), LPIPS."""
 
-from jaxinvert.metrics import perceptual, records
+from jaxinvert.metrics import perceptual, recognition, records
 from jaxinvert.metrics.images import (
     MAX_PSNR_DB,
     Distribution,
@@ -27,6 +27,7 @@ __all__ = [
     "mse",
     "perceptual",
     "psnr",
+    "recognition",
     "records",
     "relative_data_leakage",
     "ssim",

@@ -9,8 +9,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from jaxinvert.audit import SIGNIFICANCE, Audited, DiscreteGround, DiscreteScores
 from jaxinvert.audit.record_discrete import in_words
 from jaxinvert.files import save_bytes
@@ -69,7 +67,7 @@ def save_discrete_audit_html(
         attack_free_words=[],
         evidence=list(zip(rows, rows.values(), ranges)), scale=scale, tables=item_tables(audited),
         field_name="position" if of_tokens else "field", fields_name="tokens" if of_tokens else "fields",
-        tolerance=TOLERANCE, infinite=np.inf, assumptions=record["assumptions"],
+        tolerance=TOLERANCE, assumptions=record["assumptions"],
         config=flattened(worst["config"]), versions=flattened(record["versions"]),
     )  # fmt: skip
     save_bytes(Path(path), page)

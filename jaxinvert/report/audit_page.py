@@ -1,7 +1,8 @@
 """The report page of an audit: one self-contained HTML file with the verdict first, then its evidence.
 
-This module computes no results: figures, tests and verdicts come from the audit. Pictures are chosen by rule, not by
-eye. Strings are untrusted (class names are folder names), so everything that enters the page is escaped.
+Figures, tests and verdicts come from the audit; only the line-up is computed here, which says how many images a
+person recognizes (see `metrics.recognition`). Pictures are chosen by rule, not by eye. Strings are untrusted (class
+names are folder names), so everything that enters the page is escaped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,11 @@ from jaxinvert.audit import SIGNIFICANCE, Audited
 from jaxinvert.files import save_bytes
 from jaxinvert.report.charts import MAX_KINDS, psnr_ranges
 from jaxinvert.report.cost_charts import cost_charts, round_charts
+from jaxinvert.report.line_up import line_up_of
 from jaxinvert.report.pictures import as_byte_pairs, data_uri
 from jaxinvert.report.risk_chart import attack_free_words, decision, risk_chart, worst_first
 from jaxinvert.report.templates import render
-from jaxinvert.report.wording import flattened, image_name, plural
+from jaxinvert.report.wording import conclusion, flattened, image_name, plural
 
 _NUM_RANDOM = 2
 _MAX_COLUMNS = 12
@@ -39,10 +41,19 @@ class Pick(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A picture as a data URI, and its PSNR in dB, `None` for an original."""
+    """A picture as a data URI, and its scores, `None` for an original.
+
+    Attributes:
+      address: the data URI.
+      psnr_db: PSNR in dB.
+      ssim: SSIM.
+      identified: whether it picks out its image among all candidates.
+    """
 
     address: str
-    psnr_db: float | None
+    psnr_db: float | None = None
+    ssim: float | None = None
+    identified: bool = False
 
 
 def save_audit_html(
@@ -69,9 +80,13 @@ def save_audit_html(
     scale, ranges = psnr_ranges([row["psnr_db"] for row in rows.values()])
     audited = [audited[place], *audited[:place], *audited[place + 1 :]]
     picks = picks_of(audited[0])
+    scores = audited[0].attackers[audited[0].worst].scores
+    shape = (-1, *scores.matched.shape[2:])
+    seen = line_up_of(*as_byte_pairs(audited[0].ground.truth.inputs.reshape(shape), scores.matched.reshape(shape)))
     page = render(
         "audit.html.jinja",
         record=record, title=title, command=command, significance=SIGNIFICANCE,
+        seen=seen, conclusion=conclusion(seen) if seen else "",
         first=first, worst=worst, settings=record["settings"],
         cost_charts=cost_charts(record["settings"]), round_charts=round_charts(record["settings"]), kinds=MAX_KINDS,
         choices=choices_of(record["settings"]),
@@ -79,7 +94,7 @@ def save_audit_html(
         attack_free_words=attack_free_words(record["settings"]),
         evidence=list(zip(rows, rows.values(), ranges)), scale=scale,
         picks=picks, columns=picture_columns(audited, picks), height=audited[0].ground.truth.inputs.shape[2],
-        infinite=np.inf, image_name=image_name, assumptions=record["assumptions"],
+        image_name=image_name, assumptions=record["assumptions"],
         config=flattened(worst["config"]), versions=flattened(record["versions"]),
     )  # fmt: skip
     save_bytes(Path(path), page)
@@ -113,10 +128,15 @@ def picture_columns(audited: Sequence[Audited], picks: Sequence[Pick]) -> list[t
     truth, first = audited[0].ground.truth.inputs, audited[0].attackers[audited[0].worst]
     sources = [(one.name, one.attackers[one.worst].scores) for one in audited]
     sources += [(f"control: {name}", scores) for name, scores in first.controls.items()]
-    columns = [("original", [Picture(_address(truth[pick.client, pick.example]), None) for pick in picks])]
+    columns = [("original", [Picture(_address(truth[pick.client, pick.example])) for pick in picks])]
     for name, scores in sources[:_MAX_COLUMNS]:
         pictures = [
-            Picture(_address(scores.matched[at]), float(scores.psnr_db[at]))
+            Picture(
+                _address(scores.matched[at]),
+                float(scores.psnr_db[at]),
+                float(scores.ssim[at]),
+                bool(scores.identified[at]),
+            )
             for at in ((pick.client, pick.example) for pick in picks)
         ]
         columns.append((name, pictures))

@@ -15,6 +15,8 @@ from jaxinvert.report.templates import render
 from jaxinvert.report.wording import flattened
 
 _MAX_PICTURES, _MAX_CONTROLS = 60, 12
+_LEFT = 0.5
+"""An update is reproduced if no more is left unexplained than this share of what is left of any random update."""
 
 
 class Figure(NamedTuple):
@@ -43,6 +45,7 @@ def save_capture_html(
       command: command that reproduces the result.
     """
     config, first = next(iter(found.values()))
+    reproduced = int(np.sum(1 - first.share <= _LEFT * (1 - first.share_of_noise.max())))
     attackers = [
         {
             "name": name,
@@ -57,10 +60,22 @@ def save_capture_html(
     fields: dict[str, Any] = {name: value for name, value in vars(config).items()}
     page = render(
         "capture.html.jinja",
-        attackers=attackers, title=title, command=command, assumptions=first.assumptions,
+        attackers=attackers, reproduced=reproduced, headline=_headline(reproduced, len(first.share)),
+        title=title, command=command, assumptions=first.assumptions,
         config=flattened(fields), machine=[("device", jobs.device_name()), *flattened(jobs.versions())],
     )  # fmt: skip
     save_bytes(Path(path), page)
+
+
+def _headline(reproduced: int, total: int) -> str:
+    """What a person can conclude: how many updates are reproduced better than any random one."""
+    if total == 1:
+        said = "The captured update is" if reproduced else "The captured update is not"
+    else:
+        said = f"{'All' if reproduced == total else f'{reproduced:,} of' if reproduced else 'None of'} {total:,}"
+        said += f" captured updates {'is' if reproduced < 2 else 'are'}"
+    which = "it" if reproduced == 1 else "them"
+    return f"{said} reproduced by pictures{f': treat {which} as leaked' if reproduced else ''}"
 
 
 def _figures(images: np.ndarray, labels: np.ndarray | None, share: np.ndarray) -> list[Figure]:

@@ -8,20 +8,22 @@ from numpy.typing import ArrayLike
 
 from jaxinvert.report.wording import number, plural
 
-SAME_DB = 30.0
-"""Rule of thumb: from this PSNR on, most pictures look the same as their original."""
-HARDLY_DB = 15.0
-"""Rule of thumb: below this PSNR, most pictures are hardly recognizable."""
-
 MAX_KINDS = 6
 """Maximal number of distinguishable lines in a chart."""
 
 _MAX_LINES, _MAX_POINTS, _MAX_ROWS = 120, 120, 24
 
 
-def psnr_chart(psnr: np.ndarray, flat_db: float) -> dict[str, Any] | None:
-    """One dot per image on a PSNR axis, with dots of similar PSNR stacked; outliers are drawn at the edge."""
-    known = np.sort(psnr[~np.isnan(psnr)])
+def psnr_chart(psnr: np.ndarray, flat_db: float, recognized: np.ndarray | None = None) -> dict[str, Any] | None:
+    """One dot per image on a PSNR axis, with dots of similar PSNR stacked; outliers are drawn at the edge.
+
+    Args:
+      psnr: `[N]` in dB; images with NaN are not drawn.
+      flat_db: PSNR of a uniform picture, which is marked.
+      recognized: `[N]` booleans: recognizable reconstructions have dots of their own.
+    """
+    order = np.argsort(psnr, kind="stable")[: int(np.sum(~np.isnan(psnr)))]
+    known = psnr[order]
     if not len(known):
         return None
     finite = known[np.isfinite(known)]
@@ -31,18 +33,18 @@ def psnr_chart(psnr: np.ndarray, flat_db: float) -> dict[str, Any] | None:
     _, columns, counts = np.unique((x / 2.5).astype(int), return_inverse=True, return_counts=True)
     level = np.arange(len(x)) - (np.cumsum(counts) - counts)[columns]
     rise = min(11.0, 110 / max(1, level.max()))
-    height = 112 + rise * level.max()
+    height = 60 + rise * level.max()
     center = np.array([x[columns == column].mean() for column in range(len(counts))])[columns]
-    hardly, same, flat = (float(place(value)) for value in (HARDLY_DB, SAME_DB, flat_db))
+    y = 100 - 100 * (9 + rise * level) / height
+    seen = np.zeros(len(x), bool) if recognized is None else np.asarray(recognized)[order]
+    flat = float(place(flat_db))
     beyond, missing = int(np.sum(known > high)), len(psnr) - len(known)
     return {
         "height": round(height), "x": ticks,
-        "paths": [("dot", dots(center, 100 - 100 * (9 + rise * level) / height))],
-        "bands": [
-            (0, hardly, f"below {HARDLY_DB:.0f}\u00a0dB: hardly recognizable", "shade"),
-            (hardly, same, "in between", ""),
-            (same, 100, f"above {SAME_DB:.0f}\u00a0dB: looks the same", "shade"),
+        "paths": [
+            (style, dots(center[part], y[part])) for style, part in (("dot", ~seen), ("seen", seen)) if part.any()
         ],
+        "legend": [] if recognized is None else [("seen", "recognizable"), ("dot", "not recognizable")],
         "marks": [(flat, "flat color")] if 0 <= flat <= 100 else [],
         "x_title": "PSNR in dB, one dot per image"
         + (f"; {beyond:,} above {high:.0f} dB at the right edge" if beyond else "")

@@ -1,8 +1,8 @@
 """Writes one self-contained HTML page about an attack.
 
-The page shows numbers measured elsewhere and does not judge them. The only number computed here is a reference: the
-PSNR of a uniform picture with an original's mean color. Strings are untrusted (class names are folder names), so
-everything on the page is escaped.
+The page shows numbers measured elsewhere. Computed here are the line-up of the headline, see `metrics.recognition`,
+and a reference: the PSNR of a uniform picture with an original's mean color. Strings are untrusted (class names are
+folder names), so everything on the page is escaped.
 
 The summary is the JSON object that `jaxinvert invert` writes. Every key is optional::
 
@@ -26,10 +26,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxinvert.files import save_bytes
-from jaxinvert.report.charts import HARDLY_DB, SAME_DB, loss_chart, psnr_chart, restart_chart
+from jaxinvert.report.charts import loss_chart, psnr_chart, restart_chart
+from jaxinvert.report.line_up import line_up_of
 from jaxinvert.report.pictures import as_byte_pairs, data_uri, flat_psnr
 from jaxinvert.report.templates import render
-from jaxinvert.report.wording import flattened, floats, image_name
+from jaxinvert.report.wording import conclusion, flattened, floats, image_name
 
 _MAX_PIXELS = 4_000_000
 
@@ -60,6 +61,10 @@ def save_report_html(
     originals, rebuilt = as_byte_pairs(truth, reconstruction)
     images = [dict(row) for row in summary.get("images") or ()][: len(originals)]
     images += [{} for _ in range(len(originals) - len(images))]
+    seen = line_up_of(originals, rebuilt)
+    if seen is not None:
+        for row, likeness, recognized in zip(images, seen.likeness, seen.recognized):
+            row |= {"haarpsi": float(likeness), "recognizable": "yes" if recognized else "no"}
     psnr = floats(row.get("psnr_db") for row in images)
     targets = summary.get("targets") or []
     losses = [floats(target.get("restart_losses") or ()) for target in targets]
@@ -71,11 +76,11 @@ def save_report_html(
     command = summary.get("command") or ""
     page = render(
         "page.html.jinja",
-        summary=summary, psnr=psnr, flat_db=flat_db, same_db=SAME_DB, hardly_db=HARDLY_DB,
+        summary=summary, seen=seen, headline=conclusion(seen) if seen else None, psnr=psnr, flat_db=flat_db,
         command=command if isinstance(command, str) else shlex.join(map(str, command)),
         figures=figures, shape=originals.shape, several=len(images) > 1,
         images=images, columns=list(dict.fromkeys(key for row in images for key in row)),
-        psnr_chart=psnr_chart(psnr, flat_db), loss_chart=loss_chart(history),
+        psnr_chart=psnr_chart(psnr, flat_db, seen.recognized if seen else None), loss_chart=loss_chart(history),
         restart_chart=restart_chart(targets, losses),
         settings=flattened(summary.get("config") or {}), versions=flattened(summary.get("versions") or {}),
     )  # fmt: skip

@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxinvert.report.charts import HARDLY_DB, axis
+from jaxinvert.report.charts import axis
 from jaxinvert.report.wording import number
 
 _MOST_DB = 60.0
 """A higher PSNR is drawn here: no difference is visible."""
+_WORTH_DB = 15.0
+"""An attack-free figure below this PSNR warns of nothing: little of a picture is left there."""
 _STRONGER_DB = 6.0
 """From this difference on, the attack-free figure says that the attack was weak."""
 _ORDER = ("leaks", "traces", "inconclusive", "none")
@@ -201,7 +203,7 @@ def _limit(one: Mapping[str, Any]) -> str:
 def _warning(one: Mapping[str, Any]) -> list[str]:
     """A warning if the update allows much more than the attack reached, by the low end of the attack-free figure."""
     free, reached = _attack_free(one), one["attackers"][one["worst"]]["attack"].get("psnr_db")
-    if not free or not reached or free[1] < max(HARDLY_DB, reached["median"] + _STRONGER_DB):
+    if not free or not reached or free[1] < max(_WORTH_DB, reached["median"] + _STRONGER_DB):
         return []
     median = number(reached["median"], "psnr_db")
     told = f"the attack-free figure is {_range_db(free)} and the attack reached {median} dB"

@@ -1,15 +1,16 @@
 """Writes one self-contained HTML page about a sweep: quality of every setting, pictures, and failures.
 
-PSNR and SSIM come with the rows; only their statistics over seeds and images are computed here. Pictures are selected
-by PSNR, by a fixed rule. Strings are untrusted (values of a sweep file, class names, tracebacks), so everything on
-the page is escaped. The size of the page is bounded: at most a given number of settings, twelve pictures, and a few
-dozen kinds of failure.
+PSNR and SSIM come with the rows; computed here are their statistics over seeds and images, and the line-up of the
+best setting, which says whether its images are recognizable (see `metrics.recognition`). Pictures are selected by
+PSNR, by a fixed rule. Strings are untrusted (values of a sweep file, class names, tracebacks), so everything on the
+page is escaped. The size of the page is bounded: at most a given number of settings, twelve pictures, and a few dozen
+kinds of failure.
 """
 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -17,7 +18,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from jaxinvert.files import save_bytes
+from jaxinvert.metrics.recognition import LineUp
 from jaxinvert.report.charts import MAX_KINDS, psnr_ranges, sweep_chart
+from jaxinvert.report.line_up import line_up_of
 from jaxinvert.report.pictures import as_byte_pairs, data_uri
 from jaxinvert.report.sweep_figures import (
     FAIR_DB,
@@ -29,10 +32,10 @@ from jaxinvert.report.sweep_figures import (
     without_seed,
 )
 from jaxinvert.report.templates import render
-from jaxinvert.report.wording import flattened, image_name
+from jaxinvert.report.wording import conclusion, flattened, image_name
 
 _PICKS_ORIGINALS = {"data", "split", "size", "num_examples", "targets", "aggregate"}
-_MAX_CHARTS, _MAX_POINTS = 12, 24
+_MAX_CHARTS, _MAX_POINTS, _MAX_COMPARED = 12, 24, 200
 _MAX_FAILURES, _MAX_FAILED_JOBS, _MAX_TRACEBACK = 30, 12, 20_000
 
 
@@ -69,6 +72,7 @@ class Found(NamedTuple):
       versions: for each package, number of jobs per version.
       assumptions: the distinct assumptions.
       common: fields and values that all jobs share, as text.
+      best: the line-up of the best setting's images, at most `_MAX_COMPARED`; `None` without any.
     """
 
     pictures: dict[tuple[str, int], tuple[str, str, int, int]]
@@ -76,6 +80,7 @@ class Found(NamedTuple):
     versions: dict[str, Counter[str]]
     assumptions: list[Mapping[str, Any]]
     common: list[tuple[str, str]]
+    best: LineUp | None
 
 
 def save_sweep_html(
@@ -108,14 +113,19 @@ def save_sweep_html(
     """
     settings = settings_of(rows, varied, jobs)
     groups = chosen_pictures(settings)
-    found = gather(records, {(row["job"], at) for _, _, images in groups for _, row, at in images})
+    found = gather(
+        records,
+        {(row["job"], at) for _, _, images in groups for _, row, at in images},
+        of_best={row["job"] for row, _ in groups[0][1].images} if groups else set(),
+    )
     done = {row["job"] for row in rows}
     failed = [one for one in failures if one["name"] not in done and (jobs is None or one["name"] in jobs)]
     num_jobs = len(jobs) if jobs is not None else len(done) + len(failed)
     chart_list, unfit, split = charts_of(settings, varied)
     scale, ranges = psnr_ranges([setting.figures for setting in settings[:limit]])
     page = render(
-        "sweep.html.jinja", setting_text=setting_text, realism_of=_realism,
+        "sweep.html.jinja", conclusion=conclusion(found.best) if found.best else None,
+        setting_text=setting_text, realism_of=_realism,
         title=title, command=command, fair_db=FAIR_DB, image_name=image_name,
         names=field_names(varied), fields=without_seed(varied), has_seeds="seed" in varied,
         words=[field for field in varied if any(isinstance(s.values.get(field), str) for s in settings)],
@@ -152,12 +162,13 @@ def chosen_pictures(
     return [(heading, setting, _best_median_worst(setting)) for heading, setting in groups.items()]
 
 
-def gather(records: Iterable[FinishedJob], wanted: set[tuple[str, int]]) -> Found:
+def gather(records: Iterable[FinishedJob], wanted: set[tuple[str, int]], *, of_best: Collection[str] = ()) -> Found:
     """Iterates over the records once, and keeps only the pictures of the wanted images.
 
     Args:
       records: see `FinishedJob`.
       wanted: pairs of a job name and the index of a picture.
+      of_best: names of the jobs whose images are compared in a line-up.
 
     Raises:
       ValueError: if the arrays of a job with wanted pictures are not two equal `[N, H, W, C]`.
@@ -165,7 +176,8 @@ def gather(records: Iterable[FinishedJob], wanted: set[tuple[str, int]]) -> Foun
     places: dict[str, list[int]] = {}
     for name, at in wanted:
         places.setdefault(name, []).append(at)
-    found = Found({}, Counter(), {}, [], [])
+    found = Found({}, Counter(), {}, [], [], None)
+    compared: list[tuple[np.ndarray, np.ndarray]] = []
     kinds: dict[str, Mapping[str, Any]] = {}
     common: dict[str, str] | None = None
     for record in records:
@@ -181,7 +193,13 @@ def gather(records: Iterable[FinishedJob], wanted: set[tuple[str, int]]) -> Foun
             originals, rebuilt = as_byte_pairs(record.arrays["truth"][part], record.arrays["reconstruction"][part])
             address = data_uri(originals[0]), data_uri(rebuilt[0])
             found.pictures[record.name, at] = (*address, *originals.shape[1:3])
-    return found._replace(assumptions=list(kinds.values()), common=list((common or {}).items()))
+        if record.name in of_best and (rest := _MAX_COMPARED - sum(len(truth) for truth, _ in compared)) > 0:
+            compared.append(as_byte_pairs(record.arrays["truth"][:rest], record.arrays["reconstruction"][:rest]))
+    return found._replace(
+        assumptions=list(kinds.values()),
+        common=list((common or {}).items()),
+        best=line_up_of(*map(np.concatenate, zip(*compared))) if compared else None,
+    )
 
 
 def charts_of(settings: Sequence[GridPoint], varied: Sequence[str]) -> tuple[list[dict[str, Any]], list[str], str]:

@@ -7,6 +7,10 @@ from typing import Any
 import numpy as np
 
 from jaxinvert.metrics import MAX_PSNR_DB
+from jaxinvert.metrics.recognition import LineUp
+
+BY_CHANCE = 0.05
+"""From this p-value on, as many recognizable reconstructions are called chance."""
 
 
 def captions(summary: Mapping[str, Any]) -> list[str]:
@@ -25,6 +29,19 @@ def image_name(index: int, row: Mapping[str, Any]) -> str:
     return by_label if row.get("class_name") is None else str(row["class_name"])
 
 
+def conclusion(found: LineUp) -> str:
+    """What a person can conclude about private images: how many are recognizable in their reconstructions."""
+    count, total = int(found.recognized.sum()), len(found.recognized)
+    if total == 1:
+        return f"The private image is {'' if count else 'not '}recognizable in its reconstruction"
+    if not count:
+        return f"None of {total:,} private images is recognizable in its reconstruction"
+    who = f"{'All' if count == total else f'{count:,} of'} {total:,} private images"
+    said = f"{who} {'is' if count == 1 else 'are'} recognizable in {'its' if count == 1 else 'their'} reconstruction"
+    said += "" if count == 1 else "s"
+    return said if found.p_value < BY_CHANCE else f"{said}, no more than by chance"
+
+
 def number(value: Any, key: str = "") -> str:
     """Formats a number; values that are not finite as NaN or ∞, `None` as a dash."""
     if value is None:
@@ -36,7 +53,7 @@ def number(value: Any, key: str = "") -> str:
         return "NaN" if math.isnan(as_float) else "∞" if as_float > 0 else "-∞"
     if key == "psnr_db":  # PSNR is capped
         return f"{as_float:.1f}" if as_float < MAX_PSNR_DB else f"≥ {MAX_PSNR_DB:.0f}"
-    if key == "ssim":
+    if key in ("ssim", "haarpsi"):
         return f"{as_float:.3f}"
     if isinstance(value, int | np.integer):
         return str(value) if key in ("seed", "label") else f"{value:,}"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxinvert import report
+from jaxinvert import data, metrics, report
 from jaxinvert.report import charts, templates, wording
 from jaxinvert.report.pictures import flat_psnr
 
@@ -196,10 +196,11 @@ def test_page_says_what_was_measured(tmp_path):
         row["psnr_db"] = psnr
     summary["quality"]["psnr_db"]["median"] = 29.995
     page = page_of(tmp_path / "x.html", summary=summary, history=history_of())
-    assert "2 of 4 private images were reconstructed with 30 dB or more; the median PSNR is 30.0 dB" in page.text
+    assert "All 4 private images are recognizable in their reconstructions" in " ".join(page.text.split())
+    assert "Median PSNR 30.0 dB" in page.text
     assert "2 client updates, each computed from 2 images, 3 restarts, 4,800 optimizer steps." in page.text
     for words in (
-        "41.2 dB · SSIM 0.900",
+        "41.2 dB · SSIM 0.900 · HaarPSI 0.9",
         "kind3",
         "the labels",
         "jaxinvert invert --data photos",
@@ -211,6 +212,46 @@ def test_page_says_what_was_measured(tmp_path):
     assert "the worst restart ended at 4 times the loss of the best" in page.text
     assert "Interrupted" not in page.text
     assert "Selected by" not in page.text
+
+
+def headline_of(path, truth, reconstruction):
+    report.save_report_html(path, summary={}, truth=truth, reconstruction=reconstruction)
+    source = path.read_text(encoding="utf-8")
+    Page(source)
+    return re.search("<h1>(.*)</h1>", source)[1]
+
+
+def test_the_headline_says_what_a_person_recognizes_whatever_the_psnr(tmp_path):
+    photos = data.load("photos", split="test").images
+    faint = 0.4 * (photos - 0.5) + 0.5
+    noisy = np.clip(photos + 0.2 * np.random.default_rng(0).normal(size=photos.shape), 0, 1)
+    flat = np.broadcast_to(photos.mean(axis=(1, 2), keepdims=True), photos.shape)
+    assert metrics.psnr(faint, photos).max() < 20  # below any threshold of PSNR, and below some flat pictures
+    assert metrics.psnr(flat, photos).max() > 17
+    path = tmp_path / "x.html"
+    assert headline_of(path, photos, faint) == "All 10 private images are recognizable in their reconstructions"
+    assert headline_of(path, photos, noisy) == "All 10 private images are recognizable in their reconstructions"
+    assert headline_of(path, photos, flat) == "None of 10 private images is recognizable in its reconstruction"
+    one = photos[:1]
+    assert headline_of(path, one, faint[:1]) == "The private image is recognizable in its reconstruction"
+    assert headline_of(path, one, flat[:1]) == "The private image is not recognizable in its reconstruction"
+    mixed = np.concatenate([photos[:3], flat[3:]])
+    assert headline_of(path, photos, mixed) == "3 of 10 private images are recognizable in their reconstructions"
+    mixed = np.concatenate([photos[:1], flat[1:]])  # one of ten passes by chance in one case of ten
+    assert headline_of(path, photos, mixed) == (
+        "1 of 10 private images is recognizable in its reconstruction, no more than by chance"
+    )
+    tiny = np.zeros((2, 3, 3, 1))
+    assert headline_of(path, tiny, tiny) == "2 private images attacked; not measured whether they are recognizable"
+
+
+def test_what_is_folded_is_printed(tmp_path):
+    page = page_of(tmp_path / "x.html", history=history_of())
+    assert "details::details-content { content-visibility:visible" in re.search(
+        r"@media print \{ details.*", page.source
+    )[0]  # fmt: skip
+    folded = re.findall(r"<summary><h2 id=\"(\w+)\"", page.source)
+    assert folded == ["search", "images", "again", "machine"]
 
 
 def test_page_says_when_a_run_was_interrupted_or_selected_by_truth(tmp_path):
@@ -301,7 +342,7 @@ def test_page_shows_a_spread_of_too_many_pairs(tmp_path):
 
 def test_page_of_an_empty_summary(tmp_path):
     page = page_of(tmp_path / "x.html", summary={})
-    assert "4 private images attacked; no PSNR was measured" in page.text
+    assert "No finite attack loss was recorded" in page.text
     assert "A gradient-inversion attack." in page.text
 
 
@@ -317,7 +358,7 @@ def test_page_shows_what_is_not_finite(tmp_path):
     history["best_loss"][:2] = np.inf
     history["best_loss"][:, 0] = np.nan
     page = page_of(tmp_path / "x.html", summary=summary, history=history)
-    assert "1 of 4 private images was reconstructed with 30 dB or more; the median PSNR is ∞ dB" in page.text
+    assert "Median PSNR ∞ dB" in page.text
     assert "NaN dB" in page.text
     assert "— dB" in page.text
     assert "1 above 45 dB at the right edge; 2 without a PSNR not drawn" in page.text

@@ -72,7 +72,8 @@ def test_page_and_table_show_the_figures(tmp_path):
     words += f"{best['min']:.1f} {best['max']:.1f} {best['ssim']:.3f} {100 * best['share']:.0f} % 6 3"
     values = settings_of(rows, VARIED)[0].values
     assert words.format(f"{values['model']} {values['settings.tv']:g}") in page.text
-    assert f"The best of 6 settings reconstructed images with a median PSNR of {best['median']:.1f} dB" in page.text
+    assert "At best, none of 6 private images is recognizable in its reconstruction" in page.text
+    assert f"the highest median PSNR, {best['median']:.1f} dB" in page.text
     for words in (
         "18 of 18 jobs done, none failed, none missing",
         "some.yaml",
@@ -116,14 +117,14 @@ def test_a_figure_that_is_missing_is_neither_counted_nor_hidden(tmp_path):
 def test_a_sweep_without_any_psnr(tmp_path):
     rows, records, _ = a_sweep()
     page = page_of(tmp_path / "x.html", [row | {"psnr_db": None} for row in rows], records)
-    assert "36 reconstructions, and no PSNR was measured" in page.text
+    assert "36 reconstructions; not measured whether they are recognizable" in page.text
     assert not page.all("img")
 
 
 def test_a_single_job(tmp_path):
     rows, records, jobs = a_sweep(models=["mlp"], weights=[1e-4], seeds=[0], num_images=1)
     page = page_of(tmp_path / "x.html", rows, records, varied=(), jobs=jobs)
-    assert f"The private image was reconstructed with a PSNR of {rows[0]['psnr_db']:.1f}" in page.text
+    assert "The private image is not recognizable in its reconstruction" in page.text
     assert "1 of 1 job done" in page.text
     assert "The only image" in page.text
     assert "The order depends" not in page.text
@@ -136,7 +137,7 @@ def test_nothing_varied_but_the_seed(tmp_path, varied):
     rows, records, _ = a_sweep(models=["mlp"], weights=[1e-4])
     page = page_of(tmp_path / "x.html", rows, records, varied=varied)
     assert len(settings_of(rows, varied)) == 1
-    assert "6 reconstructions have a median PSNR of" in page.text
+    assert "None of 6 private images is recognizable in its reconstruction" in page.text
     assert ("Only the seed was varied." in page.text) == bool(varied)
 
 
@@ -192,7 +193,7 @@ def test_many_failures_make_no_large_page(tmp_path):
     ]
     page = page_of(tmp_path / "x.html", [], [], failures=failures)
     assert len(page.source) < 1_000_000
-    assert len(page.all("details")) == 30
+    assert len(page.all("details")) == 30 + 2  # and the folded sections
     assert "4,000 jobs failed, with 40 different errors" in page.text
     assert "and 88 more" in page.text
     assert "the start is omitted" in page.text
