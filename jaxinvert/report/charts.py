@@ -8,6 +8,8 @@ from numpy.typing import ArrayLike
 
 from jaxinvert.report.wording import number, plural
 
+MOST_DB = 60.0
+"""A higher PSNR is drawn here: no difference is visible."""
 MAX_KINDS = 6
 """Maximal number of distinguishable lines in a chart."""
 
@@ -155,6 +157,8 @@ def psnr_ranges(
 ) -> tuple[str, list[list[tuple[str, str]]]]:
     """Box plots for the rows of a table, all on one scale.
 
+    A PSNR above `MOST_DB` is drawn there: one exact row would squeeze all others.
+
     Args:
       figures: `min`, `q25`, `median`, `q75` and `max` of every row; nothing is drawn for NaN.
       unit: unit of the figures.
@@ -165,8 +169,10 @@ def psnr_ranges(
     ends = [row[name] for row in figures for name in ("min", "max") if np.isfinite(row[name])]
     if not ends:
         return "", [[] for _ in figures]
-    low, high = np.floor(min(ends)), np.ceil(max(ends)) + (np.floor(min(ends)) == np.ceil(max(ends)))
-    at = [{name: 100 * (value - low) / (high - low) for name, value in row.items()} for row in figures]
+    most = MOST_DB if unit == "dB" else np.inf
+    low, high = np.floor(min(min(ends), most - 1)), min(np.ceil(max(ends)), most)
+    high += low == high
+    at = [{name: 100 * (min(value, most) - low) / (high - low) for name, value in row.items()} for row in figures]
     paths = [
         [
             ("whole", f"M{row['min']:.1f} 50H{row['max']:.1f}"),
@@ -177,7 +183,7 @@ def psnr_ranges(
         else []
         for row in at
     ]
-    return f"{low:.0f} to {high:.0f} {unit}", paths
+    return f"{low:.0f} to {'≥ ' if max(ends) > most else ''}{high:.0f} {unit}", paths
 
 
 def _ticks_at(places: np.ndarray, values: np.ndarray) -> list[tuple[float, str]]:

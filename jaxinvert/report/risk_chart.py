@@ -18,11 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxinvert.report.charts import axis
+from jaxinvert.report.charts import MOST_DB, axis
 from jaxinvert.report.wording import number
 
-_MOST_DB = 60.0
-"""A higher PSNR is drawn here: no difference is visible."""
 _WORTH_DB = 15.0
 """An attack-free figure below this PSNR warns of nothing: little of a picture is left there."""
 _STRONGER_DB = 6.0
@@ -81,7 +79,7 @@ def risk_chart(settings: Sequence[Mapping[str, Any]], *, item: str = "image") ->
       item: what is private: "image", or "record" or "sequence", whose score is the percentage that is right.
     """
     figure = "psnr_db" if item == "image" else "right"
-    most = _MOST_DB if item == "image" else 100.0
+    most = MOST_DB if item == "image" else 100.0
     ends = np.array([value for one in settings for value in _ends(one, figure)])
     along, ticks = axis(np.minimum(ends, most), pad=0.04)
 

@@ -35,7 +35,7 @@ from jaxinvert.report.templates import render
 from jaxinvert.report.wording import conclusion, flattened, image_name
 
 _PICKS_ORIGINALS = {"data", "split", "size", "num_examples", "targets", "aggregate"}
-_MAX_CHARTS, _MAX_POINTS, _MAX_COMPARED = 12, 24, 200
+_MAX_CHARTS, _MAX_POINTS, _MAX_COMPARED, _MAX_ASSUMPTIONS = 12, 24, 200, 6
 _MAX_FAILURES, _MAX_FAILED_JOBS, _MAX_TRACEBACK = 30, 12, 20_000
 
 
@@ -124,7 +124,7 @@ def save_sweep_html(
     chart_list, unfit, split = charts_of(settings, varied)
     scale, ranges = psnr_ranges([setting.figures for setting in settings[:limit]])
     page = render(
-        "sweep.html.jinja", conclusion=conclusion(found.best) if found.best else None,
+        "sweep.html.jinja", conclusion=conclusion(found.best, pooled="seed" in varied) if found.best else None,
         setting_text=setting_text, realism_of=_realism,
         title=title, command=command, fair_db=FAIR_DB, image_name=image_name,
         names=field_names(varied), fields=without_seed(varied), has_seeds="seed" in varied,
@@ -136,6 +136,7 @@ def save_sweep_html(
         num_missing=max(0, num_jobs - len(done) - len(failed)),
         charts=chart_list, unfit=unfit, split=split, groups=groups, found=found,
         failures=failures_by_kind(failed, varied), max_failures=_MAX_FAILURES,
+        max_assumptions=_MAX_ASSUMPTIONS,
     )  # fmt: skip
     save_bytes(Path(path), page)
 

@@ -29,16 +29,22 @@ def image_name(index: int, row: Mapping[str, Any]) -> str:
     return by_label if row.get("class_name") is None else str(row["class_name"])
 
 
-def conclusion(found: LineUp) -> str:
-    """What a person can conclude about private images: how many are recognizable in their reconstructions."""
+def conclusion(found: LineUp, *, pooled: bool = False) -> str:
+    """What a person can conclude: how many private images are recognizable in their reconstructions.
+
+    Args:
+      found: the line-up.
+      pooled: whether several reconstructions are of the same image, so that reconstructions are counted.
+    """
     count, total = int(found.recognized.sum()), len(found.recognized)
+    noun, where = ("reconstruction", "") if pooled else ("private image", " in its reconstruction")
     if total == 1:
-        return f"The private image is {'' if count else 'not '}recognizable in its reconstruction"
+        return f"The {noun} is {'' if count else 'not '}recognizable{where}"
     if not count:
-        return f"None of {total:,} private images is recognizable in its reconstruction"
-    who = f"{'All' if count == total else f'{count:,} of'} {total:,} private images"
-    said = f"{who} {'is' if count == 1 else 'are'} recognizable in {'its' if count == 1 else 'their'} reconstruction"
-    said += "" if count == 1 else "s"
+        return f"None of {total:,} {noun}s is recognizable{where}"
+    who = f"{'All' if count == total else f'{count:,} of'} {total:,} {noun}s"
+    said = f"{who} {'is' if count == 1 else 'are'} recognizable"
+    said += where if count == 1 or pooled else " in their reconstructions"
     return said if found.p_value < BY_CHANCE else f"{said}, no more than by chance"
 
 

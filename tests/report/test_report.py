@@ -21,24 +21,29 @@ VOID = {"meta", "img", "br", "path"}
 
 
 class Page(HTMLParser):
-    """Checks that tags are balanced, and collects elements and text."""
+    """Checks that tags are balanced and that no table can be wider than the page; collects elements and text."""
 
     def __init__(self, source: str):
         super().__init__()
         self.source, self.open, self.elements, self.text = source, [], [], ""
+        self.classes = []
         self.feed(source)
         assert not self.open
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
+        if tag == "table":  # the chart of the risk has a fixed layout, and blocks for cells on a narrow screen
+            assert {"scroll", "risk"} & set(" ".join(self.classes).split())
         if tag not in VOID:
             self.open.append(tag)
+            self.classes.append(dict(attrs).get("class") or "")
 
     def handle_startendtag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
+        self.classes.pop()
 
     def handle_data(self, data):
         if "style" not in self.open:

@@ -91,6 +91,12 @@ def test_sweep_chart_stays_inside_its_plot(values, words):
 def test_ranges_of_equal_figures_have_a_scale():
     row = dict.fromkeys(("min", "q25", "median", "q75", "max"), 20.0)
     assert charts.psnr_ranges([row])[0] == "20 to 21 dB"
+    exact = dict.fromkeys(row, 120.0)
+    scale, (of_row, of_exact) = charts.psnr_ranges([row, exact])
+    assert scale == "20 to ≥ 60 dB"  # one exact row does not squeeze the others
+    assert dict(of_exact)["middle"] == "M100.0 50h0"
+    assert charts.psnr_ranges([exact])[1] == [of_exact]
+    assert dict(of_row)["whole"].startswith("M")
     assert charts.psnr_ranges([dict.fromkeys(row, np.nan)]) == ("", [[]])
 
 

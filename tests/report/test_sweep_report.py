@@ -72,7 +72,7 @@ def test_page_and_table_show_the_figures(tmp_path):
     words += f"{best['min']:.1f} {best['max']:.1f} {best['ssim']:.3f} {100 * best['share']:.0f} % 6 3"
     values = settings_of(rows, VARIED)[0].values
     assert words.format(f"{values['model']} {values['settings.tv']:g}") in page.text
-    assert "At best, none of 6 private images is recognizable in its reconstruction" in page.text
+    assert "At best, none of 6 reconstructions is recognizable" in page.text
     assert f"the highest median PSNR, {best['median']:.1f} dB" in page.text
     for words in (
         "18 of 18 jobs done, none failed, none missing",
@@ -137,7 +137,8 @@ def test_nothing_varied_but_the_seed(tmp_path, varied):
     rows, records, _ = a_sweep(models=["mlp"], weights=[1e-4])
     page = page_of(tmp_path / "x.html", rows, records, varied=varied)
     assert len(settings_of(rows, varied)) == 1
-    assert "None of 6 private images is recognizable in its reconstruction" in page.text
+    headline = "reconstructions is recognizable" if varied else "private images is recognizable in its reconstruction"
+    assert f"None of 6 {headline}" in page.text
     assert ("Only the seed was varied." in page.text) == bool(varied)
 
 
@@ -258,6 +259,7 @@ def test_page_says_what_is_not_comparable(tmp_path):
     assert "Different machines or versions" in page.text
     assert "one core (17 jobs), another (1 job)" in page.text
     assert "Jobs make 2 different assumptions" in page.text
+    assert "Known more" in page.text  # each is listed
     assert "There is no chart for size, which varies only together with model." in page.text
 
 
