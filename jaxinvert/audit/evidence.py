@@ -39,8 +39,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy  # whose modules are imported when they are used: this takes long
 from numpy.typing import ArrayLike
-from scipy import special, stats
 
 _CONFIDENCE = 0.95
 _STRETCH = 11.0
@@ -137,7 +137,7 @@ def rate(count: int, total: int, *, chance: float) -> Rate:
     """
     if not 0 <= count <= total or total < 1:
         raise ValueError(f"count is {count} of total {total}, expected 0 ... total, and a total of at least 1")
-    test = stats.binomtest(count, total, chance, alternative="greater")
+    test = scipy.stats.binomtest(count, total, chance, alternative="greater")
     return Rate(count, total, *_exact_interval(count, total), chance, float(test.pvalue), float(chance**total))
 
 
@@ -179,7 +179,7 @@ def identification(
 
 def _more_often(count: int, other: int, total: int) -> float:
     """One-sided p-value of Fisher's exact test of `count` of `total` against `other` of `total`."""
-    return float(stats.hypergeom.sf(count - 1, 2 * total, count + other, total))
+    return float(scipy.stats.hypergeom.sf(count - 1, 2 * total, count + other, total))
 
 
 def permutation_p_value(count: int, null_counts: np.ndarray) -> float:
@@ -250,7 +250,7 @@ def mean_interval(values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     spread = np.sqrt(np.mean(np.square(centered), axis=-1))
     relative = centered / np.where(spread > 0, spread, 1.0)[..., None]
     skewness = np.mean(relative**3, axis=-1)
-    half = special.stdtrit(size - 1, 0.5 + _CONFIDENCE / 2) * spread / np.sqrt(size - 1)
+    half = scipy.special.stdtrit(size - 1, 0.5 + _CONFIDENCE / 2) * spread / np.sqrt(size - 1)
     lower, upper = (1 + _STRETCH / size * np.maximum(side, 0) for side in (-skewness, skewness))
     return np.where(np.ptp(values, axis=-1) > 0, mean - half * lower, mean), np.where(
         np.ptp(values, axis=-1) > 0, mean + half * upper, mean
@@ -270,9 +270,10 @@ def signed_rank_p_value(differences: ArrayLike) -> float:
     if not values.size:
         return 1.0
     if values.size > _EXACT_RANKS:
-        found: Any = stats.wilcoxon(values, alternative="greater", method="approx")
+        found: Any = scipy.stats.wilcoxon(values, alternative="greater", method="approx")
         return float(found.pvalue)
-    ranks = np.rint(2 * stats.rankdata(np.abs(values))).astype(int)  # doubled, so that shared ranks are integers
+    doubled = 2 * scipy.stats.rankdata(np.abs(values))  # so that shared ranks are integers
+    ranks = np.rint(doubled).astype(int)
     chances = np.zeros(ranks.sum() + 1)  # probability of every (doubled) sum of positive ranks
     chances[0] = 1.0
     for rank in ranks:
@@ -293,6 +294,6 @@ def clients_needed(level: float) -> int:
 def _exact_interval(count: int, total: int) -> tuple[float, float]:
     """The Clopper-Pearson interval, from quantiles of beta distributions."""
     tail = (1 - _CONFIDENCE) / 2
-    low = float(special.betaincinv(count, total - count + 1, tail)) if count else 0.0
-    high = float(special.betaincinv(count + 1, total - count, 1 - tail)) if count < total else 1.0
+    low = float(scipy.special.betaincinv(count, total - count + 1, tail)) if count else 0.0
+    high = float(scipy.special.betaincinv(count + 1, total - count, 1 - tail)) if count < total else 1.0
     return low, high

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # whose modules are imported when they are used: this takes long
 from numpy.typing import ArrayLike
-from scipy.optimize import linear_sum_assignment
 
 NOBODY = -1
 """Index in place of a candidate if none was picked."""
@@ -138,7 +138,7 @@ def pick(correlation: np.ndarray, among: np.ndarray | None = None) -> np.ndarray
     if len(pointing) == 1:  # the assignment is the maximum
         rows, columns = np.zeros(1, int), gains.argmax(axis=1)
     else:
-        rows, columns = linear_sum_assignment(gains, maximize=True)
+        rows, columns = scipy.optimize.linear_sum_assignment(gains, maximize=True)
     chosen[pointing[rows]] = columns if among is None else np.asarray(among)[columns]
     return chosen
 

@@ -94,9 +94,14 @@ def _run(arguments: list[str], command_line: str) -> int:
         help_pages.show_page(console, name, COMMANDS[name], everything=any(_HELP[word] for word in asked))
         return 0
     from jaxinvert.cli.arguments import parse  # imports JAX
+    from jaxinvert.cli.compiled import programs_kept
 
     _, function = COMMANDS[name].load()
-    return function(parse(name, words), command_line)
+    parsed = parse(name, words)
+    with programs_kept() as notice:
+        if notice:
+            Terminal(stderr=True).print(f"note: {notice}", soft_wrap=True)
+        return function(parsed, command_line)
 
 
 def _command(arguments: Sequence[str]) -> tuple[str, list[str]]:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import special
+import scipy  # whose modules are imported when they are used: this takes long
 
 from jaxinvert.defenses.registry import NONE, Chain
 
@@ -140,7 +140,7 @@ def success_bound(*, sampling_rate: float, noise_multiplier: float, num_steps: i
         raise ValueError(f"baseline is {baseline}, expected more than 0 and at most 1")
     event = _training(sampling_rate, noise_multiplier, num_steps, delta=0.5)
     if sampling_rate == 1 and num_steps == 1:
-        return float(special.ndtr(special.ndtri(baseline) + 1 / noise_multiplier))
+        return float(scipy.special.ndtr(scipy.special.ndtri(baseline) + 1 / noise_multiplier))
     accountant = _pld_accountant(noise_multiplier)
     accountant.compose(event)
     last = -math.log(baseline)  # at which the bound is 1 and more
@@ -172,7 +172,7 @@ def shown_epsilon(count: int, total: int, *, baseline: float, delta: float, conf
     """
     if not 0 <= count <= total or total < 1:
         raise ValueError(f"count is {count} of {total}, expected 0 ... total and at least one")
-    least = special.betaincinv(count, total - count + 1, 1 - confidence) if count else 0.0
+    least = scipy.special.betaincinv(count, total - count + 1, 1 - confidence) if count else 0.0
     return math.log(max(1.0, (least - delta) / baseline))
 
 

@@ -27,8 +27,8 @@ import dm_pix
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy  # whose modules are imported when they are used: this takes long
 from jax.typing import ArrayLike
-from scipy.optimize import linear_sum_assignment
 
 from jaxinvert.types import Array
 
@@ -187,6 +187,8 @@ def match_one_to_one(reconstructions: ArrayLike, truths: ArrayLike) -> np.ndarra
             f"{truths.shape}"
         )
     batch_size = truths.shape[0]
+    if batch_size == 1:
+        return np.zeros(1, int)
     x = truths.reshape(batch_size, -1).clip(0, 1)
     y = reconstructions.reshape(batch_size, -1)
     broken = np.logical_not(np.isfinite(y).all(axis=1))
@@ -197,7 +199,7 @@ def match_one_to_one(reconstructions: ArrayLike, truths: ArrayLike) -> np.ndarra
     x, y = x - center, y - center
     costs = np.sum(x**2, axis=1)[:, None] + np.sum(y**2, axis=1)[None, :] - 2 * x @ y.T
     costs[:, broken] = x.shape[1] * _WORST_MSE
-    _, permutation = linear_sum_assignment(costs)
+    _, permutation = scipy.optimize.linear_sum_assignment(costs)
     return permutation
 
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # whose modules are imported when they are used: this takes long
 from numpy.typing import ArrayLike
-from scipy.optimize import linear_sum_assignment
 
 from jaxinvert.schema import Schema
 
@@ -58,7 +58,7 @@ def evaluate_records(found: ArrayLike, truth: ArrayLike, tolerance: ArrayLike) -
         )
     slack = np.asarray(tolerance) + 1e-6 * np.maximum(1.0, np.abs(truth))[:, None]  # records are encoded in float32
     correct = np.abs(found[None, :] - truth[:, None]) <= slack
-    rows, permutation = linear_sum_assignment(correct.sum(axis=2), maximize=True)
+    rows, permutation = scipy.optimize.linear_sum_assignment(correct.sum(axis=2), maximize=True)
     return RecordQuality(correct[rows, permutation], permutation)
 
 
