@@ -22,6 +22,7 @@ FLOORS = [
     "metrics",
     "parallel",
     "clients",
+    "inspection",
     "priors",
     "defenses",
     "observation",

@@ -15,10 +15,12 @@ from jaxinvert import jobs
 PARTS = {
     "adversarial",
     "contenders",
+    "crafting",
     "federated",
     "foreign",
     "fuzz_entries",
     "harness",
+    "honest_networks",
     "mutations",
     "simulated_audits",
     "tables",

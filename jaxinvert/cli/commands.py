@@ -50,6 +50,13 @@ COMMANDS: dict[str, Command] = {
         "jaxinvert rank --model mlp-1024 --num-examples 8 --targets 1",
         (*_CLIENTS, "split", "size", "client", "defense", "checkpoint", "linear-examples"),
     ),
+    "inspect": Command(
+        "inspect",
+        "Inspect",
+        "inspect_params",
+        "Check parameters that you received as a client: did a malicious server craft them to read your examples?",
+        "jaxinvert inspect received.safetensors --model lenet",
+    ),
     "records": Command(
         "records",
         "Records",
@@ -106,7 +113,7 @@ COMMANDS: dict[str, Command] = {
         "listing",
         "List",
         "show_list",
-        "Show attacks, defenses, threat models, label rules, models, data sets, tables, objectives and regularizers.",
+        "Show attacks, defenses, threat models, label rules, models, data sets, checks and other things by name.",
         "jaxinvert list attack spectral",
     ),
     "data prepare": Command(
@@ -128,6 +135,7 @@ COMMANDS: dict[str, Command] = {
 SECTIONS = {
     "attack": ("invert", "rank", "records", "tokens"),
     "audit": ("audit", "audit table", "audit text"),
+    "client": ("inspect",),
     "many jobs": ("sweep", "report"),
     "names and data": ("list", "data prepare", "completion"),
 }

@@ -12,7 +12,7 @@ import tyro
 from rich.table import Table
 from rich.text import Text
 
-from jaxinvert import data, labels, models
+from jaxinvert import data, inspection, labels, models
 from jaxinvert.attacks import adaptive, objectives, registry
 from jaxinvert.cli.console import BadInputError, Terminal
 from jaxinvert.data.tabular import TABLES
@@ -23,7 +23,7 @@ from jaxinvert.priors import regularizers
 
 @dataclass(frozen=True)
 class List:
-    """Show attacks, defenses, threat models, label rules, models, data sets, tables, objectives and regularizers.
+    """Show attacks, defenses, threat models, label rules, models, data sets, checks and other things by name.
 
     Attributes:
       kind: one kind, such as "attacks" or "attack"; by default all.
@@ -165,6 +165,7 @@ def _all() -> dict[str, dict[str, Listed]]:
             "FOLDER": Listed("any folder of images"),
             "FILE.npz": Listed("arrays"),
         },
+        "checks": {name: Listed(check.measures) for name, check in inspection.CHECKS.items()},
         "tables": {name: Listed("classes: " + ", ".join(one.classes)) for name, one in TABLES.items()},
         "objectives": {name: _documented(one) for name, one in objectives.REGISTRY.items()},
         "regularizers": {name: _documented(one) for name, one in regularizers.REGISTRY.items()},

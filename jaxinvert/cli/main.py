@@ -36,8 +36,8 @@ _HELP = {"-h": False, "--help": False, "--help-all": True}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status.
 
-    The status is 0 for success, 1 if jobs of a sweep failed, 2 for bad input or a file that cannot be written, and
-    130 for an interrupt.
+    The status is 0 for success, 1 if jobs of a sweep failed, 2 for bad input or a file that cannot be written, 3
+    if inspected parameters look crafted, and 130 for an interrupt.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command_line = shlex.join(["jaxinvert", *arguments])

@@ -15,7 +15,7 @@ from jaxinvert.readers.json_files import printable
 from jaxinvert.readers.msgpack_files import list_msgpack
 from jaxinvert.readers.npz_files import list_npz
 from jaxinvert.readers.safetensors_files import list_safetensors, read_metadata
-from jaxinvert.readers.stored import Stored
+from jaxinvert.readers.stored import DTYPES, Stored, convert
 
 FORMATS = ("safetensors", "npz", "Flax msgpack")
 _DAMAGE = (
@@ -70,6 +70,26 @@ def read_arrays(path: Path, *, what: str, max_bytes: int) -> dict[str, np.ndarra
     """
     with open_tensors(path, what=what, formats=("npz",), max_bytes=max_bytes) as tensors:
         return {name: tensor.read() for name, tensor in tensors.items()}
+
+
+def read_floats(path: Path, *, what: str, max_bytes: int) -> dict[str, np.ndarray]:
+    """Reads all float tensors of a file of any format, by name, as float32; integers, booleans and text are left out.
+
+    Raises:
+      FileNotFoundError, ValueError: see `open_tensors`; also for values that are not finite, and for a file without a
+        float tensor.
+    """
+    found = {}
+    with open_tensors(path, what=what, max_bytes=max_bytes) as tensors:
+        for name, tensor in tensors.items():
+            if tensor.dtype in DTYPES and DTYPES[tensor.dtype].kind in "fV":
+                try:
+                    found[name] = convert(tensor.read(), np.float32)
+                except ValueError as error:
+                    raise ValueError(f"{printable(name)} {error}") from error
+        if not found:
+            raise ValueError("it holds no tensor of floats")
+    return found
 
 
 @contextlib.contextmanager
