@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +27,23 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 class BadInputError(Exception):
     """Raised for a command that is not possible; the message gives the reason."""
+
+
+@contextlib.contextmanager
+def interrupts_held_back() -> Iterator[None]:
+    """Lets an interrupt wait until the end: one within the import of native code can crash the process."""
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):  # or it is ignored
+        yield
+        return
+    held: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if held:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from jaxinvert.cli.console import (
     EXIT_INTERRUPTED,
     BadInputError,
     Terminal,
+    interrupts_held_back,
     warnings_in_one_line,
 )
 from jaxinvert.escaping import visible
@@ -91,12 +92,14 @@ def _run(arguments: list[str], command_line: str) -> int:
         return 0 if arguments else EXIT_BAD_INPUT
     name, words = _command(arguments)
     if asked:
-        help_pages.show_page(console, name, COMMANDS[name], everything=any(_HELP[word] for word in asked))
+        with interrupts_held_back():
+            help_pages.show_page(console, name, COMMANDS[name], everything=any(_HELP[word] for word in asked))
         return 0
-    from jaxinvert.cli.arguments import parse  # imports JAX
-    from jaxinvert.cli.compiled import programs_kept
+    with interrupts_held_back():
+        from jaxinvert.cli.arguments import parse  # imports JAX
+        from jaxinvert.cli.compiled import programs_kept
 
-    _, function = COMMANDS[name].load()
+        _, function = COMMANDS[name].load()
     parsed = parse(name, words)
     with programs_kept() as notice:
         if notice:

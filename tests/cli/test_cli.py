@@ -336,6 +336,21 @@ def test_sigint_ends_the_process_cleanly(tmp_path, seconds):
     assert written != ("nothing was written" in output)
 
 
+def test_an_interrupt_while_libraries_are_imported_waits_for_them():
+    """Within the import of jaxlib's native code it once aborted the process."""
+    code = (
+        "import os, signal, sys; import jaxinvert.cli as c\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'jaxlib.xla_client': os.kill(os.getpid(), signal.SIGINT)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler); sys.meta_path.insert(0, Finder())\n"
+        "status = c.main(['list']); print(status, 'jax.numpy' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert result.stdout == "130 True\n"
+    assert result.stderr == "interrupted before anything was reconstructed; nothing was written\n"
+
+
 def test_an_interrupt_within_a_callback_is_not_lost():
     """A garbage-collection callback cannot raise: Python would print a traceback and go on."""
     code = (
