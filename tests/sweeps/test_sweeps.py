@@ -113,7 +113,7 @@ def test_a_job_is_named_by_all_that_determines_it(tmp_path):
         ("model: [", "not readable YAML"),
         ("!!python/object/apply:os.system ['true']", "not readable YAML"),
         ("modell: lenet", "no field 'modell'"),
-        ("steps: many", "steps is 'many', expected int"),
+        ("steps: many", "steps is 'many', expected a whole number"),
         ("steps: true", "steps is True"),
         ("attack: [dlg]", r"attack is \['dlg'\]"),
         ("grid: {tv: 1}", "expected lists of values"),
