@@ -71,8 +71,7 @@ def load_prior(path: Path | None = None, *, input_shape: Shape | None = None) ->
         raise ValueError(f"{path} holds no generator: python -m experiments.train_generator writes such files")
     if name not in REGISTRY:
         raise unknown_value("generator", printable(name, limit=80), REGISTRY)
-    is_shape = isinstance(shape, list) and len(shape) == 3
-    if not is_shape or not isinstance(options, dict) or not _are_sizes([*shape, *options.values()]):
+    if not isinstance(shape, list) or not isinstance(options, dict) or not _are_sizes(shape, options):
         found = f"its output_shape is {reprlib.repr(shape)} and its options are {reprlib.repr(options)}"
         raise ValueError(f"{path} is damaged: {printable(found)}, expected sizes from 1 to {_LARGEST}")
     try:
@@ -85,8 +84,10 @@ def load_prior(path: Path | None = None, *, input_shape: Shape | None = None) ->
     return Prior(generator, load_checkpoint(path, like))
 
 
-def _are_sizes(numbers: list[Any]) -> bool:
-    return all(type(number) is int and 0 < number <= _LARGEST for number in numbers)
+def _are_sizes(shape: list[Any], options: Mapping[str, Any]) -> bool:
+    """Whether a shape has three sizes, and all options are sizes, too."""
+    numbers = [*shape, *options.values()]
+    return len(shape) == 3 and all(type(number) is int and 0 < number <= _LARGEST for number in numbers)
 
 
 _LARGEST = 4096
