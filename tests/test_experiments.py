@@ -19,6 +19,7 @@ PARTS = {
     "federated",
     "foreign",
     "fuzz_entries",
+    "fuzz_folders",
     "harness",
     "honest_networks",
     "mutations",

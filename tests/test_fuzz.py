@@ -5,10 +5,13 @@ import random
 import pytest
 
 from experiments import fuzz
-from experiments.fuzz_entries import entries
 
-ENTRIES = {entry.name: entry for entry in entries()}
-INPUTS = {"generator": 12, "sweep's folder, report": 20, "prepared data set": 40, "sweep, YAML": 60}
+ENTRIES = {entry.name: entry for entry in fuzz.entries()}
+INPUTS = {
+    "generator": 12,
+    **dict.fromkeys(("prepared data set", "sweep's folder, page"), 40),
+    **dict.fromkeys(("sweep's folder, records", "sweep, YAML", "kept attack", "kept search"), 80),
+}
 """Fewer where reading is slow."""
 
 
@@ -45,7 +48,7 @@ def test_faults_are_counted(tmp_path):
         return content
 
     entry = fuzz.Entry("x", [{"x.bin": b"\0"}], load, lambda found, folder: "wrong" if found[0] == 5 else "")
-    seconds, fuzz.HANG_SECONDS = fuzz.HANG_SECONDS, 1.0
+    seconds, fuzz.HANG_SECONDS = fuzz.HANG_SECONDS, 0.3
     try:
         outcomes = [fuzz._attempt(entry, {"x.bin": bytes([i])}, tmp_path / "input", i) for i in range(6)]
     finally:
