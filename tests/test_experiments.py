@@ -18,6 +18,7 @@ PARTS = {
     "crafting",
     "federated",
     "foreign",
+    "forked_runs",
     "fuzz_entries",
     "fuzz_folders",
     "harness",
