@@ -138,9 +138,9 @@ def test_running_statistics_are_not_trained(optimizer):
     def loss_fn(variables, batch):  # someone's own, without stop_gradient
         return LOSS(variables["params"], batch) + jnp.sum(variables["batch_stats"]["norm"]["mean"])
 
-    update = clients.fedavg(loss_fn, optimizer=chain, batch_size=3)(with_stats, batch)
+    update = jax.jit(clients.fedavg(loss_fn, optimizer=chain, batch_size=3))(with_stats, batch)
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(update["batch_stats"]))
-    alone = clients.fedavg(LOSS, optimizer=chain, batch_size=3)(params, batch)
+    alone = jax.jit(clients.fedavg(LOSS, optimizer=chain, batch_size=3))(params, batch)
     assert_trees_close(update["params"], alone, rtol=1e-5, atol=1e-7)
 
 
@@ -204,13 +204,15 @@ def test_the_last_mini_batch_of_every_pass_may_be_smaller(num_epochs):
     local, velocity = params, jax.tree.map(jnp.zeros_like, params)
     for _ in range(num_epochs):
         for places in (slice(0, 4), slice(4, 6)):
-            gradient = jax.grad(LOSS)(local, jax.tree.map(lambda leaf, places=places: leaf[places], batch))
+            gradient = GRADIENT(local, jax.tree.map(lambda leaf, places=places: leaf[places], batch))
             velocity = jax.tree.map(lambda v, g: 0.9 * v + g, velocity, gradient)
             local = jax.tree.map(lambda p, v: p - 0.1 * v, local, velocity)
     expected = jax.tree.map(jnp.subtract, params, local)
-    assert_trees_close(update(params, batch), expected, rtol=1e-4, atol=1e-6)
-    larger = clients.fedavg(LOSS, optimizer=optax.sgd(0.1), batch_size=9)(params, batch)
-    assert_trees_close(larger, clients.fedavg(LOSS, optimizer=optax.sgd(0.1))(params, batch), rtol=0, atol=0)
+    assert_trees_close(jax.jit(update)(params, batch), expected, rtol=1e-4, atol=1e-6)
+    larger, whole = (
+        jax.jit(clients.fedavg(LOSS, optimizer=optax.sgd(0.1), batch_size=size))(params, batch) for size in (9, None)
+    )
+    assert_trees_close(larger, whole, rtol=0, atol=0)
 
 
 class Normalized(linen.Module):
@@ -229,7 +231,7 @@ def test_statistics_of_local_training_end_where_flax_ends():
     """A loop with Flax's own mutable statistics sends what `advance` makes of the steps' batch statistics."""
     module, rate = Normalized(), 0.5
     model = models.from_linen(module, name="normalized", input_shape=(4, 4, 1), num_classes=NUM_CLASSES)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     params["batch_stats"]["norm_0"]["mean"] += 0.7
     batch = Batch(jax.random.uniform(jax.random.key(1), (4, 4, 4, 1)), jnp.array([0, 1, 2, 1]))
 
@@ -283,14 +285,16 @@ def test_dropout_of_a_flax_module():
             return linen.Dense(NUM_CLASSES)(linen.Dropout(0.5, deterministic=False)(x))
 
     module, batch = Dropping(), single()[1]
-    params = module.init({"params": jax.random.key(0), "dropout": jax.random.key(0)}, batch.inputs)
+    params = jax.jit(module.init)({"params": jax.random.key(0), "dropout": jax.random.key(0)}, batch.inputs)
 
     def loss_fn(params, batch, key):
         return models.cross_entropy(lambda p, x: module.apply(p, x, rngs={"dropout": key}))(params, batch)
 
-    first, again, other = (
-        clients.fedsgd(loss_fn, dropout_key=jax.random.key(seed))(params, batch) for seed in (0, 0, 1)
-    )
+    @jax.jit
+    def update(key):
+        return clients.fedsgd(loss_fn, dropout_key=key)(params, batch)
+
+    first, again, other = (update(jax.random.key(seed)) for seed in (0, 0, 1))
     assert_trees_close(first, again, rtol=0)
     assert not np.allclose(first["params"]["Dense_0"]["kernel"], other["params"]["Dense_0"]["kernel"])
 
@@ -300,7 +304,7 @@ def test_dropout_of_a_flax_module():
 )
 def test_chunks_change_nothing_but_memory(make):
     params, batch = single()
-    plain, chunked = (make(LOSS, chunk_size=size)(params, batch) for size in (None, 4))
+    plain, chunked = (jax.jit(make(LOSS, chunk_size=size))(params, batch) for size in (None, 4))
     jax.tree.map(lambda p, c: np.testing.assert_allclose(c, p, rtol=1e-5, atol=1e-7), plain, chunked)
 
 
@@ -328,14 +332,15 @@ def test_statistics_of_local_training_are_those_of_the_same_training(kind):
     settings = {"optimizer": optax.sgd(rate), "batch_size": 1}
     settings |= {"dropout_key": key} if kind == "drawn" else {"frozen": ["first"]}
     statistics = lambda params, inputs, *key: hidden(params, inputs, *key)[0]  # noqa: E731
-    measured = clients.local_batch_statistics(loss_fn, statistics, **settings)(params, batch)
+    measured = jax.jit(clients.local_batch_statistics(loss_fn, statistics, **settings))(params, batch)
+    gradient = jax.jit(jax.grad(loss_fn))
     local, expected = params, []
     for step, own in enumerate(jax.random.split(key, 4)):
         keys, one = (own,) if kind == "drawn" else (), jax.tree.map(lambda leaf: leaf[step : step + 1], batch)  # noqa: B023
         expected.append(statistics(local, one.inputs, *keys))
-        grads = jax.grad(loss_fn)(local, one, *keys)
+        grads = gradient(local, one, *keys)
         trained = ["head"] if kind == "frozen" else ["head", "first"]
         local = local | {name: local[name] - rate * grads[name] for name in trained}
     np.testing.assert_allclose(measured, jnp.stack(expected), rtol=1e-5)
-    update = clients.fedavg(loss_fn, **settings)(params, batch)
+    update = jax.jit(clients.fedavg(loss_fn, **settings))(params, batch)
     np.testing.assert_allclose(params["head"] - update["head"], local["head"], rtol=1e-5)

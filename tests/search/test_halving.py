@@ -99,7 +99,7 @@ def test_survivors_take_the_steps_of_the_plain_search(chunk_size):
     )
     found = jax.jit(halved)(key, OBSERVATION)
     winner = int(found.info["winner"])
-    alone = search.run(attack, num_steps=NUM_STEPS)(jax.random.split(key, 6)[winner], OBSERVATION)
+    alone = jax.jit(search.run(attack, num_steps=NUM_STEPS))(jax.random.split(key, 6)[winner], OBSERVATION)
     assert int(found.info["restart_steps"][winner]) == NUM_STEPS + 1
     np.testing.assert_allclose(found.info["attack_loss"], alone.info["attack_loss"], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(found.inputs, alone.inputs, rtol=1e-4)
@@ -109,8 +109,8 @@ def test_survivors_take_the_steps_of_the_plain_search(chunk_size):
 
 def test_without_rungs_it_is_the_plain_search():
     attack, key = Quadratic().attack(), jax.random.key(4)
-    halved = successive_halving(attack, num_steps=NUM_STEPS, num_restarts=5, rungs=())(key, OBSERVATION)
-    plain = search.best_of(search.run(attack, num_steps=NUM_STEPS), num_restarts=5)(key, OBSERVATION)
+    halved = jax.jit(successive_halving(attack, num_steps=NUM_STEPS, num_restarts=5, rungs=()))(key, OBSERVATION)
+    plain = jax.jit(search.best_of(search.run(attack, num_steps=NUM_STEPS), num_restarts=5))(key, OBSERVATION)
     np.testing.assert_allclose(halved.inputs, plain.inputs, rtol=1e-5)
     for name in ("restart_losses", "winner", "attack_loss"):
         np.testing.assert_allclose(halved.info[name], plain.info[name], rtol=1e-4, atol=1e-6)
@@ -118,9 +118,8 @@ def test_without_rungs_it_is_the_plain_search():
 
 
 def test_zero_steps_evaluate_the_start():
-    found = successive_halving(Quadratic().attack(), num_steps=0, num_restarts=2, rungs=())(
-        jax.random.key(0), OBSERVATION
-    )
+    solve = successive_halving(Quadratic().attack(), num_steps=0, num_restarts=2, rungs=())
+    found = jax.jit(solve)(jax.random.key(0), OBSERVATION)
     assert np.isfinite(found.attack_loss)
     assert int(found.info["lane_steps"]) == 2
 
@@ -145,6 +144,7 @@ def test_over_targets_and_vmap_equal_a_loop(chunk_size):
     solve = successive_halving(Quadratic().attack(), num_steps=NUM_STEPS, num_restarts=4, rungs=((3, 2),), patience=3)
     observations = Observation(params=jnp.zeros(2), update=updates)
     together = jax.jit(search.over_targets(solve, chunk_size=chunk_size))(jax.random.key(0), observations)
+    solve = jax.jit(solve)
     for t, key in enumerate(jax.random.split(jax.random.key(0), 3)):
         alone = solve(key, OBSERVATION._replace(update=updates[t]))
         np.testing.assert_allclose(together.inputs[t], alone.inputs, rtol=1e-4)

@@ -43,7 +43,7 @@ def test_run_evaluates_every_iterate_and_returns_the_best(make_attack, victim):
 
 def test_zero_steps_evaluate_the_start(make_attack, victim):
     attack = make_attack({})
-    found = search.run(attack, num_steps=0)(jax.random.key(0), victim.observation)
+    found = jax.jit(search.run(attack, num_steps=0))(jax.random.key(0), victim.observation)
     assert np.isfinite(found.attack_loss)
 
 
@@ -63,7 +63,7 @@ def fake_solve(losses):
 def test_best_of_skips_nan_restarts_without_shifting_the_index(victim, chunk_size):
     losses = [np.nan, 0.5, -np.inf, 0.2, np.nan, 0.3]
     best = search.best_of(fake_solve(losses), num_restarts=6, chunk_size=chunk_size)
-    found = best(jax.random.key(0), victim.observation)
+    found = jax.jit(best)(jax.random.key(0), victim.observation)
     assert float(found.inputs[0]) == 3
     assert float(found.attack_loss) == pytest.approx(0.2)
     assert int(found.info["winner"]) == 3
@@ -93,7 +93,7 @@ def test_different_targets_and_restarts_start_differently(make_attack, victims):
     same = jax.tree.map(lambda leaf: jnp.stack([leaf[0]] * 2), observations.update)
     observations = observations._replace(update=same, labels=observations.labels[:2])
     solve = search.over_targets(search.best_of(search.run(make_attack({}), num_steps=0), num_restarts=3))
-    losses = np.asarray(solve(jax.random.key(0), observations).info["restart_losses"])
+    losses = np.asarray(jax.jit(solve)(jax.random.key(0), observations).info["restart_losses"])
     assert len(np.unique(losses)) == 6
 
 
@@ -112,7 +112,7 @@ def test_stepwise_first_losses_equal_the_pure_program(make_attack, victims):
     stepwise = search.Stepwise(make_attack, num_restarts=2)
     (report,) = stepwise(jax.random.key(1), victims[1], {"tv": 1e-4}, num_steps=0)
     solve = search.best_of(search.run(make_attack({"tv": 1e-4}), num_steps=0), num_restarts=2)
-    pure = search.over_targets(solve)(jax.random.key(1), victims[1])
+    pure = jax.jit(search.over_targets(solve))(jax.random.key(1), victims[1])
     np.testing.assert_allclose(report.best_loss, pure.info["restart_losses"], rtol=1e-5)
 
 
@@ -148,7 +148,7 @@ def test_stepwise_equals_run_with_the_steps_own_keys(num_steps):
         jax.random.key(0), observations, {}, num_steps=num_steps, report_every=2
     )
     solve = search.over_targets(search.best_of(search.run(Quadratic().attack(), num_steps=num_steps), num_restarts=3))
-    pure = solve(jax.random.key(0), observations)
+    pure = jax.jit(solve)(jax.random.key(0), observations)
     np.testing.assert_allclose(last.best_loss, pure.info["restart_losses"], rtol=1e-5)
     np.testing.assert_allclose(last.reconstruct().inputs, pure.inputs, rtol=1e-5)
 
@@ -296,8 +296,8 @@ def test_jobs_side_by_side_do_what_they_do_alone(chunk_size, side_by_side):
     assert together.lanes_side_by_side(jobs) == side_by_side
     *_, report = together(keys, jobs, settings, num_steps=9)
     assert report.best_loss.shape == (4, 2, 1)
+    alone = search.Stepwise(lambda settings: Quadratic().attack())
     for j in range(4):
-        alone = search.Stepwise(lambda settings: Quadratic().attack())
         one = jax.tree.map(lambda leaf, j=j: leaf[j], jobs)
         *_, expected = alone(keys[j], one, {"unused": 0.0}, num_steps=9)
         np.testing.assert_allclose(report.best_loss[j], expected.best_loss, rtol=1e-5)
@@ -307,7 +307,7 @@ def test_jobs_side_by_side_do_what_they_do_alone(chunk_size, side_by_side):
 
 def test_a_remainder_of_lanes_is_not_lost(victim, make_attack):
     solve = search.best_of(search.run(make_attack({}), num_steps=1), num_restarts=5, chunk_size=2)
-    losses = solve(jax.random.key(0), victim.observation).info["restart_losses"]
+    losses = jax.jit(solve)(jax.random.key(0), victim.observation).info["restart_losses"]
     assert len(np.unique(losses)) == 5
 
 
