@@ -26,7 +26,7 @@ CASES = ("walk", "signed", "smooth")
 
 def run_together(commands, *, num_devices):
     """Runs Python processes side by side, each with so many devices; none outlives the call."""
-    flags = f"--xla_force_host_platform_device_count={num_devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={num_devices}".strip()
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": path}
     with contextlib.ExitStack() as stack:
