@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m experiments.demo --out demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 # The site, in site/. Any warning, such as a broken link, is an error.
 docs: $(VENV)/.installed-docs
