@@ -16,7 +16,7 @@ import pyarrow.parquet
 
 from jaxinvert import sweeps
 
-ATTACKS = ("inverting-gradients", "spectral")
+ATTACKS = ("dense-layer", "inverting-gradients")
 DEFENSES = {
     "none": {"defense": "none"},
     "top-k, 10 %": {"defense": "top-k", "defense_settings": {"keep": 0.1}},
@@ -36,7 +36,7 @@ def main() -> None:
     options = parser.parse_args()
 
     common = {
-        "model": "lenet",
+        "model": "mlp",
         "split": "private",
         "targets": options.targets,
         "restarts": 1,

@@ -3,12 +3,16 @@
     python examples/new_attack.py
 
 The attack matches the update by the layerwise cosine distance, with a weak total variation. Registered, it has a name
-and defaults read off its signature: `jaxinvert list`, sweeps and audits of this process know it, too.
+and defaults read off its signature: `jaxinvert list`, sweeps and audits of this process know it, too. The picture is
+`runs/new_attack/new_attack.png`: the originals, then what each attack reconstructs of them.
 """
 
 import argparse
+from pathlib import Path
 
 import jax
+import matplotlib.pyplot as plt
+import numpy as np
 import optax
 
 import jaxinvert as ji
@@ -37,6 +41,7 @@ ji.register(layerwise_matching)
 def main() -> None:
     """Runs both attacks on the same clients."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/new_attack"))
     parser.add_argument("--steps", type=int, default=300, help="steps of the attacks")
     parser.add_argument("--clients", type=int, default=2)
     options = parser.parse_args()
@@ -48,10 +53,15 @@ def main() -> None:
     batches = jax.tree.map(lambda leaf: leaf[:, None], photos.batch())  # [T, 1, ...]: one image for each client
     observations = ji.observe_targets(client, params, batches)
     problem = ji.Problem(client, model, num_examples=1)
+    rows = [photos.images]
     for attack in (layerwise_matching, ji.attacks.inverting_gradients):
         found = ji.invert(attack, problem, observations, key=jax.random.key(1), num_steps=options.steps)
         quality = ji.metrics.evaluate(found.inputs[:, 0], photos.images)
         print(f"{attack.__name__:20} {quality.psnr_db.mean():.1f} dB")
+        rows.append(np.asarray(found.inputs[:, 0]))
+    options.out.mkdir(parents=True, exist_ok=True)
+    picture = np.concatenate([np.concatenate(list(images), axis=1) for images in rows])
+    plt.imsave(options.out / "new_attack.png", np.clip(picture, 0, 1))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ SHORT = {
         ["summary.parquet", "defense_sweep.png"],
     ),
     "audit_flax": (["--steps", "1", "--clients", "2", "--defenses", "none"], ["report.html", "audit.json"]),
-    "new_attack": (["--steps", "2", "--clients", "1"], []),
+    "new_attack": (["--steps", "2", "--clients", "1"], ["new_attack.png"]),
     "large_batch": (["--steps", "2", "--images", "4"], ["large_batch.png"]),
 }
 
@@ -26,8 +26,7 @@ def test_an_example_runs(name, tmp_path, monkeypatch, capsys):
     options, files = SHORT[name]
     monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
     monkeypatch.setattr(sys, "path", [*sys.path])
-    out = ["--out", str(tmp_path)] if files else []
-    monkeypatch.setattr(sys, "argv", [name, *options, *out])
+    monkeypatch.setattr(sys, "argv", [name, *options, "--out", str(tmp_path)])
     main = runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"]
     assert not main()
     assert all((tmp_path / file).stat().st_size > 1_000 for file in files)
