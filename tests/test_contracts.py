@@ -70,9 +70,8 @@ def test_parametrization():
     assert float(inside.max()) <= 1 + 1e-6
 
 
-@pytest.mark.parametrize("name", registry.REGISTRY)
-def test_attack(name, victim, victims):
-    """Traced once, vmap equals a loop, different keys start differently, and the result has its promised form."""
+def setting_of(name, victim, victims):
+    """The smallest problem and observations of three targets that a registered attack takes."""
     batches, observations = victims
     problem = Problem(victim.client_update, victim.model, 1, sent_statistics=lambda params, batch: {})
     if name in OWN_MODELS:
@@ -86,6 +85,14 @@ def test_attack(name, victim, victims):
         problem = problem._replace(prior=generators.Prior(generator, jax.jit(generator.init)(jax.random.key(0))))
     if "batch_stats" in entry.needs:
         observations = observations._replace(batch_stats={})
+    return problem, observations
+
+
+@pytest.mark.parametrize("name", registry.REGISTRY)
+def test_attack(name, victim, victims):
+    """Traced once, vmap equals a loop, different keys start differently, and the result has its promised form."""
+    entry = registry.REGISTRY[name]
+    problem, observations = setting_of(name, victim, victims)
     traces = []
 
     def solve(key, observation, hyperparameters):

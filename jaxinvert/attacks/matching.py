@@ -17,6 +17,7 @@ import optax
 from jaxinvert.attacks.problem import Problem
 from jaxinvert.clients import running_statistics
 from jaxinvert.labels import labels_from_counts
+from jaxinvert.nn import at_precision
 from jaxinvert.observation.observe import check_update, require
 from jaxinvert.priors.regularizers import zero
 from jaxinvert.trees import of_what_was_sent
@@ -217,11 +218,17 @@ def search_inputs(
         # A line search has evaluated loss and gradient at its end point. Free variables are not projected and stay
         # there, so the next step need not evaluate them again.
         if parametrization.free and _line_search_result(opt_state) is not None:
-            loss, _, grad = evaluate(variables, observation)
+            loss, _, grad = at_precision(evaluate, "highest")(variables, observation)
             opt_state = _with_line_search_result(opt_state, loss, grad)
         return AttackState(variables, opt_state, best_variables=variables, best_loss=jnp.full((), jnp.inf, dtype))
 
     def step(key: Key, state: AttackState, observation: Observation) -> tuple[AttackState, AttackInfo]:
+        if _line_search_result(state.opt_state) is None:
+            return one_step(key, state, observation)
+        # A line search compares losses that differ by less than an accelerator rounds them.
+        return at_precision(one_step, "highest")(key, state, observation)
+
+    def one_step(key: Key, state: AttackState, observation: Observation) -> tuple[AttackState, AttackInfo]:
         variables = state.variables
         if parametrization.free and (known := _line_search_result(state.opt_state)) is not None:
             loss, grad = known

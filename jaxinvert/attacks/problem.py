@@ -5,13 +5,15 @@ that solves in closed form. Hyperparameters are the keyword arguments annotated 
 `horizon`, if present, is the number of steps over which the learning rate decays.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import jax
 
 from jaxinvert.models import BATCH_NORM_MOMENTUM, Model
 from jaxinvert.models.text_transformer import TextModel
+from jaxinvert.nn import at_full_precision
 from jaxinvert.priors import parametrizations
 from jaxinvert.priors.generators import Prior
 from jaxinvert.schema import Schema
@@ -155,6 +157,9 @@ _AnyAttackFn = TypeVar("_AnyAttackFn", bound=AttackFn)
 def declare(*reads: str, **traits: Any) -> Callable[[_AnyAttackFn], _AnyAttackFn]:
     """A decorator that attaches `Traits` to an attack; `traits_of` reads them.
 
+    What the attack returns computes matrix products and convolutions in full float32 on every device, unless the
+    caller chooses by `jax.default_matmul_precision`.
+
     Args:
       *reads: see `Traits`.
       **traits: the other fields of `Traits`.
@@ -167,8 +172,16 @@ def declare(*reads: str, **traits: Any) -> Callable[[_AnyAttackFn], _AnyAttackFn
     declared = Traits(reads, **traits)
 
     def attach(attack: _AnyAttackFn) -> _AnyAttackFn:
-        attack.traits = declared  # type: ignore[attr-defined]
-        return attack
+        @functools.wraps(attack)
+        def precise(*args: Any, **kwargs: Any) -> Attack | SolveFn:
+            built = attack(*args, **kwargs)
+            if not isinstance(built, Attack):
+                return at_full_precision(built)
+            init, step, decode = built
+            return Attack(at_full_precision(init), at_full_precision(step), at_full_precision(decode))
+
+        precise.traits = declared  # type: ignore[attr-defined]
+        return cast(_AnyAttackFn, precise)
 
     return attach
 

@@ -172,7 +172,8 @@ def attack_free(
     compiled = {} if compiled is None else compiled
     form = repr((jobs.compiled_form(config).flat, config.seed, num_steps, most_examples))
     if form not in compiled:
-        compiled[form] = jax.jit(_measure(config, task, num_steps=num_steps, most_examples=most_examples))
+        derivative = _measure(config, task, num_steps=num_steps, most_examples=most_examples)
+        compiled[form] = jax.jit(nn.at_precision(derivative, "highest"))
     measure = compiled[form]
     truth, num_pixels = task.truth, int(np.prod(task.truth.inputs.shape[2:]))
     keys = jax.random.split(jobs.stream(config.seed, jobs.Stream.ATTACK_FREE), len(truth.inputs))

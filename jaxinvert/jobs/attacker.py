@@ -17,6 +17,7 @@ from jaxinvert.jobs.checks import check_rule, check_task
 from jaxinvert.jobs.config import JobConfig
 from jaxinvert.jobs.deployment import Deployment, deployment_of
 from jaxinvert.jobs.limits import check_lanes
+from jaxinvert.nn import at_precision
 from jaxinvert.parallel.devices import first_devices
 from jaxinvert.priors.generators import load_prior
 from jaxinvert.search import Stepwise, over_targets, split_shared
@@ -173,7 +174,11 @@ class Program:
                 problem.objective or objectives.cosine,
             )
             problem = problem._replace(client_update=simulated, objective=objective)
-        return self.config.attacker.entry.build(problem, traced.hyperparameters, traced.horizon)
+        built = self.config.attacker.entry.build(problem, traced.hyperparameters, traced.horizon)
+        if not isinstance(built, Attack):
+            return at_precision(built, "highest")
+        precision, (init, step, decode) = self.config.search.precision, built
+        return Attack(at_precision(init, precision), at_precision(step, precision), at_precision(decode, precision))
 
     def _restore_labels(self, key: Key, observations: Observation) -> Array:
         check_rule(self.config.chosen_label_rule, self.model.task)

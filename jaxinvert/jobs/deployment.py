@@ -28,6 +28,7 @@ from jaxinvert.defenses.registry import Chain, defended, extended
 from jaxinvert.jobs.config import JobConfig
 from jaxinvert.jobs.groups import ClientConfig, ModelConfig
 from jaxinvert.jobs.streams import Stream, stream
+from jaxinvert.nn import Precision, at_precision
 from jaxinvert.trees import moved
 from jaxinvert.types import ArrayTree, Batch, ClientUpdateFn, Key, Params, Update
 
@@ -53,6 +54,7 @@ class Deployment(NamedTuple):
       defenses: the clients' defenses.
       aggregate: number of clients whose mean update is all that the server sees.
       draws: whether the clients' random layers draw; the attacker simulates them by draws of its own.
+      precision: of the clients' matrix products and convolutions on accelerators.
     """
 
     client: ClientConfig
@@ -61,6 +63,7 @@ class Deployment(NamedTuple):
     defenses: Chain
     aggregate: int = 1
     draws: bool = False
+    precision: Precision = "highest"
 
     def facts(self, order_key: Key | None = None) -> ClientFacts:
         """The facts about a client from which defenses and adaptive attackers are built."""
@@ -76,8 +79,10 @@ class Deployment(NamedTuple):
         """
         facts = self.facts(order_key)
         if self.draws:
-            return self._of_all(lambda params, batch, key: self._drawn(key, order_key)(params, batch))
-        return self._of_all(defended(self.defenses, facts, parameters, facts.train(self.model.loss)))
+            sent = self._of_all(lambda params, batch, key: self._drawn(key, order_key)(params, batch))
+        else:
+            sent = self._of_all(defended(self.defenses, facts, parameters, facts.train(self.model.loss)))
+        return at_precision(sent, self.precision)
 
     def simulated_update(self) -> ClientUpdateFn:
         """The client that a non-adaptive attacker simulates: without defenses, examples in the order of the batch."""
@@ -193,6 +198,7 @@ def deployment_of(config: JobConfig, model: models.Model) -> Deployment:
         config.defense.chain,
         config.observation.aggregate,
         draws=config.model.dropout == "train",
+        precision=config.search.precision,
     )
 
 

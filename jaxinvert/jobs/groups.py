@@ -29,6 +29,7 @@ from jaxinvert.jobs.limits import (
     positive,
 )
 from jaxinvert.jobs.yaml_fields import nearest
+from jaxinvert.nn import Precision
 from jaxinvert.observation.observe import FEDSGD
 from jaxinvert.priors import generators
 from jaxinvert.types import LocalTraining
@@ -336,12 +337,16 @@ class SearchConfig:
       chunk: number of searches (restarts x targets) run at once on each device; by default chosen from device and
         model size.
       devices: number of devices over which restarts x targets are distributed; by default one.
+      precision: precision of matrix products and convolutions, of clients and attack, on accelerators: "highest" is
+        float32 as on CPUs; "high" and "default" round operands to fewer bits, which is faster and loses detail.
+        Closed forms and attacks with a line search have the highest anyway.
     """
 
     restarts: int = 8
     steps: int = 2000
     chunk: int | None = None
     devices: int | None = None
+    precision: Precision = "highest"
 
     def check(self) -> None:
         """Raises ValueError for a number out of range."""

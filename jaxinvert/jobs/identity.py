@@ -15,7 +15,14 @@ from jaxinvert.jobs.environment import versions
 _FORMAT = 1
 _MAX_FOLDER_BYTES = 64 << 30
 """A folder with more bytes of images is not hashed: it would take minutes."""
-_ALWAYS_BEFORE = {"dropout": "eval", "head": None, "frozen": (), "personal": (), "local_momentum": 0.9}
+_ALWAYS_BEFORE = {
+    "dropout": "eval",
+    "head": None,
+    "frozen": (),
+    "personal": (),
+    "local_momentum": 0.9,
+    "precision": "highest",  # on a CPU, every precision is
+}
 """What every job meant before these fields existed; stays as it is when a default changes."""
 
 
