@@ -30,7 +30,7 @@ _COMPARE = "Compare with the parameters of an earlier round, and of other client
 
 CHECKS: dict[str, Check] = {
     "planted-bins": Check(
-        8,
+        12,
         False,
         "units of a dense layer with parallel weights and different thresholds",
         "The units sort examples into bins along one direction, as an imprint module does (Fowl et al. 2022): the "
@@ -59,14 +59,14 @@ CHECKS: dict[str, Check] = {
         _REFUSE,
     ),
     "nested-units": Check(
-        24,
+        28,
         False,
         "units of a dense layer each of which reacts to all the examples of the one before, and to more",
         "The units sort examples into bins, as those of an imprint module, whatever their weights look like.",
         _REFUSE,
     ),
     "rare-units": Check(
-        0.8,
+        0.5,
         True,
         "share of a layer's units that react to 5 % of the examples at most",
         "The gradients of such units hold few examples each, as those of trap weights. A network with a strong "
@@ -74,7 +74,7 @@ CHECKS: dict[str, Check] = {
         _COMPARE,
     ),
     "silent-examples": Check(
-        0.8,
+        0.5,
         True,
         "share of examples, their labels those of all classes in turn, whose gradient ends in the head",
         "The update of all other layers is that of few examples: a class or a feature is fished for "

@@ -77,13 +77,13 @@ def test_an_imprint_is_found_behind_noise_that_hides_its_weights(honest):
 def test_what_the_crafting_functions_promise(honest):
     """Bins are read, traps fire rarely, and fishing silences all but one class."""
     rng, layer = np.random.default_rng(0), "params/dense_0"
-    crafted = crafting.imprint(honest, layer, FEATURES, rng, bins=48, scaled=False)
+    crafted = crafting.imprint(honest, layer, FEATURES, rng, bins=48, scaled=True)
     update = jax.grad(MODEL.loss)(crafted, jax.tree.map(lambda leaf: leaf[:4], BATCH))
     errors = np.abs(crafting.read_bins(update, layer, bins=48)[:, None] - FEATURES[None, :4]).max(axis=2)
     assert np.sum(errors.min(axis=0) < 1e-2) >= 3
     assert "trap-weights" in checks(judged(crafting.trap(honest, [layer], rng, factor=0.9, mirrored=True)))
     fished = crafting.fish_class(honest, MODEL.head, 3)
-    assert checks(judged(fished)) == {"one-class-head", "silent-examples"}
+    assert checks(judged(fished)) >= {"one-class-head", "silent-examples"}
     norms = np.asarray(RESPOND(fished).norms)
     assert norms[np.asarray(BATCH.labels) != 3].max() < 1e-3 * norms.max()
     assert "one-class-head" in checks(judged(crafting.fish_feature(honest, MODEL.head, 3, 0, 0.1)))

@@ -10,7 +10,7 @@ RNG = np.random.default_rng(0)
 HONEST = {"in/kernel": RNG.normal(size=(48, 32)), "in/bias": RNG.normal(size=32)}
 
 
-def bins(units=12, size=48, scales=1.0):
+def bins(units=16, size=48, scales=1.0):
     """Parallel rows, scaled, and as many thresholds."""
     line = RNG.normal(size=size)
     scale = np.broadcast_to(scales, units)
@@ -21,17 +21,17 @@ def found(arrays, **options):
     return {finding.check: finding for finding in inspect_tensors(arrays, **options).findings}
 
 
-@pytest.mark.parametrize("scales", [1.0, np.linspace(0.1, 9, 12), np.where(np.arange(12) % 2, -1.0, 3.0)])
+@pytest.mark.parametrize("scales", [1.0, np.linspace(0.1, 9, 16), np.where(np.arange(16) % 2, -1.0, 3.0)])
 def test_bins_are_found_however_their_units_are_scaled_or_turned(scales):
     finding = found(bins(scales=scales))["planted-bins"]
-    assert finding.value == (12 if np.ndim(scales) == 0 or scales.min() > 0 else pytest.approx(12, abs=1))
+    assert finding.value == 16
     assert finding.layer == "in/kernel"
 
 
 def test_bins_are_found_among_other_units_and_in_many():
     few = bins()
     mixed = {name: np.concatenate([HONEST[name], few[name]], axis=-1) for name in few}
-    assert found(mixed)["planted-bins"].value == 12
+    assert found(mixed)["planted-bins"].value == 16
     many = bins(units=700, size=400)  # compared by a random projection
     assert found(many)["planted-bins"].value == 700
 
@@ -90,12 +90,12 @@ def test_a_head_of_one_class_is_found_if_it_is_known():
 def test_bins_are_found_in_every_layout(names, turned):
     kernel, bias = bins().values()
     arrays = dict(zip(names, (kernel.T if turned else kernel, bias)))
-    assert found(arrays)["planted-bins"].value == 12
+    assert found(arrays)["planted-bins"].value == 16
 
 
 def test_a_bias_without_a_name_may_come_first():
     kernel, bias = bins().values()
-    assert found({"arr_0": bias, "arr_1": kernel})["planted-bins"].value == 12
+    assert found({"arr_0": bias, "arr_1": kernel})["planted-bins"].value == 16
     (layer,) = layers_of({"arr_0": np.ones((4, 7)), "arr_1": np.ones(7)})
     assert layer.rows.shape == (7, 4)
     assert (
@@ -106,7 +106,7 @@ def test_a_bias_without_a_name_may_come_first():
 def test_the_bias_says_which_axis_is_that_of_the_units():
     """As in GPT-2, whose weights are `[in, out]`; tables and positions are no layers."""
     kernel, bias = bins().values()
-    assert found({"c_fc.weight": kernel, "c_fc.bias": bias})["planted-bins"].value == 12
+    assert found({"c_fc.weight": kernel, "c_fc.bias": bias})["planted-bins"].value == 16
     assert (
         layers_of({"positions": np.ones((9, 12)), "norm/scale": np.ones(5), "embedding.weight": np.ones((9, 12))})
         == []
