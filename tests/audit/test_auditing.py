@@ -259,6 +259,11 @@ def test_the_record_is_json_and_the_page_shows_it(audited, tmp_path):
         2 + len(found[0].attackers["naive"].controls)
     )
     assert "http" not in text.replace("http-equiv", "")
+    open_parts, folded = text.split("<details>", 1)  # verdict, one chart and pictures, then the rest
+    assert [one for one in ("risk", "pictures") if f'<h2 id="{one}">' in open_parts] == ["risk", "pictures"]
+    assert all(f'<h2 id="{one}">' in folded for one in ("evidence", "assumptions", "clients", "again", "machine"))
+    assert "Images recognizable" in open_parts
+    assert open_parts.count("SSIM ") >= len(page.all("img")) - len(report.audit_page.picks_of(found[0]))
 
 
 def test_the_command_audits_what_a_file_says_and_flags_overrule(tmp_path, capsys):

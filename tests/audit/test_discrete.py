@@ -120,6 +120,13 @@ def test_exact_copies_leak_and_the_page_says_so_in_its_unit_and_escapes_names(tm
     assert "PSNR" not in page
     assert "image" not in page
     assert "percentage points" in page
+    few = {"level": "inconclusive", "headline": "Too few.", "certainty": "", "clients_needed": 18}
+    (setting,) = record["settings"]
+    record["settings"] = [setting, setting | {"name": "noise", "verdict": few}]
+    report.save_discrete_audit_html(tmp_path / "x.html", audited=[one, one], record=record)
+    page = Page((tmp_path / "x.html").read_text(encoding="utf-8")).text
+    assert "1 of 2; too few clients for a verdict on noise." in page  # which is not "no evidence of a leak"
+    assert "no evidence of a leak for" not in page
 
 
 def test_rows_that_are_right_in_more_fields_than_any_guess_but_pick_nobody_are_traces():
