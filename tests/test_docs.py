@@ -146,6 +146,24 @@ def test_every_attack_has_a_section():
     assert [name for name in registry.REGISTRY if f"`{name}`" not in page and f"--attack {name}`" not in page] == []
 
 
+ATTACKS_PAGE = (ROOT / "docs" / "attacks.md").read_text(encoding="utf-8").partition("## By optimization")[2]
+SECTIONS = {part.partition("\n")[0]: part for part in re.split(r"^### ", ATTACKS_PAGE, flags=re.MULTILINE)[1:]}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_section_says_what_an_attack_solves_when_it_works_and_what_was_measured(section):
+    text = SECTIONS[section]
+    assert "```text" in text  # the equation
+    assert re.search(r"\*(Works|Needs)\*", text)
+    assert re.search(r"<!-- table:|Figures: \[|\[tests\]", text) or section == "Known patches"
+
+
+def test_every_example_shows_what_it_gives():
+    page = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
+    for section in re.split(r"^## ", page, flags=re.MULTILINE)[1:]:
+        assert "![" in section, section.partition("\n")[0]
+
+
 def resolve(name: str) -> object:
     """What a dotted name in the package stands for, modules included."""
     found = importlib.import_module("jaxinvert")
