@@ -1,4 +1,4 @@
-"""Inverts the gradient of one photograph and draws what came back.
+"""Inverts the gradient of one photograph and draws the reconstruction beside it.
 
     python examples/first_attack.py
 
