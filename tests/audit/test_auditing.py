@@ -18,7 +18,7 @@ from jaxinvert.metrics import perceptual
 from tests.report.test_report import Page
 
 CONFIG = jobs.JobConfig.of(
-    model="mlp", attack="inverting-gradients", split="train", targets=9, restarts=1, steps=30, tv=1e-3
+    model="mlp-32", attack="inverting-gradients", split="train", targets=9, restarts=1, steps=30, tv=1e-3
 )
 
 
@@ -269,7 +269,7 @@ def test_the_record_is_json_and_the_page_shows_it(audited, tmp_path):
 def test_the_command_audits_what_a_file_says_and_flags_overrule(tmp_path, capsys):
     file = tmp_path / "audit.yaml"
     file.write_text(
-        "{model: mlp-16, restarts: 1, steps: 900, targets: 4, num_examples: 2, "
+        "{model: mlp-16, attack: inverting-gradients, restarts: 1, steps: 900, targets: 4, num_examples: 2, "
         "defenses: [none, mixup, precode], accuracy_rounds: 2}"
     )
     out = tmp_path / "out"
