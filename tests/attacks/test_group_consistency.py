@@ -26,13 +26,13 @@ def test_the_group_can_do_without_registration(victim):
     losses = []
     for registration in (0.0, 1.0):
         attack = make_group(weight=1.0, start=0, registration=registration)
-        state = attack.init(jax.random.key(0), victim.observation)
+        state = jax.jit(attack.init)(jax.random.key(0), victim.observation)
         seed = state.variables[0]
         shifted = jnp.stack([seed, seed, seed, jnp.roll(seed, 1, axis=1)])
         state = state._replace(variables=shifted)
         images = jnp.clip(shifted, 0, 1)
         expected = jnp.mean(images, axis=0) if registration == 0 else registered_mean(images)
-        _, info = attack.step(jax.random.key(1), state, victim.observation)
+        _, info = jax.jit(attack.step)(jax.random.key(1), state, victim.observation)
         distances = jnp.sqrt(jnp.sum(jnp.square(images - expected[None]), axis=(1, 2, 3, 4)))
         np.testing.assert_allclose(info.attack_loss, distances.min(), rtol=1e-5, atol=1e-5)
         losses.append(float(info.attack_loss))
@@ -58,10 +58,10 @@ def spread(state):
 
 def test_seeds_stay_apart_until_the_group_comes_together(victim):
     attack = make_group(weight=1.0, start=3)
-    state = attack.init(jax.random.key(0), victim.observation)
+    state = jax.jit(attack.init)(jax.random.key(0), victim.observation)
     spreads = [spread(state)]
     for count in range(6):
-        state, info = attack.step(jax.random.key(count), state, victim.observation)
+        state, info = jax.jit(attack.step)(jax.random.key(count), state, victim.observation)
         spreads.append(spread(state))
         assert (float(info.attack_loss) > 0) == (count >= 3)
     assert spreads[0] == spreads[3] > spreads[4] > spreads[6]
@@ -70,9 +70,9 @@ def test_seeds_stay_apart_until_the_group_comes_together(victim):
 def test_losses_from_before_do_not_compete(victim):
     """Without the group term the loss is 0, which nothing afterwards could beat."""
     attack = make_group(weight=1.0, start=2)
-    state = attack.init(jax.random.key(0), victim.observation)
+    state = jax.jit(attack.init)(jax.random.key(0), victim.observation)
     for count in range(4):
-        state, _ = attack.step(jax.random.key(count), state, victim.observation)
+        state, _ = jax.jit(attack.step)(jax.random.key(count), state, victim.observation)
         assert (float(state.best_loss) == 0) == (count < 2)
 
 
@@ -87,9 +87,9 @@ def test_returns_the_seed_with_the_lowest_loss(victim):
         )
 
     attack = consistent_group(one_seed, num_seeds=5, start=100)
-    state = attack.init(jax.random.key(0), victim.observation)
+    state = jax.jit(attack.init)(jax.random.key(0), victim.observation)
     starts = state.variables
-    state, _ = attack.step(jax.random.key(0), state, victim.observation)
+    state, _ = jax.jit(attack.step)(jax.random.key(0), state, victim.observation)
     found = attack.decode(state, victim.observation)
     distances = jnp.linalg.norm((starts - 0.5).reshape(5, -1), axis=1)
     np.testing.assert_array_equal(found.inputs, starts[jnp.argmin(distances)])

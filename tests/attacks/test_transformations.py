@@ -34,9 +34,9 @@ def test_every_second_step_ends_in_medians():
 def test_filtered_images_are_smoother(victim):
     def last_iterate(median_every):
         attack = inverting_gradients(victim.problem, tv=0.0, horizon=4, median_every=median_every)
-        state = attack.init(jax.random.key(0), victim.observation)
+        state = jax.jit(attack.init)(jax.random.key(0), victim.observation)
         for count in range(2):
-            state, _ = attack.step(jax.random.key(count), state, victim.observation)
+            state, _ = jax.jit(attack.step)(jax.random.key(count), state, victim.observation)
         return state.variables
 
     assert float(jnp.std(last_iterate(2))) < 0.8 * float(jnp.std(last_iterate(None)))

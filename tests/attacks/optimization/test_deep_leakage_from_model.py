@@ -42,11 +42,11 @@ def test_soft_labels_leave_the_scale_open(share, victim, seen):
     outputs = jax.nn.softmax(victim.model.apply(victim.params, victim.batch.inputs))
     soft = outputs - share * (outputs - jax.nn.one_hot(victim.batch.labels, NUM_CLASSES))
     attack = attacks.dlm(victim.problem, initial_scale=share / RATE)
-    state = attack.init(jax.random.key(0), seen)
+    state = jax.jit(attack.init)(jax.random.key(0), seen)
     state = state._replace(
         variables=(((victim.batch.inputs - 0.5) / 0.25, jnp.log(soft + 1e-30)), state.variables[1])
     )
-    _, info = attack.step(jax.random.key(0), state, seen)
+    _, info = jax.jit(attack.step)(jax.random.key(0), state, seen)
     np.testing.assert_allclose(info.attack_loss, 0, atol=1e-9)
 
 
@@ -62,8 +62,8 @@ def test_dlm_moves_the_scale_toward_what_the_images_want(victim, seen):
     labels = jnp.where(jax.nn.one_hot(victim.batch.labels, NUM_CLASSES) > 0, 100.0, 0.0)
     for start, sign in ((60.0, 1), (140.0, -1)):
         attack = attacks.dlm(victim.problem, initial_scale=start)
-        state = attack.init(jax.random.key(0), seen)
+        state = jax.jit(attack.init)(jax.random.key(0), seen)
         state = state._replace(variables=(((victim.batch.inputs - 0.5) / 0.25, labels), state.variables[1]))
-        state, _ = attack.step(jax.random.key(0), state, seen)
+        state, _ = jax.jit(attack.step)(jax.random.key(0), state, seen)
         assert sign * (float(state.variables[1]) - start) > 0.05
     assert attack.decode(state, seen).info["scale"].shape == ()

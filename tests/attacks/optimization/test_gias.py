@@ -43,10 +43,10 @@ def test_rates_by_part():
 def test_the_penalty_is_the_mean_square_of_the_latents(victim):
     """The loss at latents `z` is the objective there plus the weight times their mean square."""
     attack = attacks.gias_latents(victim.problem._replace(prior=PRIOR), prior_weight=0.7, spread=2.0)
-    state = attack.init(jax.random.key(0), victim.observation)
+    state = jax.jit(attack.init)(jax.random.key(0), victim.observation)
     coarse, fine = state.variables
     np.testing.assert_array_equal(fine, 0)
-    _, info = attack.step(jax.random.key(0), state, victim.observation)
+    _, info = jax.jit(attack.step)(jax.random.key(0), state, victim.observation)
     expected = 0.7 * np.sum(np.square(coarse)) / (2 * NUM_LATENTS)
     np.testing.assert_allclose(info.attack_loss - info.objective, expected, rtol=1e-4)
 
@@ -55,7 +55,7 @@ def test_latents_move_first_then_weights(victim):
     horizon = 10
     attack = attacks.gias(victim.problem._replace(prior=PRIOR), latent_share=0.6, horizon=horizon)
     parametrization = parametrizations.generator_weights(PRIOR, batch_size=1)
-    state = attack.init(jax.random.key(0), victim.observation)
+    state = jax.jit(attack.init)(jax.random.key(0), victim.observation)
     step = jax.jit(attack.step)
     moved = []
     for t in range(horizon):
