@@ -18,7 +18,8 @@ PHOTOS = data.load("photos", split="test[:6]")
 NORMALIZATION = (PHOTOS.mean, PHOTOS.std)
 FACTS = {"input_shape": [32, 32, 3], "num_classes": 10, "local": {"learning_rate": 0.1, "epochs": 1, "batch_size": 4}}
 MODEL = models.create("mlp", like=PHOTOS)
-PARAMS = MODEL.init(jax.random.key(0))
+PARAMS = jax.jit(MODEL.init)(jax.random.key(0))
+GRADIENT = jax.jit(jax.grad(MODEL.loss))
 
 
 def named(tree):
@@ -28,7 +29,7 @@ def named(tree):
 def trained(place, *, rate=0.1, size=1):
     """Parameters after one step of SGD on photos from `place` on."""
     batch = Batch(*(jnp.asarray(array[place : place + size]) for array in (PHOTOS.images, PHOTOS.labels)))
-    gradient = jax.grad(models.cross_entropy(MODEL.apply))(PARAMS, batch)
+    gradient = GRADIENT(PARAMS, batch)
     return jax.tree.map(lambda p, g: p - rate * g, PARAMS, gradient)
 
 
@@ -123,9 +124,9 @@ def test_the_likely_mistake_is_named(tmp_path):
 def test_the_flatten_order_is_named(tmp_path):
     """The head of a convolutional network, converted from (channel, row, column) without reordering its rows."""
     model = models.create("lenet", like=PHOTOS)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     batch = Batch(jnp.asarray(PHOTOS.images[:1]), jnp.asarray(PHOTOS.labels[:1]))
-    gradient = jax.grad(model.loss)(params, batch)
+    gradient = jax.jit(jax.grad(model.loss))(params, batch)
 
     def shuffled(tree):
         head = tree["params"]["head"]
@@ -146,9 +147,9 @@ def test_the_flatten_order_is_named(tmp_path):
 def delta_of(folder, model, labels):
     """A delta of one local step at rate 0.05, which is not given; eight photos."""
     photos = data.load("photos", split="test[:8]")
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     batch = Batch(jnp.asarray(photos.images), jnp.array(labels))
-    delta = jax.tree.map(lambda g: -0.05 * g, jax.grad(model.loss)(params, batch))
+    delta = jax.tree.map(lambda g: -0.05 * g, jax.jit(jax.grad(model.loss))(params, batch))
     writer = capture.Writer(folder, kind="delta", normalization=NORMALIZATION)
     writer.params(models.to_named(model, params))
     writer.client("1", models.to_named(model, delta), num_examples=8)
@@ -184,10 +185,10 @@ def test_a_rate_that_cannot_be_told_is_asked_for_and_never_one(tmp_path):
 
 def test_statistics_of_batch_norm_in_train_mode_are_read(tmp_path):
     model = models.create("small-convnet-bn4", input_shape=(12, 12, 1), num_classes=3, batch_norm="train")
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     batch = Batch(jnp.asarray(np.random.default_rng(0).uniform(size=(2, 12, 12, 1)), jnp.float32), jnp.array([0, 1]))
-    gradient = jax.grad(model.loss)(params, batch)
-    measured = model.batch_statistics(params, batch.inputs)
+    gradient = jax.jit(jax.grad(model.loss))(params, batch)
+    measured = jax.jit(model.batch_statistics)(params, batch.inputs)
     after = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
     after = {**after, "batch_stats": jax.tree.map(lambda r, b: 0.9 * r + 0.1 * b, params["batch_stats"], measured)}
     writer = capture.Writer(tmp_path, normalization="none")

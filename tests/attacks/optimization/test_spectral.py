@@ -23,10 +23,10 @@ def solved(attack, observation, *, steps):
 
 def test_the_prior_multiplies_the_distance(victim):
     attack = spectral(victim.problem, tv=0.7, horizon=100, guess=gray_noise)
-    state = attack.init(jax.random.key(0), victim.observation)
+    state = jax.jit(attack.init)(jax.random.key(0), victim.observation)
     x = attack.decode(state, victim.observation).inputs
-    _, info = attack.step(jax.random.key(0), state, victim.observation)
-    simulated = victim.client_update(victim.params, Batch(x, victim.batch.labels))
+    _, info = jax.jit(attack.step)(jax.random.key(0), state, victim.observation)
+    simulated = jax.jit(victim.client_update)(victim.params, Batch(x, victim.batch.labels))
     distance = objectives.kernel_cosine(simulated, victim.observation.update)
     expected = distance * np.exp(0.7 * float(regularizers.total_variation(x)))
     np.testing.assert_allclose(info.attack_loss, expected, rtol=1e-4)
@@ -44,8 +44,9 @@ def test_recovers_the_example_far_better_than_from_another_clients_gradient(vict
 def test_starts_near_the_guess_and_restarts_differ(victim):
     picture = 0.25 + 0.5 * victim.batch.inputs
     attack = spectral(victim.problem, guess=lambda problem: lambda observation: picture)
-    starts = jnp.stack([attack.init(jax.random.key(seed), victim.observation).variables for seed in range(8)])
-    found = jnp.stack([parametrizations.spectrum(SHAPE).decode(start) for start in starts])
+    init = jax.jit(attack.init)
+    starts = jnp.stack([init(jax.random.key(seed), victim.observation).variables for seed in range(8)])
+    found = jax.vmap(parametrizations.spectrum(SHAPE).decode)(starts)
     np.testing.assert_allclose(found.mean(axis=0), picture, atol=0.03)
     assert 0.005 < float(found.std(axis=0).mean()) < 0.05
 
