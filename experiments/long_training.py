@@ -1,0 +1,41 @@
+"""Long local training: matching one gradient between both models (SME), or simulating every local step?
+
+Setting: clients train on 8 images in full batches with plain SGD, for 1 to 50 epochs; labels are known.
+`surrogate-model` needs neither the rate nor the steps. The other two know both and differentiate through all local
+steps, so their cost grows with the epochs; `seconds_run` and `steps_per_second` show it.
+
+Command:  python -m experiments.long_training --data FILE.npz --json FILE.json   (4 images, 400 steps)
+Paper:    the same with --full
+Smoke:    python -m experiments.long_training --smoke
+Measured: see experiments/README.md
+"""
+
+from collections.abc import Sequence
+
+from experiments import harness
+from experiments.harness import Row
+
+CLIENT = {"client": "fedavg", "local_lr": 0.01, "num_examples": 8, "targets": 4, "restarts": 1, "steps": 4800}
+SCALED = {"num_examples": 4, "targets": 1, "steps": 400}
+ATTACKS = {"surrogate-model": 1e-3, "inverting-gradients": 1e-3, "spectral": None}
+"""Attacks and their weight of the total variation."""
+
+ROWS = tuple(
+    Row(
+        f"{model}, {epochs} epochs, {attack}",
+        {**CLIENT, "model": model, "local_epochs": epochs, "attack": attack, "tv": tv},
+        SCALED if epochs <= 20 else None,
+    )
+    for model in ("small-convnet", "lenet")
+    for epochs in (1, 5, 20, 50)
+    for attack, tv in ATTACKS.items()
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the rows that are chosen."""
+    harness.run_table("Long local training", ROWS, description=__doc__, arguments=arguments)
+
+
+if __name__ == "__main__":
+    main()
