@@ -14,7 +14,8 @@ from jaxinvert.audit.reading import digest_of
 from jaxinvert.cli.auditing import finish, identity, print_plan, show_finished, show_forecast, with_progress
 from jaxinvert.cli.captured import capture_of, judge_capture, with_round
 from jaxinvert.cli.console import EXIT_INTERRUPTED, Terminal, alone_in, bad_input
-from jaxinvert.cli.fields import check_numbers, training_of
+from jaxinvert.cli.fields import DELTA, check_numbers, training_of
+from jaxinvert.cli.unused import refuse_without_epsilon
 from jaxinvert.metrics import perceptual
 from jaxinvert.observation import captures
 from jaxinvert.report.wording import plural
@@ -86,7 +87,7 @@ class Audit(jobs.JobConfig):
     num_classes: int | None = None
     sampling_rate: float | None = None
     training_steps: int | None = None
-    delta: float = 1e-5
+    delta: float = DELTA
     dry_run: bool = False
     out: Path = Path("runs/audit")
 
@@ -115,8 +116,9 @@ def audit(command: Audit, command_line: str) -> int:
         training = training_of(command.sampling_rate, command.training_steps, command.delta)
         if command.lpips:
             perceptual.check_available()
-        for setting in settings:  # reports invalid values before the attacks
-            audits.privacy(next(iter(setting.attackers.values())), training)
+        # also reports invalid values before the attacks
+        privacies = [audits.privacy(next(iter(setting.attackers.values())), training) for setting in settings]
+        refuse_without_epsilon(training, privacies, command.defenses)
     with bad_input():
         name = identity(_parts(command, settings, capture))
     kind = "captured" if capture else "simulated"

@@ -12,7 +12,8 @@ from jaxinvert import audit as audits
 from jaxinvert import report
 from jaxinvert.cli.auditing import finish, identity, print_plan, show_finished, show_forecast, with_progress
 from jaxinvert.cli.console import EXIT_INTERRUPTED, Terminal, alone_in, bad_input
-from jaxinvert.cli.fields import check_numbers, training_of, with_file
+from jaxinvert.cli.fields import DELTA, check_numbers, training_of, with_file
+from jaxinvert.cli.unused import refuse_without_epsilon
 from jaxinvert.jobs.records import RecordsConfig
 from jaxinvert.jobs.text import TextConfig
 from jaxinvert.jobs.yaml_fields import build, flatten
@@ -46,7 +47,7 @@ class AuditTable(RecordsConfig):
     candidates: int = 100
     sampling_rate: float | None = None
     training_steps: int | None = None
-    delta: float = 1e-5
+    delta: float = DELTA
     dry_run: bool = False
     out: Path = Path("runs/audit-table")
 
@@ -132,6 +133,6 @@ def _planned(
     config = build(RecordsConfig, flatten(command, of=RecordsConfig))
     settings = audits.table_settings(config, command.defenses)
     training = training_of(command.sampling_rate, command.training_steps, command.delta)
-    for setting in settings:
-        audits.privacy(next(iter(setting.attackers.values())), training)
+    privacies = [audits.privacy(next(iter(setting.attackers.values())), training) for setting in settings]
+    refuse_without_epsilon(training, privacies, command.defenses)
     return settings, audits.audit_table, training

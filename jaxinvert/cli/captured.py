@@ -12,6 +12,7 @@ from jaxinvert import audit as audits
 from jaxinvert import data, jobs, manifest, models
 from jaxinvert.audit.captured import same_kind
 from jaxinvert.cli.fields import build, said, with_file
+from jaxinvert.cli.unused import refuse_for_captured, refuse_for_simulated
 from jaxinvert.manifest import Local, Manifest
 from jaxinvert.observation import captures
 
@@ -38,9 +39,15 @@ def with_round(command: Any, command_line: str) -> Any:
     """
     given = said(command, command_line)
     if given.get("capture") is None:
-        if given.get("clients"):
+        complete = with_file(command, command_line)
+        if not complete.update:
+            refuse_for_simulated(complete, given)
+        elif given.get("clients"):
             raise ValueError("clients names clients of a captured round: give capture, too")
-        return with_file(command, command_line)
+        else:
+            refuse_for_captured(given)
+        return complete
+    refuse_for_captured(given)
     if own := [name for name in _ARGUMENTS if given.get(name)]:
         raise ValueError(f"{own[0]} is a file of its own, but capture {given['capture']} has its own files")
     captured = captures.open_round(given["capture"])
@@ -56,12 +63,6 @@ def capture_of(command: Any) -> audits.Capture | None:
         clients.
     """
     if command.capture is None and not command.update:
-        if command.params is not None or command.truth is not None:
-            raise ValueError("params and truth belong to captured updates, whose files are missing: give update, too")
-        if command.mean is not None or command.std is not None:
-            raise ValueError(
-                "mean and std belong to captured updates; simulated clients have those of their data set"
-            )
         return None
     for name in ("accuracy_rounds", "leakage_rounds"):
         if getattr(command, name):

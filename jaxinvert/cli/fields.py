@@ -40,17 +40,11 @@ def build(command: Command, fields: Mapping[str, Any]) -> Command:
 def said(command: Any, command_line: str) -> dict[str, Any]:
     """The fields that the YAML file of a command or its flags give, by flat names; flags take precedence.
 
-    Flags count as given when they are given their defaults, too. They may be spelled `--num-examples 2`,
-    `--num_examples 2` or `--num-examples=2`; `--no-lpips` is a flag of `lpips`.
-
     Raises:
       ValueError: if the file is no YAML file of fields, or names a network `module:function`, whose module would be
         imported: only the command line may.
     """
-    words = (word.partition("=")[0] for word in shlex.split(command_line) if word.startswith("--"))
-    names = {word.removeprefix("--").replace("-", "_") for word in words}
-    values = jobs.flatten(command)
-    flags = {name: value for name, value in values.items() if name in names or f"no_{name}" in names}
+    flags = flagged(command, command_line)
     if command.file is None:
         return flags
     fields = jobs.read_yaml(command.file)
@@ -65,6 +59,20 @@ def said(command: Any, command_line: str) -> dict[str, Any]:
         raise ValueError(f"{command.file}: {error}") from error
 
 
+def flagged(command: Any, command_line: str) -> dict[str, Any]:
+    """The fields that the flags of a command give, by flat names.
+
+    Flags count as given when they are given their defaults, too. They may be spelled `--num-examples 2`,
+    `--num_examples 2` or `--num-examples=2`; `--no-lpips` is a flag of `lpips`.
+    """
+    words = (word.partition("=")[0] for word in shlex.split(command_line) if word.startswith("--"))
+    names = {word.removeprefix("--").replace("-", "_") for word in words}
+    values = jobs.flatten(command)
+    return {name: value for name, value in values.items() if name in names or f"no_{name}" in names}
+
+
+DELTA = 1e-5
+"""The default probability that a guarantee of differential privacy may fail."""
 _MAX_TRAINING_STEPS = 1_000_000_000
 _MAX_ACCURACY_ROUNDS = 1_000_000
 
@@ -80,7 +88,7 @@ def training_of(sampling_rate: float | None, training_steps: int | None, delta: 
 
     Raises:
       ValueError: for a number out of range, also where no epsilon is computed, or if only one of sampling_rate and
-        training_steps is given.
+        training_steps is given, or none of them, but another delta than the default.
     """
     between(1, _MAX_TRAINING_STEPS, training_steps=training_steps)
     if not 0 < delta < 1:
@@ -88,6 +96,8 @@ def training_of(sampling_rate: float | None, training_steps: int | None, delta: 
     if sampling_rate is not None and not 0 < sampling_rate <= 1:
         raise ValueError(f"sampling_rate is {sampling_rate}, expected a number above 0 and at most 1")
     if sampling_rate is None and training_steps is None:
+        if delta != DELTA:
+            raise ValueError(f"delta is {delta}, but an epsilon needs sampling_rate and training_steps, too")
         return None
     if sampling_rate is None or training_steps is None:
         raise ValueError("an epsilon needs both sampling_rate and training_steps")

@@ -14,6 +14,7 @@ from rich.text import Text
 from jaxinvert import files, jobs, report, search
 from jaxinvert.attacks.closed_form.certificate import WORDS, Status
 from jaxinvert.cli.console import EXIT_INTERRUPTED, Terminal, alone_in, bad_input, cell, progress_bar, saying
+from jaxinvert.cli.unused import note_of_closed_form
 from jaxinvert.report import wording
 
 
@@ -44,6 +45,7 @@ def invert(command: Invert, command_line: str) -> int:
     files.check_writable(command.out)
     with bad_input():
         task = jobs.prepare(config)
+        note_of_closed_form(command, task, command_line)
     if command.plan or command.dry_run:
         config, task = planned(config, task, Terminal(), only_if_worth=not command.dry_run)
     if command.dry_run:

@@ -4,6 +4,7 @@ import difflib
 import inspect
 import json
 import re
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ class List:
     """Show attacks, defenses, threat models, label rules, models, data sets, checks and other things by name.
 
     Attributes:
-      kind: one kind, such as "attacks" or "attack"; by default all.
+      kind: one kind, such as "attacks" or "attack", with a line for each; by default the names of all.
       name: one thing of that kind, shown in detail: what it reads, its settings, and when it works.
       json: print JSON for other programs.
     """
@@ -72,6 +73,8 @@ def show_list(command: List, command_line: str) -> int:
             return _show_one(console, command.name, found)
     if command.json:
         return _print_json({kind: {name: _plain(one) for name, one in of.items()} for kind, of in kinds.items()})
+    if not command.kind:
+        return _show_names(console, kinds)
     for kind, entries in kinds.items():
         table = Table(
             title=kind, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2)
@@ -79,6 +82,31 @@ def show_list(command: List, command_line: str) -> int:
         for name, one in entries.items():
             table.add_row(name, Text(_in_a_line(one)))
         console.print(table)
+    return 0
+
+
+_MEANINGS = {
+    "attacks": "what tries to reconstruct private data, `--attack`",
+    "defenses": "what clients do to their updates, `--defense` or `--defenses`",
+    "threat models": "what the attacker is granted, `--threat-model`",
+    "label rules": "how labels are read off an update, `--label-rule`",
+    "models": "the clients' networks, `--model`; numbers set sizes, as in mlp-1024",
+    "data sets": "the clients' private images, `--data`",
+    "checks": "what `jaxinvert inspect` measures",
+    "tables": "the clients' private records, `--table`",
+    "objectives": "what attacks minimize; of the Python package",
+    "regularizers": "what attacks prefer in images; of the Python package",
+}
+"""What each kind is, and where its names are given."""
+
+
+def _show_names(console: Terminal, kinds: Mapping[str, Mapping[str, Listed]]) -> int:
+    """Prints the names of all kinds, and how to show more."""
+    for kind, entries in kinds.items():
+        console.print(Text.assemble((kind, "bold"), f": {_MEANINGS[kind]}"), soft_wrap=True)
+        names = textwrap.fill("  ".join(entries), min(100, max(60, console.width)) - 2, break_on_hyphens=False)
+        console.print(Text(textwrap.indent(names, "  ")), soft_wrap=True)
+    console.print("\n`jaxinvert list KIND` says what each is, `jaxinvert list KIND NAME` explains one")
     return 0
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from jaxinvert import audit, jobs
 from jaxinvert.attacks.closed_form.rank import RankReport, rank_report
 from jaxinvert.cli.console import Terminal, bad_input, cell, saying
+from jaxinvert.cli.unused import note_of_rank
 from jaxinvert.jobs.limits import at_least
 
 
@@ -38,7 +39,7 @@ class Rank(jobs.JobConfig):
 
 def rank(command: Rank, command_line: str) -> int:
     """Runs the command and returns its exit status."""
-    del command_line
+    note_of_rank(command, command_line)
     console = Terminal()
     with bad_input(), saying(console) as say:
         say("simulating the clients")

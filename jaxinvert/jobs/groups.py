@@ -219,8 +219,8 @@ class ObservationConfig:
     """What the server sees of the clients.
 
     Attributes:
-      threat_model: what the attacker is granted, from A (only the update) to E, see `jaxinvert list`; surrogate
-        images are from the split `train` of the same data set.
+      threat_model: what the attacker is granted, from A (only the update) to E, see `jaxinvert list threat-models`;
+        surrogate images are from the split `train` of the same data set.
       aggregate: number of clients that are securely aggregated: the server sees only their mean update.
       rounds: number of training rounds that the server observes; every client uses the same batch in all rounds, and
         the server subtracts the mean update of all targets after each round.

@@ -143,7 +143,7 @@ def _as_model(
     """The model of a network of any library or of a pair of functions, and its loss of parameters and batch."""
     kind = kind_of(network)
     facts = {"input_shape": input_shape, "mean": mean, "std": std, "name": name, "head": ""}
-    with _failure_named(f"model {name} cannot be imported"):
+    with _failure_named(f"model {name} cannot be imported for {_of(input_shape)}"):
         if kind is None:
             model = from_functions(*network, num_classes=num_classes or 1, **facts)
         elif kind == "Flax module":
@@ -190,6 +190,30 @@ def check_eval_mode(model: Model) -> None:
         jax.eval_shape(apply, jax.eval_shape(model.init, jax.random.key(0)), _inputs(model))
 
 
+_MAX_PATH = 200
+"""Characters of a name that is looked up as a file: longer ones are refused by file systems."""
+
+
+def likely_name(name: str) -> str:
+    """What a name without a function is likely meant to be, such as "my_net:FUNCTION"; "" if nothing is there.
+
+    Nothing is imported: it is looked up as a module, or as a file, in the working directory.
+
+    Args:
+      name: such as "my_net", "my_net.py", "nets/my_net.py" or "my_package.net".
+    """
+    path = name.removeprefix("./").removesuffix(".py").strip("/").replace(os.sep, ".").replace("/", ".")
+    parts = path.split(".")
+    if len(path) > _MAX_PATH or not all(part.isidentifier() for part in parts):
+        return ""
+    place = Path.cwd().joinpath(*parts)
+    if place.with_suffix(".py").is_file() or (place / "__init__.py").is_file():
+        return f"{path}:FUNCTION"
+    *module, function = parts
+    place = Path.cwd().joinpath(*module)
+    return f"{'.'.join(module)}:{function}" if module and place.with_suffix(".py").is_file() else ""
+
+
 def source_of(name: str) -> Path:
     """The source file of the module in `module:function`, which identifies the model; imports its parent packages.
 
@@ -207,8 +231,11 @@ def source_of(name: str) -> Path:
 def _parsed(name: str) -> tuple[str, str]:
     """Splits a name into module and function; adds the working directory to the path, as `python -m` does."""
     module_name, _, function_name = name.partition(":")
-    if not all(part.isidentifier() for part in (*module_name.split("."), function_name)):
-        raise ValueError(f"model {name!r} is not of the form module:function, such as my_net:make")
+    is_name = all(part.isidentifier() for part in (*module_name.split("."), function_name))
+    if not is_name or module_name.endswith(".py"):
+        likely = likely_name(module_name).partition(":")[0]
+        meant = f"; did you mean {likely}:{function_name or 'FUNCTION'}?" if likely else ", such as my_net:make"
+        raise ValueError(f"model {name!r} is not of the form module:function{meant}")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     return module_name, function_name
@@ -225,6 +252,12 @@ def _import_function(name: str) -> Callable[..., Any]:
             raise _no_module(module_name) from error
         raise
     function = getattr(module, function_name, None)
+    if isinstance(function, Model) or kind_of(function) is not None:
+        what = kind_of(function) or "jaxinvert.models.Model"
+        raise ValueError(
+            f"model {name} is a network ({what}), not a function that returns one: write "
+            f"`def make(): return {function_name}` in {module_name}, and name {module_name}:make"
+        )
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise unknown_value(f"function of {module_name}:", function_name, known)
@@ -292,9 +325,11 @@ def _checked(model: Model, name: str, *, input_shape: Sequence[int] | None, num_
         raise ValueError(f"model {name} takes inputs {tuple(model.input_shape)}, expected {tuple(input_shape)}")
     one_logit = (model.num_classes, num_classes) == (1, 2)  # two classes may have one logit, see `tasks`
     if num_classes is not None and num_classes != model.num_classes and not one_logit:
-        raise ValueError(f"model {name} has {model.num_classes} classes, expected {num_classes}")
+        raise _other_classes(name, model.num_classes, num_classes)
     params, logits = _shapes(model)
     expected = (_BATCH_SIZE, model.num_classes)
+    if num_classes is not None and _is_logits(logits) and logits.shape[-1] != num_classes and not one_logit:
+        raise _other_classes(name, logits.shape[-1], num_classes)
     if getattr(logits, "shape", None) != expected or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"the logits of model {name} are {_described(logits)}, expected floats {expected}: [B, K]")
     if model.loss_fn is not None or model.loss_of is not cross_entropy:
@@ -306,6 +341,20 @@ def _checked(model: Model, name: str, *, input_shape: Sequence[int] | None, num_
 
 _BATCH_SIZE = 3
 """Batch size for checking shapes: neither 1, which would be broadcast, nor a common number of classes."""
+
+
+def _other_classes(name: str, num_outputs: int, num_classes: int) -> ValueError:
+    return ValueError(
+        f"the data has {num_classes} classes (--data, by default photos; else num_classes), but the network of model "
+        f"{name} has {num_outputs} outputs: give other data, or a function with an argument num_classes, which it is "
+        "given"
+    )
+
+
+def _is_logits(logits: Any) -> bool:
+    """Whether an output has the form `[B, K]`, whatever `K` is."""
+    shape = getattr(logits, "shape", ())
+    return len(shape) == 2 and shape[0] == _BATCH_SIZE and jnp.issubdtype(logits.dtype, jnp.floating)
 
 
 def _loss_shape(model: Model, params: Params) -> Any:
@@ -326,10 +375,15 @@ def _loss_shape(model: Model, params: Params) -> Any:
 
 def _shapes(model: Model) -> tuple[Params, Any]:
     """The shapes of parameters and logits."""
-    with _failure_named(f"the parameters of model {model.name} cannot be initialized"):
+    with _failure_named(f"the parameters of model {model.name} cannot be initialized for {_of(model.input_shape)}"):
         params = jax.eval_shape(model.init, jax.random.key(0))
-    with _failure_named(f"model {model.name} failed on inputs [{_BATCH_SIZE}, *{tuple(model.input_shape)}]"):
+    with _failure_named(f"model {model.name} failed on {_BATCH_SIZE} {_of(model.input_shape)}"):
         return params, jax.eval_shape(model.apply, params, _inputs(model))
+
+
+def _of(input_shape: Sequence[int]) -> str:
+    """Inputs with what sets their shape, which is often what a network that fails does not fit."""
+    return f"inputs (H, W, C) = {tuple(input_shape)}, as --data or --input-shape sets them"
 
 
 def _inputs(model: Model) -> Any:

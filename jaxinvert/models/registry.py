@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxinvert.models.convnet import convnet
-from jaxinvert.models.external import import_model, is_external
+from jaxinvert.models.external import import_model, is_external, likely_name
 from jaxinvert.models.layers import ConvolutionFn, unknown_value
 from jaxinvert.models.lenet import lenet
 from jaxinvert.models.mlp import mlp
@@ -159,4 +159,8 @@ def _factory(name: str) -> Callable[..., Model]:
     for pattern, with_sizes in _ANY_SIZE.items():
         if sizes := re.fullmatch(pattern, name):
             return with_sizes(*(int(size) for group in sizes.groups() for size in group.split("-")))
+    if likely := likely_name(name):
+        raise ValueError(
+            f"unknown model {name!r}; did you mean {likely!r}, a function in a module of yours that makes a network?"
+        )
     raise unknown_value("model", name, REGISTRY)

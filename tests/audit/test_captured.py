@@ -115,7 +115,7 @@ def test_results_are_kept_apart_for_another_rate_normalization_or_task(task, cap
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--params", "nowhere"], "give update, too"),
+        (["--params", "nowhere"], "params describes captured updates only"),
         (["--update", "a.npz"], "need the parameters"),
         (["--update", "a.npz", "--params", "b.npz"], "b.npz"),
         (["--update", "a.npz", "--params", "b.npz", "--defenses", "none", "sign"], "one defense, not 2"),

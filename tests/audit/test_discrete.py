@@ -277,7 +277,5 @@ def test_what_is_not_possible_is_one_clear_error(arguments, message, tmp_path, c
 
 
 def test_flags_of_another_kind_are_refused(capsys):
-    with pytest.raises(SystemExit) as refused:
-        main(["audit", "table", "--model", "lenet"])
-    assert refused.value.code == 2
+    assert main(["audit", "table", "--model", "lenet"]) == 2
     assert "--model" in capsys.readouterr().err

@@ -388,6 +388,8 @@ def test_list_shows_one_kind_or_one_thing_or_json(capsys):
 def test_list_names_everything(capsys):
     assert cli.main(["list"]) == 0
     text = capsys.readouterr().out
+    assert text.count("\n") < 60
+    assert max(map(len, text.splitlines())) < 100
     for name in (
         "inverting-gradients",
         "dense-layer",

@@ -173,7 +173,7 @@ def test_what_cannot_be_is_refused(changes, message):
 
 
 def test_the_list_names_defenses_and_counters(capsys):
-    assert cli.main(["list"]) == 0
+    assert cli.main(["list", "defenses"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "percentile-privacy" in text
     assert "adaptive attacker: matches only the sent entries" in text

@@ -12,7 +12,7 @@ from jaxinvert import Batch, cli, jobs, models
 
 NETWORKS = """
     import jax, jax.numpy as jnp
-    from flax import linen
+    from flax import linen, nnx
     from jaxinvert import models
 
     class Net(linen.Module):
@@ -56,6 +56,8 @@ NETWORKS = """
     def fails(): raise RuntimeError("out of luck")
     def exits(): import sys; sys.exit(3)
     not_a_function = 1
+    network, whole = Net(), model()
+    nnx_network = nnx.Linear(12, 4, rngs=nnx.Rngs(0))
 """
 SHAPE = (2, 2, 3)
 INPUTS = jnp.linspace(0, 1, 24).reshape(2, *SHAPE)
@@ -173,6 +175,13 @@ def test_clients_minimize_the_loss_that_was_brought():
     [
         ("modul", {}, "unknown function of my_networks: 'modul'.*did you mean 'module'"),
         ("not_a_function", {}, "unknown function"),
+        (
+            "network",
+            {"input_shape": SHAPE},
+            r"is a network \(Flax module\), not a function .*`def make\(\): return network`",
+        ),
+        ("nnx_network", {"input_shape": SHAPE}, r"is a network \(Flax NNX module\), not a function"),
+        ("whole", {"input_shape": SHAPE}, r"is a network \(jaxinvert.models.Model\), not a function"),
         ("module", {}, "needs input_shape: its result has none"),
         ("sized", {"input_shape": SHAPE}, "needs num_classes, which is not given"),
         ("module", {"depth": 3}, "unknown option of model 'my_networks:module': 'depth'"),
@@ -180,13 +189,17 @@ def test_clients_minimize_the_loss_that_was_brought():
         (
             "module",
             {"input_shape": SHAPE, "num_classes": 9},
-            r"logits .* are float32 \(3, 4\), expected floats \(3, 9\)",
+            "the data has 9 classes .*, but the network of model my_networks:module has 4 outputs: give other data",
         ),
-        ("model", {"num_classes": 9}, "has 4 classes, expected 9"),
+        ("model", {"num_classes": 9}, "the data has 9 classes .* has 4 outputs"),
         ("model", {"input_shape": (3, 3, 3)}, r"takes inputs \(2, 2, 3\), expected \(3, 3, 3\)"),
         ("bad_logits", {"input_shape": SHAPE}, r"logits .* are float32 \(3, 2, 2, 3\), expected floats"),
-        ("bad_apply", {"input_shape": SHAPE}, r"failed on inputs .*KeyError: 'v' \(.*my_networks\.py, line \d+\)"),
-        ("bad_init", {"input_shape": SHAPE}, "parameters .* cannot be initialized: TypeError"),
+        ("bad_apply", {"input_shape": SHAPE}, r"failed on 3 inputs .*KeyError: 'v' \(.*my_networks\.py, line \d+\)"),
+        (
+            "bad_init",
+            {"input_shape": SHAPE},
+            r"parameters .* cannot be initialized for inputs \(H, W, C\) = \(2, 2, 3\), as --data .*: TypeError",
+        ),
         ("bad_loss", {"input_shape": SHAPE}, r"loss .* is float32 \(3, 2, 2, 3\), expected one float"),
         ("bad_result", {}, "returned a .*, expected a jaxinvert.models.Model"),
         ("bad_pair", {}, "returned a tuple of Net, int, expected"),
@@ -207,7 +220,8 @@ def test_what_is_wrong_is_named(function, options, message):
         ("my_broken:f", "importing my_broken failed: ModuleNotFoundError: No module named 'my_absent'.*my_broken.py"),
         ("my_typo:f", "importing my_typo failed: SyntaxError"),
         ("my_script:f", "importing my_script failed: SystemExit"),
-        ("my_networks:", "not of the form module:function"),
+        ("my_networks:", r"not of the form module:function; did you mean my_networks:FUNCTION\?"),
+        ("my_networks.py:module", r"not of the form module:function; did you mean my_networks:module\?"),
         (":f", "not of the form module:function"),
         ("/etc/net.py:f", "not of the form module:function"),
     ],
@@ -215,6 +229,29 @@ def test_what_is_wrong_is_named(function, options, message):
 def test_a_module_that_is_not_there_or_fails(name, message):
     with pytest.raises(ValueError, match=message):
         models.import_model(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "likely"),
+    [
+        ("my_broken", "my_broken:FUNCTION"),
+        ("my_broken.py", "my_broken:FUNCTION"),
+        ("./my_broken.py", "my_broken:FUNCTION"),
+        ("my_package", "my_package:FUNCTION"),
+        ("my_package/nets.py", "my_package.nets:FUNCTION"),
+        ("my_package.nets", "my_package.nets:FUNCTION"),
+        ("my_package.nets.pair", "my_package.nets:pair"),
+    ],
+)
+def test_a_module_without_a_function_is_recognized_and_not_imported(name, likely):
+    with pytest.raises(ValueError, match=f"unknown model .*; did you mean '{likely}', a function in a module"):
+        models.create(name)
+    assert not [loaded for loaded in sys.modules if loaded.startswith("my_")]
+
+
+def test_a_network_with_as_many_inputs_as_another_set_of_data_has_says_what_sets_them():
+    with pytest.raises(ValueError, match=r"failed on 3 inputs \(H, W, C\) = \(2, 2, 1\), as --data"):
+        make("pair", input_shape=(2, 2, 1))
 
 
 def test_the_head_is_the_layer_whose_outputs_are_the_logits():

@@ -1,0 +1,67 @@
+"""Flags and fields that another choice makes meaningless: they are refused or named, never ignored in silence."""
+
+import pytest
+
+from jaxinvert import cli
+from jaxinvert.cli.unused import _OF_CAPTURES, _of_data
+from jaxinvert.jobs import DataConfig
+
+CAPTURED = ["audit", "--update", "a.npz", "--params", "b.npz"]
+VALUES = {
+    "input_shape": ["28", "28", "1"],
+    "num_classes": ["7"],
+    "mean": ["0.5"],
+    "std": ["0.5"],
+    "update_kind": ["pseudo-gradient"],  # the default
+    "params": ["p.npz"],
+    "truth": ["t.npz"],
+    "clients": ["site-1"],
+}
+
+
+def refusal(words, capsys):
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize("name", _OF_CAPTURES)
+def test_what_describes_captured_updates_is_refused_for_simulated_clients(name, tmp_path, capsys):
+    file, out = tmp_path / "audit.yaml", ["--out", str(tmp_path / "out")]
+    value = VALUES[name][0] if len(VALUES[name]) == 1 and name not in ("mean", "std", "clients") else VALUES[name]
+    file.write_text(f"{name}: {str(value).replace(chr(39), '') if isinstance(value, list) else value}")
+    flags = [f"--{name.replace('_', '-')}", *VALUES[name]]
+    for words in (["audit", *flags], ["audit", str(file)]):
+        assert f"{name} describes captured updates only; " in refusal([*words, *out], capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_refusal_says_what_simulated_clients_have_instead(capsys):
+    error = refusal(["audit", "--num-classes", "7"], capsys)
+    assert "simulated clients take it from their data (photos: 10 classes): leave it out, or give capture" in error
+    assert _of_data("input_shape", DataConfig(size=16, split="auto")) == " (photos: 16 x 16 x 3)"
+    assert _of_data("mean", DataConfig("nowhere")) == ""
+
+
+@pytest.mark.parametrize("flags", [["--targets", "3"], ["--no-normalized"], ["--normalized"], ["--attack-free"]])
+def test_what_describes_simulated_clients_is_refused_for_captured_updates(flags, capsys):
+    name = flags[0].removeprefix("--").removeprefix("no-").replace("-", "_")
+    assert f"{name} is for simulated clients only; " in refusal([*CAPTURED, *flags], capsys)
+
+
+@pytest.mark.parametrize("command", [["audit"], ["audit", "table"]])
+def test_a_training_without_an_epsilon_is_refused(command, capsys):
+    training = ["--sampling-rate", "0.1", "--training-steps", "10"]
+    error = refusal([*command, *training, "--defenses", "none", "gaussian"], capsys)
+    assert "the epsilon of dp-sgd, which none of the defenses none gaussian has" in error
+    assert "delta is 0.001, but an epsilon needs" in refusal([*command, "--delta", "1e-3"], capsys)
+
+
+def test_flags_of_attacks_and_searches_that_are_not_used_are_named(tmp_path, capsys):
+    small = ["--model", "mlp-4", "--size", "8", "--targets", "1"]
+    assert cli.main(["rank", *small, "--linear-examples", "0", "--attack", "dlg", "--steps", "3"]) == 0
+    assert capsys.readouterr().err == "note: rank runs no attack; not used: --attack, --steps\n"
+    closed = ["invert", *small, "--attack", "dense-layer", "--precision", "high", "--out", str(tmp_path)]
+    assert cli.main([*closed, "--restarts=2", "--steps", "3"]) == 0
+    assert "note: attack 'dense-layer' does not search; not used: --restarts, --steps\n" in capsys.readouterr().err
