@@ -15,7 +15,7 @@ from jaxinvert.cli.auditing import finish, identity, print_plan, show_finished, 
 from jaxinvert.cli.captured import capture_of, judge_capture, with_round
 from jaxinvert.cli.console import EXIT_INTERRUPTED, Terminal, alone_in, bad_input
 from jaxinvert.cli.fields import DELTA, check_numbers, training_of
-from jaxinvert.cli.unused import refuse_without_epsilon
+from jaxinvert.cli.unused import refuse_without_epsilon, refuse_without_truth
 from jaxinvert.metrics import perceptual
 from jaxinvert.observation import captures
 from jaxinvert.report.wording import plural
@@ -109,6 +109,7 @@ def audit(command: Audit, command_line: str) -> int:
         if capture is not None and command.dry_run:
             raise ValueError("dry_run measures simulated clients, but the updates are captured: leave it out")
         if capture is not None:
+            refuse_without_truth(command, capture)
             config, capture = audits.job_of_capture(config, capture)
         settings = audits.settings_for(config, command.defenses)
         if capture is not None and len(settings) > 1:

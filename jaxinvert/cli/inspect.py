@@ -55,6 +55,8 @@ class Inspect:
         """Checks the fields; raises BadInputError."""
         needs = {name: getattr(self, name) for name in ("input_shape", "num_classes", "mean", "std", "data")}
         given = [name for name, value in needs.items() if value is not None]
+        if self.split != type(self).split:
+            given.append("split")
         if self.model is None and given:
             raise BadInputError(f"{given[0]} belongs to the network: give model, too")
         if self.model is not None and not models.is_external(self.model):

@@ -44,6 +44,8 @@ def invert(command: Invert, command_line: str) -> int:
     config: jobs.JobConfig = command
     files.check_writable(command.out)
     with bad_input():
+        if command.plan and command.search.chunk is not None:
+            raise ValueError(f"chunk is {command.search.chunk}, but plan chooses the fastest: leave one of them out")
         task = jobs.prepare(config)
         note_of_closed_form(command, task, command_line)
     if command.plan or command.dry_run:

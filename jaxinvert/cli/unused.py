@@ -56,6 +56,16 @@ def refuse_for_captured(given: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is for simulated clients only; {why}: leave it out")
 
 
+def refuse_without_truth(command: Any, capture: audits.Capture) -> None:
+    """Raises ValueError for a field that says how reconstructions are compared, where the true images are unknown."""
+    if capture.truth is None:
+        for name in ("lpips", "candidates"):
+            if (value := getattr(command, name)) != getattr(type(command), name):
+                raise ValueError(
+                    f"{name} is {value}, but nothing is compared without the true images: give truth, or leave it out"
+                )
+
+
 def _of_data(name: str, chosen: Any) -> str:
     """What the data set says, such as " (photos: 10 classes)"; nothing if it cannot be read."""
     with contextlib.suppress(ValueError, OSError, ImportError):

@@ -259,6 +259,9 @@ def _import_function(name: str) -> Callable[..., Any]:
             f"`def make(): return {function_name}` in {module_name}, and name {module_name}:make"
         )
     if not callable(function):
+        if function is not None:
+            what = type(function).__name__
+            raise ValueError(f"model {name} is of the type {what}, not a function that returns {_EXPECTED}")
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise unknown_value(f"function of {module_name}:", function_name, known)
     return function

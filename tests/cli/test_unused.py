@@ -58,6 +58,21 @@ def test_a_training_without_an_epsilon_is_refused(command, capsys):
     assert "delta is 0.001, but an epsilon needs" in refusal([*command, "--delta", "1e-3"], capsys)
 
 
+@pytest.mark.parametrize("flags", [["--lpips"], ["--candidates", "50"]])
+def test_what_compares_with_true_images_needs_them(flags, capsys):
+    assert "nothing is compared without the true images: give truth" in refusal([*CAPTURED, *flags], capsys)
+
+
+def test_a_chunk_and_the_choice_of_one_exclude_each_other(tmp_path, capsys):
+    error = refusal(["invert", "--plan", "--chunk", "2", "--out", str(tmp_path)], capsys)
+    assert "chunk is 2, but plan chooses the fastest" in error
+
+
+def test_a_split_of_images_needs_the_network_that_is_run_on_them(capsys):
+    error = refusal(["inspect", "received.safetensors", "--split", "train"], capsys)
+    assert "split belongs to the network: give model, too" in error
+
+
 def test_flags_of_attacks_and_searches_that_are_not_used_are_named(tmp_path, capsys):
     small = ["--model", "mlp-4", "--size", "8", "--targets", "1"]
     assert cli.main(["rank", *small, "--linear-examples", "0", "--attack", "dlg", "--steps", "3"]) == 0

@@ -174,7 +174,7 @@ def test_clients_minimize_the_loss_that_was_brought():
     ("function", "options", "message"),
     [
         ("modul", {}, "unknown function of my_networks: 'modul'.*did you mean 'module'"),
-        ("not_a_function", {}, "unknown function"),
+        ("not_a_function", {}, "is of the type int, not a function that returns a jaxinvert.models.Model, a network"),
         (
             "network",
             {"input_shape": SHAPE},
