@@ -37,7 +37,7 @@ def main() -> int:
     """Runs the audit and returns its exit status, which does not depend on the verdict."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/audit_flax"))
-    parser.add_argument("--clients", type=int, default=9, help="with fewer than nine, no verdict is possible")
+    parser.add_argument("--clients", type=int, default=9, help="as many as the page names (usually 9), for a verdict")
     parser.add_argument("--steps", type=int, default=200, help="steps of the attack")
     parser.add_argument("--defenses", nargs="+", default=["none", "gaussian:scale=0.1"])
     options = parser.parse_args()

@@ -16,7 +16,7 @@ def options(description: str, name: str) -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs") / name)
-    parser.add_argument("--clients", type=int, default=9, help="with fewer than nine, no verdict is possible")
+    parser.add_argument("--clients", type=int, default=9, help="as many as the page names (usually 9), for a verdict")
     parser.add_argument("--steps", type=int, default=300, help="steps of the attack")
     found = parser.parse_args()
     found.out = found.out.resolve()

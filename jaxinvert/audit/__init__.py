@@ -15,7 +15,7 @@ from jaxinvert.audit.forecast import Part, forecast
 from jaxinvert.audit.forecast_discrete import forecast_table, forecast_text
 from jaxinvert.audit.kept import INSIDE, Store
 from jaxinvert.audit.measures import Measure
-from jaxinvert.audit.plan import parse_defense, settings_for
+from jaxinvert.audit.plan import UNDEFENDED, parse_defense, settings_for
 from jaxinvert.audit.privacy import Allowed, Privacy, Training, allowed, privacy
 from jaxinvert.audit.reading import Capture, Seen, observe_capture, read_capture, true_batches
 from jaxinvert.audit.record import record, record_of_capture
@@ -27,7 +27,7 @@ from jaxinvert.audit.scoring import Ground, Scores, ground_truth, score
 from jaxinvert.audit.tabular import audit_table, table_settings
 from jaxinvert.audit.text import audit_text, text_settings
 from jaxinvert.audit.utility import Utility, rounds_to_attack, train_under
-from jaxinvert.audit.verdict import SIGNIFICANCE, Verdict, judge
+from jaxinvert.audit.verdict import SIGNIFICANCE, Verdict, judge, percent
 from jaxinvert.audit.weighing import judged
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "NUM_STEPS",
     "RESIDUAL",
     "SIGNIFICANCE",
+    "UNDEFENDED",
     "Allowed",
     "AttackFree",
     "Attacked",
@@ -82,6 +83,7 @@ __all__ = [
     "mean_interval",
     "observe_capture",
     "parse_defense",
+    "percent",
     "privacy",
     "rate",
     "read_capture",

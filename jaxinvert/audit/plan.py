@@ -12,6 +12,8 @@ from jaxinvert.jobs import JobConfig
 from jaxinvert.observation.threat_models import check_needs
 
 NAIVE, ADAPTIVE = "naive", "adaptive"
+UNDEFENDED = "no defense"
+"""Name of the scenario without a defense."""
 
 
 def settings_for(config: JobConfig, defenses: Sequence[str] = (NONE,)) -> list[Scenario]:
@@ -71,7 +73,7 @@ def _scenario(
     name, numbers = parse_defense(text)
     naive = defended(name, numbers)
     if name == NONE:
-        return Scenario("no defense", {NAIVE: naive})
+        return Scenario(UNDEFENDED, {NAIVE: naive})
     title = title_of(name, numbers)
     try:
         return Scenario(title, {NAIVE: naive, ADAPTIVE: adapted(naive)})

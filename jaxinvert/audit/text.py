@@ -22,7 +22,7 @@ from jaxinvert.audit.clientwise import Clients, attack_and_score_clients
 from jaxinvert.audit.discrete import DiscreteGround, DiscreteScores, Field, discrete_ground, guesses
 from jaxinvert.audit.kept import Store
 from jaxinvert.audit.measures import TEXT
-from jaxinvert.audit.plan import NAIVE
+from jaxinvert.audit.plan import NAIVE, UNDEFENDED
 from jaxinvert.audit.results import Audited, Scenario
 from jaxinvert.audit.running import Show
 from jaxinvert.audit.weighing import judged
@@ -45,7 +45,7 @@ def text_settings(config: TextConfig, defenses: Sequence[str] = (NONE,)) -> list
             f"defenses are {list(defenses)}, but for text none is implemented: neither clients with one nor DAGER "
             "against one; expected only 'none'"
         )
-    return [Scenario("no defense", {NAIVE: config})]
+    return [Scenario(UNDEFENDED, {NAIVE: config})]
 
 
 def audit_text(

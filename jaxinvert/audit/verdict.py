@@ -105,7 +105,7 @@ def judge(evidence: Mapping[str, Evidence], *, num_candidates: int, measure: Mea
     return most, Verdict(
         "none",
         "No evidence of a leak beyond the null controls, for this attack and these assumptions.",
-        f"This does not prove safety: up to {_percent(one.identified.high)} of clients could be identified, and "
+        f"This does not prove safety: up to {percent(one.identified.high)} of clients could be identified, and "
         f"{picked}. {' '.join(map(_sentence, [gain, *told, *_blind_spots(one, enough)]))} A stronger attack may find "
         "more.",
         needed,
@@ -125,7 +125,7 @@ def _picked(one: Evidence, num_candidates: int, measure: Measure) -> str:
 
 def _interval(one: Evidence) -> str:
     low, high, chance = one.identified.low, one.identified.high, one.identified.chance
-    return f"the 95 % interval is {_percent(low)} to {_percent(high)} of clients; guessing reaches {_percent(chance)}"
+    return f"the 95 % interval is {percent(low)} to {percent(high)} of clients; guessing reaches {percent(chance)}"
 
 
 def _gain(one: Evidence, measure: Measure) -> str:
@@ -134,8 +134,8 @@ def _gain(one: Evidence, measure: Measure) -> str:
     if not math.isfinite(one.excess.high):
         interval = "one client gives no interval"
     return (
-        f"{measure.score} is {abs(one.excess.mean):.1f} {measure.unit} {side} the strongest control, "
-        f"{one.strongest} ({interval})"
+        f"averaged over clients, {measure.score} is {abs(one.excess.mean):.1f} {measure.unit} {side} the control "
+        f"with the highest mean, {one.strongest} ({interval})"
     )
 
 
@@ -150,8 +150,13 @@ def _num_clients(one: Evidence) -> int:
     return round(-math.log2(one.excess.least_p_value))
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
+def percent(share: float) -> str:
+    """A share for people, rounded in the same way wherever an audit names it.
+
+    >>> [percent(0.0925), percent(0.0004), percent(0.0)]
+    ['9.2 %', '0.04 %', '0.0 %']
+    """
+    return f"{100 * share:.2g} %" if 0 < share < 0.001 else f"{100 * share:.1f} %"
 
 
 def _sentence(text: str) -> str:

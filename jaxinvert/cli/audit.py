@@ -28,8 +28,8 @@ class Audit(jobs.JobConfig):
     The private data are images; `jaxinvert audit table` and `jaxinvert audit text` do the same for records and text.
 
     Attributes:
-      data: private data of the simulated clients. With two attackers, at least nine targets (clients) are needed for
-        every verdict to be possible. Split `auto` means `test`, but `private` for the photos: its tiles are disjoint
+      data: private data of the simulated clients. Every verdict is possible with as many targets (clients) as the
+        page names (usually 9). Split `auto` means `test`, but `private` for the photos: its tiles are disjoint
         parts of the scenes, several per class, while the ten photos of `test` overlap, one per class.
       attacker: the attack. The default `auto` uses a closed form where one is exact, else spectral matching.
       file: YAML file with any of these fields (`_` for `-`); flags take precedence over it.
@@ -154,7 +154,9 @@ def audit(command: Audit, command_line: str) -> int:
             record, save = audits.record_of_capture(found), partial(report.save_capture_html, found=found, **of_page)
         else:
             record = audits.record(found, training)
-            save = partial(report.save_audit_html, audited=found, record=record, **of_page)
+            save = partial(
+                report.save_audit_html, audited=found, record=record, captured=capture is not None, **of_page
+            )
         finish(console, command.out, record, save, name=name, command_line=command_line, begin=begin)
     return 0
 

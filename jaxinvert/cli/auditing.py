@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 import jaxinvert
@@ -35,7 +35,7 @@ def show_forecast(console: Terminal, parts: Iterable[audits.Part]) -> int:
     Raises:
       BadInputError: for invalid values, or for a package that is missing.
     """
-    total = 0.0
+    begin, total = time.perf_counter(), 0.0
     try:
         with bad_input():
             for part in parts:
@@ -43,7 +43,11 @@ def show_forecast(console: Terminal, parts: Iterable[audits.Part]) -> int:
                 console.print(f"{part.what}: {duration(part.seconds)}", soft_wrap=True)
     except ImportError as error:
         raise BadInputError(str(error)) from error
+    took = time.perf_counter() - begin
     console.print(f"about {duration(total)} on this machine; nothing was written")
+    if total < took:  # both compile the same programs
+        told = f"running it is cheaper than this forecast, which took {duration(took)}: leave out --dry-run"
+        console.print(told, soft_wrap=True)
     return 0
 
 
@@ -166,13 +170,19 @@ def _verdicts(record: Mapping[str, Any]) -> list[Table | Text]:
     return [_table(record), *lines]
 
 
+_WHOLE = {"verdict": len("inconclusive"), "identified": len("identified")}
+"""Columns that are never cut, with their widths; where space is short, others wrap."""
+
+
 def _table(record: Mapping[str, Any]) -> Table:
     """A table with one row for every setting and attacker."""
     item = record.get("kind")
     figures = (
         ("points above control", "% right", f"exact {item}s") if item else ("above control dB", "median dB", "max dB")
     )
-    table = Table("setting", "attacker", "verdict", "identified", *figures)
+    whole = [Column(name, no_wrap=True, min_width=width) for name, width in _WHOLE.items()]
+    setting, *others = (Column(name, overflow="fold") for name in ("setting", *figures))
+    table = Table(setting, Column("attacker", min_width=len("adaptive")), *whole, *others)
     for one in record["settings"]:
         for name, attacker in one["attackers"].items():
             found, reached = attacker["identified"], attacker["attack"]

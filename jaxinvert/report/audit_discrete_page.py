@@ -13,7 +13,8 @@ from jaxinvert.audit import SIGNIFICANCE, Audited, DiscreteGround, DiscreteScore
 from jaxinvert.audit.record_discrete import in_words
 from jaxinvert.files import save_bytes
 from jaxinvert.metrics.records import TOLERANCE
-from jaxinvert.report.audit_page import Pick, picks_by
+from jaxinvert.report.about import about_items
+from jaxinvert.report.audit_page import Pick, picks_by, reconstructed
 from jaxinvert.report.charts import psnr_ranges
 from jaxinvert.report.risk_chart import decision, risk_chart, worst_first
 from jaxinvert.report.templates import render
@@ -59,11 +60,13 @@ def save_discrete_audit_html(
     rows = {"the attack": worst["attack"], **worst["controls"]}
     scale, ranges = psnr_ranges([row["right"] for row in rows.values()], unit="%")
     of_tokens = record["kind"] == "sequence"
+    kind = record["assumptions"].get("realism", {}).get("kind", "as deployed")
     page = render(
         "audit_discrete.html.jinja",
         record=record, title=title, command=command, significance=SIGNIFICANCE,
         first=first, worst=worst, settings=record["settings"], cost_charts=[], round_charts=[], kinds=1, choices=[],
-        decision=decision(record["settings"]), risk=risk_chart(record["settings"], item=record["kind"]),
+        decision=decision(record["settings"], kind=kind), about=about_items(worst["config"], record),
+        risk=risk_chart(record["settings"], item=record["kind"]),
         attack_free_words=[],
         evidence=list(zip(rows, rows.values(), ranges)), scale=scale, tables=item_tables(audited),
         field_name="position" if of_tokens else "field", fields_name="tokens" if of_tokens else "fields",
@@ -79,7 +82,7 @@ def item_tables(audited: Sequence[Audited[Any, DiscreteScores, DiscreteGround]])
     The columns are the reconstructions by the worst attacker of every scenario, and the controls of the first.
     """
     ground, first = audited[0].ground, audited[0].attackers[audited[0].worst]
-    sources = [(one.name, one.attackers[one.worst].scores) for one in audited]
+    sources = [(reconstructed(one.name), one.attackers[one.worst].scores) for one in audited]
     sources += [(f"control: {name}", scores) for name, scores in first.controls.items()]
     sources = sources[:_MAX_COLUMNS]
     tables = []

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxinvert.audit import SIGNIFICANCE, Audited
+from jaxinvert.audit import SIGNIFICANCE, UNDEFENDED, Audited
 from jaxinvert.files import save_bytes
+from jaxinvert.report.about import about_images
 from jaxinvert.report.charts import MAX_KINDS, psnr_ranges
 from jaxinvert.report.cost_charts import cost_charts, round_charts
 from jaxinvert.report.line_up import line_up_of
@@ -63,6 +64,7 @@ def save_audit_html(
     record: Mapping[str, Any],
     title: str = "",
     command: str = "",
+    captured: bool = False,
 ) -> None:
     """Writes one self-contained HTML page: no scripts, no requests, pictures and charts embedded.
 
@@ -72,6 +74,7 @@ def save_audit_html(
       record: their record, see `jaxinvert.audit.record`.
       title: what was audited.
       command: the command that reproduces the audit.
+      captured: whether the updates are captured ones.
     """
     place = worst_first(record["settings"])
     first = record["settings"][place]
@@ -83,6 +86,9 @@ def save_audit_html(
     scores = audited[0].attackers[audited[0].worst].scores
     shape = (-1, *scores.matched.shape[2:])
     seen = line_up_of(*as_byte_pairs(audited[0].ground.truth.inputs.reshape(shape), scores.matched.reshape(shape)))
+    kind = record["assumptions"].get("realism", {}).get("kind", "as deployed")
+    closed = audited[0].attackers[audited[0].worst].summary.get("selected_by") == "closed form"
+    about = about_images(worst["config"], record, closed=closed, captured=captured)
     page = render(
         "audit.html.jinja",
         record=record, title=title, command=command, significance=SIGNIFICANCE,
@@ -90,7 +96,7 @@ def save_audit_html(
         first=first, worst=worst, settings=record["settings"],
         cost_charts=cost_charts(record["settings"]), round_charts=round_charts(record["settings"]), kinds=MAX_KINDS,
         choices=choices_of(record["settings"]),
-        decision=decision(record["settings"]), risk=risk_chart(record["settings"]),
+        decision=decision(record["settings"], kind=kind), about=about, risk=risk_chart(record["settings"]),
         attack_free_words=attack_free_words(record["settings"]),
         evidence=list(zip(rows, rows.values(), ranges)), scale=scale,
         picks=picks, columns=picture_columns(audited, picks), height=audited[0].ground.truth.inputs.shape[2],
@@ -109,7 +115,7 @@ def picks_by(values: np.ndarray) -> list[Pick]:
     """Items with the highest and the median value, and random ones, without duplicates; `values [T, B]`."""
     order = np.argsort(values, axis=None, kind="stable")
     at_random = np.random.default_rng(0).permutation(values.size)[:_NUM_RANDOM]
-    chosen = {int(order[-1]): "worst leak", int(order[(len(order) - 1) // 2]): "median"}
+    chosen = {int(order[-1]): "closest", int(order[(len(order) - 1) // 2]): "median"}
     for index in at_random:
         chosen.setdefault(int(index), "at random")
     width = values.shape[1]
@@ -126,7 +132,7 @@ def picture_columns(audited: Sequence[Audited], picks: Sequence[Pick]) -> list[t
     first scenario.
     """
     truth, first = audited[0].ground.truth.inputs, audited[0].attackers[audited[0].worst]
-    sources = [(one.name, one.attackers[one.worst].scores) for one in audited]
+    sources = [(reconstructed(one.name), one.attackers[one.worst].scores) for one in audited]
     sources += [(f"control: {name}", scores) for name, scores in first.controls.items()]
     columns = [("original", [Picture(_address(truth[pick.client, pick.example])) for pick in picks])]
     for name, scores in sources[:_MAX_COLUMNS]:
@@ -141,6 +147,11 @@ def picture_columns(audited: Sequence[Audited], picks: Sequence[Pick]) -> list[t
         ]
         columns.append((name, pictures))
     return columns
+
+
+def reconstructed(setting: str) -> str:
+    """The heading of the reconstructions under a setting."""
+    return f"reconstruction {'without a defense' if setting == UNDEFENDED else f'under {setting}'}"
 
 
 def choices_of(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxinvert.audit import UNDEFENDED, percent
 from jaxinvert.report.charts import MOST_DB, axis
-from jaxinvert.report.wording import number
+from jaxinvert.report.wording import number, plural
 
 _WORTH_DB = 15.0
 """An attack-free figure below this PSNR warns of nothing: little of a picture is left there."""
@@ -27,27 +28,42 @@ _STRONGER_DB = 6.0
 """From this difference on, the attack-free figure says that the attack was weak."""
 _ORDER = ("leaks", "traces", "inconclusive", "none")
 
+UPPER_BOUND = "diagnostic upper bound"
+ADVICE = {
+    "leaks, as deployed": (
+        "do not send these updates in the clear: larger batches, secure aggregation, DP-SGD; audit again"
+    ),
+    f"leaks, {UPPER_BOUND}": "audit the deployed case, without what this page marks “favors the attacker”",
+    "traces": "treat as a leak if the data are sensitive; more clients and restarts may decide",
+    "inconclusive": "audit at least {needed}",
+    "none": "keep the page with its assumptions; audit again when network, batch or defense change",
+}
+"""What to decide in each case, for this page and for the guide to it (`docs/howto/reading-an-audit.md`)."""
 
-def decision(settings: Sequence[Mapping[str, Any]]) -> str:
+
+def decision(settings: Sequence[Mapping[str, Any]], *, kind: str = "as deployed") -> str:
     """What the audit says about all settings, and what it does not say, in a few sentences.
 
     Args:
       settings: settings of an audit's record, see `jaxinvert.audit.record`.
+      kind: how realistic its assumptions are, see `jobs.realism.Realism`.
     """
     by_level = {level: [one for one in settings if one["verdict"]["level"] == level] for level in _ORDER}
     sentences = []
     if by_level["leaks"]:
         found = by_level["leaks"]
-        sentences.append(f"{_named(found)} {_verb(found, 'leaks', 'leak')}: do not send such updates")
+        sentences.append(f"{_under(found)}, updates leak: {ADVICE[f'leaks, {kind}']}")
     if by_level["traces"]:
-        found = by_level["traces"]
-        sentences.append(f"{_named(found)} {_verb(found, 'shows', 'show')} traces of a leak: treat as leaking")
+        sentences.append(f"{_under(by_level['traces'])}, updates show traces of a leak: {ADVICE['traces']}")
     if by_level["inconclusive"]:
         needed = max(one["verdict"]["clients_needed"] for one in by_level["inconclusive"])
-        sentences.append(f"Undecided for {_named(by_level['inconclusive'])}: audit at least {needed} clients")
+        told = ADVICE["inconclusive"].format(needed=plural(needed, "client"))
+        sentences.append(f"Undecided {_under(by_level['inconclusive'])}: {told}")
     for one in by_level["none"]:
-        sentences.append(f"No leak was found under {_named([one])}{_accuracy(one, settings)}; {_limit(one)}")
+        sentences.append(f"No leak was found {_under([one])}{_accuracy(one, settings)}; {_limit(one)}")
         sentences += _warning(one)
+    if by_level["none"]:
+        sentences.append(ADVICE["none"])
     return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences)
 
 
@@ -91,6 +107,7 @@ def risk_chart(settings: Sequence[Mapping[str, Any]], *, item: str = "image") ->
     return {
         "with_accuracy": with_accuracy,
         "item": item,
+        "measure": "PSNR" if item == "image" else "right values",
         "score": f"{score}, at most {most:.0f}" if (ends > most).any() else score,
         "ticks": {"share": [(0.0, "0"), (50.0, "50"), (100.0, "100 %")], "score": ticks},
         "rows": [
@@ -114,6 +131,7 @@ def _share(one: Mapping[str, Any], item: str) -> dict[str, Any]:
         return {"paths": [], "words": f"no game: labels alone identify the {item}s", "bound": ""}
     share, bound = 100 * game["count"] / game["total"], _bound(one)
     low, high, guess = (100 * game[name] for name in ("low", "high", "baseline"))
+    interval = f"{percent(game['low'])} to {percent(game['high'])}"
     paths = [] if bound is None else [("ruled-out", f"M{100 * bound:.2f} 15H100V85H{100 * bound:.2f}Z")]
     paths += [
         ("guess", f"M{guess:.2f} 15V85"),
@@ -122,8 +140,8 @@ def _share(one: Mapping[str, Any], item: str) -> dict[str, Any]:
     ]
     return {
         "paths": paths,
-        "words": f"{game['count']} of {game['total']} ({low:.0f} to {high:.0f} %), guessing {guess:.3g} %",
-        "bound": "" if bound is None else f"at most {100 * bound:.3g} % of any attack",
+        "words": f"{game['count']} of {game['total']} ({interval}), guessing {percent(game['baseline'])}",
+        "bound": "" if bound is None else f"at most {percent(bound)} of any attack",
     }
 
 
@@ -146,7 +164,7 @@ def _score(one: Mapping[str, Any], figure: str, place: Callable[[ArrayLike], np.
     median, of_control = (number(values["median"], figure) for values in (reached, control))
     return {
         "paths": paths,
-        "words": f"median {median} {unit}, control {of_control} {unit}",
+        "words": f"median {median} {unit}, median of the control {of_control} {unit}",
         "bound": f"attack-free {_range_db(free)}" if free else "",
     }
 
@@ -195,7 +213,7 @@ def _limit(one: Mapping[str, Any]) -> str:
     bound = _bound(one)
     if bound is None:
         return "nothing proves that a stronger attack finds none"
-    return f"differential privacy limits attacks with this knowledge to {100 * bound:.3g} % picked out"
+    return f"differential privacy limits attacks with this knowledge to {percent(bound)} picked out"
 
 
 def _warning(one: Mapping[str, Any]) -> list[str]:
@@ -221,5 +239,8 @@ def _named(settings: Sequence[Mapping[str, Any]]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _verb(settings: Sequence[Mapping[str, Any]], singular: str, plural: str) -> str:
-    return singular if len(settings) == 1 else plural
+def _under(settings: Sequence[Mapping[str, Any]]) -> str:
+    """The settings in a sentence, such as "without a defense and under “top-k (keep 0.1)”"."""
+    defended = [one for one in settings if one["name"] != UNDEFENDED]
+    parts = ["without a defense"] if len(defended) < len(settings) else []
+    return " and ".join([*parts, *([f"under {_named(defended)}"] if defended else [])])

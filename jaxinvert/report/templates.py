@@ -5,6 +5,7 @@ from typing import Any
 
 import jinja2
 
+from jaxinvert.audit import percent
 from jaxinvert.report.wording import duration, number, plural
 
 
@@ -35,5 +36,5 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, duration=duration, plural=plural)
+    environment.filters.update(number=number, duration=duration, percent=percent, plural=plural)
     return environment

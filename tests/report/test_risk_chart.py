@@ -1,9 +1,12 @@
 """The chart of an audit's risk: its sentence suffices to decide, and its marks are where the record says."""
 
 import re
+from pathlib import Path
 
 import pytest
 
+from jaxinvert.audit import UNDEFENDED
+from jaxinvert.jobs.realism import of_parameters, realism_of
 from jaxinvert.report import risk_chart
 
 
@@ -42,17 +45,36 @@ def a_setting(name, level, *, reached=20.0, won=9, allowed=None, free=None, accu
 
 def test_the_sentence_names_what_leaks_and_what_does_not_with_its_cost_and_its_limit():
     settings = [
-        a_setting("none", "leaks", accuracy=0.7),
+        a_setting(UNDEFENDED, "leaks", accuracy=0.7),
+        a_setting("sign", "leaks", accuracy=0.6),
         a_setting("dp", "none", won=1, reached=9.0, allowed=0.372, accuracy=0.5, free=10.0),
         a_setting("prune", "traces", accuracy=0.6),
         a_setting("few", "inconclusive"),
     ]
     assert risk_chart.decision(settings) == (
-        "“none” leaks: do not send such updates. “prune” shows traces of a leak: treat as leaking. "
-        "Undecided for “few”: audit at least 11 clients. "
+        f"Without a defense and under “sign”, updates leak: {risk_chart.ADVICE['leaks, as deployed']}. "
+        f"Under “prune”, updates show traces of a leak: {risk_chart.ADVICE['traces']}. "
+        "Undecided under “few”: audit at least 11 clients. "
         "No leak was found under “dp” (accuracy 50.0 %, best setting 70.0 %); "
-        "differential privacy limits attacks with this knowledge to 37.2 % picked out."
+        "differential privacy limits attacks with this knowledge to 37.2 % picked out. "
+        "Keep the page with its assumptions; audit again when network, batch or defense change."
     )
+
+
+def test_a_leak_at_a_diagnostic_upper_bound_asks_for_an_audit_of_the_deployed_case():
+    leaking = [a_setting(UNDEFENDED, "leaks")]
+    said = risk_chart.decision(leaking, kind=risk_chart.UPPER_BOUND)
+    assert said.startswith("Without a defense, updates leak: audit the deployed case, ")
+    assert "do not send" not in said
+    assert "do not send" in risk_chart.decision(leaking)
+
+
+def test_the_guide_advises_what_the_page_advises():
+    guide = (Path(__file__).parents[2] / "docs" / "howto" / "reading-an-audit.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([a-z, ]+) \| (.*) \|$", guide.split("## What to decide")[1], flags=re.MULTILINE))
+    for case, advice in risk_chart.ADVICE.items():
+        assert rows[case].startswith(advice.format(needed="as many clients as the page names (usually 9)"))
+    assert realism_of(of_parameters()).kind == risk_chart.UPPER_BOUND
 
 
 def test_without_a_guarantee_the_sentence_says_that_nothing_is_proved():
@@ -77,7 +99,8 @@ def test_marks_are_where_the_record_says():
     assert paths["reached"].startswith("M33.33 ")
     assert paths["guess"].startswith("M10.00 ")
     assert paths["ruled-out"].startswith("M40.00 ")
-    assert row["share"]["bound"] == "at most 40 % of any attack"
+    assert row["share"]["bound"] == "at most 40.0 % of any attack"
+    assert row["share"]["words"] == "3 of 9 (23.3 % to 33.3 %), guessing 10.0 %"
 
 
 def test_a_psnr_beyond_the_visible_is_drawn_at_the_edge_and_the_axis_says_so():
