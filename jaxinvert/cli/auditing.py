@@ -170,7 +170,7 @@ def _verdicts(record: Mapping[str, Any]) -> list[Table | Text]:
     return [_table(record), *lines]
 
 
-_WHOLE = {"verdict": len("inconclusive"), "identified": len("identified")}
+_WHOLE = {"attacker": len("adaptive"), "verdict": len("inconclusive"), "identified": len("identified")}
 """Columns that are never cut, with their widths; where space is short, others wrap."""
 
 
@@ -182,7 +182,7 @@ def _table(record: Mapping[str, Any]) -> Table:
     )
     whole = [Column(name, no_wrap=True, min_width=width) for name, width in _WHOLE.items()]
     setting, *others = (Column(name, overflow="fold") for name in ("setting", *figures))
-    table = Table(setting, Column("attacker", min_width=len("adaptive")), *whole, *others)
+    table = Table(setting, *whole, *others)
     for one in record["settings"]:
         for name, attacker in one["attackers"].items():
             found, reached = attacker["identified"], attacker["attack"]
