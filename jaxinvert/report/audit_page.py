@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxinvert.audit import SIGNIFICANCE, UNDEFENDED, Audited
+from jaxinvert.audit import SIGNIFICANCE, Audited
 from jaxinvert.files import save_bytes
 from jaxinvert.report.about import about_images
 from jaxinvert.report.charts import MAX_KINDS, psnr_ranges
 from jaxinvert.report.cost_charts import cost_charts, round_charts
 from jaxinvert.report.line_up import line_up_of
 from jaxinvert.report.pictures import as_byte_pairs, data_uri
-from jaxinvert.report.risk_chart import attack_free_words, decision, risk_chart, worst_first
+from jaxinvert.report.risk_chart import attack_free_words, decision, risk_chart, under, worst_first
 from jaxinvert.report.templates import render
 from jaxinvert.report.wording import conclusion, flattened, image_name, plural
 
@@ -96,7 +96,8 @@ def save_audit_html(
         first=first, worst=worst, settings=record["settings"],
         cost_charts=cost_charts(record["settings"]), round_charts=round_charts(record["settings"]), kinds=MAX_KINDS,
         choices=choices_of(record["settings"]),
-        decision=decision(record["settings"], kind=kind), about=about, risk=risk_chart(record["settings"]),
+        decision=decision(record["settings"], kind=kind), about=about, setting_of_conclusion=under([first]) if len(audited) > 1 else "",
+        risk=risk_chart(record["settings"]),
         attack_free_words=attack_free_words(record["settings"]),
         evidence=list(zip(rows, rows.values(), ranges)), scale=scale,
         picks=picks, columns=picture_columns(audited, picks), height=audited[0].ground.truth.inputs.shape[2],
@@ -151,7 +152,7 @@ def picture_columns(audited: Sequence[Audited], picks: Sequence[Pick]) -> list[t
 
 def reconstructed(setting: str) -> str:
     """The heading of the reconstructions under a setting."""
-    return f"reconstruction {'without a defense' if setting == UNDEFENDED else f'under {setting}'}"
+    return f"reconstruction {under([{'name': setting}])}"
 
 
 def choices_of(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -39,28 +39,32 @@ ADVICE = {
     "none": "keep the page with its assumptions; audit again when network, batch or defense change",
 }
 """What to decide in each case, for this page and for the guide to it (`docs/howto/reading-an-audit.md`)."""
+FLAGS = "--num-examples, --client fedavg, --checkpoint, --batch-norm train, --labels restored"
+"""By which an audit of images comes near its deployed case."""
 
 
-def decision(settings: Sequence[Mapping[str, Any]], *, kind: str = "as deployed") -> str:
+def decision(settings: Sequence[Mapping[str, Any]], *, kind: str = "as deployed", item: str = "image") -> str:
     """What the audit says about all settings, and what it does not say, in a few sentences.
 
     Args:
       settings: settings of an audit's record, see `jaxinvert.audit.record`.
       kind: how realistic its assumptions are, see `jobs.realism.Realism`.
+      item: what is private: "image", "record" or "sequence".
     """
     by_level = {level: [one for one in settings if one["verdict"]["level"] == level] for level in _ORDER}
     sentences = []
     if by_level["leaks"]:
         found = by_level["leaks"]
-        sentences.append(f"{_under(found)}, updates leak: {ADVICE[f'leaks, {kind}']}")
+        flags = f": {FLAGS}" if kind == UPPER_BOUND and item == "image" else ""
+        sentences.append(f"{under(found)}, updates leak: {ADVICE[f'leaks, {kind}']}{flags}")
     if by_level["traces"]:
-        sentences.append(f"{_under(by_level['traces'])}, updates show traces of a leak: {ADVICE['traces']}")
+        sentences.append(f"{under(by_level['traces'])}, updates show traces of a leak: {ADVICE['traces']}")
     if by_level["inconclusive"]:
         needed = max(one["verdict"]["clients_needed"] for one in by_level["inconclusive"])
         told = ADVICE["inconclusive"].format(needed=plural(needed, "client"))
-        sentences.append(f"Undecided {_under(by_level['inconclusive'])}: {told}")
+        sentences.append(f"Undecided {under(by_level['inconclusive'])}: {told}")
     for one in by_level["none"]:
-        sentences.append(f"No leak was found {_under([one])}{_accuracy(one, settings)}; {_limit(one)}")
+        sentences.append(f"No leak was found {under([one])}{_accuracy(one, settings)}; {_limit(one)}")
         sentences += _warning(one)
     if by_level["none"]:
         sentences.append(ADVICE["none"])
@@ -239,7 +243,7 @@ def _named(settings: Sequence[Mapping[str, Any]]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _under(settings: Sequence[Mapping[str, Any]]) -> str:
+def under(settings: Sequence[Mapping[str, Any]]) -> str:
     """The settings in a sentence, such as "without a defense and under “top-k (keep 0.1)”"."""
     defended = [one for one in settings if one["name"] != UNDEFENDED]
     parts = ["without a defense"] if len(defended) < len(settings) else []

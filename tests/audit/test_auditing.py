@@ -265,7 +265,7 @@ def test_the_record_is_json_and_the_page_shows_it(audited, tmp_path):
     assert "Images recognizable" in open_parts
     assert "Audited: 9 simulated clients with 1 image each of the data set photos (tiles of photographs" in open_parts
     case = report.risk_chart.ADVICE[f"leaks, {record['assumptions']['realism']['kind']}"]
-    assert f"Without a defense, updates leak: {case}." in open_parts
+    assert f"Without a defense, updates leak: {case}" in open_parts
     assert "reconstruction without a defense" in open_parts
     assert open_parts.count("SSIM ") >= len(page.all("img")) - len(report.audit_page.picks_of(found[0]))
 

@@ -65,6 +65,8 @@ def test_a_leak_at_a_diagnostic_upper_bound_asks_for_an_audit_of_the_deployed_ca
     leaking = [a_setting(UNDEFENDED, "leaks")]
     said = risk_chart.decision(leaking, kind=risk_chart.UPPER_BOUND)
     assert said.startswith("Without a defense, updates leak: audit the deployed case, ")
+    assert said.endswith(f": {risk_chart.FLAGS}.")
+    assert "--" not in risk_chart.decision(leaking, kind=risk_chart.UPPER_BOUND, item="record")
     assert "do not send" not in said
     assert "do not send" in risk_chart.decision(leaking)
 
@@ -72,6 +74,7 @@ def test_a_leak_at_a_diagnostic_upper_bound_asks_for_an_audit_of_the_deployed_ca
 def test_the_guide_advises_what_the_page_advises():
     guide = (Path(__file__).parents[2] / "docs" / "howto" / "reading-an-audit.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| ([a-z, ]+) \| (.*) \|$", guide.split("## What to decide")[1], flags=re.MULTILINE))
+    assert rows[f"leaks, {risk_chart.UPPER_BOUND}"].replace("`", "").endswith(f": {risk_chart.FLAGS}")
     for case, advice in risk_chart.ADVICE.items():
         assert rows[case].startswith(advice.format(needed="as many clients as the page names (usually 9)"))
     assert realism_of(of_parameters()).kind == risk_chart.UPPER_BOUND
