@@ -6,8 +6,8 @@ so that the operands of every product are rounded first, and so is the client's.
 to how many; 23 is float32. Rows with 23 bits for the attack alone are a precise attack on clients that round. Sums in
 another order, which a real device has too, are not emulated.
 
-Expected: the fewer bits, the less detail is found, most where an update determines its image almost exactly. A precise
-attack on clients that round gains nothing over one that rounds as they do.
+Expected: the fewer bits, the less detail is found, most where an update determines its image almost exactly. A
+precise attack on clients that round gains nothing over one that rounds as they do.
 
 Command:  python -m experiments.emulated_precision --json FILE.json
 Smoke:    python -m experiments.emulated_precision --smoke
