@@ -1,10 +1,12 @@
 """What `jaxinvert audit` prints: verdicts that are never cut, and whether a forecast was worth its time."""
 
 import io
+from typing import get_args
 
 import pytest
 
 from jaxinvert import audit
+from jaxinvert.audit.verdict import Level
 from jaxinvert.cli import auditing
 from jaxinvert.cli.console import Terminal
 
@@ -25,7 +27,7 @@ def a_setting(level):
 def test_the_table_wraps_but_never_cuts_a_verdict(width):
     console = Terminal()
     console.file, console.width = io.StringIO(), width
-    levels = audit.verdict.Level.__args__
+    levels = get_args(Level)
     auditing.print_verdicts(console, {"settings": [a_setting(level) for level in levels]})
     table = console.file.getvalue().split("Said.")[0]
     assert "…" not in table
