@@ -173,8 +173,7 @@ def search_inputs(
       optimizer: any optax transformation; it also receives `value`, `grad`, `value_fn` and `key`. After a line search
         on free variables, its final loss and gradient are reused in the next step.
       parametrization: the variables and how they decode to `inputs`, to a `Batch` with its own labels, or to a
-        NamedTuple that begins like a `Batch`; further fields are returned in the reconstruction's `info`. Labels that
-        are `None` are the observation's.
+        NamedTuple that begins like a `Batch`; further fields are returned in the reconstruction's `info`.
       regularizer: image prior on the decoded inputs.
       start: initial variables computed from the observation; by default the parametrization's random start.
       name: name of the attack, for error messages.
@@ -189,12 +188,9 @@ def search_inputs(
 
     def candidate(variables: ArrayTree, observation: Observation) -> Any:
         decoded = parametrization.decode(variables)
-        if not isinstance(decoded, tuple):
-            return Batch(decoded, require(observation, "labels", attack=name))
-        batch: Any = decoded
-        if batch.labels is None:
-            return batch._replace(labels=require(observation, "labels", attack=name))
-        return batch
+        if isinstance(decoded, tuple):
+            return decoded
+        return Batch(decoded, require(observation, "labels", attack=name))
 
     def implausible(variables: ArrayTree, batch: Any) -> Array:
         return regularizer(batch.inputs) + parametrization.penalty(variables)

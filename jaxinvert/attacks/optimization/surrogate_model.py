@@ -24,7 +24,18 @@ from jaxinvert.clients import fedsgd
 from jaxinvert.observation.observe import require
 from jaxinvert.priors import regularizers
 from jaxinvert.trees import moved, of_what_was_sent
-from jaxinvert.types import Array, ArrayTree, Attack, Batch, Key, Observation, Parametrization, Scalar
+from jaxinvert.types import (
+    Array,
+    ArrayTree,
+    Attack,
+    AttackState,
+    Batch,
+    Key,
+    Observation,
+    Parametrization,
+    Reconstruction,
+    Scalar,
+)
 
 
 class SurrogateBatch(NamedTuple):
@@ -73,11 +84,13 @@ def surrogate_model(
     def project(variables: tuple[ArrayTree, Array]) -> tuple[ArrayTree, Array]:
         return images.project(variables[0]), jnp.clip(variables[1], 0.0, 1.0)
 
+    def used_labels(soft: Array | None, observation: Observation) -> Array:
+        return require(observation, "labels", attack="surrogate_model") if soft is None else soft
+
     def distance(observation: Observation, batch: SurrogateBatch) -> Array:
         params = require(observation, "params", attack="surrogate_model")
         between = moved(params, observation.update, batch.position)
-        assert batch.labels is not None  # `search_inputs` fills in those that are known
-        found = gradient(between, Batch(batch.inputs, batch.labels))
+        found = gradient(between, Batch(batch.inputs, used_labels(batch.labels, observation)))
         return objectives.cosine(of_what_was_sent(found, observation.update), observation.update)
 
     of_images = optax.chain(
@@ -85,7 +98,7 @@ def surrogate_model(
         optax.scale_by_adam(),
         optax.scale_by_learning_rate(step_decay(learning_rate, horizon)),
     )
-    return search_inputs(
+    attack = search_inputs(
         distance,
         regularizer=regularizers.weighted((tv, lambda x: regularizers.total_variation(x / problem.std_image))),
         optimizer=optax.partition(
@@ -94,3 +107,9 @@ def surrogate_model(
         parametrization=Parametrization(init, decode, project),
         name="surrogate_model",
     )
+
+    def with_labels(state: AttackState, observation: Observation) -> Reconstruction:
+        found = attack.decode(state, observation)
+        return found._replace(labels=used_labels(found.labels, observation))
+
+    return attack._replace(decode=with_labels)
