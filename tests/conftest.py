@@ -9,10 +9,12 @@ import pytest
 
 from jaxinvert import clients, models, nn
 from jaxinvert.attacks import Problem, initial_guess
+from jaxinvert.nn import lowerings
 from jaxinvert.observation.observe import observe, observe_targets
 from jaxinvert.types import ApplyFn, Array, Batch, ClientUpdateFn, Key, Observation, Params
 
 SHAPE = (1, 6, 6, 1)
+NUM_PICTURES = initial_guess.regressed.__kwdefaults__["num_pictures"]
 NUM_CLASSES = 3
 
 
@@ -78,6 +80,15 @@ def small_programs():
     with pytest.MonkeyPatch.context() as patch, nn.compile_fast():
         patch.setitem(initial_guess.regressed.__kwdefaults__, "num_pictures", 32)
         yield
+
+
+@pytest.fixture
+def as_users_compile(monkeypatch):
+    """Undoes `small_programs`."""
+    monkeypatch.setitem(initial_guess.regressed.__kwdefaults__, "num_pictures", NUM_PICTURES)
+    before = lowerings._COMPILE_FAST.set(False)
+    yield
+    lowerings._COMPILE_FAST.reset(before)
 
 
 @pytest.fixture(scope="session")

@@ -94,9 +94,11 @@ def check_command(line: str) -> None:
     elif words[0] == "python":
         file = words[2].replace(".", "/") + ".py" if words[1] == "-m" else words[1]
         assert (ROOT / file).is_file(), line
+    elif "--help" in words:
+        assert main(words[1:]) == 0, line
     elif words[0] == "jaxinvert":
         with pytest.raises(Parsed):
-            main(words[1:])
+            main(words[1 : words.index(">") if ">" in words else None])
 
 
 @pytest.mark.parametrize("page", with_blocks("yaml", "json"))
@@ -210,7 +212,7 @@ def test_the_site_builds():
 def test_a_broken_block_is_found():
     block = Block("", "jaxinvert invert --targets 4 \\\n  --steps 3  # few\n# a remark\nmake demo\n", "")
     assert block.commands == ["jaxinvert invert --targets 4    --steps 3", "make demo"]
-    with pytest.raises(SystemExit):
-        main(["invert", "--no-such-flag", "3"])
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+        check_command("jaxinvert invert --no-such-flag 3")
     with pytest.raises(AssertionError, match="no test knows rm"):
         check_command("rm -r runs")

@@ -74,7 +74,7 @@ def small_file(name: str, folder: Path) -> str:
     """An audit's file with one client, one setting, and nothing that takes long."""
     fields = yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
     few = {"model": "mlp", "attack": "inverting-gradients", "targets": 1, "steps": 1, "attack_free": False}
-    fields |= few | {"defenses": fields["defenses"][:1], "accuracy_rounds": 0, "leakage_rounds": 0}
+    fields |= few | {"defenses": fields["defenses"][-1:], "accuracy_rounds": 0, "leakage_rounds": 0}
     (folder / "small.yaml").write_text(yaml.safe_dump(fields), encoding="utf-8")
     return str(folder / "small.yaml")
 
@@ -83,13 +83,15 @@ def small_file(name: str, folder: Path) -> str:
     "line", [line for line in COMMANDS if line.startswith("jaxinvert") and "--capture" not in line]
 )
 def test_commands_run(line, tmp_path):
+    line = re.sub(r" > .*| --out \S+", "", line)
     words = [small_file(word, tmp_path) if word.endswith(".yaml") else word for word in line.split()[1:]]
     if words[0] == "invert":
         words += [*QUICK, "--targets", "1", "--attack", "inverting-gradients"]
-    if words[0] != "list":
+    writes = words[0] not in ("list", "completion") and "--help" not in words
+    if writes:
         words += ["--out", str(tmp_path)]
     assert main(words) == 0
-    assert words[0] == "list" or (tmp_path / "report.html").exists()
+    assert not writes or (tmp_path / "report.html").exists()
 
 
 def test_every_command_is_tested():

@@ -2,11 +2,7 @@
 
 import pytest
 
-from jaxinvert.nn import lowerings
-
 
 @pytest.fixture(autouse=True)
-def all_lowerings():
-    before = lowerings._COMPILE_FAST.set(False)
-    yield
-    lowerings._COMPILE_FAST.reset(before)
+def all_lowerings(as_users_compile):
+    """For every test here."""
