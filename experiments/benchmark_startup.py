@@ -85,9 +85,10 @@ def timed(arguments: Sequence[str], folder: str, options: Mapping[str, str] | No
         [sys.executable, "-m", "jaxinvert", *arguments, *out], stdout=subprocess.PIPE, text=True, env=environment
     )
     assert process.stdout is not None
-    for line in process.stdout:
-        if first_report is None and line.startswith("inverting ") and "attack loss" in line:
-            first_report = time.perf_counter() - begin
+    with process.stdout:
+        for line in process.stdout:
+            if first_report is None and line.startswith("inverting ") and "attack loss" in line:
+                first_report = time.perf_counter() - begin
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - begin
     process.returncode = os.waitstatus_to_exitcode(status)
