@@ -227,7 +227,7 @@ def test_swapped_attacks_are_repeated(audited):
     noise.write_bytes(before)
     with pytest.warns(files.KeptFileWarning, match="checksum differs") as caught:
         (repeated,) = audit.audit([audit.Scenario("no defense", {"naive": CONFIG})], folder=folder)
-    assert len(caught) == 2
+    assert sum(issubclass(one.category, files.KeptFileWarning) for one in caught) == 2
     assert repeated.verdict == found.verdict
     (again,) = audit.audit([audit.Scenario("no defense", {"naive": CONFIG})], folder=folder)  # without a warning
     assert again.verdict == found.verdict
