@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tyro
 import yaml
 
 from experiments import tables
@@ -64,13 +65,12 @@ class Parsed(Exception):
 @pytest.fixture
 def only_parsed(monkeypatch):
     """The command line parses and checks its arguments, but runs nothing."""
-    module = importlib.import_module("jaxinvert.cli.main")
-    parse = module.tyro.cli
+    parse = tyro.cli
 
     def parsed(*arguments, **options):
         raise Parsed(parse(*arguments, **options))
 
-    monkeypatch.setattr(module.tyro, "cli", parsed)
+    monkeypatch.setattr(tyro, "cli", parsed)
 
 
 @pytest.mark.parametrize("page", with_blocks("", "bash", "console"))

@@ -9,6 +9,11 @@ import optax
 from jaxinvert.types import Array, ArrayTree, Key, Scalar
 
 
+def signed_adam(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """Adam on the signs of the gradient (Geiping et al. 2020): a step depends on no scale of the attack loss."""
+    return optax.chain(optax.scale_by_sign(), optax.scale_by_adam(), optax.scale_by_learning_rate(learning_rate))
+
+
 def langevin_noise(scale: Scalar) -> optax.GradientTransformationExtraArgs:
     """Adds `scale * N(0, 1)` to the steps, from the key that the search passes to the optimizer (Yin et al. 2021)."""
 

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Sequence
 from typing import NoReturn
 
-import tyro as tyro
 from rich.text import Text
 
 import jaxinvert

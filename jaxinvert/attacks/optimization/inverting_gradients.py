@@ -12,7 +12,7 @@ from jaxinvert.attacks import objectives
 from jaxinvert.attacks.matching import gradient_matching
 from jaxinvert.attacks.problem import Problem, declare
 from jaxinvert.attacks.schedules import step_decay
-from jaxinvert.attacks.transformations import median_filter
+from jaxinvert.attacks.transformations import median_filter, signed_adam
 from jaxinvert.priors import regularizers
 from jaxinvert.types import Array, Attack, Scalar
 
@@ -53,9 +53,7 @@ def inverting_gradients(
         raise ValueError("median_every filters images, but with joint_labels the variables are images and labels")
     images = problem.pixels(start_images)
     optimizer = optax.chain(
-        optax.scale_by_sign(),
-        optax.scale_by_adam(),
-        optax.scale_by_learning_rate(step_decay(learning_rate, horizon)),
+        signed_adam(step_decay(learning_rate, horizon)),
         *([] if median_every is None else [median_filter(every=median_every)]),
     )
     return gradient_matching(

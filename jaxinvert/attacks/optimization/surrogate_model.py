@@ -20,6 +20,7 @@ from jaxinvert.attacks import objectives
 from jaxinvert.attacks.matching import search_inputs
 from jaxinvert.attacks.problem import Problem, declare
 from jaxinvert.attacks.schedules import step_decay
+from jaxinvert.attacks.transformations import signed_adam
 from jaxinvert.clients import fedsgd
 from jaxinvert.observation.observe import require
 from jaxinvert.priors import regularizers
@@ -93,11 +94,7 @@ def surrogate_model(
         found = gradient(between, Batch(batch.inputs, used_labels(batch.labels, observation)))
         return objectives.cosine(of_what_was_sent(found, observation.update), observation.update)
 
-    of_images = optax.chain(
-        optax.scale_by_sign(),
-        optax.scale_by_adam(),
-        optax.scale_by_learning_rate(step_decay(learning_rate, horizon)),
-    )
+    of_images = signed_adam(step_decay(learning_rate, horizon))
     attack = search_inputs(
         distance,
         regularizer=regularizers.weighted((tv, lambda x: regularizers.total_variation(x / problem.std_image))),

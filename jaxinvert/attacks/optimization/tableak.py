@@ -18,6 +18,7 @@ from jaxinvert import search
 from jaxinvert.attacks import objectives
 from jaxinvert.attacks.matching import gradient_matching, update_distance
 from jaxinvert.attacks.problem import Problem, declare
+from jaxinvert.attacks.transformations import signed_adam
 from jaxinvert.parallel.lanes import lanes_at_once, map_lanes
 from jaxinvert.priors import parametrizations
 from jaxinvert.schema import Schema, blocks
@@ -50,9 +51,7 @@ def tableak_member(problem: Problem, *, learning_rate: Scalar = 0.06) -> Attack:
     return gradient_matching(
         problem.client_update,
         objective=problem.objective or objectives.cosine,
-        optimizer=optax.chain(
-            optax.scale_by_sign(), optax.scale_by_adam(), optax.scale_by_learning_rate(learning_rate)
-        ),
+        optimizer=signed_adam(learning_rate),
         parametrization=parametrizations.records(
             _schema_of(problem), batch_size=problem.num_examples, mean=model.mean, std=model.std
         ),
