@@ -3,13 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo docs lock test
+.PHONY: demo docs lock test test-slow
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m experiments.demo --out demo
 
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	$(PYTEST) -m 'not slow'
+
+# The rest: the smoke run of every experiment, the examples, and tests of over three seconds.
+test-slow: $(VENV)/.installed-dev
+	$(PYTEST) -m slow
 
 # The site, in site/. Any warning, such as a broken link, is an error.
 docs: $(VENV)/.installed-docs

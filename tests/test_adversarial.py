@@ -11,6 +11,8 @@ import pytest
 from experiments import adversarial, train_generator
 from jaxinvert.priors import generators
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (4, 4, 1)
 PLAIN = {"conv_general_dilated": jax.lax.conv_general_dilated}  # compiles faster
 

@@ -140,6 +140,7 @@ def test_a_comparison_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert (tmp_path / "figure.png").stat().st_size > 5_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_smoke(name, tmp_path):
     main = importlib.import_module(f"experiments.{name}").main

@@ -21,6 +21,7 @@ SHORT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHORT)
 def test_an_example_runs(name, tmp_path, monkeypatch, capsys):
     options, files = SHORT[name]

@@ -23,7 +23,7 @@ import pytest
 from jaxinvert import Batch, clients, data, jobs, labels, models, observe
 from jaxinvert.observation import threat_models
 
-pytestmark = pytest.mark.usefixtures("as_users_compile")
+pytestmark = [pytest.mark.usefixtures("as_users_compile"), pytest.mark.slow]
 RECORDED = json.loads((Path(__file__).parent / "before_rehousing.json").read_text())
 
 

@@ -145,6 +145,7 @@ def test_lanes_share_what_the_network_reads_of_known_pictures():
     assert seven < 2 * one
 
 
+@pytest.mark.slow
 def test_images_larger_than_the_shapes_that_it_finds_are_guessed_smooth():
     shape = (1, 48, 40, 3)
 

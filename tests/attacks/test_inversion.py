@@ -69,6 +69,7 @@ def test_an_attack_must_take_a_problem_and_have_defaults():
         registry.register(spectral)
 
 
+@pytest.mark.slow
 def test_a_registered_attack_runs_by_name_everywhere(registered, tmp_path, capsys):
     small = ["--attack", registered, "--steps", "3", "--restarts", "1", "--model", "mlp-4", "--targets", "2"]
     assert cli.main(["invert", *small, "--lr", "0.1", "--out", str(tmp_path / "invert")]) == 0
@@ -106,6 +107,7 @@ def test_it_is_the_search_that_it_stands_for(problem, victim):
     assert found.info["attack_loss"].shape == (6,)
 
 
+@pytest.mark.slow
 def test_stacked_observations_are_attacked_one_by_one(problem, victims):
     _, observations = victims
     found = attacks.invert(attacks.spectral, problem, observations, key=jax.random.key(1), num_steps=3)

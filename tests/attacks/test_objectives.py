@@ -131,6 +131,7 @@ def test_largest_tensors_are_chosen_by_the_observed_update():
         objectives.largest_tensors(objectives.squared_l2, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distance", [1e-4, 5e-3, 2e-2, 0.5, 1.5])
 def test_the_derivative_of_the_cosine_by_hand(distance):
     """d (1 - c) / da = (c a / |a| - b / |b|) / |a|, in both updates, near a match and far from it; and once more."""

@@ -206,6 +206,7 @@ def test_reasons_are_said(setup):
         audit.attack_free(config, jobs.prepare(config, setup), residual=0)
 
 
+@pytest.mark.slow
 def test_a_figure_is_kept_and_other_numbers_of_a_defense_compile_nothing(setup, tmp_path):
     """Of an audit's settings that differ in the noise alone, and again when the audit is repeated."""
     config = setup.program.config.replace(targets=2, restarts=1, steps=1)

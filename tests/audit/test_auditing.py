@@ -111,6 +111,7 @@ def test_images_are_picked_by_a_perceptual_distance_too(monkeypatch):
     assert audit.score(found, None, ground).recognized is None
 
 
+@pytest.mark.slow
 def test_a_generator_that_saw_the_victims_is_among_what_the_attacker_knows():
     by_default = jobs.JobConfig.of(attack="gias")
     assert jobs.prior_saw_victims(by_default)
@@ -144,6 +145,7 @@ def test_a_random_update_has_the_norms_and_nothing_else(prepared):
     assert noise.labels is task.observations.labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ["inverting-gradients", "spectral", "auto"])
 def test_a_blind_attacker_learns_nothing(prepared, attack):
     """What it shows is the same whatever the clients sent, and for spectral the prior's own picture: nearly gray."""
@@ -233,6 +235,7 @@ def test_swapped_attacks_are_repeated(audited):
     assert again.verdict == found.verdict
 
 
+@pytest.mark.slow
 def test_an_attack_that_cannot_be_kept_still_counts(audited, tmp_path, monkeypatch):
     def full(path, write):  # states, saved on slow machines only, are not the subject
         if path.parent.name == "attacks":
@@ -270,6 +273,7 @@ def test_the_record_is_json_and_the_page_shows_it(audited, tmp_path):
     assert open_parts.count("SSIM ") >= len(page.all("img")) - len(report.audit_page.picks_of(found[0]))
 
 
+@pytest.mark.slow
 def test_the_command_audits_what_a_file_says_and_flags_overrule(tmp_path, capsys):
     file = tmp_path / "audit.yaml"
     file.write_text(

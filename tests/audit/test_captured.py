@@ -47,6 +47,7 @@ def test_a_capture_is_seen_as_the_simulated_clients_are(task, capture):
         audit.observe_capture(stranger, capture, task.model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-20, 1e18])
 def test_updates_of_any_size_are_read_at_the_scale_that_the_labels_tell(task, capture, tmp_path, scale):
     """Squares of such numbers leave the range of float32: unscaled, every distance would be 0, inf or NaN."""
@@ -71,6 +72,7 @@ def test_updates_of_any_size_are_read_at_the_scale_that_the_labels_tell(task, ca
     np.testing.assert_allclose(shares, 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_with_the_truth_there_is_a_verdict(capture, tmp_path):
     updates = [str(path) for path in capture.updates]
     command = ["audit", *FLAGS, "--update", *updates, "--params", str(capture.params), "--truth", str(capture.truth)]
@@ -80,6 +82,7 @@ def test_with_the_truth_there_is_a_verdict(capture, tmp_path):
     assert (tmp_path / "audit.json").exists()
 
 
+@pytest.mark.slow
 def test_without_the_truth_there_is_none_but_updates_are_explained(task, capture, tmp_path):
     blind, _ = audit.job_of_capture(CONFIG, capture._replace(truth=None))
     assert blind.attacker.labels == "restored"

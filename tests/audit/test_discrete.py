@@ -220,6 +220,7 @@ def test_finished_clients_are_kept_and_damaged_files_are_not(of_table):
     assert [what for what in told if "client" in what] == ["no defense, naive: attack, client 2 of 3"]
 
 
+@pytest.mark.slow
 def test_the_prior_alone_is_attacked_once_and_the_table_loaded_once(monkeypatch):
     """Neither depends on the defense or on the attacker; the same numbers as for each alone."""
     config = RecordsConfig(widths=(6,), num_examples=1, members=2, steps=1, targets=2)
@@ -241,6 +242,7 @@ def test_the_prior_alone_is_attacked_once_and_the_table_loaded_once(monkeypatch)
         assert np.array_equal(mine.scores.matched, theirs.scores.matched)
 
 
+@pytest.mark.slow
 def test_the_command_audits_text(tmp_path):
     sizes = ["--num-sequences", "1", "--length", "3", "--vocabulary", "30", "--width", "16", "--depth", "1"]
     out = tmp_path / "text"

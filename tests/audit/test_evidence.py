@@ -171,6 +171,7 @@ def test_many_updates_are_compared_as_each_alone(pool):
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_retrieval_of_6400_candidates_takes_seconds():
     """100 clients of 64 images among 6,400 candidates at 32 px: one product, and one assignment for each client."""
     candidates = np.random.default_rng(0).random((6400, 32, 32, 3), np.float32)

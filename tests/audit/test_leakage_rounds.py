@@ -60,6 +60,7 @@ def audited(tmp_path_factory):
     return found, folder, told, again, programs
 
 
+@pytest.mark.slow
 def test_an_interrupted_audit_repeats_no_attack(audited):
     _, _, told, again, _ = audited
     assert any("after round 1" in what for what in told)

@@ -108,6 +108,7 @@ def mistakes(folder, model=MODEL, *, reorder=None, **changes):
     return " ".join(diagnosis.likely_mistakes(CONFIG, jobs.Program(CONFIG, model), seen, truth))
 
 
+@pytest.mark.slow
 def test_the_likely_mistake_is_named(tmp_path):
     written(tmp_path)
     assert mistakes(tmp_path, rate=0.1) == ""
@@ -121,6 +122,7 @@ def test_the_likely_mistake_is_named(tmp_path):
         mistakes(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_flatten_order_is_named(tmp_path):
     """The head of a convolutional network, converted from (channel, row, column) without reordering its rows."""
     model = models.create("lenet", like=PHOTOS)
@@ -159,6 +161,7 @@ def delta_of(folder, model, labels):
 RESTORED = jobs.JobConfig.of(model="lenet", num_examples=8, targets=1, attack="spectral", labels="restored")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [[3, 3, 3, 3, 7, 7, 1, 1], [0, 1, 2, 3, 4, 5, 6, 7]])
 def test_restored_labels_estimate_an_unknown_learning_rate(labels, tmp_path):
     model = models.create("small-convnet8", like=PHOTOS)
@@ -170,6 +173,7 @@ def test_restored_labels_estimate_an_unknown_learning_rate(labels, tmp_path):
     assert found[0].tolist() == sorted(labels)
 
 
+@pytest.mark.slow
 def test_a_rate_that_cannot_be_told_is_asked_for_and_never_one(tmp_path):
     """LeNet's wide initial weights make one class nearly certain, which may hide any number of examples."""
     model = models.create("lenet", like=PHOTOS)

@@ -81,6 +81,7 @@ def audited(model_name, where, *flags):
     return main(command), out / "audit.json"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "attack"), [("multi-label", "spectral"), ("regression", "dense-layer")])
 def test_a_capture_with_its_truth_gets_a_verdict(name, attack, folder):
     status, record = audited(*captured(folder, name), "--attack", attack)
@@ -91,6 +92,7 @@ def test_a_capture_with_its_truth_gets_a_verdict(name, attack, folder):
     assert [image["label"] for image in images] == LABELS[name][1].tolist()
 
 
+@pytest.mark.slow
 def test_one_logit_without_the_truth_has_its_labels_restored(folder):
     status, record = audited(*captured(folder, "binary", truth=False), "--attack", "spectral")
     assert status == 0

@@ -132,6 +132,7 @@ def test_results_are_written_before_they_are_printed(command, tmp_path, monkeypa
     assert (tmp_path / expected).stat().st_size > 100
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_costs_no_results(tmp_path):
     """As in `jaxinvert invert | head -1`."""
     code = (

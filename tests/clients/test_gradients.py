@@ -49,6 +49,7 @@ def matching_loss(network, params, chunk_size, batch):
     return objectives.squared_l2(gradient(params, batch), jax.tree.map(jnp.ones_like, params))
 
 
+@pytest.mark.slow
 def test_derivatives_in_inputs_and_soft_labels_are_the_same_in_chunks():
     network = models.create("small-convnet", width=4, input_shape=(8, 8, 3))
     params = network.init(jax.random.key(0))

@@ -17,6 +17,7 @@ NEEDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NEEDS)
 def test_an_example_ends_in_a_page(name, tmp_path):
     if missing := [module for module in NEEDS[name] if importlib.util.find_spec(module) is None]:

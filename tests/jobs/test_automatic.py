@@ -102,6 +102,7 @@ def test_the_choice_follows_from_network_batch_and_client(changed, taken):
     assert choice.reason
 
 
+@pytest.mark.slow
 def test_lanes_are_counted_for_the_search(perceptron):
     """The closed form, which would be timed otherwise, has none."""
     measured = []

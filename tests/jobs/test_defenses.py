@@ -105,6 +105,7 @@ def test_strengths_share_one_program_and_each_has_its_own_effect():
     assert setup.program.num_traces == 2  # side by side, and alone
 
 
+@pytest.mark.slow
 def test_a_sweep_over_defenses_and_attackers(tmp_path):
     file = tmp_path / "sweep.yaml"
     file.write_text(

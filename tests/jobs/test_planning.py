@@ -17,6 +17,7 @@ def costs_of(task, **options):
     return jobs.chunk_costs(CONFIG, lambda form: jobs.Program(form, task.model), task.observations, **options)
 
 
+@pytest.mark.slow
 def test_every_size_is_compiled_and_timed(task):
     costs = costs_of(task)
     assert [cost.chunk for cost in costs] == [1, 2, 4][: len(costs)]
@@ -24,6 +25,7 @@ def test_every_size_is_compiled_and_timed(task):
     assert jobs.fastest(costs) == max(costs, key=lambda cost: cost.steps_per_second).chunk
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_not_taken(task):
     (one, *_) = costs_of(task)
     enough_for_one = int(1.2 * one.peak_bytes)

@@ -115,6 +115,7 @@ def restored(model, rule="moments"):
     return jax.jit(labels.rule_for(rule, problem))(seen).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["moments", "zero-shot"])
 def test_rules_divide_by_what_was_calibrated(rule):
     """With rules for the mean cross-entropy alone, a sum gave one class to all, and so did a temperature."""
@@ -149,6 +150,7 @@ def test_what_a_rule_cannot_do_it_refuses_with_the_reason():
         restored(with_loss(module=Tempered()), "ilrg")
 
 
+@pytest.mark.slow
 def test_idlg_reads_the_bias_where_features_sum_to_zero():
     """Behind LayerNorm, column sums of the kernel's gradient are rounding noise; the bias is exact."""
     model = models.vit(kind="pre-norm", input_shape=(8, 8, 3), num_classes=10, patch=4, width=8, depth=1)

@@ -226,6 +226,7 @@ class Dropping(linen.Module):
         return linen.Dense(3, name="head")(x.reshape(x.shape[0], -1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fedsgd", "fedavg"])
 def test_statistics_come_with_the_draws_of_the_update(kind):
     modes = {"batch_norm": "train", "dropout": "train"}

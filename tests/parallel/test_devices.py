@@ -19,6 +19,8 @@ from jaxinvert.attacks import objectives
 from jaxinvert.parallel import devices
 from jaxinvert.types import Batch
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 300
 CASES = ("walk", "signed", "smooth")

@@ -76,6 +76,7 @@ def test_modulation_equals_kernels_of_ones_own():
         np.testing.assert_allclose(one, expected[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_style_has_weights_for_every_image_without_grouped_convolutions():
     """GI-w maps over the weights: same images, one product for all, and every latent reaches the pixels."""
     generator = generators.style(output_shape=(8, 8, 1), num_latents=4, width=2)

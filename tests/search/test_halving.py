@@ -124,6 +124,7 @@ def test_zero_steps_evaluate_the_start():
     assert int(found.info["lane_steps"]) == 2
 
 
+@pytest.mark.slow
 def test_gradient_matching_survives_halving(victim):
     """An optimizer with a state of its own, whose first rung the plain search's winner passes."""
     attack = inverting_gradients(victim.problem, tv=1e-4, horizon=NUM_STEPS)
@@ -152,6 +153,7 @@ def test_over_targets_and_vmap_equal_a_loop(chunk_size):
         assert int(together.info["lane_steps"][t]) == int(alone.info["lane_steps"])
 
 
+@pytest.mark.slow
 def test_every_target_can_be_warm_started_from_its_own_earlier_reconstruction(victim, victims):
     """One program: what a first search found is where the lanes of the second begin, but for a little noise."""
 

@@ -108,6 +108,7 @@ def test_stepwise_equals_the_pure_program(make_attack, victims, searched):
     np.testing.assert_allclose(stepped.attack_loss, pure.attack_loss, rtol=0.5)
 
 
+@pytest.mark.slow
 def test_stepwise_first_losses_equal_the_pure_program(make_attack, victims):
     stepwise = search.Stepwise(make_attack, num_restarts=2)
     (report,) = stepwise(jax.random.key(1), victims[1], {"tv": 1e-4}, num_steps=0)
@@ -305,6 +306,7 @@ def test_jobs_side_by_side_do_what_they_do_alone(chunk_size, side_by_side):
     assert together.num_traces == 1
 
 
+@pytest.mark.slow
 def test_a_remainder_of_lanes_is_not_lost(victim, make_attack):
     solve = search.best_of(search.run(make_attack({}), num_steps=1), num_restarts=5, chunk_size=2)
     losses = jax.jit(solve)(jax.random.key(0), victim.observation).info["restart_losses"]

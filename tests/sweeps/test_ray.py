@@ -9,6 +9,7 @@ from jaxinvert import sweeps
 from tests.sweeps.test_sweeps import FILE, recorded
 
 pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
 
 
 def test_ray_leaves_the_same_records(tmp_path):

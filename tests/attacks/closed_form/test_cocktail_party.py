@@ -54,6 +54,7 @@ def photos():
     return data.load("photos", split="test[:6]")
 
 
+@pytest.mark.slow
 def test_photographs_are_recognizable_and_a_foreign_gradient_is_not(photos):
     model = models.create("mlp", features=(64,), mean=photos.mean, std=photos.std)
     client = clients.fedsgd(models.cross_entropy(model.apply))

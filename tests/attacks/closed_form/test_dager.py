@@ -59,6 +59,7 @@ def where(batch):
     return present
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_tokens_sequences_and_labels_are_exact_and_certified(solve, client, params, seed):
     batch = sequences(seed)
@@ -146,6 +147,7 @@ def test_tolerances_of_float64_see_only_noise_in_a_float32_update(solve, client,
     assert not found.info["found"].any()
 
 
+@pytest.mark.slow
 def test_an_encoder_gives_away_its_sequences_and_classes(params):
     client = jax.jit(fedsgd(ENCODER.loss_fn))
     params = ENCODER.init(jax.random.key(0))

@@ -99,6 +99,7 @@ def test_fewer_distinct_inputs_than_asked_for_are_marked(inputs):
     assert found.valid.tolist() == [True, False, False]
 
 
+@pytest.mark.slow
 def test_a_batch_whose_examples_activate_own_units_is_recovered():
     """Two one-hot-like images drive two disjoint sets of ReLU units, by construction of the kernel."""
     images = jnp.stack([jnp.zeros((4, 4, 3)).at[:2].set(0.9), jnp.zeros((4, 4, 3)).at[2:].set(0.7)])
@@ -117,6 +118,7 @@ def test_a_batch_whose_examples_activate_own_units_is_recovered():
     assert float(found.attack_loss) < 1e-4
 
 
+@pytest.mark.slow
 def test_unexplained_share_separates_the_truth_from_a_guess(inputs):
     kernel, bias = layer_gradient(jax.random.normal(jax.random.key(3), (3, 12)), inputs)
     all_valid = jnp.ones(3, bool)
@@ -133,6 +135,7 @@ def test_unexplained_share_separates_the_truth_from_a_guess(inputs):
     assert float(dense.unexplained_share(kernel * 0, bias * 0, inputs, all_valid)) == 1
 
 
+@pytest.mark.slow
 def test_units_may_agree_on_a_mixture():
     """The documented exception: proportional gradients, here softmax regression from a zero start."""
     model = models.create("mlp", input_shape=(4, 4, 3), features=())
@@ -152,6 +155,7 @@ def test_half_precision_updates_are_divided_in_float32(inputs, dtype):
     np.testing.assert_allclose(units.inputs, jnp.repeat(inputs[:1], 3, axis=0), rtol=0.01)
 
 
+@pytest.mark.slow
 def test_vmap_over_clients_equals_a_loop():
     client = clients.fedsgd(models.cross_entropy(MLP.apply))
     params = MLP.init(jax.random.key(0))

@@ -21,6 +21,7 @@ def solve():
     return jax.jit(jax.vmap(rgap(Problem(CLIENT, MODEL, 1)), (None, Observation(None, 0))))
 
 
+@pytest.mark.slow
 def test_images_are_exact_and_an_empty_update_is_no_image(solve):
     params = MODEL.init(jax.random.key(0))
     images = jax.random.uniform(jax.random.key(1), (2, *SHAPE))

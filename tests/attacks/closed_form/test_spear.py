@@ -46,6 +46,7 @@ def nearest(found, truth):
     return difference[order, np.arange(len(order))], np.asarray(found.labels)[order]
 
 
+@pytest.mark.slow
 def test_three_examples_are_exact_certified_and_labeled(solve, params):
     batch = batch_of(BATCH_SIZE)
     found = solve(jax.random.key(5), observe(CLIENT, params, batch))
@@ -115,6 +116,7 @@ def test_more_examples_than_units_are_refused(params):
         solve(jax.random.key(0), Observation(params, params))
 
 
+@pytest.mark.slow
 def test_photographs_are_told_apart_by_independence():
     """Beyond the few that sampling would do: eight photographs behind 96 units, where a sample hits once in 16."""
     photos = data.load("photos", split="test[:8]")
@@ -146,6 +148,7 @@ def planted(num_units=120, batch_size=4, dead=6):
     )
 
 
+@pytest.mark.slow
 def test_sparse_directions_are_found_from_nearby_and_ranked_by_their_zeros():
     with jax.enable_x64(True):
         factors, outputs, truth = planted()

@@ -59,6 +59,7 @@ def loss_at(attack, variables, observation):
     return float(attack.step(jax.random.key(0), state, observation)[1].objective)
 
 
+@pytest.mark.slow
 def test_truth_explains_update_and_inferred_statistics(client):
     attack = make(client)
     assert loss_at(attack, client.batch.inputs, client.observation) < 1e-5
@@ -74,6 +75,7 @@ def test_the_statistics_help(client):
     assert error(0.1) < 0.5 * error(0.0)
 
 
+@pytest.mark.slow
 def test_statistics_fix_the_brightness_that_the_update_cannot_see(client):
     """The network's first layer normalizes each pixel over the batch: darker images have the same update."""
     darker = client.batch._replace(inputs=0.5 * client.batch.inputs + 0.1)
@@ -158,6 +160,7 @@ def test_langevin_noise_has_its_scale_and_differs_by_tensor():
     assert not jnp.array_equal(noisy["a"], noisy["b"])
 
 
+@pytest.mark.slow
 def test_mini_batches_of_local_training_are_simulated():
     """Two steps on halves of the batch: still zero at the truth, which whole-batch statistics would not be."""
     model = models.from_linen(Network(), name="network", input_shape=SHAPE[1:], num_classes=3)

@@ -31,6 +31,7 @@ def attack(model, **options):
     return cocktail_party_features(Problem(clients.fedsgd(model.loss), model, NUM_IMAGES), **options)
 
 
+@pytest.mark.slow
 def test_photographs_are_recognizable_and_noise_gives_none(photos, model):
     """Two clients in one program: an honest one, and normal noise in place of its update."""
     batch = Batch(jnp.asarray(photos.images)[None], jnp.asarray(photos.labels)[None])

@@ -62,6 +62,7 @@ def test_does_not_find_it_in_another_clients_update(attacks, victim):
     assert float(jnp.mean((found.inputs - victim.batch.inputs) ** 2)) > 0.05
 
 
+@pytest.mark.slow
 def test_what_the_line_search_left_is_loss_and_gradient_of_the_next_iterate(attacks, victim):
     attack, observation = attacks["idlg"], victim.observation
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxinvert import search
 from jaxinvert.attacks import inverting_gradients, objectives
@@ -11,6 +12,7 @@ from jaxinvert.priors import regularizers
 from jaxinvert.types import Batch
 
 
+@pytest.mark.slow
 def test_the_first_step_moves_every_pixel_by_the_rate_against_the_sign(victim):
     mean, std, tv, rate = 0.4, 0.25, 0.3, 0.05
     model = victim.model._replace(mean=(mean,), std=(std,))

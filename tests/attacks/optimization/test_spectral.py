@@ -72,6 +72,7 @@ def test_images_to_start_from_take_the_place_of_a_guess(victim):
     np.testing.assert_allclose(start(start_images=picture, guess=guess), around, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_by_name_it_guesses_where_the_network_has_a_head_and_nobody_adapts(victim):
     def start(problem):
         attack = registry.REGISTRY["spectral"].build(problem, {}, 100)

@@ -22,6 +22,7 @@ def trained(victim):
     return Problem(client, victim.model, 1), observe(client, victim.params, victim.batch)
 
 
+@pytest.mark.slow
 def test_at_the_truth_one_gradient_between_both_models_explains_all_steps(victim, trained):
     _, seen = trained
     gradient = fedsgd(victim.model.loss)

@@ -82,6 +82,7 @@ def theirs(module, train=False):
     return by_name, dict(zip(named, (v.numpy() for v in direction))), second.numpy().transpose(0, 2, 3, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "train"), [(Zoo, False), (Zoo, True), (Attention, False), (dense, False)])
 def test_gradients_of_both_orders_are_pytorch_s(make, train):
     module = make()
@@ -172,6 +173,7 @@ class TransposedHead(nn.Module):
         return x @ (self.head.kernel.T if self.how == "[K, D]" else self.head.kernel) + self.head.shift
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["layer.T", "[K, D]", "[D, K]"])
 def test_a_head_in_any_layout_is_found_and_read(how):
     module = TransposedHead(how)
