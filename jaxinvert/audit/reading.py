@@ -15,7 +15,7 @@ from jaxinvert.labels.scale import estimated_rate
 from jaxinvert.observation import captures, threat_models
 from jaxinvert.observation.observe import FEDSGD
 from jaxinvert.search import check_targets
-from jaxinvert.trees import explained_share, is_float, largest_entry, scaled
+from jaxinvert.trees import is_float, largest_entry, scaled
 from jaxinvert.types import ArrayTree, Batch, Observation, Params, Update
 
 
@@ -124,28 +124,46 @@ def read_capture(config: JobConfig, capture: Capture, model: models.Model) -> Se
 def check_kind(tree: ArrayTree, params: Params, *, kind: captures.Kind, path: Path) -> None:
     """Checks that weights are not taken for differences, or differences for weights.
 
-    Weights after a round of training point along the weights before it; a gradient hardly ever does.
+    Weights after training are those before it plus something nearly at right angles to them: their part along the
+    weights before has the size of these, however large the rest is. A gradient's part is nearly 0.
 
     Raises:
       ValueError: naming the file, the cosine, and the likely kind.
     """
-    sent, before = (
-        [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(one) if is_float(leaf)] for one in (tree, params)
-    )
-    cosine = float(jnp.sqrt(explained_share(before, sent)))
-    if kind != "weights" and cosine > _ALONG:
+    cosine, factor, spread = _along(params, tree)
+    agrees = abs(factor - 1) < 0.1 + 3 * spread
+    seen = f"{path} has a cosine of {cosine:.3f} with the parameters that were sent"
+    if kind != "weights" and (cosine > _ALONG or (cosine > _ACROSS and agrees)):
         raise ValueError(
-            f"{path} has a cosine of {cosine:.3f} with the parameters that were sent: these look like weights after "
-            f"training, but the kind is {kind!r}; give the kind 'weights'"
+            f"{seen}: these look like weights after training, but the kind is {kind!r}; give the kind 'weights'"
         )
-    if kind == "weights" and any(jnp.any(leaf != 0) for leaf in sent) and cosine < _ACROSS:
+    if kind == "weights" and cosine < _ACROSS and not (agrees and factor > 4 * spread):
         raise ValueError(
-            f"{path} has a cosine of {cosine:.3f} with the parameters that were sent: these look like a gradient or "
-            "a difference, but the kind is 'weights'; give the kind 'pseudo-gradient' or 'delta'"
+            f"{seen}: these look like a gradient or a difference, but the kind is 'weights'; give the kind "
+            "'pseudo-gradient' or 'delta'"
         )
 
 
 _ALONG, _ACROSS = 0.9, 0.3
+
+
+def _along(params: Params, tree: ArrayTree) -> tuple[float, float, float]:
+    """What of a tree lies along the parameters: its cosine, its size in their units, and how far chance moves that.
+
+    Tensors that were not sent are left out; NaN if nothing is left. A rest of random direction has a part of
+    `|rest| / sqrt(entries)`.
+    """
+    pairs = [
+        (np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel())
+        for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(tree))
+        if is_float(b) and jnp.any(b != 0)
+    ]
+    before, sent = (np.concatenate([np.zeros(0), *parts]) for parts in ([a for a, _ in pairs], [b for _, b in pairs]))
+    size, length, inner = np.linalg.norm(before), np.linalg.norm(sent), before @ sent
+    if size == 0 or length == 0:
+        return np.nan, np.nan, np.nan
+    rest = np.sqrt(max(length**2 - (inner / size) ** 2, 0.0))
+    return float(inner / (size * length)), float(inner / size**2), float(rest / (size * np.sqrt(len(before))))
 
 
 def true_batches(config: JobConfig, file: Path | tuple[Path, ...], model: models.Model) -> Batch:

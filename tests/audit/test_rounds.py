@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert import audit, data, jobs, models
-from jaxinvert.audit import diagnosis
+from jaxinvert import audit, data, jobs, models, trees
+from jaxinvert.audit import diagnosis, reading
 from jaxinvert.cli import main
 from jaxinvert.integrations import capture
 from jaxinvert.types import Batch, Observation
@@ -90,6 +90,37 @@ def test_what_does_not_fit_is_refused_in_one_line(change, flags, message, tmp_pa
     status, _ = audited(tmp_path / "r", "--attack", "spectral", "--steps", "1", *flags)
     assert status == 2
     assert re.search(message, capsys.readouterr().err.replace("\n", " "))
+
+
+def random_step():
+    leaves, structure = jax.tree.flatten(PARAMS)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return structure.unflatten([jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves)])
+
+
+@pytest.mark.parametrize("length", [0.1, 1.0, 3.0, 20.0])
+def test_the_kind_is_told_however_far_training_went(length):
+    """`length` is that of the training, in units of the parameters' own; 20 is more than training does."""
+    step = random_step()
+    step = trees.scaled(step, length * trees.tree_norm(PARAMS) / trees.tree_norm(step))
+    weights = trees.moved(PARAMS, step)
+    reading.check_kind(weights, PARAMS, kind="weights", path="w")
+    reading.check_kind(step, PARAMS, kind="pseudo-gradient", path="g")
+    with pytest.raises(ValueError, match="look like a gradient"):
+        reading.check_kind(step, PARAMS, kind="weights", path="g")
+    if length <= 3:
+        with pytest.raises(ValueError, match="look like weights"):
+            reading.check_kind(weights, PARAMS, kind="delta", path="w")
+
+
+def test_a_decayed_difference_is_no_weights_and_its_sign_is_told():
+    """Weight decay moves along the weights, at another size; a difference of opposite sign has a negative cosine."""
+    step = random_step()
+    step = trees.scaled(step, 0.01 * trees.tree_norm(PARAMS) / trees.tree_norm(step))
+    decayed = jax.tree.map(lambda leaf, change: change + 0.01 * leaf, PARAMS, step)
+    reading.check_kind(decayed, PARAMS, kind="pseudo-gradient", path="g")
+    with pytest.raises(ValueError, match=r"cosine of -0\.7"):
+        reading.check_kind(trees.scaled(decayed, -1.0), PARAMS, kind="weights", path="g")
 
 
 def read(config, folder, model=MODEL, **changes):
