@@ -20,7 +20,7 @@ import safetensors.numpy
 from flax import serialization, traverse_util
 from PIL import Image
 
-from jaxinvert import data, files, manifest, models, sweeps
+from jaxinvert import data, files, inspection, manifest, models, sweeps
 from jaxinvert.cli.audit import Audit
 from jaxinvert.cli.audit_discrete import AuditTable, AuditText
 from jaxinvert.cli.fields import with_file
@@ -28,6 +28,7 @@ from jaxinvert.data import pixels
 from jaxinvert.models.tensors import Tensor
 from jaxinvert.observation import captures
 from jaxinvert.priors import generators
+from jaxinvert.readers.tensor_files import read_floats
 
 Files = Mapping[str, bytes]
 TREE = {"params": {"w": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3), "b": np.array([1, 2], np.float32)}}
@@ -66,6 +67,7 @@ def file_entries() -> tuple[Entry, ...]:
     return (
         *_tensor_entries(),
         _library_entry(),
+        _inspection_entry(),
         *_example_entries(),
         *_data_entries(),
         *_model_entries(),
@@ -108,6 +110,33 @@ def _library_entry() -> Entry:
 
     return Entry(
         "update, other library", seeds, lambda folder: captures.load_for_model(only(folder), model), check, weight=6
+    )
+
+
+def _inspection_entry() -> Entry:
+    """Parameters that a client received, checked as `jaxinvert inspect FILE` does."""
+    rng = np.random.default_rng(0)
+    layers = {
+        "conv.weight": rng.standard_normal((8, 3, 3, 3)),
+        "fc1.weight": rng.standard_normal((12, 8)),
+        "fc1.bias": rng.standard_normal(12),
+        "fc2.weight": rng.standard_normal((4, 12)),
+        "fc2.bias": rng.standard_normal(4),
+    }
+    named = {name: value.astype(np.float32) for name, value in layers.items()}
+
+    def check(found: inspection.Inspection, folder: Path) -> str:
+        values = [measure.value for measure in found.measures]
+        return "" if np.all(np.isfinite(values)) else "a figure is not finite"
+
+    return Entry(
+        "parameters, inspect",
+        [{"x.safetensors": safetensors.numpy.save(named)}, {"x.npz": npz_bytes(named)}],
+        lambda folder: inspection.inspect_tensors(
+            read_floats(only(folder), what="parameters", max_bytes=2**30), head="fc2"
+        ),
+        check,
+        weight=4,
     )
 
 

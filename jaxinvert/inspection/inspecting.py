@@ -107,7 +107,7 @@ def inspect(params: Params, model: Model, batch: Batch) -> Inspection:
         turn: they need not be true.
 
     Raises:
-      ValueError: for too few examples, or a network that cannot take them.
+      ValueError: for too few examples, a network that cannot take them, or gradients that are not finite.
     """
     if (count := len(batch.inputs)) < _LEAST_EXAMPLES:
         raise ValueError(f"the checks of gradients need at least {_LEAST_EXAMPLES} examples, got {count}")
@@ -117,6 +117,12 @@ def inspect(params: Params, model: Model, batch: Batch) -> Inspection:
 
 def judge(params: Params, head: str, found: gradients.Responses) -> Inspection:
     """All checks, of responses that were computed before; see `inspect`."""
+    finite = np.isfinite(np.asarray(found.norms)) & np.isfinite(np.asarray(found.head_norms))
+    if not finite.all():
+        raise ValueError(
+            f"the gradients of {np.sum(~finite)} of {len(finite)} examples are not finite: the training that gave "
+            "these parameters diverged, or they are crafted to blind this check; do not train on them"
+        )
     of_tensors = inspect_tensors({name: np.asarray(leaf) for name, leaf in leaves_by_path(params).items()}, head=head)
     sets = {name: gradients.active(np.asarray(units)) for name, units in found.units.items()}
     values: dict[str, dict[str, float | None]] = {

@@ -51,12 +51,13 @@ def parallel_units(layer: Layer) -> Parallel | None:
     rows, bias = layer.rows, layer.bias
     if not layer.is_dense or rows.shape[1] < _LEAST_INPUTS:
         return None
-    lengths = np.linalg.norm(rows, axis=1)
-    live = np.flatnonzero(lengths > 1e-6 * lengths.max())
+    rows, largest = _of_unit_size(rows)
+    lengths = np.linalg.norm(rows, axis=1) * largest
+    live = np.flatnonzero(lengths > 1e-6 * np.quantile(lengths, 0.9))  # one giant unit must not hide the others
     live = live[np.linspace(0, len(live) - 1, min(len(live), _MAX_UNITS)).astype(int)] if len(live) else live
     if len(live) < 2:
         return Parallel(len(live), 0.0, min(len(live), 1))
-    directions = rows[live] / lengths[live, None]
+    directions = rows[live] / np.linalg.norm(rows[live], axis=1, keepdims=True)
     if rows.shape[1] > _MAX_PROJECTED and len(live) > _MAX_PROJECTED:
         projection = np.random.default_rng(0).normal(size=(rows.shape[1], _MAX_PROJECTED)).astype(np.float32)
         directions = directions @ projection
@@ -67,7 +68,8 @@ def parallel_units(layer: Layer) -> Parallel | None:
     if bias is not None:
         signs = np.sign(directions[neighbors[center]] @ directions[center])
         thresholds = np.sort(-signs * bias[group] / lengths[group])
-        distinct = 1 + int(np.sum(np.diff(thresholds) > _SAME_THRESHOLD * np.abs(thresholds).max()))
+        sizes = np.maximum(np.abs(thresholds[1:]), np.abs(thresholds[:-1]))
+        distinct = 1 + int(np.sum(np.diff(thresholds) > _SAME_THRESHOLD * sizes))
     return Parallel(len(group), len(group) / len(live), distinct)
 
 
@@ -78,7 +80,7 @@ def mirrored_share(layer: Layer) -> float | None:
     """
     if layer.rows.shape[1] < 32:
         return None
-    ordered = np.sort(layer.rows, axis=1)
+    ordered = np.sort(_of_unit_size(layer.rows)[0], axis=1)
     positive, negative = (ordered > 0).sum(axis=1), (ordered < 0).sum(axis=1)
     mirrored = 0
     for count in np.unique(positive[(positive == negative) & (positive >= 16)]):
@@ -96,8 +98,16 @@ def one_class_share(head: Layer) -> float | None:
     """The largest share of the head's weights that belongs to one class, about the median class; `None` below 4."""
     if len(head.rows) < 4:
         return None
-    energy = np.sum(np.square(head.rows - np.median(head.rows, axis=0, keepdims=True)), axis=1, dtype=np.float64)
+    rows = head.rows.astype(np.float64)
+    energy = np.sum(np.square(rows - np.median(rows, axis=0, keepdims=True)), axis=1)
     return float(energy.max() / energy.sum()) if energy.sum() > 0 else 0.0
+
+
+def _of_unit_size(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows divided by their largest absolute value, and these in float64: no square overflows or vanishes."""
+    largest = np.abs(rows).max(axis=1, initial=0.0)
+    scaled = rows / np.where(largest > 0, largest, 1.0)[:, None]
+    return scaled, largest.astype(np.float64)
 
 
 def _blocks(rows: np.ndarray) -> list[np.ndarray]:

@@ -89,6 +89,12 @@ def test_what_the_crafting_functions_promise(honest):
     assert "one-class-head" in checks(judged(crafting.fish_feature(honest, MODEL.head, 3, 0, 0.1)))
 
 
+def test_gradients_that_are_not_finite_are_named(honest):
+    blinding = jax.tree.map(lambda leaf: leaf * 1e30, honest)
+    with pytest.raises(ValueError, match="not finite: .* crafted to blind this check"):
+        judged(blinding)
+
+
 def test_few_examples_are_refused(honest):
     few = jax.tree.map(lambda leaf: leaf[:20], BATCH)
     with pytest.raises(ValueError, match="at least 48 examples, got 20"):

@@ -28,6 +28,25 @@ def test_bins_are_found_however_their_units_are_scaled_or_turned(scales):
     assert finding.layer == "in/kernel"
 
 
+@pytest.mark.parametrize("scale", [1e-35, 1e30])
+def test_what_is_planted_is_found_at_any_scale(scale):
+    """Squares overflow or vanish in float32."""
+    assert found({name: np.float32(leaf * scale) for name, leaf in bins().items()})["planted-bins"].value == 16
+    assert found({"in/kernel": np.float32(trapped(0.9) * scale)})["trap-weights"].value == 1
+    head = RNG.normal(size=(8, 10))
+    head[:, 3] *= 1e4
+    assert found({"fc/kernel": np.float32(head * scale / 1e4)}, head="fc")["one-class-head"].value > 0.99
+
+
+def test_one_giant_unit_or_threshold_hides_nothing():
+    few = bins()
+    giant = {"in/kernel": few["in/kernel"].copy(), "in/bias": few["in/bias"].copy()}
+    giant["in/kernel"][:, 0] = RNG.normal(size=48) * 1e30
+    assert found(giant)["planted-bins"].value == 15
+    few["in/bias"][0] = 1e30
+    assert found(few)["planted-bins"].value == 16
+
+
 def test_bins_are_found_among_other_units_and_in_many():
     few = bins()
     mixed = {name: np.concatenate([HONEST[name], few[name]], axis=-1) for name in few}
