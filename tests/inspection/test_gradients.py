@@ -91,7 +91,7 @@ def test_what_the_crafting_functions_promise(honest):
 
 def test_gradients_that_are_not_finite_are_named(honest):
     blinding = jax.tree.map(lambda leaf: leaf * 1e30, honest)
-    with pytest.raises(ValueError, match="not finite: .* crafted to blind this check"):
+    with pytest.raises(ValueError, match=r"not finite: .* crafted to blind this check"):
         judged(blinding)
 
 
