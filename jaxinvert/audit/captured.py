@@ -41,6 +41,7 @@ class Explained(NamedTuple):
       share_of_noise: `[T]` share of each random update that its reconstruction explains, 0 ... 1.
       assumptions: what the attacker knows, see `jobs.assumptions`.
       notes: sentences about what was assumed or estimated.
+      searched: whether the attack searched, instead of taking a closed form.
     """
 
     reconstruction: np.ndarray
@@ -50,6 +51,7 @@ class Explained(NamedTuple):
     share_of_noise: np.ndarray
     assumptions: dict[str, Any]
     notes: tuple[str, ...] = ()
+    searched: bool = True
 
 
 def audit_capture(
@@ -133,7 +135,8 @@ def explain_capture(
     program, read = jobs.Program(config, model), read_capture(config, capture, model)
     seen = read.observation
     store = folder and _store(folder, capture, model)
-    found, used = found_in(attack("attack", config, program, seen, store, on_progress))
+    execution = attack("attack", config, program, seen, store, on_progress)
+    found, used = found_in(execution)
     noise = controls.random_update(jobs.stream(config.seed, jobs.Stream.NULL_UPDATES), seen)
     on_noise, used_on_noise = found_in(attack("random update", config, program, noise, store, on_progress))
     return Explained(
@@ -144,6 +147,7 @@ def explain_capture(
         explained(program, noise, on_noise, used_on_noise),
         jobs.assumptions(config, model, captured=True),
         (*capture.notes, *read.notes),
+        searched=bool(execution.history),
     )
 
 

@@ -14,8 +14,8 @@ from jaxinvert.audit.reading import digest_of
 from jaxinvert.cli.auditing import finish, identity, print_plan, show_finished, show_forecast, with_progress
 from jaxinvert.cli.captured import capture_of, judge_capture, with_round
 from jaxinvert.cli.console import EXIT_INTERRUPTED, Terminal, alone_in, bad_input
-from jaxinvert.cli.fields import DELTA, check_numbers, training_of
-from jaxinvert.cli.unused import refuse_without_epsilon, refuse_without_truth
+from jaxinvert.cli.fields import DELTA, check_numbers, said, training_of
+from jaxinvert.cli.unused import note_of_audit, refuse_without_epsilon, refuse_without_truth
 from jaxinvert.metrics import perceptual
 from jaxinvert.observation import captures
 from jaxinvert.report.wording import plural
@@ -102,6 +102,7 @@ def audit(command: Audit, command_line: str) -> int:
     """Runs the command; its exit status does not depend on the verdict."""
     console = Terminal()
     with bad_input():
+        given = said(command, command_line)
         command = _with_split(with_round(command, command_line))
         check_numbers(command)
         config = jobs.JobConfig.of(**command.flat)
@@ -149,6 +150,7 @@ def audit(command: Audit, command_line: str) -> int:
         found = with_progress(console, command.out, config.search.steps, run)
         if found is None:
             return EXIT_INTERRUPTED
+        note_of_audit(given.keys(), found)
         of_page = {"title": config.model.name, "command": command_line}
         if isinstance(found, dict):
             record, save = audits.record_of_capture(found), partial(report.save_capture_html, found=found, **of_page)

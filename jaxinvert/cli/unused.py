@@ -1,15 +1,18 @@
 """Refuses, or names in a note, fields that another choice makes meaningless: none is ignored in silence."""
 
 import contextlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from jaxinvert import audit as audits
 from jaxinvert import data, jobs
 from jaxinvert.cli.console import Terminal
 from jaxinvert.cli.fields import flagged
+from jaxinvert.jobs.automatic import AUTO
 from jaxinvert.jobs.groups import AttackerConfig, SearchConfig
 from jaxinvert.jobs.yaml_fields import places
+
+AuditResults = Sequence[audits.Audited] | Mapping[str, tuple[jobs.JobConfig, audits.Explained]]
 
 _OF_DATA = {
     "input_shape": "simulated clients take it from their data",
@@ -103,7 +106,7 @@ _OF_ATTACK = {place.flat_name for place in places(AttackerConfig)} | _OF_SEARCH
 
 def note_of_rank(command: Any, command_line: str) -> None:
     """Prints a note on the standard error with the flags of attacks, which `rank` takes and does not use."""
-    _note(flagged(command, command_line).keys() & _OF_ATTACK, "rank runs no attack")
+    _note(flagged(command, command_line).keys() & _OF_ATTACK, "rank runs no attack; not used")
 
 
 def note_of_closed_form(command: Any, task: jobs.Task, command_line: str) -> None:
@@ -111,10 +114,35 @@ def note_of_closed_form(command: Any, task: jobs.Task, command_line: str) -> Non
     entry = command.attacker.entry
     if not task.program.iterates:
         steps = {"steps"} if entry.takes_horizon else set()
-        _note((flagged(command, command_line).keys() & _OF_SEARCH) - steps, f"attack {entry.name!r} does not search")
+        given = flagged(command, command_line).keys() & _OF_SEARCH
+        _note(given - steps, f"attack {entry.name!r} does not search; not used")
+
+
+def note_of_audit(given: Set[str], found: AuditResults) -> None:
+    """Prints a note on the standard error with the fields of searches, if the attacks of an audit were closed forms.
+
+    Args:
+      given: the fields that the command's flags or its file give.
+      found: the audited settings, or what explains captured updates by the attacker's name.
+    """
+    if isinstance(found, Mapping):
+        attacks = [(config, one.searched) for config, one in found.values()]
+    else:
+        attacks = [
+            (one.config, one.summary["selected_by"] != "closed form")
+            for setting in found
+            for one in (*setting.attackers.values(), *(setting.leakage or {}).values())
+        ]
+    if any(searched for _, searched in attacks):
+        return
+    name = attacks[0][0].attacker.attack
+    if name == AUTO:  # which takes no closed form of the controls' updates
+        _note(given & _OF_SEARCH, "attack 'auto' took a closed form of every update; used by controls only")
+    else:
+        _note(given & _OF_SEARCH, f"attack {name!r} does not search; not used")
 
 
 def _note(unused: Collection[str], why: str) -> None:
     if unused:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(unused))
-        Terminal(stderr=True).print(f"note: {why}; not used: {flags}", soft_wrap=True)
+        Terminal(stderr=True).print(f"note: {why}: {flags}", soft_wrap=True)

@@ -1,10 +1,13 @@
 """Flags and fields that another choice makes meaningless: they are refused or named, never ignored in silence."""
 
+import importlib
+from types import SimpleNamespace
+
 import pytest
 
 from jaxinvert import cli
-from jaxinvert.cli.unused import _OF_CAPTURES, _of_data
-from jaxinvert.jobs import DataConfig
+from jaxinvert.cli.unused import _OF_CAPTURES, _of_data, note_of_audit
+from jaxinvert.jobs import DataConfig, JobConfig
 
 CAPTURED = ["audit", "--update", "a.npz", "--params", "b.npz"]
 VALUES = {
@@ -80,3 +83,45 @@ def test_flags_of_attacks_and_searches_that_are_not_used_are_named(tmp_path, cap
     closed = ["invert", *small, "--attack", "dense-layer", "--precision", "high", "--out", str(tmp_path)]
     assert cli.main([*closed, "--restarts=2", "--steps", "3"]) == 0
     assert "note: attack 'dense-layer' does not search; not used: --restarts, --steps\n" in capsys.readouterr().err
+
+
+NOTES = {
+    ("dense-layer", False): "note: attack 'dense-layer' does not search; not used: --restarts, --steps\n",
+    ("auto", False): "note: attack 'auto' took a closed form of every update; "
+    "used by controls only: --restarts, --steps\n",
+    ("auto", True): "",
+}
+
+
+@pytest.mark.parametrize(("attack", "searched"), NOTES)
+def test_an_audit_names_what_its_closed_forms_do_not_use(attack, searched, capsys):
+    """Of simulated clients and of captured updates; one attacker that searches uses the flags."""
+    config = JobConfig.of(attack=attack)
+    attackers = [SimpleNamespace(config=config, summary={"selected_by": by}) for by in ("closed form", "attack_loss")]
+    setting = SimpleNamespace(attackers=dict(enumerate(attackers[: 1 + searched])), leakage=None)
+    note_of_audit({"restarts", "steps", "tv"}, [setting])
+    assert capsys.readouterr().err == NOTES[attack, searched]
+    note_of_audit({"restarts", "steps"}, {"naive": (config, SimpleNamespace(searched=searched))})
+    assert capsys.readouterr().err == NOTES[attack, searched]
+    note_of_audit({"tv"}, [setting])
+    assert not capsys.readouterr().err
+
+
+class Noted(Exception):
+    """Raised in place of writing the audit's files."""
+
+
+def test_an_audit_names_what_its_flags_and_its_file_give(tmp_path, monkeypatch):
+    module, found = importlib.import_module("jaxinvert.cli.audit"), [object()]
+
+    def note(given, results):
+        assert results is found
+        raise Noted(set(given))
+
+    monkeypatch.setattr(module, "with_progress", lambda *arguments: found)
+    monkeypatch.setattr(module, "note_of_audit", note)
+    file = tmp_path / "audit.yaml"
+    file.write_text("steps: 2", encoding="utf-8")
+    with pytest.raises(Noted) as raised:
+        cli.main(["audit", str(file), "--restarts=2", "--out", str(tmp_path / "out")])
+    assert raised.value.args == ({"steps", "restarts", "out"},)
