@@ -26,8 +26,8 @@ class AuditTable(RecordsConfig):
 
     Attributes:
       file: YAML file with any of these fields (`_` for `-`); flags take precedence over it.
-      targets: number of clients; no two share a record. With two attackers, at least nine are needed for every
-        verdict to be possible.
+      targets: number of clients; no two share a record. With fewer than nine (eight for defenses without an adaptive
+        attacker), the verdict is "leaks" or "inconclusive", and never that there is no evidence.
       defenses: defenses to compare, such as `none`, `top-k:keep=0.1`, `clip+gaussian:norm=1,scale=0.01`; each is
         judged by the worst of a naive and an adaptive attacker; see `jaxinvert list`.
       candidates: number of records, including the private ones, among which reconstructions have to pick out the
@@ -65,7 +65,8 @@ class AuditText(TextConfig):
 
     Attributes:
       file: YAML file with any of these fields (`_` for `-`); flags take precedence over it.
-      targets: number of clients; at least eight are needed for every verdict to be possible.
+      targets: number of clients. With fewer than eight, the verdict is "leaks" or "inconclusive", and never that
+        there is no evidence.
       defenses: only `none` is implemented for text.
       candidates: number of sequences, including the private ones, among which reconstructions have to pick out the
         private ones.

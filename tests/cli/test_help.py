@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from jaxinvert.audit import evidence, verdict
 from jaxinvert.cli import main
+from jaxinvert.cli.audit_discrete import AuditTable, AuditText
 from jaxinvert.cli.commands import COMMANDS, SECTIONS
 from jaxinvert.cli.flags import flags_of, summary_of
 
@@ -127,3 +129,11 @@ def test_the_guide_says_how_to_install_it():
     guide = (Path(__file__).parents[2] / "docs" / "start.md").read_text(encoding="utf-8")
     for shell in ("bash", "zsh", "fish"):
         assert f"jaxinvert completion {shell}" in guide
+
+
+def test_the_number_of_clients_that_the_audits_of_records_and_text_name_is_the_verdicts():
+    """One attacker, or a naive and an adaptive one; each has two tests."""
+    numbers = {8: "eight", 9: "nine"}
+    one, two = (numbers[evidence.clients_needed(verdict.SIGNIFICANCE / (2 * count))] for count in (1, 2))
+    assert f"With fewer than {two} ({one} for" in " ".join((AuditTable.__doc__ or "").split())
+    assert f"With fewer than {one}, the verdict" in " ".join((AuditText.__doc__ or "").split())
