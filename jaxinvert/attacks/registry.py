@@ -1,7 +1,8 @@
 """The registry of attacks by name, for command lines, sweeps and experiments; library code calls their functions.
 
 `register(my_attack)` registers a new attack. Its name, hyperparameters, defaults and summary are read from the
-function's signature, its docstring and its `declare` decorator.
+function's signature, its docstring and its `declare` decorator; when it works and fails, from the docstring's
+paragraphs "Works: ..." and "Fails: ...".
 """
 
 import inspect
@@ -28,6 +29,8 @@ class Entry(NamedTuple):
       hyperparameters: names and defaults of the keyword arguments annotated as `Scalar`; all may be traced.
       takes_horizon: whether it has the keyword argument `horizon`.
       traits: its declared requirements and abilities.
+      works: when it works, the paragraph of the docstring that begins with "Works:"; empty without one.
+      fails: when it fails, the paragraph that begins with "Fails:"; empty without one.
     """
 
     name: str
@@ -36,11 +39,28 @@ class Entry(NamedTuple):
     hyperparameters: Mapping[str, float]
     takes_horizon: bool
     traits: Traits
+    works: str = ""
+    fails: str = ""
 
     @property
     def needs(self) -> tuple[str, ...]:
         """The fields of an observation that the attack reads."""
         return (*_ALWAYS_READ, *self.traits.reads)
+
+    @property
+    def abilities(self) -> tuple[str, ...]:
+        """What the traits say beside `needs`, in words."""
+        traits = self.traits
+        said = {
+            "needs an image generator": traits.generates,
+            "simulates the client's whole training": traits.simulates,
+            "restores the labels by itself": traits.restores_labels,
+            "can optimize the labels instead of reading them": traits.joint_labels,
+            "needs no labels and works for any loss": traits.any_loss,
+            "uses earlier rounds if they were observed": traits.every_round,
+            "can adapt to a known defense": traits.adapts,
+        }
+        return tuple(words for words, true in said.items() if true)
 
     def build(
         self,
@@ -62,7 +82,7 @@ class Entry(NamedTuple):
 
 
 def entry_of(attack: AttackFn, *, name: str | None = None, summary: str | None = None) -> Entry:
-    """Reads name, summary and hyperparameters from an attack's function.
+    """Reads name, summary, hyperparameters, and when it works from an attack's function.
 
     Args:
       attack: `(problem, *, hyperparameters) -> Attack | SolveFn`.
@@ -91,7 +111,15 @@ def entry_of(attack: AttackFn, *, name: str | None = None, summary: str | None =
         hyperparameters={key: float(p.default) for key, p in scalars.items()},
         takes_horizon=_HORIZON in parameters,
         traits=traits_of(attack),
+        works=_paragraph(function, "Works"),
+        fails=_paragraph(function, "Fails"),
     )
+
+
+def _paragraph(documented: object, name: str) -> str:
+    """The paragraph of a docstring that begins with a name and a colon, without these, in one line; else empty."""
+    found = re.search(rf"^{name}: (.*?)(?:\n\n|\Z)", inspect.getdoc(documented) or "", flags=re.DOTALL | re.MULTILINE)
+    return " ".join(found[1].split()) if found else ""
 
 
 def first_sentence(documented: object) -> str:

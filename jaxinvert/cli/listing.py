@@ -28,7 +28,7 @@ class List:
 
     Attributes:
       kind: one kind, such as "attacks" or "attack", with a line for each; by default the names of all.
-      name: one thing of that kind, shown in detail: what it reads, its settings, and when it works.
+      name: one thing of that kind, shown in detail: what it reads, its settings, and when it works and fails.
       json: print JSON for other programs.
     """
 
@@ -45,12 +45,18 @@ class Listed(NamedTuple):
       settings: names and defaults.
       reads: what of an observation it reads, or is granted.
       documented: the object with the docstring, `None` if there is none.
+      abilities: what an attack can do and needs beside that.
+      works: when an attack works.
+      fails: when it fails.
     """
 
     summary: str
     settings: Mapping[str, float] = {}
     reads: tuple[str, ...] = ()
     documented: Any = None
+    abilities: tuple[str, ...] = ()
+    works: str = ""
+    fails: str = ""
 
 
 def show_list(command: List, command_line: str) -> int:
@@ -123,7 +129,9 @@ def _print_json(content: Any) -> int:
 
 
 def _plain(one: Listed) -> dict[str, Any]:
-    return {"summary": one.summary, "settings": dict(one.settings), "reads": list(one.reads)}
+    plain = {"summary": one.summary, "settings": dict(one.settings), "reads": list(one.reads)}
+    of_attack = {"abilities": list(one.abilities), "works": one.works, "fails": one.fails}
+    return plain | {name: value for name, value in of_attack.items() if value}
 
 
 def _in_a_line(one: Listed) -> str:
@@ -134,7 +142,10 @@ def _in_a_line(one: Listed) -> str:
 def _show_one(console: Terminal, name: str, one: Listed) -> int:
     console.print(Text.assemble((name, "bold"), f": {one.summary}"))
     if one.reads:
-        console.print(Text(f"reads {', '.join(one.reads)}"))
+        console.print(Text(f"reads {'; '.join((', '.join(one.reads), *one.abilities))}"))
+    for name, condition in (("works", one.works), ("fails", one.fails)):
+        if condition:
+            console.print(Text.assemble((name, "bold"), f" {condition}"))
     for setting, value in one.settings.items():
         console.print(Text(f"  {setting} {value:g}"))
     if text := _explanation(one.documented):
@@ -146,12 +157,16 @@ def _show_one(console: Terminal, name: str, one: Listed) -> int:
 
 
 def _explanation(documented: Any) -> str:
-    """What a docstring says after its first sentence and before its arguments, else the docstring of the module."""
+    """What a docstring says after its first sentence and before its arguments, else the docstring of the module.
+
+    Without when an attack works and fails, which is shown anyway.
+    """
     function = getattr(documented, "func", documented)
     if function is None:
         return ""
     body = (inspect.getdoc(function) or "").partition("\n\n")[2]
-    own = re.split(r"^(?:Args|Returns|Raises|Attributes):$", body, maxsplit=1, flags=re.MULTILINE)[0].strip()
+    own = re.split(r"^(?:Args|Returns|Raises|Attributes):$", body, maxsplit=1, flags=re.MULTILINE)[0]
+    own = "\n\n".join(part for part in own.strip().split("\n\n") if not part.startswith(("Works:", "Fails:")))
     return own or (inspect.getdoc(inspect.getmodule(function)) or "").strip()
 
 
@@ -163,7 +178,15 @@ def kinds() -> list[str]:
 def _all() -> dict[str, dict[str, Listed]]:
     return {
         "attacks": {
-            name: Listed(entry.summary, entry.hyperparameters, entry.needs, entry.attack)
+            name: Listed(
+                entry.summary,
+                entry.hyperparameters,
+                entry.needs,
+                entry.attack,
+                entry.abilities,
+                entry.works,
+                entry.fails,
+            )
             for name, entry in sorted(registry.REGISTRY.items())
         },
         "defenses": {

@@ -314,7 +314,15 @@ def test_list_shows_one_kind_or_one_thing_or_json(capsys):
     text = capsys.readouterr().out
     assert "reads" in text
     assert "update" in text
-    assert "bias" in text  # of the docstring: when it works
+    assert "works where the network begins with a dense layer with bias" in " ".join(text.split())
+    assert "fails on batches" in text
+    assert "Works:" not in text  # said once
+    assert cli.main(["list", "attack", "gias", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert "labels" in told["reads"]
+    assert "needs an image generator" in told["abilities"]
+    assert told["works"]
+    assert told["fails"]
     assert cli.main(["list", "defense", "dp-sgd", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["settings"]["norm"] == 1.0
     assert cli.main(["list", "--json"]) == 0

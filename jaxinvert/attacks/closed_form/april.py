@@ -79,6 +79,11 @@ def april(problem: Problem, *, layout: Layout = VIT) -> SolveFn:
 
     The tokens must enter self-attention without a norm before it or a skip connection around it (vit-plain).
 
+    Works: for one example, without a norm or a skip connection before the first attention. A certificate says whether
+    the result is right.
+
+    Fails: on batches, under noise, and with a norm or a skip connection before the first attention.
+
     Args:
       problem: one example; its `client_update` is simulated for the certificate.
       layout: paths of the layers.
@@ -103,6 +108,10 @@ def patch_embedding(problem: Problem, *, layout: Layout = VIT) -> SolveFn:
     """Closed form from a Vision Transformer's patch and position embeddings, exact for one example.
 
     It reads the patch embedding instead of the attention: norms and skip connections do not matter.
+
+    Works: for one example, with norms and skip connections, too. A certificate says whether the result is right.
+
+    Fails: on batches and under noise.
 
     Args:
       problem: see `april`, also for results and errors.

@@ -34,6 +34,10 @@ def cocktail_party(problem: Problem, *, layer: str | None = None, num_steps: int
 
     The layer has a bias and reads the (normalized, flattened) inputs.
 
+    Works: approximately, on hundreds of images, where the network begins with a dense layer that has as many units.
+
+    Fails: where the batch has more images than the layer has units. Results are never exact.
+
     Args:
       problem: at most as many images as the layer has units.
       layer: path of the layer; by default the only one that reads images of this shape.

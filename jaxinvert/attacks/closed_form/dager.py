@@ -84,6 +84,10 @@ class Sequences(NamedTuple):
 def dager(problem: TextProblem, *, tolerances: spans.Tolerances | None = None) -> SolveFn:
     """DAGER: exact text from the span of attention gradients, for few distinct tokens (Petrov et al. 2024).
 
+    Works: while the distinct inputs, of all positions and sequences together, are fewer than the width.
+
+    Fails: beyond that and in half precision; it is ambiguous where tokens recur at several positions.
+
     Args:
       problem: the client, its network and `B`, the number of sequences; its `client_update` is simulated for the
         certificate.

@@ -207,6 +207,10 @@ def dense_layer(problem: Problem, *, layer: str | None = None) -> SolveFn:
     For larger batches it returns the `B` highest-ranked distinct inputs, which are exact for every example that is
     the only one to activate some unit. Reads `observation.params` (for checks) and `.update`; no labels.
 
+    Works: where the network begins with a dense layer with bias.
+
+    Fails: on batches, unless only one example activates a unit, and under noise.
+
     Args:
       problem: its network applies the layer to the (normalized, flattened) inputs.
       layer: path of the layer in the update, such as `"params/dense_0"`; it must hold `kernel` and `bias`. By

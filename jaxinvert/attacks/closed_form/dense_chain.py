@@ -70,6 +70,11 @@ def dense_chain(problem: Problem, *, layers: Sequence[str] | None = None, activa
     layer with a bias; below that layer, those with at least `B` invertible units. Reads `observation.params` and
     `.update`; no labels.
 
+    Works: for one example, through a perceptron whose activations can be inverted, of which at least one layer has a
+    bias.
+
+    Fails: on batches.
+
     Args:
       problem: its network is a perceptron that reads the (normalized, flattened) inputs.
       layers: paths of the dense layers from the input on, such as `("params/dense_0", "params/head")`; at least one

@@ -28,6 +28,10 @@ def known_patches(
 ) -> tuple[Array, Array]:
     """Looks for the patches of images in an update.
 
+    Works: for few images with large patches; labels, positions and batch size do not matter.
+
+    Fails: where the batch has more patches than the layer has units, or than a patch has values.
+
     Args:
       update: of one client, FedSGD.
       images: `[N, H, W, C]` candidates in [0, 1].

@@ -81,6 +81,10 @@ def rgap(
 ) -> SolveFn:
     """R-GAP: recursive linear systems through LeNet's convolutions, for one example (Zhu and Blaschko 2021).
 
+    Works: for one example through LeNet, trained or not: convolutions whose activations can be inverted.
+
+    Fails: under noise and on batches.
+
     Args:
       problem: its network is a chain of convolutions, each with the same activation, and one dense head, which reads
         the flattened last output.

@@ -80,6 +80,11 @@ def spear(
 
     Directions are sampled from at most `num_samples x max_rounds` random submatrices.
 
+    Works: on small batches through a first dense layer with ReLU, exactly: the result is certified by simulating the
+    client again.
+
+    Fails: on larger batches, since its cost grows like `2^B`, under noise, and without ReLU.
+
     Args:
       problem: its `client_update` is simulated for the certificate, its model's loss for the labels.
       inactive: the minimum share of units in [0, 1] that are inactive for an example.
@@ -106,6 +111,10 @@ def exact_batch(
     """Exact, certified batches of a ReLU perceptron, by independent components and sparsity; this library's own.
 
     Up to `B = 6`, where a few random samples suffice, it starts from those instead of independent components.
+
+    Works: on batches through a first dense layer with ReLU, exactly and certified, at a cost of a low power of `B`.
+
+    Fails: where the batch has more examples than the layer has units, under noise, and without ReLU.
 
     Args:
       problem: see `spear`, also for results and errors. Neighboring pixels of the images are assumed to be mostly

@@ -65,6 +65,10 @@ def cocktail_party_features(
 
     Labels are neither read nor recovered, and the images are returned in arbitrary order.
 
+    Works: on batches up to dozens of images, through convolutions and a dense layer with more units than images.
+
+    Fails: where no dense layer has as many units as the batch has images.
+
     Args:
       problem: its network is a Flax model.
       tv: weight of the total variation, of pixels in [0, 1], in the exponent.

@@ -58,6 +58,10 @@ def dlm(problem: Problem, *, initial_scale: Scalar = 100.0, learning_rate: Scala
 
     The optimizer is the paper's Adam; `info["scale"]` is k.
 
+    Works: for a server that does not know the client's learning rate, on the smooth networks of DLG.
+
+    Fails: where DLG fails. The scale depends on where it starts, since soft labels do not identify it.
+
     Args:
       problem: labels are always optimized; `joint_labels` is ignored.
       initial_scale: initial value of k; the paper uses 60 to 240 for a true value of 100.
@@ -90,6 +94,10 @@ def dlm_best_scale(problem: Problem, *, learning_rate: Scalar = 0.1, rule: Recov
     """DLM with labels restored from the bias gradient's signs and the scale in closed form (from no paper).
 
     `info["scale"]` is the best k for the result.
+
+    Works: for a server that does not know the client's learning rate, with several restarts.
+
+    Fails: where DLG fails, and where the labels' rule is wrong.
 
     Args:
       problem: any batch size.
@@ -126,6 +134,10 @@ def best_scale(gradient: Update, update: Update) -> Array:
 @declare(simulates=False, every_round=True)
 def dlm_plus(problem: Problem, *, learning_rate: Scalar = 0.1) -> Attack:
     """DLM+: matches an update for any learning rate by normalizing the scale of each tensor (Zhao et al. 2022).
+
+    Works: for a server that does not know the client's learning rate, on the smooth networks of DLG.
+
+    Fails: where DLG fails; here it reached a high quality less often than `dlm`.
 
     Args:
       problem: labels are always optimized; `joint_labels` is ignored.

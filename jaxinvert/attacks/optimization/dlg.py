@@ -29,6 +29,11 @@ def dlg(problem: Problem, *, memory_size: int = MEMORY_SIZE) -> Attack:
     the steps. One step is one L-BFGS step; an iteration of the authors' optimizer has up to twenty. DLG needs smooth
     activations (the paper's LeNet has sigmoids) and works best if the model does not normalize its inputs.
 
+    Works: on smooth small networks (sigmoid or tanh), for single images, with many steps.
+
+    Fails: with ReLU, where second derivatives vanish, and under noise. A step is a line search and costs several
+    gradients.
+
     Args:
       problem: labels are always optimized; `joint_labels` is ignored.
       memory_size: number of steps that L-BFGS stores.
@@ -40,6 +45,10 @@ def dlg(problem: Problem, *, memory_size: int = MEMORY_SIZE) -> Attack:
 @declare(every_round=True)
 def idlg(problem: Problem, *, memory_size: int = MEMORY_SIZE) -> Attack:
     """iDLG: restores the label from the last layer's signs, then DLG on the one image (Zhao et al. 2020).
+
+    Works: where DLG does, for one example per client, whose label is exact.
+
+    Fails: where DLG does, and on batches, to whose examples it would give the same label.
 
     Args:
       problem: one example per client: `labels.idlg` would assign the same label to all examples of a batch.

@@ -35,6 +35,10 @@ def general_deep_leakage(
 
     The paper does not specify the optimizer and the weights; those of Inverting Gradients are used.
 
+    Works: where the label counts are right, also for repeated classes and after FedAvg.
+
+    Fails: where they are wrong, and on batches of a single class.
+
     Args:
       problem: FedSGD or FedAvg clients of any batch size.
       tv: weight of the total variation.

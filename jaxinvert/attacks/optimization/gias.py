@@ -63,6 +63,10 @@ def gias_latents(
     The generator's weights stay fixed. Usually better than `gias` in the same time. The reconstruction's
     `info["latents"]` are the best iterate.
 
+    Works: on single images and small batches, with a generator of similar images.
+
+    Fails: on batches of 16 and more, where it gains little, and without a generator of similar images.
+
     Args:
       problem: with a `prior`, the generator and its parameters.
       batch_norm: weight of the running statistics, if the attacker sees them.
@@ -190,6 +194,10 @@ def gias(
 
     Both stages form one iterative attack: latents are optimized for a share of the steps, then the weights. Every
     step computes both gradients and uses one, so steps of both stages have the same cost.
+
+    Works: where `gias_latents` does: on single images and small batches, with a generator of similar images.
+
+    Fails: where `gias_latents` fails, which usually finds more in the same time.
 
     Args:
       problem: with a `prior`.

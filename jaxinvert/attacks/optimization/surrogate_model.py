@@ -62,6 +62,12 @@ def surrogate_model(
     Optimizer, prior and normalized space are those of `inverting_gradients`; Adam moves the position a, which
     `info["position"]` tells.
 
+    Works: after many local steps of plain SGD on the same examples, where simulating them is slow or impossible.
+    Neither the learning rate nor the order of the examples need be known.
+
+    Fails: where the path of the parameters bends far off the segment: large rates, momentum, Adam. Where rate and
+    order are known, simulating the steps finds far more detail, in more time.
+
     Args:
       problem: any batch size; `joint_labels` optimizes soft labels. Its `client_update` is not used.
       tv: weight of the total variation.

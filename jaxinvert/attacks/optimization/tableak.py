@@ -74,6 +74,10 @@ def tableak(
     (`schema.decode` selects the most likely one), and `attack_loss` is the loss of the pooled records. `info` has the
     matched `members` `[M, B, 1, 1, F]`, their `member_losses` `[M]` and `entropy` `[B, columns]`, see `entropy`.
 
+    Works: on records of numbers and categories, in batches to 32.
+
+    Fails: gradually, as batches grow: more and more fields are those of a guess.
+
     Args:
       problem: has a `schema`; its model reads encoded records `[B, 1, 1, F]`. Entropies are in units of its `std`.
       learning_rate: of Adam, in units of the model's `std`.
