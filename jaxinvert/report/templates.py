@@ -1,12 +1,13 @@
 """Renders the pages' templates: `base.html.jinja` has frame and style, `parts.html.jinja` shared macros."""
 
 import functools
-from typing import Any
-
-import jinja2
+from typing import TYPE_CHECKING, Any
 
 from jaxinvert.audit import percent
 from jaxinvert.report.wording import duration, number, plural
+
+if TYPE_CHECKING:
+    import jinja2
 
 
 def render(name: str, **values: Any) -> bytes:
@@ -21,14 +22,16 @@ def render(name: str, **values: Any) -> bytes:
     return compiled(name).render(**values).encode("utf-8", "replace")
 
 
-def compiled(name: str) -> jinja2.Template:
+def compiled(name: str) -> "jinja2.Template":
     """The template `name`, which is compiled once; that takes longer than to render a small page."""
     return _environment().get_template(name)
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
+def _environment() -> "jinja2.Environment":
     """Where templates are found and kept."""
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jaxinvert.report", ""),
         autoescape=True,

@@ -2,11 +2,10 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from jaxinvert.models.adapters.building import model_of_call
 from jaxinvert.models.model import Model
@@ -14,9 +13,12 @@ from jaxinvert.models.modes import Mode, check_modes
 from jaxinvert.models.tensors import Tensor
 from jaxinvert.types import Array, Key
 
+if TYPE_CHECKING:  # importing it takes a tenth of the time in which a command starts
+    from flax import nnx
+
 
 def from_nnx(
-    module: nnx.Module,
+    module: "nnx.Module",
     *,
     input_shape: Sequence[int],
     num_classes: int | None = None,
@@ -46,6 +48,8 @@ def from_nnx(
     Raises:
       ValueError: for an unknown mode, or an output that is not `[B, K]`.
     """
+    from flax import nnx
+
     check_modes(batch_norm, dropout)
     graph, state = nnx.split(nnx.clone(module))
     variables = dict(nnx.to_flat_state(state))
@@ -89,6 +93,8 @@ def from_nnx(
 
 def _generators(random: Mapping[Any, Any], key: Key | None) -> dict[Any, Any]:
     """The states of the random number generators; with a key, new ones."""
+    from flax import nnx
+
     drawn = {}
     for number, (path, variable) in enumerate(random.items()):
         own = (
@@ -101,7 +107,7 @@ def _generators(random: Mapping[Any, Any], key: Key | None) -> dict[Any, Any]:
 class _Observed:
     """A BatchNorm layer that also records the statistics of its input."""
 
-    def __init__(self, layer: nnx.BatchNorm, path: str, statistics: dict[str, Any]) -> None:
+    def __init__(self, layer: "nnx.BatchNorm", path: str, statistics: dict[str, Any]) -> None:
         self.layer, self.path, self.statistics = layer, path, statistics
 
     def __call__(self, x: Array, *args: Any, **options: Any) -> Array:
@@ -124,6 +130,8 @@ def _replace(network: Any, path: Sequence[Any], layer: Any) -> None:
 
 
 def _collection(variable: Any) -> str:
+    from flax import nnx
+
     if isinstance(variable, nnx.Param):
         return "params"
     return "batch_stats" if isinstance(variable, nnx.BatchStat) else "buffers"
