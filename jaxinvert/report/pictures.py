@@ -21,6 +21,7 @@ def save_reconstructions_png(
     reconstruction: ArrayLike,
     captions: Sequence[str] = (),
     columns: int | None = None,
+    side: int | None = None,
     max_pairs: int = 120,
     title: str = "",
 ) -> None:
@@ -32,6 +33,7 @@ def save_reconstructions_png(
       reconstruction: `[N, H, W, C]`, matched one-to-one with `truth`.
       captions: one text under each pair, at most two lines, such as `captions(summary)`; may be empty.
       columns: pairs per row; by default chosen for a landscape picture with few gaps.
+      side: pixels to which smaller pictures are enlarged; by default 256 for up to four pairs, else 128.
       max_pairs: pairs drawn; a line states how many were omitted.
       title: text above the grid; may be empty.
 
@@ -42,10 +44,10 @@ def save_reconstructions_png(
     count = len(originals)
     if len(captions) not in (0, count):
         raise ValueError(f"captions has {len(captions)} entries, expected 0 or {count}")
-    if max_pairs < 1 or (columns or 1) < 1:
-        raise ValueError(f"max_pairs is {max_pairs} and columns is {columns}, expected at least 1")
+    if max_pairs < 1 or (columns or 1) < 1 or (side or 1) < 1:
+        raise ValueError(f"max_pairs is {max_pairs}, columns {columns} and side {side}, expected at least 1")
     shown = min(count, max_pairs)
-    side = 256 if shown <= 4 else 128
+    side = side or (256 if shown <= 4 else 128)
     pairs = [(_tile(a, side), _tile(b, side)) for a, b in zip(originals[:shown], rebuilt[:shown])]
     tile_width, tile_height = pairs[0][0].size
     margin, inner, gutter, line, header = 24, 6, 28, 19, 22

@@ -115,6 +115,10 @@ def test_png_enlarges_pixels_without_smoothing(tmp_path):
     np.testing.assert_array_equal(left, expected)
     np.testing.assert_array_equal(right, 255 - expected)
     assert pixels.shape == (46 + 256 + 24, 24 + 518 + 24)
+    report.save_reconstructions_png(tmp_path / "x.png", truth=truth, reconstruction=1 - truth, side=128)
+    assert size_of(tmp_path / "x.png") == (24 + 2 * 128 + 6 + 24, 46 + 128 + 24)
+    with pytest.raises(ValueError, match="side -1, expected at least 1"):
+        report.save_reconstructions_png(tmp_path / "x.png", truth=truth, reconstruction=truth, side=-1)
 
 
 @pytest.mark.parametrize("count", [1, 3, 100])
