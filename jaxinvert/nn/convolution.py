@@ -7,6 +7,9 @@ A convolution is one trilinear form `T(x, w, y) = <conv(x, w), y>`. Its three pa
 are closed under differentiation: each is linear in both arguments, and its transpose in either is one of the other
 two. They are three primitives here, so derivatives of any order (reverse, forward or mixed) use only these three, and
 each has its own lowering per backend (`lowerings`).
+
+All three have a leading axis of independent lanes. The groups of a grouped or depthwise convolution are lanes, and so
+is what `vmap` maps in both operands.
 """
 
 import functools
@@ -128,8 +131,8 @@ def conv_general_dilated(
 
     A drop-in for `flax.linen.Conv(conv_general_dilated=...)`: same arguments, shapes, results (to 1e-5 relative in
     float32) and errors, all derivatives, every transformation; `shard_map` needs `check_vma=False`. Unsupported cases
-    are passed to `lax` unchanged: groups, operands that are not floats of one type, another `preferred_element_type`,
-    an `out_sharding`, empty operands and no spatial axis.
+    are passed to `lax` unchanged: operands that are not floats of one type, another `preferred_element_type`, an
+    `out_sharding`, empty operands and no spatial axis.
 
     Args:
       lhs: inputs of rank `D + 2`, in the layout `dimension_numbers` names.
@@ -139,8 +142,8 @@ def conv_general_dilated(
       lhs_dilation: `D` steps between input pixels, or `None` for 1.
       rhs_dilation: `D` steps between kernel taps, or `None` for 1.
       dimension_numbers: as in `lax`; `None` is `NCHW`, `OIHW`, `NCHW`.
-      feature_group_count: as in `lax`; only 1 is fast.
-      batch_group_count: as in `lax`; only 1 is fast.
+      feature_group_count: as in `lax`.
+      batch_group_count: as in `lax`.
       precision: as in `lax`; passed to every matrix product and convolution.
       preferred_element_type: as in `lax`; only `None` or the operands' type is fast.
       out_sharding: as in `lax`; only `None` is fast.
@@ -177,8 +180,7 @@ def is_supported(equation: Any) -> bool:
     params = equation.params
     lhs, rhs, out = (variable.aval for variable in (*equation.invars, *equation.outvars))
     return (
-        params["feature_group_count"] == params["batch_group_count"] == 1
-        and params.get("out_sharding") is None
+        params.get("out_sharding") is None
         and lhs.dtype == rhs.dtype == out.dtype
         and jnp.issubdtype(lhs.dtype, jnp.floating)
         and lhs.ndim > 2
@@ -192,8 +194,10 @@ def convolve(lhs: Array, rhs: Array, equation: Any) -> Array:
     lhs_axes, (out_features, in_features, *window), out_axes = params["dimension_numbers"]
     channels_last = operator.itemgetter(0, *range(2, lhs.ndim), 1)
     out_axes = channels_last(out_axes)
-    x = jnp.transpose(lhs, channels_last(lhs_axes))[None]
-    w = jnp.transpose(rhs, (*window, in_features, out_features))[None]
+    num_groups = params["feature_group_count"] * params["batch_group_count"]  # one of them is 1
+    grouped_axis = 0 if params["batch_group_count"] > 1 else -1
+    x = _groups_first(jnp.transpose(lhs, channels_last(lhs_axes)), grouped_axis, num_groups)
+    w = _groups_first(jnp.transpose(rhs, (*window, in_features, out_features)), -1, num_groups)
     geometry = Geometry(
         input_shape=x.shape[2:-1],
         kernel_shape=w.shape[1:-2],
@@ -204,5 +208,12 @@ def convolve(lhs: Array, rhs: Array, equation: Any) -> Array:
         kernel_dilation=tuple(params["rhs_dilation"]),
         precision=params["precision"],
     )
-    y = _convolve_p.bind(x, w, geometry=geometry)[0]
+    y = _merge(_convolve_p.bind(x, w, geometry=geometry), 0, -1)
     return jnp.transpose(y, [out_axes.index(axis) for axis in range(y.ndim)])
+
+
+def _groups_first(operand: Array, axis: int, num_groups: int) -> Array:
+    """Splits `axis` into groups of neighbors, and moves the axis of groups to the front."""
+    axis %= operand.ndim
+    split = operand.reshape(*operand.shape[:axis], num_groups, -1, *operand.shape[axis + 1 :])
+    return jnp.moveaxis(split, axis, 0)

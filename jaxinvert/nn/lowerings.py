@@ -1,4 +1,4 @@
-"""Lowerings of the three convolution primitives: XLA convolution, GEMM over patches, or Winograd.
+"""Lowerings of the three convolution primitives: XLA convolution, GEMM over patches, Winograd, or shifted products.
 
 All take operands in the layout of `Geometry`:
 
@@ -7,15 +7,16 @@ All take operands in the layout of `Geometry`:
   on jax 0.10). Lanes with different kernels become a grouped convolution.
 * `gemm_*`: one matrix product per lane over *patches*, the `K` stacked shifted copies of the inputs.
 * Winograd's F(2x2, 3x3): fewer multiplications, for 3 x 3 kernels with many channels at stride 1.
+* `depthwise`: sums of shifted elementwise products, for many lanes with one or two channels and features each.
 
-On CPU, Winograd is used where it applies; else GEMM for kernel gradients, for kernels that differ per lane and for
-input transposes with fewer positions than features; else one convolution. Other backends use `xla_*`.
+On CPU, Winograd and shifted products are used where they apply; else GEMM for kernel gradients, for kernels that
+differ per lane and for input transposes with fewer positions than features; else one convolution. Other backends use
+`xla_*`.
 """
 
 import contextlib
 import contextvars
 import functools
-import itertools
 import math
 from collections.abc import Iterator
 
@@ -23,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxinvert.nn import winograd
+from jaxinvert.nn import depthwise, winograd
 from jaxinvert.nn.geometry import Geometry
 from jaxinvert.types import Array
 
@@ -31,6 +32,10 @@ from jaxinvert.types import Array
 # matrix products are too small to make up for that (measured on two Zen 5 cores).
 _MIN_CHANNELS = 32
 _MIN_TILES = 32
+
+# The lanes are what shifted products are vectorized over: below, or with more channels or features, GEMM is faster.
+_MIN_DEPTHWISE_LANES = 8
+_MAX_DEPTHWISE_CHANNELS = 2
 
 _COMPILE_FAST = contextvars.ContextVar("compile_fast", default=False)
 
@@ -53,6 +58,8 @@ def cpu_convolve(x: Array, w: Array, *, geometry: Geometry) -> Array:
     if _is_winograd(geometry, x, *w.shape[-2:]):
         products = _matmul(winograd.lift_inputs(x, geometry), winograd.lift_kernels(w), (2, 1), geometry)
         return winograd.unlift_outputs(products, geometry, x.shape[0])
+    if _is_depthwise(x.shape[0], *w.shape[-2:]):
+        return depthwise.convolve(x, w, geometry=geometry)
     return (xla_convolve if x.shape[0] == 1 else gemm_convolve)(x, w, geometry=geometry)
 
 
@@ -61,6 +68,8 @@ def cpu_input_transpose(y: Array, w: Array, *, geometry: Geometry) -> Array:
     if _is_winograd(geometry, y, *w.shape[-2:]):
         products = _matmul(winograd.lift_outputs(y, geometry), winograd.lift_kernels(w), (2, 2), geometry)
         return winograd.unlift_inputs(products, geometry, y.shape[0])
+    if _is_depthwise(y.shape[0], *w.shape[-2:]):
+        return depthwise.input_transpose(y, w, geometry=geometry)
     # A convolution needs flipped and transposed kernels, which does not pay off for few positions.
     num_positions = y.shape[1] * math.prod(geometry.output_shape)
     if y.shape[0] > 1 or num_positions < y.shape[-1]:
@@ -74,6 +83,8 @@ def cpu_kernel_gradient(x: Array, y: Array, *, geometry: Geometry) -> Array:
     if _is_winograd(geometry, x, x.shape[-1], y.shape[-1]):
         lifted = winograd.lift_inputs(x, geometry), winograd.lift_outputs(y, geometry)
         return winograd.unlift_kernels(_matmul(*lifted, (1, 1), geometry), x.shape[0])
+    if _is_depthwise(x.shape[0], x.shape[-1], y.shape[-1]):
+        return depthwise.kernel_gradient(x, y, geometry=geometry)
     return gemm_kernel_gradient(x, y, geometry=geometry)
 
 
@@ -137,14 +148,7 @@ def gemm_kernel_gradient(x: Array, y: Array, *, geometry: Geometry) -> Array:
 
 def _patches(x: Array, geometry: Geometry) -> Array:
     """`[G, K * C, N, *output_shape]`: the inputs of each output, for each kernel tap."""
-    pads = [(axis.low, axis.high, axis.spread - 1) for axis in geometry.axes]
-    x = lax.pad(jnp.moveaxis(x, -1, 1), jnp.zeros((), x.dtype), [(0, 0, 0)] * 3 + pads)
-    shifted = []
-    for tap in itertools.product(*map(range, geometry.kernel_shape)):
-        starts = [index * axis.hole for index, axis in zip(tap, geometry.axes)]
-        stops = [start + (axis.out - 1) * axis.stride + 1 for start, axis in zip(starts, geometry.axes)]
-        shifted.append(lax.slice(x, (0, 0, 0, *starts), (*x.shape[:3], *stops), (1, 1, 1, *geometry.strides)))
-    return lax.concatenate(shifted, 1)
+    return lax.concatenate(depthwise.shifted_inputs(jnp.moveaxis(x, -1, 1), geometry, axis=3), 1)
 
 
 def _is_winograd(geometry: Geometry, operand: Array, channels: int, features: int) -> bool:
@@ -157,6 +161,10 @@ def _is_winograd(geometry: Geometry, operand: Array, channels: int, features: in
         # Narrower floats would also round the lifted operands, not only the sums.
         and operand.dtype in (jnp.float32, jnp.float64)
     )
+
+
+def _is_depthwise(num_lanes: int, channels: int, features: int) -> bool:
+    return num_lanes >= _MIN_DEPTHWISE_LANES and max(channels, features) <= _MAX_DEPTHWISE_CHANNELS
 
 
 def _matmul(

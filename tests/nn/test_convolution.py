@@ -167,12 +167,10 @@ def test_shard_map_without_replication_check():
 @pytest.mark.parametrize(
     "arguments",
     [
-        dict(feature_group_count=2, rhs=(3, 3, 2, 4)),
-        dict(batch_group_count=2, rhs=(3, 3, 4, 4)),
         dict(preferred_element_type=jnp.float64, rhs=(3, 3, 4, 4)),
         dict(lhs=(0, 5, 5, 4), rhs=(3, 3, 4, 4)),
     ],
-    ids=["feature groups", "batch groups", "preferred type", "empty"],
+    ids=["preferred type", "empty"],
 )
 def test_what_the_family_cannot_express_goes_to_lax(arguments):
     x = jnp.ones(arguments.pop("lhs", (2, 5, 5, 4)))
