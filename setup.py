@@ -65,6 +65,7 @@ setup(
         "ray": ["ray>=2.55,<3"],
         "tabular": ["scikit-learn>=1.5,<2"],
         "torch": TORCH,
+        "tpu": ["jax[tpu]>=0.10,<0.13"],
     },
     entry_points={"console_scripts": ["jaxinvert=jaxinvert.cli:run"]},
     classifiers=[
