@@ -140,6 +140,20 @@ def test_a_comparison_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert (tmp_path / "figure.png").stat().st_size > 5_000
 
 
+def test_the_gallery_keeps_its_jobs_and_draws_them(tmp_path, monkeypatch):
+    from experiments import gallery
+
+    arguments = ["--attacks", "dense-layer", "--out", str(tmp_path / "jobs"), "--pictures", str(tmp_path)]
+    gallery.main(arguments)
+    picture = (tmp_path / "dense-layer.png").read_bytes()
+    (tmp_path / "dense-layer.png").unlink()
+    monkeypatch.setattr(gallery.sweeps, "run", lambda plan, folder: iter(()))
+    gallery.main(arguments)
+    assert (tmp_path / "dense-layer.png").read_bytes() == picture
+    with pytest.raises(SystemExit, match=r"attacks has \['dense'\]; there are \['spectral', "):
+        gallery.main(["--attacks", "dense"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_smoke(name, tmp_path):
