@@ -8,7 +8,8 @@ to the page. Beside plain columns there are
     rule/exact                      a column for each value of `rule`, filled with `exact`
 
 A table whose file is not there yet says so. A line `<!-- published: FOLDER -->` stands above all rows with a
-published number that the files of a folder hold.
+published number that the files of a folder hold, a line `<!-- attack: NAME -->` above what an attack's docstring and
+declaration say: when it works and fails, what it reads, and its settings.
 
 Command:  python -m experiments.tables
 """
@@ -18,15 +19,18 @@ import re
 from pathlib import Path
 
 from experiments import harness
+from jaxinvert import attacks
+from jaxinvert.attacks import registry
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "experiments" / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 _TABLE = re.compile(r"(<!-- table: (?P<file>\S+) (?P<columns>[^>]+) -->\n)(?P<table>(?:.+\n)*)")
+_ATTACK = re.compile(r"(<!-- attack: (?P<name>\S+) -->\n)(?P<text>(?:.+\n)*)")
 _PUBLISHED = re.compile(r"(<!-- published: (?P<folder>\S+) -->\n)(?P<table>(?:.+\n)*)")
 
 
 def main() -> None:
-    """Rewrites every table in place."""
+    """Rewrites every table, and what is said of attacks, in place."""
     for document in DOCUMENTS:
         document.write_text(filled(document), encoding="utf-8")
 
@@ -44,8 +48,34 @@ def filled(document: Path) -> str:
     def all_published(match: re.Match) -> str:
         return match[1] + published(document.parent / match["folder"])
 
+    def of_attack(match: re.Match) -> str:
+        return match[1] + conditions(match["name"])
+
     text = _TABLE.sub(table, document.read_text(encoding="utf-8"))
-    return _PUBLISHED.sub(all_published, text)
+    return _ATTACK.sub(of_attack, _PUBLISHED.sub(all_published, text))
+
+
+def conditions(name: str) -> str:
+    """When an attack works and fails, what it reads and can do, and its settings, as a Markdown list.
+
+    Args:
+      name: as registered, or that of a function of `attacks`.
+
+    Raises:
+      ValueError: if its docstring does not say when it works or fails.
+    """
+    attack = registry.REGISTRY.get(name) or registry.entry_of(getattr(attacks, name.replace("-", "_")))
+    for paragraph, said in (("Works", attack.works), ("Fails", attack.fails)):
+        if not said:
+            raise ValueError(f"{name}: its docstring has no paragraph '{paragraph}: ...'")
+    lines = [f"- *Works* {attack.works}", f"- *Fails* {attack.fails}"]
+    if registry.is_declared(attack.attack):
+        reads = ", ".join(f"`{field}`" for field in attack.needs)
+        lines.append(f"- *Reads* {'; '.join((reads, *attack.abilities))}.")
+    if attack.hyperparameters:
+        settings = ", ".join(f"`{setting}` {value:g}" for setting, value in attack.hyperparameters.items())
+        lines.append(f"- *Settings* {settings}.")
+    return "\n".join(lines) + "\n"
 
 
 def published(folder: Path) -> str:

@@ -18,10 +18,11 @@ import pytest
 import tyro
 import yaml
 
-from experiments import tables
-from jaxinvert import audit, data, sweeps
+from experiments import gallery, tables
+from jaxinvert import attacks, audit, data, jobs, sweeps
 from jaxinvert.attacks import registry
 from jaxinvert.cli import main
+from jaxinvert.jobs.automatic import AUTO
 from tests.docs_blocks import PAGES, ROOT, Block, anchors, blocks, links, small
 
 SITE = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
@@ -143,21 +144,73 @@ def test_every_page_is_in_the_navigation():
     assert packages - {"index"} <= modules
 
 
-def test_every_attack_has_a_section():
-    page = (ROOT / "docs" / "attacks.md").read_text(encoding="utf-8")
-    assert [name for name in registry.REGISTRY if f"`{name}`" not in page and f"--attack {name}`" not in page] == []
+ATTACK_PAGES = {
+    page: page.read_text(encoding="utf-8")
+    for page in sorted((ROOT / "docs" / "attacks").glob("*.md"))
+    if page.name != "index.md"
+}
+DECLARED = {
+    name.replace("_", "-")
+    for package in (attacks.closed_form, attacks.optimization)
+    for name in package.__all__
+    if registry.is_declared(getattr(package, name))
+}
+IN_GALLERY = {case.attack for case in gallery.CASES}
 
 
-ATTACKS_PAGE = (ROOT / "docs" / "attacks.md").read_text(encoding="utf-8").partition("## By optimization")[2]
-SECTIONS = {part.partition("\n")[0]: part for part in re.split(r"^### ", ATTACKS_PAGE, flags=re.MULTILINE)[1:]}
+@pytest.mark.parametrize("attack", sorted(DECLARED | registry.REGISTRY.keys() - {AUTO}))
+def test_every_attack_has_a_page(attack):
+    """With a picture, if it reconstructs images; it says when it works and when it fails."""
+    pages = [page for page, text in ATTACK_PAGES.items() if f"<!-- attack: {attack} -->" in text]
+    assert len(pages) == 1, f"docs/attacks needs one page with the line <!-- attack: {attack} -->"
+    page = pages[0]
+    index = (page.parent / "index.md").read_text(encoding="utf-8")
+    assert re.search(rf"\[(?:.*`{attack}`.*|DAGER|TabLeak)\]\({page.name}\)", index)
+    if attack in registry.REGISTRY:
+        assert attack in IN_GALLERY
+        assert f"({attack}.png)" in ATTACK_PAGES[page]
+        assert f"gallery.json attack=={attack} " in ATTACK_PAGES[page]
+        rows = json.loads((ROOT / "experiments" / "results" / "gallery.json").read_text(encoding="utf-8"))["rows"]
+        assert attack in {row["attack"] for row in rows}
 
 
-@pytest.mark.parametrize("section", SECTIONS)
-def test_a_section_says_what_an_attack_solves_when_it_works_and_what_was_measured(section):
-    text = SECTIONS[section]
+def test_an_attack_that_does_not_say_when_it_works_has_no_page():
+    def silent(problem):
+        """Does something."""
+
+    attacks.register(silent, name="dlg-again")
+    try:
+        with pytest.raises(ValueError, match=r"dlg-again: its docstring has no paragraph 'Works: \.\.\.'"):
+            tables.conditions("dlg-again")
+    finally:
+        del registry.REGISTRY["dlg-again"]
+
+
+@pytest.mark.parametrize("page", ATTACK_PAGES, ids=name_of)
+def test_a_page_says_what_an_attack_solves_when_it_works_and_what_was_measured(page):
+    text = ATTACK_PAGES[page]
     assert "```text" in text  # the equation
-    assert re.search(r"\*(Works|Needs)\*", text)
-    assert re.search(r"<!-- table:|Figures: \[|\[tests\]", text) or section == "Known patches"
+    assert "- *Works* " in text
+    assert "- *Fails* " in text
+    assert re.search(r"arxiv.org/abs/|this library's own|from no paper", text)
+    measured = text.partition("## Published and measured")[2]
+    assert re.search(r"<!-- table:|\[tests\]", measured)
+    if page.stem != "known-patches":  # which has no command
+        assert "## Try it\n\n```\n" in text
+
+
+@pytest.mark.parametrize("page", [page for page, text in ATTACK_PAGES.items() if "gallery.json" in text], ids=name_of)
+def test_the_command_of_a_page_makes_its_picture(page, only_parsed):
+    cases = {case.attack: case for case in gallery.CASES}
+    commands = [line for block in blocks(page) for line in block.commands if line.startswith("jaxinvert ")]
+    assert commands
+    for line in commands:
+        with pytest.raises(Parsed) as parsed:
+            main(shlex.split(line)[1:])
+        given, case = parsed.value.args[0].flat, cases[parsed.value.args[0].attacker.attack]
+        wanted = jobs.JobConfig.of(**case.job).flat
+        of_searches = set() if "steps" in case.fields else {"restarts", "steps"}
+        assert {name for name, value in wanted.items() if given[name] != value} <= of_searches
 
 
 def test_every_example_shows_what_it_gives():
