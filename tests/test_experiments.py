@@ -24,6 +24,7 @@ PARTS = {
     "harness",
     "honest_networks",
     "mutations",
+    "peers",
     "simulated_audits",
     "tables",
 }
