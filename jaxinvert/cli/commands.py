@@ -50,6 +50,13 @@ COMMANDS: dict[str, Command] = {
         "jaxinvert rank --model mlp-1024 --num-examples 8 --targets 1",
         (*_CLIENTS, "split", "size", "client", "defense", "checkpoint", "linear-examples"),
     ),
+    "rank text": Command(
+        "rank_text",
+        "RankText",
+        "rank_text",
+        "Show the ranks of updates on text, how many tokens they hold at least, and whether span checks are exact.",
+        "jaxinvert rank text --lora-rank 8 --num-sequences 1",
+    ),
     "inspect": Command(
         "inspect",
         "Inspect",
@@ -133,7 +140,7 @@ COMMANDS: dict[str, Command] = {
 }
 
 SECTIONS = {
-    "attack": ("invert", "rank", "records", "tokens"),
+    "attack": ("invert", "rank", "rank text", "records", "tokens"),
     "audit": ("audit", "audit table", "audit text"),
     "client": ("inspect",),
     "many jobs": ("sweep", "report"),

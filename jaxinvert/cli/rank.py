@@ -8,8 +8,10 @@ import numpy as np
 from rich.table import Table
 
 from jaxinvert import audit, jobs
+from jaxinvert.attacks.closed_form.adapters import adapter_ranks
 from jaxinvert.attacks.closed_form.rank import RankReport, rank_report
 from jaxinvert.cli.console import Terminal, bad_input, cell, saying
+from jaxinvert.cli.rank_text import show_adapters
 from jaxinvert.cli.unused import note_of_rank
 from jaxinvert.jobs.limits import at_least
 
@@ -45,11 +47,12 @@ def rank(command: Rank, command_line: str) -> int:
         say("simulating the clients")
         task = jobs.prepare(command)
     updates = jax.device_get(task.observations.update)
-    reports = [
-        rank_report(jax.tree.map(lambda leaf, client=client: leaf[client], updates), batch_shape=batch.shape)
-        for client, batch in enumerate(task.truth.inputs)
+    apart = [
+        jax.tree.map(lambda leaf, client=client: leaf[client], updates) for client in range(command.data.targets)
     ]
+    reports = [rank_report(update, batch_shape=task.truth.inputs.shape[1:]) for update in apart]
     show(console, reports, passes=command.client.local_epochs, not_counted=jobs.not_a_sum_of_gradients(command))
+    show_adapters(console, [adapter_ranks(update) for update in apart])
     if command.linear_examples:
         with bad_input(), saying(console) as say:
             say("measuring the attack-free figure, whose compilation may take minutes")

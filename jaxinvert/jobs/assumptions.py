@@ -68,6 +68,8 @@ def assumptions(config: JobConfig, model: Model, *, captured: bool = False) -> d
 
 def _roles_in_words(model: ModelConfig) -> list[str]:
     sentences = [f"layers not trained: {', '.join(model.frozen)}"] if model.frozen else []
+    if model.lora_rank is not None:
+        sentences.append(f"only adapters of rank {model.lora_rank} are trained, of {', '.join(model.lora_layers)}")
     return sentences + ([f"layers not sent: {', '.join(model.personal)}"] if model.personal else [])
 
 

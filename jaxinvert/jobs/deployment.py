@@ -267,10 +267,15 @@ def network(config: ModelConfig, defenses: Chain, dataset: data.Dataset) -> tupl
     )
     if config.batch_norm == "eval" and models.is_external(config.name):
         models.check_eval_mode(model)
-    model = models.with_task(extended(defenses, config.with_roles(model)), dataset.labels)
+    plain, model = model, models.with_task(extended(defenses, config.with_roles(model)), dataset.labels)
     if config.checkpoint is None:
         return model, None
-    return model, models.load_checkpoint(config.checkpoint, jax.eval_shape(model.init, jax.random.key(0)))
+    if config.lora_rank is None:
+        return model, models.load_checkpoint(config.checkpoint, jax.eval_shape(model.init, jax.random.key(0)))
+    # A checkpoint is of the network without adapters, which start on it.
+    trained = models.load_checkpoint(config.checkpoint, jax.eval_shape(plain.init, jax.random.key(0)))
+    adapted = models.adapted_layers(trained, config.lora_layers, model=config.name)
+    return model, models.with_adapters(jax.random.key(0), trained, adapted, rank=config.lora_rank)
 
 
 _MAX_SURROGATES = 2048

@@ -23,6 +23,7 @@ from jaxinvert.jobs.limits import (
     MAX_LOCAL_STEPS,
     MAX_ROUNDS,
     MAX_STEPS,
+    MAX_WIDTH,
     at_least,
     between,
     check_model_name,
@@ -84,6 +85,9 @@ class ModelConfig:
       head: path of your own network's last dense layer, such as `params/classifier`; by default it is found.
       frozen: layers of the network that the clients do not train, by path or by the library's names.
       personal: layers that the clients train but do not send, such as personal heads.
+      lora_rank: rank of low-rank adapters (LoRA), which are then all that the clients train; by default there are
+        none and the clients train the network itself.
+      lora_layers: dense layers that have adapters, by name ("query" for all of that name) or path.
     """
 
     name: Annotated[str, tyro.conf.arg(name="model")] = "lenet"
@@ -94,6 +98,8 @@ class ModelConfig:
     head: str | None = None
     frozen: tuple[str, ...] = ()
     personal: tuple[str, ...] = ()
+    lora_rank: int | None = None
+    lora_layers: tuple[str, ...] = models.LORA_LAYERS
 
     @property
     def options(self) -> dict[str, Any]:
@@ -105,11 +111,16 @@ class ModelConfig:
         }
 
     def with_roles(self, model: models.Model) -> models.Model:
-        """The network with the layers that clients do not train or do not send; see `models.with_frozen`."""
+        """The network with its adapters, and the layers that clients do not train or do not send."""
+        if self.lora_rank is not None:
+            model = models.with_lora(model, self.lora_rank, layers=self.lora_layers)
         return models.with_personal(models.with_frozen(model, self.frozen), self.personal)
 
     def check(self) -> None:
-        """Raises ValueError for a size in the network's name that is out of range."""
+        """Raises ValueError for a rank, or a size in the network's name, that is out of range."""
+        between(1, MAX_WIDTH, lora_rank=self.lora_rank)
+        if self.lora_rank is None and self.lora_layers != models.LORA_LAYERS:
+            raise ValueError(f"lora_layers is {self.lora_layers}, which only lora_rank uses")
         if not models.is_external(self.name):
             check_model_name(self.name)
 

@@ -20,6 +20,8 @@ _ALWAYS_BEFORE = {
     "head": None,
     "frozen": (),
     "personal": (),
+    "lora_rank": None,
+    "lora_layers": ("query", "value"),
     "local_momentum": 0.9,
     "precision": "highest",  # on a CPU, every precision is
 }

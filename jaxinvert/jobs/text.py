@@ -15,20 +15,24 @@ import numpy as np
 from jaxinvert.attacks.closed_form.certificate import WORDS, Status
 from jaxinvert.attacks.closed_form.dager import dager
 from jaxinvert.attacks.problem import TextProblem
-from jaxinvert.clients import fedsgd
+from jaxinvert.clients import fedsgd, sending
 from jaxinvert.jobs import environment
 from jaxinvert.jobs.groups import ClientConfig, DefenseConfig
-from jaxinvert.jobs.limits import MAX_DEPTH, MAX_EXAMPLES, MAX_SEED, MAX_WIDTH, between
+from jaxinvert.jobs.limits import MAX_DEPTH, MAX_EXAMPLES, MAX_ROUNDS, MAX_SEED, MAX_WIDTH, between
 from jaxinvert.jobs.realism import Fact, as_dict, of_defense, of_examples, of_parameters, of_training, realism_of
 from jaxinvert.jobs.yaml_fields import flatten
 from jaxinvert.metrics import records
+from jaxinvert.models.lora import LORA_LAYERS, text_with_lora
 from jaxinvert.models.text_transformer import TextModel, decoder, encoder
 from jaxinvert.observation import threat_models
 from jaxinvert.observation.observe import observe
+from jaxinvert.trees import moved
 from jaxinvert.types import Batch, ClientUpdateFn, Observation, Reconstruction, SolveFn
 
 _NUM_CLASSES = 5
 _GRANTED = threat_models.LADDER["C"]
+_RATE = 1.0
+"""The server's learning rate in rounds before the observed one."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,10 @@ class TextConfig:
         proportional to 1/k.
       targets: number of clients to attack.
       seed: random seed; determines the networks and the text.
+      lora_rank: rank of low-rank adapters (LoRA), which are then all that the clients train; by default there are
+        none and the clients train the network itself.
+      lora_layers: dense layers that have adapters, by name ("query" for all of that name) or path.
+      lora_rounds: number of rounds on other text after which the adapters are observed; in round 0 `B` is zero.
     """
 
     model: Literal["decoder", "encoder"] = "decoder"
@@ -59,6 +67,9 @@ class TextConfig:
     distribution: Literal["uniform", "zipf"] = "uniform"
     targets: int = 4
     seed: int = 0
+    lora_rank: int | None = None
+    lora_layers: tuple[str, ...] = LORA_LAYERS
+    lora_rounds: int = 0
 
     def __post_init__(self) -> None:
         """Checks the fields."""
@@ -67,6 +78,12 @@ class TextConfig:
         between(1, MAX_WIDTH, width=self.width, length=self.length)
         between(1, MAX_DEPTH, depth=self.depth)
         between(1, MAX_EXAMPLES, vocabulary=self.vocabulary)
+        between(1, MAX_WIDTH, lora_rank=self.lora_rank)
+        between(0, MAX_ROUNDS, lora_rounds=self.lora_rounds)
+        if self.lora_rank is None:
+            for name, default in (("lora_layers", LORA_LAYERS), ("lora_rounds", 0)):
+                if (value := getattr(self, name)) != default:
+                    raise ValueError(f"{name} is {value}, which only lora_rank uses")
         self.network()
 
     def network(self) -> TextModel:
@@ -81,7 +98,10 @@ class TextConfig:
             "width": self.width,
             "depth": self.depth,
         }
-        return decoder(**options) if self.model == "decoder" else encoder(num_classes=_NUM_CLASSES, **options)
+        model = decoder(**options) if self.model == "decoder" else encoder(num_classes=_NUM_CLASSES, **options)
+        if self.lora_rank is None:
+            return model
+        return text_with_lora(model, self.lora_rank, layers=self.lora_layers)
 
     @property
     def granted(self) -> threat_models.ThreatModel:
@@ -103,9 +123,16 @@ class AttackedText(NamedTuple):
     found: Reconstruction
 
 
-def draw_text(config: TextConfig, number: int) -> Batch:
-    """Draws a client's sequences `[B, n]` and labels: `[B, n]` for a decoder, `[B]` for an encoder."""
-    rng = np.random.default_rng((config.seed, config.num_sequences, config.length, number))
+def draw_text(config: TextConfig, number: int, *, earlier: int = 0) -> Batch:
+    """Draws a client's sequences `[B, n]` and labels: `[B, n]` for a decoder, `[B]` for an encoder.
+
+    Args:
+      config: the configuration.
+      number: of the client.
+      earlier: of a round on other text, from 1; 0 for the private text.
+    """
+    rounds = (earlier,) if earlier else ()
+    rng = np.random.default_rng((config.seed, config.num_sequences, config.length, number, *rounds))
     tokens = draw_tokens(config, rng, config.num_sequences)
     labels = (
         rng.integers(0, _NUM_CLASSES, config.num_sequences) if config.model == "encoder" else rng.permuted(tokens)
@@ -129,13 +156,16 @@ class TextTask(NamedTuple):
 def prepare_text(config: TextConfig) -> TextTask:
     """Builds network, client and attack of a job."""
     model = config.network()
-    client = jax.jit(fedsgd(model.loss_fn))
+    client = jax.jit(sending(fedsgd(model.loss_fn), frozen=model.frozen))
     return TextTask(model, client, jax.jit(dager(TextProblem(client, model, config.num_sequences))))
 
 
 def observe_text(config: TextConfig, task: TextTask, number: int, batch: Batch) -> Observation:
     """Everything that the attacker sees of client `number`, which trains its own network on the batch."""
     params = task.model.init(jax.random.key(config.seed + number))
+    for earlier in range(1, config.lora_rounds + 1):
+        update = task.client(params, draw_text(config, number, earlier=earlier))
+        params = moved(params, update, _RATE)
     return observe(task.client, params, batch, threat_model=_GRANTED)
 
 

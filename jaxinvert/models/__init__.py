@@ -15,6 +15,7 @@ from jaxinvert.models.external import check_eval_mode, import_model, is_external
 from jaxinvert.models.feature_map import feature_map, features
 from jaxinvert.models.layers import BATCH_NORM_MOMENTUM
 from jaxinvert.models.lenet import lenet
+from jaxinvert.models.lora import LORA_LAYERS, adapted_layers, text_with_lora, with_adapters, with_lora
 from jaxinvert.models.losses import (
     binary_cross_entropy,
     cross_entropy,
@@ -42,10 +43,12 @@ from jaxinvert.models.wide_convnet import wide_convnet
 
 __all__ = [
     "BATCH_NORM_MOMENTUM",
+    "LORA_LAYERS",
     "REGISTRY",
     "Calibration",
     "Model",
     "Tensor",
+    "adapted_layers",
     "as_outputs",
     "binary_cross_entropy",
     "check_eval_mode",
@@ -86,10 +89,13 @@ __all__ = [
     "source_of",
     "squared_error",
     "task_of",
+    "text_with_lora",
     "to_named",
     "vit",
     "wide_convnet",
+    "with_adapters",
     "with_frozen",
+    "with_lora",
     "with_personal",
     "with_task",
 ]

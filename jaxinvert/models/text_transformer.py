@@ -39,6 +39,7 @@ class TextModel(NamedTuple):
       features: `(params, tokens [B, n]) -> [B, n, d]` or `[B, d]`, the input of the head.
       loss_fn: `(params, batch) -> []`, the mean cross-entropy of a batch of `inputs [B, n]` and integer `labels`,
         `[B, n]` the tokens to predict, or `[B]` classes.
+      frozen: paths of the leaves that clients do not train.
     """
 
     name: str
@@ -52,6 +53,7 @@ class TextModel(NamedTuple):
     attention_inputs: Callable[[Params, Array], Array]
     features: Callable[[Params, Array], Array]
     loss_fn: LossFn
+    frozen: tuple[str, ...] = ()
 
 
 class TextTransformer(linen.Module):

@@ -62,3 +62,39 @@ def test_examples_are_counted_where_an_update_is_a_sum_of_gradients(capsys, flag
     shown = capsys.readouterr().out
     assert said in shown
     assert ("examples;" in shown) == (said.endswith("examples"))
+
+
+TEXT = [
+    "rank",
+    "text",
+    "--num-sequences",
+    "1",
+    "--length",
+    "4",
+    "--vocabulary",
+    "30",
+    "--width",
+    "16",
+    "--targets",
+    "2",
+]
+
+
+def test_says_of_text_and_adapters_what_ranks_allow(capsys):
+    assert cli.main([*TEXT, "--lora-rank", "4"]) == 0
+    shown = capsys.readouterr().out
+    assert (
+        "params/attention_0 (query, value): adapters of rank 4, A's updates have rank 0 of at most 8, B's 4 of 4"
+        in shown
+    )
+    assert "2 of 2: A's update is zero; at least 4 distinct inputs, so B's excludes nothing: by search only" in shown
+    assert cli.main(TEXT) == 0
+    assert "span checks are exact for: all" in capsys.readouterr().out
+
+
+def test_images_of_clients_with_adapters(capsys):
+    vit = ["rank", "--model", "vit-pre-norm-4-16-1", "--size", "8", "--targets", "1", "--linear-examples", "0"]
+    assert cli.main([*vit, "--lora-rank", "2", "--lora-layers", "query", "dense_0"]) == 0
+    shown = capsys.readouterr().out
+    assert "params/perceptron_0/dense_0: adapters of rank 2" in shown
+    assert "span checks are exact for: none" in shown

@@ -112,6 +112,11 @@ def test_text_is_the_same_in_any_order_with_its_own_labels():
         (["records", "--table", "iris"], "no table 'iris': expected diabetes or wine"),
         (["records", "--num-examples", "178"], "num_examples is 178, expected fewer than the 178 of wine"),
         (["records", "--members", "0"], "members is 0, expected at least 1"),
+        (["tokens", "--lora-rounds", "1"], "lora_rounds is 1, which only lora_rank uses"),
+        (
+            ["tokens", "--lora-rank", "2", "--lora-layers", "conv"],
+            "lora_layers holds 'conv', but model decoder has no",
+        ),
         (["records", "--local-epochs", "2"], "local_epochs is 2, which only client='fedavg' uses"),
         (["records", "--defense", "magic"], "unknown defense 'magic'"),
         (["records", "--adaptive"], "there is no defense to adapt to"),

@@ -19,12 +19,15 @@ token of the one lies in the span at the other position, too: the check is `AMBI
 The paper uses the gradient of the query only; this uses query, key and value with their biases. The paper prunes an
 encoder's combinations by heuristics; this does not, which limits encoders to short sequences.
 
+Of clients that train low-rank adapters only, the checks are those of `adapters`, for few distinct tokens.
+
 References:
   Petrov, Dimitrov, Baader, Mueller, Vechev: DAGER: Exact Gradient Inversion for Large Language Models. NeurIPS 2024,
   arXiv:2405.15586.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -33,6 +36,7 @@ import numpy as np
 from jax import lax
 
 from jaxinvert.attacks.closed_form import span as spans
+from jaxinvert.attacks.closed_form.adapters import InputCheck, adapter_check, adapters_in, labels_by_features
 from jaxinvert.attacks.closed_form.april import PROJECTIONS
 from jaxinvert.attacks.closed_form.certificate import Status, certify, first_doubt
 from jaxinvert.attacks.closed_form.precision import in_float64
@@ -127,7 +131,9 @@ def dager(problem: TextProblem, *, tolerances: spans.Tolerances | None = None) -
 
         def exact(params: Params, update: Update, limits: spans.Tolerances) -> Reconstruction:
             gradients = leaves_by_path(update)
-            first, second = (_attention_span(gradients, block, limits) for block in (0, min(1, model.depth - 1)))
+            first, second = (
+                _attention_check(gradients, params, block, limits) for block in (0, min(1, model.depth - 1))
+            )
             by_token = _distances_by_token(model, params, first)
             inside = by_token <= limits.distance
             doubt = spans.doubt(first, jnp.all(inside))
@@ -136,8 +142,13 @@ def dager(problem: TextProblem, *, tolerances: spans.Tolerances | None = None) -
             nearest = _smallest(by_token, min(4 * num_sequences, model.vocabulary_size))
             found = Found(nearest, jnp.take_along_axis(inside, nearest, axis=1))
             sequences = assemble(model, params, second, found, num_sequences, limits.distance)
-            labels = _labels(model, params, gradients, sequences.tokens)
+            labels = None
+            if model.frozen:  # the head sends no gradient
+                labels = labels_by_features(model, params, update, sequences.tokens)
+            if labels is None:
+                labels = _labels(model, params, gradients, sequences.tokens)
             doubts = {
+                Status.UNDETERMINED: first.saturated & ~jnp.any(inside),
                 Status.AMBIGUOUS: jnp.sum(inside) > first.rank,
                 Status.INCOMPLETE: sequences.num_found < num_sequences,
             }
@@ -170,17 +181,23 @@ def dager(problem: TextProblem, *, tolerances: spans.Tolerances | None = None) -
     return solve
 
 
-def _attention_span(gradients: Mapping[str, Array], block: int, limits: spans.Tolerances) -> spans.Span:
+def _attention_check(
+    gradients: Mapping[str, Array], params: Params, block: int, limits: spans.Tolerances
+) -> InputCheck:
+    """The check of a block's attention inputs: by the layers' gradients, or by their adapters."""
     layers = [f"params/attention_{block}/{projection}" for projection in PROJECTIONS]
-    return spans.column_span(spans.read_gradient(gradients, layers), tolerance=limits.rank)
+    if adapted := adapters_in(gradients, layers):
+        return adapter_check(gradients, leaves_by_path(params), adapted, limits)
+    span = spans.column_span(spans.read_gradient(gradients, layers), tolerance=limits.rank)
+    return InputCheck(partial(spans.distances, span), span.rank, span.finite, jnp.array(False))
 
 
-def _distances_by_token(model: TextModel, params: Params, span: spans.Span) -> Array:
+def _distances_by_token(model: TextModel, params: Params, check: InputCheck) -> Array:
     """Distance of every token at every position from the span, `[n, V]`."""
 
     def one_token(token: Array) -> Array:
         sequence = jnp.full((1, model.length), token, jnp.int32)
-        return spans.distances(span, model.attention_inputs(params, sequence)[0, 0])
+        return check.distances(model.attention_inputs(params, sequence)[0, 0])
 
     tokens = jnp.arange(model.vocabulary_size, dtype=jnp.int32)
     return lax.map(one_token, tokens, batch_size=min(_AT_ONCE, len(tokens))).T
@@ -189,7 +206,7 @@ def _distances_by_token(model: TextModel, params: Params, span: spans.Span) -> A
 def _grown(
     model: TextModel,
     params: Params,
-    span: spans.Span,
+    check: InputCheck,
     found: Found,
     num_sequences: int,
     tolerance: Scalar,
@@ -204,7 +221,7 @@ def _grown(
         possible = jnp.repeat(alive, num_tokens) & jnp.tile(found.inside[position], num_sequences)
         # Tokens at later positions are arbitrary: a decoder's earlier positions do not depend on them.
         inputs = model.attention_inputs(params, grown)[1, :, position]
-        distances = jnp.where(possible, spans.distances(span, inputs), jnp.inf)
+        distances = jnp.where(possible, check.distances(inputs), jnp.inf)
         best = _smallest(distances, num_sequences)
         num_fitting = jnp.sum(distances <= tolerance).astype(jnp.int32)
         return (grown[best], distances[best] <= tolerance, jnp.maximum(at_most, num_fitting)), None
@@ -218,7 +235,7 @@ def _grown(
 def _combined(
     model: TextModel,
     params: Params,
-    span: spans.Span,
+    check: InputCheck,
     found: Found,
     num_sequences: int,
     tolerance: Scalar,
@@ -231,7 +248,7 @@ def _combined(
     possible = jnp.all(jnp.take_along_axis(found.inside, choices, axis=1), axis=0)
 
     def farthest(sequence: Array) -> Array:
-        return jnp.max(spans.distances(span, model.attention_inputs(params, sequence[None])[1, 0]))
+        return jnp.max(check.distances(model.attention_inputs(params, sequence[None])[1, 0]))
 
     distances = jnp.where(possible, lax.map(farthest, tokens, batch_size=min(_AT_ONCE, len(tokens))), jnp.inf)
     best = _smallest(distances, num_sequences)
@@ -241,13 +258,13 @@ def _combined(
 def _in_order(
     model: TextModel,
     params: Params,
-    span: spans.Span,
+    check: InputCheck,
     found: Found,
     num_sequences: int,
     tolerance: Scalar,
 ) -> Sequences:
     """Tokens of each position by distance; a sequence only if there is exactly one token per position."""
-    del model, params, span, tolerance
+    del model, params, check, tolerance
     tokens = found.tokens[:, jnp.arange(num_sequences) % found.tokens.shape[1]].T
     only = jnp.all(jnp.sum(found.inside, axis=1) == 1) & (num_sequences == 1)
     return _with_copies(tokens, (jnp.arange(num_sequences) == 0) & only, jnp.int32(0))

@@ -24,7 +24,7 @@ References:
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax.numpy as jnp
 
@@ -56,6 +56,20 @@ class Span(NamedTuple):
     basis: Array
     rank: Array
     finite: Array
+
+
+class SpanLike(Protocol):
+    """What `doubt` reads of a span."""
+
+    @property
+    def rank(self) -> Array:
+        """`[]` int32."""
+        ...
+
+    @property
+    def finite(self) -> Array:
+        """`[]` bool."""
+        ...
 
 
 def tolerances(resolution: float) -> Tolerances:
@@ -96,16 +110,20 @@ def column_span(gradient: Array, *, tolerance: Scalar) -> Span:
 
 def distances(span: Span, candidates: Array) -> Array:
     """Relative distance of candidates `[..., D - 1]`, extended by 1 for the bias, from a span: `[...]`."""
-    rows = jnp.concatenate([candidates, jnp.ones_like(candidates[..., :1])], axis=-1)
+    return outside(span, jnp.concatenate([candidates, jnp.ones_like(candidates[..., :1])], axis=-1))
+
+
+def outside(span: Span, rows: Array) -> Array:
+    """Relative distance of vectors `[..., D]` from a span: `[...]`."""
     rows = rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
     return jnp.linalg.norm(rows - (rows @ span.basis) @ span.basis.T, axis=-1)
 
 
-def doubt(span: Span, full: Array) -> Array:
+def doubt(span: SpanLike, full: Array) -> Array:
     """The `Status` on a span itself, `CERTIFIED` if nothing speaks against reading it: `[]` int32.
 
     Args:
-      span: of the gradient.
+      span: of the gradient, or another check with a rank.
       full: `[]` bool, whether it holds everything.
     """
     return first_doubt({Status.NOT_FINITE: ~span.finite, Status.ZERO: span.rank == 0, Status.SPAN_FULL: full})
