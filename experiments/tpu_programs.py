@@ -82,6 +82,7 @@ CASES = (
 )
 ON = {
     "april": "vit-plain-4-64-1",
+    "batch-norm-leakage": "small-convnet-bn4",
     "cocktail-party-features": "wide-convnet-16",
     "patch-embedding": "vit-plain-4-64-1",
     "rgap": "lenet",
@@ -160,17 +161,26 @@ def of_case(case: Case, sharding: SingleDeviceSharding) -> dict[str, Any]:
 def of_attack(name: str, sharding: SingleDeviceSharding) -> dict[str, Any]:
     """Figures of one registered attack, on a small network and one image."""
     entry = registry.REGISTRY[name]
-    model = models.create(ON.get(name, PERCEPTRON), input_shape=(16, 16, 3), num_classes=10)
+    sends = "batch_stats" in entry.needs
+    mode: dict[str, Any] = {"batch_norm": "train"} if sends else {}
+    model = models.create(ON.get(name, PERCEPTRON), input_shape=(16, 16, 3), num_classes=10, **mode)
     client = clients.fedsgd(model.loss)
-    problem = Problem(client, model, 1, sent_statistics=lambda params, batch: {})
+    problem = Problem(client, model, 1)
     if entry.traits.generates:
         generator = generators.convolutional(output_shape=model.input_shape, num_latents=32, width=32)
         problem = problem._replace(prior=generators.Prior(generator, jax.jit(generator.init)(jax.random.key(0))))
     observation = observed(client, model, 1)
-    if "batch_stats" in entry.needs:
-        observation = observation._replace(batch_stats={})
+    if sends:
+        problem = problem._replace(sent_statistics=lambda params, batch: model.batch_statistics(params, batch.inputs))
+        observation = observation._replace(batch_stats=sent_with(observation))
     hyperparameters = {key: jnp.float32(value) for key, value in entry.hyperparameters.items()}
     return measured(entry.build(problem, hyperparameters, 10.0), observation, sharding)
+
+
+def sent_with(observation: Observation) -> Any:
+    """The shapes of the running statistics that clients send."""
+    params: Any = observation.params
+    return params["batch_stats"]
 
 
 def observed(client: ClientUpdateFn, model: models.Model, images: int) -> Observation:
