@@ -90,6 +90,9 @@ def test_without_the_truth_there_is_none_but_updates_are_explained(task, capture
     assert found.share.shape == (3,)
     assert found.share.min() > 0.3
     assert found.share_of_noise.max() < 0.03
+    assert found.searched
+    closed = blind.replace(attack="dense-layer", labels="known", label_rule=None, tv=None, lr=None, settings={})
+    assert not audit.explain_capture(closed, capture._replace(truth=None), task.model).searched
     seen = audit.observe_capture(blind, capture, task.model)
     inputs, labels = map(np.asarray, task.truth)
     np.testing.assert_allclose(audit.captured.explained(task.program, seen, inputs, labels), 1, rtol=1e-5)
