@@ -24,6 +24,10 @@ register(
     name=AUTO,
     summary="Closed form if one is exact for the update, else spectral; reports its choice (only as part of a job)",
 )
+REGISTRY[AUTO] = REGISTRY[AUTO]._replace(
+    works="where a closed form is exact for the update, and else where `spectral` does.",
+    fails="where no closed form is exact and `spectral` fails.",
+)
 
 _CLOSED_FORMS = ("dense-layer", "dense-chain", "patch-embedding", "exact-batch", "rgap")
 """Closed forms that can be exact, fastest first."""
