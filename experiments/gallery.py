@@ -1,10 +1,11 @@
 """One picture for each attack on images: an embedded photograph, and what the attack makes of its client's update.
 
-Setting: the first photographs of the test set, untrained networks, labels known to attacks that read them. Each
-attack has a network and a client for which it was made, and few steps: a picture shows what kind of result to expect,
-and ranks nothing, since longer searches find more (see the other experiments). Of batches, the first two images are
-drawn. `recognizable` counts the images that are picked out of a line-up (`metrics.recognition`). Attacks on records
-and on text have no pictures and are left out. Jobs are kept in `--out`: a second run computes what is missing.
+Setting: the first photographs of the test set (tiles for the largest batch), untrained networks, labels known to
+attacks that read them. Each attack has a network and a client for which it was made, and few steps: a picture shows
+what kind of result to expect, and ranks nothing, since longer searches find more (see the other experiments). Of
+batches, the first two images are drawn. `recognizable` counts the images that are picked out of a line-up
+(`metrics.recognition`). Attacks on records and on text have no pictures and are left out. Jobs are kept in `--out`: a
+second run computes what is missing.
 
 Command:  python -m experiments.gallery --pictures docs/attacks --json experiments/results/gallery.json
 Smoke:    python -m experiments.gallery --smoke
