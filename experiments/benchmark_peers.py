@@ -76,6 +76,7 @@ class Case:
       horizon: number of steps that the learning rate is planned for, and that the peer takes to its final quality.
       quality: whether the time to the peer's final quality is measured.
       spectral_steps: of spectral matching.
+      device: of PyTorch, by its name there.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Case:
     horizon: int = 4800
     quality: bool = False
     spectral_steps: int = 1000
+    device: str = "cpu"
 
 
 CASES = (

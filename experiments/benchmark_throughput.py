@@ -109,12 +109,27 @@ def measure(config: Config, name: str, num_restarts: int, num_targets: int) -> d
 
 
 class Program:
-    """The attack on one network, compiled and ready to be timed."""
+    """The attack on one network, compiled and ready to be timed.
+
+    Args:
+      name: of the network.
+      num_restarts: of the attack.
+      num_targets: clients with one photograph each.
+      conv_general_dilated: instead of jaxinvert's convolutions.
+      size: side of the photographs in pixels; by default their own.
+    """
 
     def __init__(
-        self, name: str, num_restarts: int, num_targets: int, *, conv_general_dilated: Callable | None
+        self,
+        name: str,
+        num_restarts: int,
+        num_targets: int,
+        *,
+        conv_general_dilated: Callable | None = None,
+        size: int | None = None,
     ) -> None:
-        victims = data.load("photos", split=f"test[:{num_targets}]")
+        split = "test" if num_targets <= 10 else "train"  # the test set has ten
+        victims = data.load("photos", split=f"{split}[:{num_targets}]", size=size)
         model = models.create(name, mean=victims.mean, std=victims.std, conv_general_dilated=conv_general_dilated)
         self.client_update: ClientUpdateFn = fedsgd(model.loss)
         params = jax.jit(model.init)(jax.random.key(0))

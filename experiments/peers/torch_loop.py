@@ -153,9 +153,11 @@ def load(folder: Path) -> Task:
     assert not extra, extra
     assert all(name.endswith("num_batches_tracked") for name in missing), missing
     update = torch_networks.as_torch(network, named["update"])
-    in_order = [update[name] for name, _ in network.named_parameters()]
+    in_order = [update[name].to(case["device"]) for name, _ in network.named_parameters()]
     labels = torch.tensor(arrays["labels"].astype(np.int64))
-    return Task(network, in_order, labels, starts, -mean / std, (1 - mean) / std, case)
+    limits = -mean / std, (1 - mean) / std
+    labels, starts, lowest, highest = (one.to(case["device"]) for one in (labels, starts, *limits))
+    return Task(network.to(case["device"]), in_order, labels, starts, lowest, highest, case)
 
 
 class Torch:
@@ -198,7 +200,7 @@ class Torch:
         (_, best), _ = PEERS[peer](self.task, self.task.starts[0], num_steps=num_steps)
         seconds = time.perf_counter() - begin
         pixels = (best - self.task.lowest) / (self.task.highest - self.task.lowest)
-        np.save(self.folder / "found.npy", pixels.movedim(1, -1).numpy())
+        np.save(self.folder / "found.npy", pixels.movedim(1, -1).cpu().numpy())
         return {"seconds": seconds}
 
     def commands(self) -> serving.Commands:
