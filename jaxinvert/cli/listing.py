@@ -224,5 +224,7 @@ def _all() -> dict[str, dict[str, Listed]]:
 
 
 def _documented(function: Any) -> Listed:
-    """A function and the first sentence of its docstring, also of a `functools.partial`."""
-    return Listed(registry.first_sentence(getattr(function, "func", function)), documented=function)
+    """A function and the first sentence of its docstring; of a `functools.partial`, with what it sets."""
+    fixed = ", ".join(f"{name} {value}" for name, value in getattr(function, "keywords", {}).items())
+    sentence = registry.first_sentence(getattr(function, "func", function))
+    return Listed(f"{sentence}; {fixed}" if fixed else sentence, documented=function)

@@ -326,7 +326,10 @@ def test_list_shows_one_kind_or_one_thing_or_json(capsys):
     assert cli.main(["list", "defense", "dp-sgd", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["settings"]["norm"] == 1.0
     assert cli.main(["list", "--json"]) == 0
-    assert {"attacks", "defenses", "models"} <= json.loads(capsys.readouterr().out).keys()
+    kinds = json.loads(capsys.readouterr().out)
+    assert {"attacks", "defenses", "models"} <= kinds.keys()
+    summaries = [one["summary"] for one in kinds["models"].values()]
+    assert len(set(summaries)) == len(summaries)
     assert cli.main(["list", "attack", "spectrl"]) == 2
     assert "unknown attack 'spectrl'; did you mean spectral" in capsys.readouterr().err
     assert cli.main(["list", "weapons"]) == 2
