@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import profile_steps
 from jaxinvert import Batch, clients, labels, models
 from jaxinvert.models.adapters import torch_ops
 from jaxinvert.models.heads import inspected
@@ -55,6 +56,13 @@ class Attention(nn.Module):
         return self.head(self.encoder(torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1))[:, 0])
 
 
+def depthwise():
+    """Channels first; a depthwise, a strided grouped and a transposed convolution."""
+    wide, narrow = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 4, 3, stride=2, padding=1, groups=2)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), wide, nn.Sigmoid(), narrow, nn.ConvTranspose2d(4, 4, 3), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * 36, 4))
+
+
 def dense():
     return nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.ReLU(), nn.Linear(6, 4))
 
@@ -80,6 +88,20 @@ def theirs(module, train=False):
         (second,) = torch.autograd.grad(inner, images)
     by_name = {name: value.detach().numpy() for name, value in zip(named, grads)}
     return by_name, dict(zip(named, (v.numpy() for v in direction))), second.numpy().transpose(0, 2, 3, 1)
+
+
+def test_no_slow_convolution_is_compiled_into_an_attack_step():
+    model = models.from_torch(depthwise(), input_shape=(8, 8, 3))
+    client = clients.fedsgd(model.loss)
+
+    def distance(params, images):
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(client(params, Batch(images, jnp.array([1])))))
+
+    params, images = model.init(jax.random.key(0)), jnp.ones((1, 8, 8, 3))
+    text = jax.jit(jax.grad(distance, 1)).lower(params, images).compile().as_text()
+    assert " convolution(" in text or " dot(" in text
+    if jax.default_backend() == "cpu":
+        assert profile_steps.slow_convolutions(text) == []
 
 
 @pytest.mark.slow
