@@ -21,6 +21,10 @@ PAGES = {
     "contributing.md": "CONTRIBUTING.md",
     "security.md": "SECURITY.md",
     "results.md": "experiments/README.md",
+    **{
+        f"details/{page.name}": f"experiments/details/{page.name}"
+        for page in sorted((ROOT / "experiments" / "details").glob("*.md"))
+    },
 }
 """Pages of the site that are files elsewhere in the repository."""
 FRONT = (

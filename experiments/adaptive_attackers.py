@@ -12,7 +12,7 @@ The others are as first written.
 Command:  python -m experiments.adaptive_attackers --json FILE.json
           python -m experiments.adaptive_attackers --model lenet --steps 600 --tv 1e-2 --json FILE.json
 Smoke:    python -m experiments.adaptive_attackers --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/adaptive-attackers.md
 """
 
 import json

@@ -13,7 +13,7 @@ Four parts, each a kind of row:
 
 Command:  python -m experiments.attack_free_risk --data FILE.npz --json FILE.json
 Smoke:    python -m experiments.attack_free_risk --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/attack-free.md
 """
 
 import json

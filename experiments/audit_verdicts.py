@@ -26,7 +26,7 @@ has other clients and another seed.
 
 Command:  python -m experiments.audit_verdicts --data FILE.npz --json FILE --intervals-json FILE
 Smoke:    python -m experiments.audit_verdicts --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/audit-verdicts.md
 """
 
 import itertools

@@ -25,7 +25,7 @@ The truths are nulls, so "leaks" and "traces" are false alarms:
 
 Command:  python -m experiments.audit_verdicts_discrete --json FILE
 Smoke:    python -m experiments.audit_verdicts_discrete --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/attack-free.md
 """
 
 import itertools

@@ -13,7 +13,7 @@ ResNet-18): one image leaks with RDLV about 0.5 until sigma_0 = 25, clients of 8
 
 Command:  python -m experiments.batch_norm_leakage --data FILE.npz --checkpoints FILE.safetensors ... --json FILE
 Smoke:    python -m experiments.batch_norm_leakage --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/batch-norm-leakage.md
 """
 
 from collections.abc import Callable, Sequence

@@ -7,7 +7,7 @@ convolutions are matrix products under vmap (grouped ones do not finish).
 
 Command:  python -m experiments.benchmark_generators --json FILE.json
 Smoke:    python -m experiments.benchmark_generators --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/generative-priors.md
 """
 
 from collections.abc import Callable, Sequence

@@ -9,7 +9,7 @@ batch; one program for each point.
 
 Command:  python -m experiments.benchmark_scale --json FILE.json
 Smoke:    python -m experiments.benchmark_scale --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/scale.md
 """
 
 import json

@@ -9,7 +9,7 @@ Expected: the overview in less than one second; the second start of the job repo
 
 Command:  python -m experiments.benchmark_startup --json FILE.json
 Smoke:    python -m experiments.benchmark_startup --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/startup.md
 """
 
 import os

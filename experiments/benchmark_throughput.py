@@ -9,7 +9,7 @@ own multiplications would allow. `ratio_outside_loop` compares one step of one l
 
 Command:  python -m experiments.benchmark_throughput --json experiments/results/benchmark_throughput.json
 Smoke:    python -m experiments.benchmark_throughput --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/throughput.md
 """
 
 import statistics

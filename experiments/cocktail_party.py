@@ -8,7 +8,7 @@ long as the cocktail party took on the same batch. Compilation counts for neithe
 
 Command:  python -m experiments.cocktail_party --data FILE.npz --json experiments/results/cocktail_party.json
 Smoke:    python -m experiments.cocktail_party --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/exact-batches.md
 """
 
 import time

@@ -8,7 +8,7 @@ none. `random update` is the cocktail party on normal noise in place of the upda
 
 Command:  python -m experiments.cocktail_party_features --data FILE.npz --json FILE.json
 Smoke:    python -m experiments.cocktail_party_features --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/exact-batches.md
 """
 
 import time

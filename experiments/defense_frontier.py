@@ -14,7 +14,7 @@ ones and all test images, by correlation (`audit.identified`; committed rows are
 
 Command:  python -m experiments.defense_frontier --data FILE.npz --json FILE.json --png FILE.png
 Smoke:    python -m experiments.defense_frontier --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/defenses.md
 """
 
 import time

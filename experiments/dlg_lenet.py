@@ -6,7 +6,7 @@ losses rather than a table of PSNR; exact means 40 dB or more here, where no eye
 
 Command:  python -m experiments.dlg_lenet --data FILE.npz --json FILE
 Smoke:    python -m experiments.dlg_lenet --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/dlg.md
 """
 
 from collections.abc import Sequence

@@ -9,7 +9,7 @@ first dense layer.
 
 Command:  python -m experiments.dlm_defenses --data FILE.npz --json FILE.json
 Smoke:    python -m experiments.dlm_defenses --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/dlm.md
 """
 
 from collections.abc import Sequence

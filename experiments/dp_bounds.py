@@ -12,7 +12,7 @@ took in a process of their own: its peak memory includes that of the imports.
 
 Command:  python -m experiments.dp_bounds --data FILE.npz --json FILE
 Smoke:    python -m experiments.dp_bounds --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/dp-bounds.md
 """
 
 import json

@@ -11,7 +11,7 @@ precise attack on clients that round gains nothing over one that rounds as they 
 
 Command:  python -m experiments.emulated_precision --json FILE.json
 Smoke:    python -m experiments.emulated_precision --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/precision.md
 """
 
 from collections.abc import Callable, Sequence

@@ -8,7 +8,7 @@ format refuses the file or finds other values), and inputs that cost more memory
 
 Command:  python -m experiments.fuzz --inputs 100000 --json FILE.json
 Smoke:    python -m experiments.fuzz --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/fuzz.md
 """
 
 import contextlib

@@ -8,7 +8,7 @@ matching, mean over all images.
 
 Command:  python -m experiments.general_deep_leakage --data FILE.npz --json FILE.json
 Smoke:    python -m experiments.general_deep_leakage --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/general-deep-leakage.md
 """
 
 from collections.abc import Sequence

@@ -15,7 +15,7 @@ Command:  python -m experiments.train_generator --data FILE.npz --epochs 16 --ou
               --batch-sizes 1 2 4 8 16 32 --attacks GIAS spectral --json FILE.json --figure FILE.png
 Smoke:    python -m experiments.gias --smoke
 Published: see PUBLISHED_DB
-Measured: see experiments/README.md
+Measured: see experiments/details/generative-priors.md
 """
 
 import json

@@ -11,7 +11,7 @@ Deviations from the paper: fewer rounds and steps, and GI-z with this library's 
 
 Command:  python -m experiments.giml --data FILE.npz --json FILE.json
 Smoke:    python -m experiments.giml --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/generative-priors.md
 
 Jinwoo Jeon et al.: "Gradient Inversion with Generative Image Prior", NeurIPS 2021, arXiv:2110.14962, section 4.
 """

@@ -7,7 +7,7 @@ Setting: untrained networks, normalized images, labels known, PSNR after one-to-
 Command:  python -m experiments.inverting_gradients_batches --data FILE.npz --json FILE.json
 Paper:    the same with --full --data cifar100
 Smoke:    python -m experiments.inverting_gradients_batches --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/inverting-gradients.md
 """
 
 from collections.abc import Sequence

@@ -8,7 +8,7 @@ over 8 in mini-batches of 2 14.7 dB, over 8 at once 16.5 dB. Scaled: small-convn
 Command:  python -m experiments.inverting_gradients_fedavg --data FILE.npz --json FILE.json
 Paper:    the same with --full
 Smoke:    python -m experiments.inverting_gradients_fedavg --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/inverting-gradients.md
 """
 
 from collections.abc import Sequence

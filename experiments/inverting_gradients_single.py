@@ -9,7 +9,7 @@ of a 32 x 32 photograph.
 Command:  python -m experiments.inverting_gradients_single --data FILE.npz --json FILE.json
 Paper:    the same with --full
 Smoke:    python -m experiments.inverting_gradients_single --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/inverting-gradients.md
 """
 
 from collections.abc import Sequence

@@ -7,7 +7,7 @@ except for ~28.1 dB at width 64 no numbers. Scaled: 1,000 steps.
 Command:  python -m experiments.inverting_gradients_width --data FILE.npz --json FILE.json
 Paper:    the same with --full
 Smoke:    python -m experiments.inverting_gradients_width --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/inverting-gradients.md
 """
 
 from collections.abc import Sequence

@@ -14,7 +14,7 @@ Expected: nothing lost or changed, no file half written under its name, and no t
 
 Command:  python -m experiments.kills --kills 1000 --json FILE.json
 Smoke:    python -m experiments.kills --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/kills.md
 """
 
 import json

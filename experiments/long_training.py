@@ -7,7 +7,7 @@ steps, so their cost grows with the epochs; `seconds_run` and `steps_per_second`
 Command:  python -m experiments.long_training --data FILE.npz --json FILE.json   (4 images, 400 steps)
 Paper:    the same with --full
 Smoke:    python -m experiments.long_training --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/long-training.md
 """
 
 from collections.abc import Sequence

@@ -10,7 +10,7 @@ statistics are sent and used): one image leaks with RDLV about 0.5 until sigma_0
 
 Command:  python -m experiments.noise_rounds --data FILE.npz --json FILE.json --png FILE.png
 Smoke:    python -m experiments.noise_rounds --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/noise-rounds.md
 """
 
 from collections.abc import Sequence

@@ -7,7 +7,7 @@ inverse the recursion needs, and shrinks the gradient that it divides by.
 Command:  python -m experiments.rgap --data FILE.npz --json FILE.json
 Smoke:    python -m experiments.rgap --smoke
 Expected: at least 60 dB for every image of the untrained network.
-Measured: see experiments/README.md
+Measured: see experiments/details/rgap.md
 """
 
 from collections.abc import Sequence

@@ -9,7 +9,7 @@ ResNet20 of the original width after five epochs of `experiments.train`, one bat
 Command:  python -m experiments.see_through_gradients_ladder --data FILE.npz --json FILE.json
 Paper:    the same with --full
 Smoke:    python -m experiments.see_through_gradients_ladder --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/see-through-gradients.md
 """
 
 from collections.abc import Sequence

@@ -14,7 +14,7 @@ Command:  python -m experiments.train --data FILE.npz --split "train[:50%]" --mo
 Smoke:    python -m experiments.spectral --smoke
 Expected: on LeNet at least the published quality in a tenth of the steps, and 5 dB more in as many; elsewhere the
           published quality in a quarter of the steps.
-Measured: see experiments/README.md and docs/spectral.md
+Measured: see experiments/details/spectral.md and docs/spectral.md
 """
 
 import json

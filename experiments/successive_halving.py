@@ -19,7 +19,7 @@ steps are spent, replayed from one recording of the 16 restarts; "in turn" finis
 Command:  python -m experiments.successive_halving --data FILE.npz --json FILE.json
 Smoke:    python -m experiments.successive_halving --smoke
 Expected: "halving" within 0.1 dB of "all" at a share of 0.40 or less.
-Measured: see experiments/README.md
+Measured: see experiments/details/successive-halving.md
 """
 
 import time

@@ -5,7 +5,7 @@ Expected: one attack program compiled (two are allowed), and the same bytes in e
 
 Command:  python -m experiments.sweep_resumption --json FILE.json
 Smoke:    python -m experiments.sweep_resumption --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/sweep-resumption.md
 """
 
 import importlib.util

@@ -7,9 +7,9 @@ to the page. Beside plain columns there are
     column==value                   no column: only the rows where it is so
     rule/exact                      a column for each value of `rule`, filled with `exact`
 
-A table whose file is not there yet says so. A line `<!-- published: FOLDER -->` stands above all rows with a
-published number that the files of a folder hold, a line `<!-- attack: NAME -->` above what an attack's docstring and
-declaration say: when it works and fails, what it reads, and its settings.
+A table whose file is not there yet says so. A line `<!-- published: FOLDER -->` stands above the table of
+`experiments.published`, a line `<!-- attack: NAME -->` above what an attack's docstring and declaration say: when it
+works and fails, what it reads, and its settings.
 
 Command:  python -m experiments.tables
 """
@@ -19,11 +19,13 @@ import re
 from pathlib import Path
 
 from experiments import harness
+from experiments.published import published
 from jaxinvert import attacks
 from jaxinvert.attacks import registry
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "experiments" / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+DETAILS = tuple(sorted((ROOT / "experiments" / "details").glob("*.md")))
+DOCUMENTS = (ROOT / "experiments" / "README.md", *DETAILS, *sorted((ROOT / "docs").rglob("*.md")))
 _TABLE = re.compile(r"(<!-- table: (?P<file>\S+) (?P<columns>[^>]+) -->\n)(?P<table>(?:.+\n)*)")
 _ATTACK = re.compile(r"(<!-- attack: (?P<name>\S+) -->\n)(?P<text>(?:.+\n)*)")
 _PUBLISHED = re.compile(r"(<!-- published: (?P<folder>\S+) -->\n)(?P<table>(?:.+\n)*)")
@@ -75,31 +77,6 @@ def conditions(name: str) -> str:
     if attack.hyperparameters:
         settings = ", ".join(f"`{setting}` {value:g}" for setting, value in attack.hyperparameters.items())
         lines.append(f"- *Settings* {settings}.")
-    return "\n".join(lines) + "\n"
-
-
-def published(folder: Path) -> str:
-    """Every row of `harness.run_table` that has a published number, as one Markdown table."""
-    lines = [
-        "| what | published dB | ours dB | gap dB | images | setting | device | command |",
-        "| --- |" + " ---: |" * 7,
-    ]
-    for file in sorted(folder.glob("*.json")):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        for row in content["rows"]:
-            if row.get("published_db") is None:
-                continue
-            cells = [
-                f"{content['title']}: {row['row']}",
-                f"{row['published_db']:.2f}",
-                f"{row['mean_psnr_db']:.2f} ± {row['std_psnr_db']:.2f}",
-                f"{row['gap_db']:+.2f}{' **missed**' if row['gap_db'] < 0 else ''}",
-                str(row["images"]),
-                f"{'as published' if row['full'] else 'scaled'}, {row['data']}: {row['setting']}",
-                row["device"],
-                f"`experiments.{file.stem}`",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -17,7 +17,7 @@ kind, `other` that of the rest.
 
 Command:  python -m experiments.tabular --json experiments/results/tabular.json
 Smoke:    python -m experiments.tabular --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/tabular.md
 """
 
 import time

@@ -221,7 +221,7 @@ def measured(
         lowered = jax.jit(program, in_shardings=sharding, out_shardings=sharding).lower(*arguments)
     compiled = lowered.compile()
     seconds_compile = time.perf_counter() - begin
-    figures = dict.fromkeys(FIGURES) if on_host else counted(compiled, restarts, precision)
+    figures: dict[str, Any] = dict.fromkeys(FIGURES) if on_host else counted(compiled, restarts, precision)
     return {**figures, "on_host": bool(on_host), "seconds_compile": seconds_compile}
 
 

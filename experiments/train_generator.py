@@ -17,7 +17,7 @@ Command:  python -m experiments.train_generator --data FILE.npz --out runs/gener
 Shipped:  python -m experiments.train_generator --split public --epochs 300 --batch-size 48 \
               --out runs/generators/photos
 Smoke:    python -m experiments.train_generator --smoke
-Measured: see experiments/README.md
+Measured: see experiments/details/generative-priors.md
 """
 
 import time

@@ -118,7 +118,7 @@ def test_blocks_are_of_a_known_kind():
     assert {block.language for page in PAGES for block in blocks(page)} <= known
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "experiments" / "README.md"], ids=name_of)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "experiments" / "README.md", *tables.DETAILS], ids=name_of)
 def test_links_lead_somewhere(page):
     for path, anchor in links(page):
         target = (page.parent / path).resolve() if path else page
@@ -138,7 +138,7 @@ def listed(nav) -> set[str]:
 
 def test_every_page_is_in_the_navigation():
     pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
-    assert pages <= listed(SITE["nav"])
+    assert pages | {f"details/{page.name}" for page in tables.DETAILS} <= listed(SITE["nav"])
     packages = {path.split("/")[1].removesuffix(".md") for path in listed(SITE["nav"]) if path.startswith("api/")}
     modules = {path.stem for path in (ROOT / "jaxinvert").iterdir() if not path.name.startswith("_")}
     assert packages - {"index"} <= modules
