@@ -89,25 +89,36 @@ _LARGEST_FACTOR = 100.0
 
 
 def balanced_cosine(simulated: Update, observed: Update, *, share: Scalar = 0.3) -> Array:
-    """`cosine` after biases and norms are multiplied to have `share` of the kernels' norm in the observed update.
+    """`cosine` after each tensor of biases or norms is multiplied, so that all have `share` of the kernels' norm.
 
     Kernels carry the spatial information, but may not determine contrast: behind a ReLU network with zero biases, and
     an error that is one number (two classes, or a regression), all kernels' gradients at `c x` are those at `x` times
     the same factor. The biases' gradients have another factor. With a fixed share they count in every network and
-    dominate none. Both updates are multiplied by the same number, which depends on the observed one alone.
+    dominate none, and each of `n` tensors with `share / sqrt(n)` alike: behind norms of each example only the first
+    one tells contrast. Both updates are multiplied by the same numbers, which depend on the observed one alone.
 
     Args:
       simulated: `g`.
       observed: `g*`.
       share: norm of all biases and normalization parameters together, relative to the kernels' norm. They are
-        enlarged by 100 at most: a bias in front of BatchNorm in train mode has a gradient of rounding errors only.
+        multiplied by 100 at most: a bias in front of BatchNorm in train mode has a gradient of rounding errors only.
     """
+    return cosine(*balanced(simulated, observed, share=share))
+
+
+def balanced(simulated: Update, observed: Update, *, share: Scalar = 0.3) -> tuple[Update, Update]:
+    """Both updates with biases and norms multiplied as `balanced_cosine` compares them."""
     kernels = tree_norm([leaf for leaf in jax.tree.leaves(observed) if leaf.ndim > 1])
-    others = tree_norm([leaf for leaf in jax.tree.leaves(observed) if leaf.ndim <= 1])
-    factor = jnp.minimum(share * kernels / jnp.where(others == 0, 1.0, others), _LARGEST_FACTOR)
-    factor = jnp.where((kernels == 0) | (others == 0), 1.0, factor)
-    balanced = partial(jax.tree.map, lambda leaf: leaf if leaf.ndim > 1 else leaf * factor.astype(leaf.dtype))
-    return cosine(balanced(simulated), balanced(observed))
+    each = share * kernels / max(sum(leaf.ndim <= 1 for leaf in jax.tree.leaves(observed)), 1) ** 0.5
+
+    def factor(leaf: Array) -> Array:
+        norm = tree_norm(leaf)
+        found = jnp.minimum(each / jnp.where(norm == 0, 1.0, norm), _LARGEST_FACTOR)
+        return jnp.where((kernels == 0) | (norm == 0) | (leaf.ndim > 1), 1.0, found)
+
+    factors = jax.tree.map(factor, observed)
+    weighed = partial(jax.tree.map, lambda by, leaf: leaf * by.astype(leaf.dtype), factors)
+    return weighed(simulated), weighed(observed)
 
 
 def _unit_scale(update: Update) -> Array:

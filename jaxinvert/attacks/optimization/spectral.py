@@ -3,15 +3,15 @@
     minimize over v:   D(v) exp(tv TV(x)),   D = 1 - cos(g(x), g*),   x = 1/2 + cosine transform of (s v)
 
 `g` are the gradients of kernels: those of biases and normalization layers carry little spatial information and may
-dominate an update. Behind some networks only they tell contrast (`objectives.balanced_cosine`). The attack tries on a
-random picture whether that is so; if it is, biases and norms are compared too, with 0.3 of the kernels' norm.
-`s` is the spectrum of photographs: one unit of a variable is the typical
-amplitude of photographs at its frequency, so Adam changes large shapes more than details, and coarse structure is
-found before fine structure without stages. As a factor, the prior has the same influence at every scale of `D`: its
-weight is `tv D`, which vanishes if the update can be matched exactly and remains if noise prevents that. (`D` sums
-squared residuals; if their unknown variance is set to its maximum-likelihood value, the negative log-posterior is
-`log D` times a constant plus the prior.) Adam uses plain gradients; its second moment averages over about 20 steps,
-because gradients shrink by orders of magnitude, and its learning rate follows half a cosine.
+dominate an update. Behind some networks only they tell contrast. The attack tries on a random picture whether that is
+so; if it is, biases and norms are compared too, and set the contrast of what was found at the end
+(`attacks.contrast`). `s` is the spectrum of photographs: one unit of a variable is the typical amplitude of
+photographs at its frequency, so Adam changes large shapes more than details, and coarse structure is found before
+fine structure without stages. As a factor, the prior has the same influence at every scale of `D`: its weight is
+`tv D`, which vanishes if the update can be matched exactly and remains if noise prevents that. (`D` sums squared
+residuals; if their unknown variance is set to its maximum-likelihood value, the negative log-posterior is `log D`
+times a constant plus the prior.) Adam uses plain gradients; its second moment averages over about 20 steps, because
+gradients shrink by orders of magnitude, and its learning rate follows half a cosine.
 
 Clients with BatchNorm in train mode remove brightness and contrast by normalization, so their update hardly depends
 on them. The running statistics that such clients send do: if the attacker sees them, `D` has a second term, the
@@ -27,23 +27,33 @@ docs/spectral.md explains the effect of each part; experiments/spectral.py measu
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
 from jaxinvert.attacks import objectives
+from jaxinvert.attacks.contrast import kernels_are_blind, with_fitted_contrast
 from jaxinvert.attacks.initial_guess import Guess, where_readable
 from jaxinvert.attacks.matching import observation_distance, search_inputs
 from jaxinvert.attacks.problem import Problem, declare
 from jaxinvert.attacks.schedules import cosine_decay
+from jaxinvert.observation.observe import require
 from jaxinvert.priors import parametrizations, regularizers
-from jaxinvert.types import Array, Attack, AttackInfo, AttackState, Batch, Key, Observation, Scalar, Update
+from jaxinvert.types import Array, Attack, AttackInfo, AttackState, Batch, Key, Observation, Reconstruction, Scalar
 
-_SHARE = 0.3
-_BLIND = 1e-6
-"""Cosine distance between the gradients at two contrasts below which they do not tell contrast."""
+_SHARES = (0.3, 0.1)
+_SECOND_FROM = 0.5
+"""Shares of biases, and the fraction of the steps at which the second takes over. A large one keeps contrast near the
+true one while large shapes are found; later it may hold the search where a unit of ReLU has the wrong sign."""
+
+
+class _Biases(NamedTuple):
+    """Carried: whether biases count because kernels do not tell contrast, and the number of steps taken."""
+
+    blind: Array
+    steps: Array
 
 
 @declare("labels", joint_labels=True, every_round=True, adapts=True)
@@ -82,56 +92,59 @@ def spectral(
     if first_images is not None and problem.joint_labels:
         raise ValueError("spectral: a guess needs known labels, but problem.joint_labels is True")
 
-    def built(share: Scalar) -> Attack:
-        objective = problem.objective or partial(objectives.balanced_cosine, share=share)
-        unexplained = observation_distance(problem, objective, batch_norm=batch_norm, name="spectral")
+    parametrization = problem.with_soft_labels(images) if problem.joint_labels else images
 
-        def distance(observation: Observation, batch: Batch) -> Array:
-            return unexplained(observation, batch) * jnp.exp(tv * regularizers.total_variation(batch.inputs))
-
-        return search_inputs(
-            distance,
-            optimizer=optax.chain(
-                optax.scale_by_adam(b2=0.95, eps=1e-12),  # gradients near a match fall below the usual 1e-8
-                optax.scale_by_learning_rate(cosine_decay(learning_rate, horizon)),
-            ),
-            parametrization=problem.with_soft_labels(images) if problem.joint_labels else images,
-            start=start if first_images else None,
-            name="spectral",
-        )
+    def roughness(inputs: Array) -> Array:
+        return jnp.exp(tv * regularizers.total_variation(inputs))
 
     def start(key: Key, observation: Observation) -> Array:
         assert first_images is not None
         return parametrizations.near(key, first_images(observation))
 
+    def built(share: Scalar) -> Attack:
+        objective = problem.objective or partial(objectives.balanced_cosine, share=share)
+        unexplained = observation_distance(problem, objective, batch_norm=batch_norm, name="spectral")
+        return search_inputs(
+            lambda observation, batch: unexplained(observation, batch) * roughness(batch.inputs),
+            optimizer=optax.chain(
+                optax.scale_by_adam(b2=0.95, eps=1e-12),  # gradients near a match fall below the usual 1e-8
+                optax.scale_by_learning_rate(cosine_decay(learning_rate, horizon)),
+            ),
+            parametrization=parametrization,
+            start=start if first_images else None,
+            name="spectral",
+        )
+
+    if problem.objective is not None:
+        return built(0.0)
+
     def init(key: Key, observation: Observation) -> AttackState:
-        share = jnp.zeros(()) if problem.objective else share_of_biases(problem, observation)
-        return built(share).init(key, observation)._replace(carried=share)
+        carried = _Biases(kernels_are_blind(problem, observation), jnp.zeros((), jnp.int32))
+        return built(0.0).init(key, observation)._replace(carried=carried)
 
     def step(key: Key, state: AttackState, observation: Observation) -> tuple[AttackState, AttackInfo]:
-        return built(state.carried).step(key, state, observation)
+        blind, steps = state.carried
+        second_from = jnp.ceil(_SECOND_FROM * jnp.asarray(horizon))
+        share = blind * jnp.where(steps < second_from, *_SHARES)
+        # Losses under two shares are not comparable: the best is sought anew.
+        best_loss = jnp.where(blind & (steps == second_from), jnp.inf, state.best_loss).astype(state.best_loss.dtype)
+        state, info = built(share).step(key, state._replace(best_loss=best_loss), observation)
+        return state._replace(carried=_Biases(blind, steps + 1)), info
 
-    return Attack(init, step, built(0.0).decode)
+    def decode(state: AttackState, observation: Observation) -> Reconstruction:
+        found = built(0.0).decode(state, observation)
+        decoded = parametrization.decode(state.best_variables)
+        batch = (
+            decoded
+            if isinstance(decoded, Batch)
+            else Batch(decoded, require(observation, "labels", attack="spectral"))
+        )
 
+        def at_fitted_contrast() -> Reconstruction:
+            inputs, distance = with_fitted_contrast(problem, observation, batch)
+            loss = (distance * roughness(inputs)).astype(found.attack_loss.dtype)
+            return found._replace(inputs=jnp.clip(inputs, 0.0, 1.0), attack_loss=loss)
 
-def share_of_biases(problem: Problem, observation: Observation) -> Array:
-    """0.3 if the gradients of biases and norms tell contrast and those of kernels do not, else 0: `[]`.
+        return lax.cond(state.carried.blind, at_fitted_contrast, lambda: found)
 
-    Compares the gradients of a random picture with those of the same picture at half its contrast, around the mean
-    color that the network subtracts. Kernels are blind to contrast in a ReLU network whose biases are all zero, such
-    as an untrained one, with a single error. If the gradients of its biases are all zero, too, the share is 0, as
-    nothing tells contrast. Reads the parameters and, if they are there, the labels.
-    """
-    picture = parametrizations.spectrum(problem.batch_shape)
-    inputs = picture.decode(picture.init(jax.random.key(0)))
-    labels = jnp.zeros(problem.num_examples, int) if observation.labels is None else observation.labels
-
-    def at_contrast(factor: Array) -> Update:
-        changed = problem.mean_image + factor * (inputs - problem.mean_image)
-        return problem.client_update(observation.params, Batch(changed, labels))
-
-    both = lax.map(at_contrast, jnp.array([1.0, 0.5]))  # one trace, which is compiled once
-    full, half = (jax.tree.map(lambda leaf, place=place: leaf[place], both) for place in (0, 1))
-    by_kernels = objectives.kernel_cosine(half, full)
-    by_all = objectives.balanced_cosine(half, full, share=_SHARE)
-    return jnp.where((by_kernels < _BLIND) & (by_all > 10 * _BLIND), _SHARE, 0.0)
+    return Attack(init, step, decode)
