@@ -116,6 +116,7 @@ class Config:
       rows: only those rows whose names contain one of these.
       python: an interpreter that has PyTorch, and breaching if it is to be measured.
       venv: folder of a virtual environment with both, made if it is not there.
+      breaching: whether to measure the package beside the loop.
       seconds: measured time per sample.
       repeats: samples of each attack.
       max_foreign: processors that others may keep busy during a sample.
@@ -127,6 +128,7 @@ class Config:
     rows: tuple[str, ...] = ()
     python: Path | None = None
     venv: Path | None = None
+    breaching: bool = True
     seconds: float = 3.0
     repeats: int = 4
     max_foreign: float = 0.15
@@ -214,7 +216,7 @@ def measure(config: Config, case: Case, python: Path | None) -> dict[str, Any]:
                 workers["ours"] = serving.Process([sys.executable, "-m", "experiments.peers.ours"], folder)
                 command = [str(python), "-m", "experiments.peers.torch_loop"]
                 workers["loop"] = serving.Process(command, folder)
-                if workers["loop"].ask("facts")["breaching"]:
+                if config.breaching and workers["loop"].ask("facts")["breaching"]:
                     workers["breaching"] = serving.Process(command, folder)
             return _row(config, case, workers, folder)
         finally:
@@ -343,7 +345,7 @@ def quality(case: Case, workers: dict[str, Any], folder: Path) -> dict[str, Any]
 def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
     """Bars of the rates relative to PyTorch's loop."""
     compared = [row for row in rows if row["ratio"] is not None]
-    figure, axes = plt.subplots(figsize=(8, 0.45 * len(compared) + 1.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 0.4 * len(compared) + 1.4), layout="constrained")
     for i, row in enumerate(compared):
         axes.barh(i, row["ratio"], color="tab:blue", label="this library" if i == 0 else None)
         if row["breaching_ratio"] is not None:
@@ -356,7 +358,8 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
     )
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.legend(loc="lower right")
+    axes.margins(x=0.15)
+    figure.legend(loc="outside lower center", ncols=3)
     figure.savefig(file, dpi=150)
     plt.close(figure)
 

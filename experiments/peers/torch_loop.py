@@ -91,10 +91,20 @@ def total_variation(x: Any) -> Any:
     return (x[:, :, 1:] - x[:, :, :-1]).abs().mean() + (x[:, :, :, 1:] - x[:, :, :, :-1]).abs().mean()
 
 
-def by_breaching(task: Task, start: Any, *, num_steps: int, tv: float | None = None) -> tuple[Any, list[float]]:
+Run = Callable[[Any], tuple[Any, list[float]]]
+"""From a start to what `invert` returns."""
+
+
+def by_loop(task: Task, *, num_steps: int) -> Run:
+    """The loop above."""
+    return lambda start: invert(task, start, num_steps=num_steps)
+
+
+def by_breaching(task: Task, *, num_steps: int, tv: float | None = None) -> Run:
     """The same by the package breaching: its published attack, from the same start, with the same prior's weight.
 
-    Its total variation pads the images with zeros, so that its attack loss is another one unless `tv` is 0.
+    Its total variation pads the images with zeros, so that its attack loss is another one unless `tv` is 0. A run
+    also copies the network and scores the result, as users of the package run it.
     """
     breaching, omegaconf = _breaching()
     weight = task.case["tv"] if tv is None else tv
@@ -104,19 +114,23 @@ def by_breaching(task: Task, start: Any, *, num_steps: int, tv: float | None = N
     )
     attacker = breaching.attacks.prepare_attack(task.network, torch.nn.CrossEntropyLoss(), config)
     mean, std = -task.lowest / (task.highest - task.lowest), 1 / (task.highest - task.lowest)
-    shape = list(start.shape[1:])
+    num_images, *shape = task.starts.shape[1:]
     facts = {"modality": "vision", "shape": shape, "mean": mean.flatten().tolist(), "std": std.flatten().tolist()}
     sent = {"parameters": list(task.network.parameters()), "buffers": list(task.network.buffers())}
     local, update = None, task.update
     if steps := task.case["local_steps"]:
-        local = {"steps": steps, "data_per_step": len(start), "lr": task.case["local_rate"]}
+        local = {"steps": steps, "data_per_step": num_images, "lr": task.case["local_rate"]}
         local["labels"] = [task.labels] * steps
         update = [-tensor for tensor in update]
-    metadata = {"num_data_points": len(start), "labels": task.labels, "local_hyperparams": local}
+    metadata = {"num_data_points": num_images, "labels": task.labels, "local_hyperparams": local}
     payload = [{**sent, "metadata": omegaconf.OmegaConf.create(facts)}]
     shared = [{"gradients": update, "buffers": None, "metadata": metadata}]
-    found, stats = attacker.reconstruct(payload, shared, {}, initial_data=start)
-    return (found["data"], found["data"]), stats["Trial_0_Val"]
+
+    def run(start: Any) -> tuple[Any, list[float]]:
+        found, stats = attacker.reconstruct(payload, shared, {}, initial_data=start)
+        return (found["data"], found["data"]), stats["Trial_0_Val"]
+
+    return run
 
 
 def _breaching() -> tuple[Any, Any]:
@@ -133,7 +147,7 @@ def _breaching() -> tuple[Any, Any]:
     return breaching, omegaconf
 
 
-PEERS: dict[str, Callable[..., tuple[Any, list[float]]]] = {"loop": invert, "breaching": by_breaching}
+PEERS: dict[str, Callable[..., Run]] = {"loop": by_loop, "breaching": by_breaching}
 
 
 def load(folder: Path) -> Task:
@@ -184,20 +198,22 @@ class Torch:
     def first(self, peer: str, restart: int) -> dict[str, Any]:
         """The loss at a start; breaching's without its prior."""
         options = {"tv": 0.0} if peer == "breaching" else {}
-        _, losses = PEERS[peer](self.task, self.task.starts[restart], num_steps=1, **options)
+        _, losses = PEERS[peer](self.task, num_steps=1, **options)(self.task.starts[restart])
         without = cosine_distance(client_update(self.task, self.task.starts[restart]), self.task.update)
         return {"loss": losses[0], "cosine": without.item()}
 
     def steps(self, peer: str, num_steps: int, restart: int) -> dict[str, Any]:
         """Seconds per step."""
+        run = PEERS[peer](self.task, num_steps=num_steps)
         begin = time.perf_counter()
-        PEERS[peer](self.task, self.task.starts[restart], num_steps=num_steps)
+        run(self.task.starts[restart])
         return {"seconds": (time.perf_counter() - begin) / num_steps}
 
     def solve(self, peer: str, num_steps: int) -> dict[str, Any]:
         """Seconds of a whole run; its best images `[B, H, W, C]` in [0, 1] go to `found.npy`."""
+        run = PEERS[peer](self.task, num_steps=num_steps)
         begin = time.perf_counter()
-        (_, best), _ = PEERS[peer](self.task, self.task.starts[0], num_steps=num_steps)
+        (_, best), _ = run(self.task.starts[0])
         seconds = time.perf_counter() - begin
         pixels = (best - self.task.lowest) / (self.task.highest - self.task.lowest)
         np.save(self.folder / "found.npy", pixels.movedim(1, -1).cpu().numpy())
