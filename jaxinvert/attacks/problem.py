@@ -107,11 +107,13 @@ class TextProblem(NamedTuple):
       client_update: the attacker's simulation of the client.
       model: the client's transformer.
       num_sequences: `B`, the number of sequences in the client's batch.
+      bigrams: `[V, V]` log-probabilities of a token after another, from public text; `None` if the attacker has none.
     """
 
     client_update: ClientUpdateFn
     model: TextModel
     num_sequences: int
+    bigrams: Array | None = None
 
     @property
     def num_examples(self) -> int:

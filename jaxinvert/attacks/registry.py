@@ -129,7 +129,9 @@ def first_sentence(documented: object) -> str:
 
 
 REGISTRY: dict[str, Entry] = {}
-"""Attacks by name; `register` adds to it."""
+"""Attacks on images by name; `register` adds to it."""
+TEXT: dict[str, Entry] = {}
+"""Attacks on text by name."""
 
 
 def register(attack: AttackFn, *, name: str | None = None, summary: str | None = None) -> AttackFn:
@@ -150,3 +152,5 @@ for _package in (closed_form, optimization):
         _attack = getattr(_package, _name)
         if is_declared(_attack) and traits_of(_attack).reconstructs == "images":
             register(_attack)
+        elif is_declared(_attack) and traits_of(_attack).reconstructs == "text":
+            TEXT[entry_of(_attack).name] = entry_of(_attack)

@@ -7,6 +7,7 @@ from jaxinvert.audit.evidence import Trials
 from jaxinvert.defenses.accounting import guarantee, shown_epsilon, success_bound, tight_epsilon
 from jaxinvert.jobs import JobConfig
 from jaxinvert.jobs.records import RecordsConfig
+from jaxinvert.jobs.text import TextConfig
 
 _DELTA = 1e-5
 """Delta of the epsilon of one release, if the delta of the training is not given."""
@@ -38,7 +39,7 @@ class Privacy(NamedTuple):
     words: str
 
 
-def privacy(config: JobConfig | RecordsConfig, training: Training | None) -> Privacy | None:
+def privacy(config: JobConfig | RecordsConfig | TextConfig, training: Training | None) -> Privacy | None:
     """The guarantee of a job's defense over a whole training; `None` for a job without a defense.
 
     Raises:
@@ -89,7 +90,7 @@ class Allowed(NamedTuple):
 
 
 def allowed(
-    config: JobConfig | RecordsConfig, trials: Mapping[str, Trials], training: Training | None
+    config: JobConfig | RecordsConfig | TextConfig, trials: Mapping[str, Trials], training: Training | None
 ) -> Allowed | None:
     """The bounds for a scenario with DP-SGD; `None` for other defenses, and if an attacker had no game to play.
 

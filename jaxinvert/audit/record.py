@@ -59,7 +59,6 @@ from jaxinvert.audit.results import Attacked, Audited
 from jaxinvert.audit.scoring import Scores
 from jaxinvert.audit.verdict import SIGNIFICANCE
 from jaxinvert.jobs import JobConfig
-from jaxinvert.jobs.text import TextConfig
 
 FORMAT = 1
 THRESHOLDS_DB = (20.0, 30.0)
@@ -133,8 +132,6 @@ def record_of_capture(found: Mapping[str, tuple[JobConfig, Explained]]) -> dict[
 def privacy_of(one: Audited, training: Training | None) -> dict[str, Any] | None:
     """The guarantee of a scenario's defense with its bounds; `None` without a defense."""
     config = one.attackers[one.worst].config
-    if isinstance(config, TextConfig):  # clients with text have no defense
-        return None
     promised = privacy(config, training)
     if promised is None:
         return None

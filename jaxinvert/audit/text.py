@@ -1,4 +1,4 @@
-"""The audit of clients with text: DAGER and its null controls.
+"""The audit of clients with text: an attack on text and its null controls.
 
 The controls are those of `discrete.guesses`, and:
 
@@ -7,10 +7,12 @@ The controls are those of `discrete.guesses`, and:
 | random update | the same attack on normal noise with the norm of each tensor of the update          |
 | other client  | the same attack on the next client's update                                         |
 
-DAGER is a closed form without a prior, so there is nothing that it could show without an update. It reads no labels.
+DAGER is a closed form without a prior; what the bigrams of LAMP know shows in the guesses by frequency and on random
+updates. No attack reads labels, and none adapts to a defense.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,13 @@ from jaxinvert.audit.clientwise import Clients, attack_and_score_clients
 from jaxinvert.audit.discrete import DiscreteGround, DiscreteScores, Field, discrete_ground, guesses
 from jaxinvert.audit.kept import Store
 from jaxinvert.audit.measures import TEXT
-from jaxinvert.audit.plan import NAIVE, UNDEFENDED
+from jaxinvert.audit.plan import scenarios
 from jaxinvert.audit.results import Audited, Scenario
 from jaxinvert.audit.running import Show
 from jaxinvert.audit.weighing import judged
 from jaxinvert.defenses.registry import NONE
 from jaxinvert.jobs import text
+from jaxinvert.jobs.groups import DefenseConfig
 from jaxinvert.jobs.text import TextConfig
 from jaxinvert.types import Observation
 
@@ -35,17 +38,25 @@ _CANDIDATES = 1
 
 
 def text_settings(config: TextConfig, defenses: Sequence[str] = (NONE,)) -> list[Scenario[TextConfig]]:
-    """The only scenario: clients with text have no defense.
+    """One scenario for each defense, with a naive attacker: attacks on text do not adapt.
+
+    Args:
+      config: the clients and the attack, without a defense.
+      defenses: written as in `plan`.
 
     Raises:
-      ValueError: for any defense.
+      ValueError: for an invalid defense, one that is not implemented for text, or an empty list.
     """
-    if list(defenses) != [NONE]:
-        raise ValueError(
-            f"defenses are {list(defenses)}, but for text none is implemented: neither clients with one nor DAGER "
-            "against one; expected only 'none'"
-        )
-    return [Scenario(UNDEFENDED, {NAIVE: config})]
+
+    def adapted(naive: TextConfig) -> TextConfig:
+        raise ValueError(f"{naive.attack} does not adapt to defenses")
+
+    return scenarios(
+        defenses,
+        lambda name, numbers: replace(config, defense=DefenseConfig(name, numbers)),
+        adapted,
+        plain=config.defense.name == NONE,
+    )
 
 
 def audit_text(
@@ -101,7 +112,7 @@ def text_ground(config: TextConfig, num_candidates: int) -> DiscreteGround:
 
 
 def clients_of(config: TextConfig) -> Clients:
-    """The clients of a job and DAGER, which reads no labels."""
+    """The clients of a job and the attack, which reads no labels."""
     task, fields = text.prepare_text(config), jobs.flatten(config, of=TextConfig)
 
     def observation(client: int) -> Observation:

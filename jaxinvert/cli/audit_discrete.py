@@ -61,13 +61,13 @@ class AuditTable(RecordsConfig):
 
 @dataclass(frozen=True)
 class AuditText(TextConfig):
-    """Judge whether the updates of clients with text leak sequences: DAGER, null controls, and a verdict.
+    """Judge whether the updates of clients with text leak sequences: an attack, null controls, and a verdict.
 
     Attributes:
       file: YAML file with any of these fields (`_` for `-`); flags take precedence over it.
       targets: number of clients. With fewer than eight, the verdict is "leaks" or "inconclusive", and never that
         there is no evidence.
-      defenses: only `none` is implemented for text.
+      defenses: defenses to compare, such as `none`, `dp-sgd:multiplier=0.01`; attacks on text do not adapt to them.
       candidates: number of sequences, including the private ones, among which reconstructions have to pick out the
         private ones.
       dry_run: only measure the attack on one client, and print how long the audit would take.

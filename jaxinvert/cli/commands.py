@@ -76,7 +76,7 @@ COMMANDS: dict[str, Command] = {
         "tokens",
         "Tokens",
         "invert_tokens",
-        "Simulate clients that train a transformer on random text, and try to reconstruct it (DAGER).",
+        "Simulate clients that train a transformer on text, and try to reconstruct it (DAGER, TAG or LAMP).",
         "jaxinvert tokens --model decoder --num-sequences 4 --targets 2",
     ),
     "audit": Command(
@@ -99,7 +99,7 @@ COMMANDS: dict[str, Command] = {
         "audit_discrete",
         "AuditText",
         "audit_discrete",
-        "Judge whether the updates of clients with text leak sequences: DAGER, null controls, and a verdict.",
+        "Judge whether the updates of clients with text leak sequences: an attack, null controls, and a verdict.",
         "jaxinvert audit text --model encoder --num-sequences 2 --width 128",
     ),
     "sweep": Command(

@@ -93,6 +93,7 @@ def show_list(command: List, command_line: str) -> int:
 
 _MEANINGS = {
     "attacks": "what tries to reconstruct private data, `--attack`",
+    "text attacks": "what tries to reconstruct private text, `tokens --attack`",
     "defenses": "what clients do to their updates, `--defense` or `--defenses`",
     "threat models": "what the attacker is granted, `--threat-model`",
     "label rules": "how labels are read off an update, `--label-rule`",
@@ -188,6 +189,10 @@ def _all() -> dict[str, dict[str, Listed]]:
                 entry.fails,
             )
             for name, entry in sorted(registry.REGISTRY.items())
+        },
+        "text attacks": {
+            name: Listed(entry.summary, entry.hyperparameters, entry.needs, entry.attack)
+            for name, entry in sorted(registry.TEXT.items())
         },
         "defenses": {
             name: Listed(

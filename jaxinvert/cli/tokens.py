@@ -1,4 +1,4 @@
-"""The command `jaxinvert tokens`: attacks clients with text by DAGER."""
+"""The command `jaxinvert tokens`: attacks clients with text."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from jaxinvert.jobs import text
 
 @dataclass(frozen=True)
 class Tokens(text.TextConfig):
-    """Simulate clients that train a transformer on random text, and try to reconstruct it (DAGER).
+    """Simulate clients that train a transformer on text, and try to reconstruct it (DAGER, TAG or LAMP).
 
-    Sequences are of random tokens; the reconstruction is in closed form.
+    DAGER is in closed form; TAG and LAMP search.
 
     Attributes:
       json: JSON file for all results, with reconstructed and true sequences; by default none is written.
@@ -39,7 +39,7 @@ def invert_tokens(command: Tokens, command_line: str) -> int:
         f" on a {command.model} of width {command.width}: {command.targets} clients x "
         f"{command.num_sequences} sequences x {command.length} tokens of {command.vocabulary:,}"
     )
-    console.print(Text.assemble(("dager", "bold"), told))
+    console.print(Text.assemble((command.attack, "bold"), told))
     with client_bar(console, command.targets) as show:
         attacked = text.attack_text(command, on_progress=show)
     with jobs.uninterruptible():

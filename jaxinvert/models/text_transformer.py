@@ -21,6 +21,9 @@ from flax import linen
 from jaxinvert.models.attention import Perceptron, SelfAttention, dense, layer_norm
 from jaxinvert.types import Array, Batch, Key, LossFn, Params
 
+TABLE = "params/tokens"
+"""Path of the token embeddings `[V, d]`."""
+
 
 class TextModel(NamedTuple):
     """A transformer on text as pure functions and static facts.
@@ -38,8 +41,10 @@ class TextModel(NamedTuple):
         and `value`.
       features: `(params, tokens [B, n]) -> [B, n, d]` or `[B, d]`, the input of the head.
       loss_fn: `(params, batch) -> []`, the mean cross-entropy of a batch of `inputs [B, n]` and integer `labels`,
-        `[B, n]` the tokens to predict, or `[B]` classes.
+        `[B, n]` the tokens to predict, or `[B]` classes. For searches, inputs may be embeddings `[B, n, d]`, and
+        labels shares of every token or class.
       frozen: paths of the leaves that clients do not train.
+      personal: paths of the leaves that clients train but do not send.
     """
 
     name: str
@@ -54,6 +59,12 @@ class TextModel(NamedTuple):
     features: Callable[[Params, Array], Array]
     loss_fn: LossFn
     frozen: tuple[str, ...] = ()
+    personal: tuple[str, ...] = ()
+
+    @property
+    def loss(self) -> LossFn:
+        """`loss_fn`, under the name that models of images have."""
+        return self.loss_fn
 
 
 class TextTransformer(linen.Module):
@@ -68,10 +79,11 @@ class TextTransformer(linen.Module):
 
     @linen.compact
     def __call__(self, tokens: Array) -> tuple[Array, Array, Array]:
-        """Tokens `[B, n]` to logits, the head's inputs, and the attentions' inputs `[depth, B, n, d]`."""
+        """Tokens `[B, n]` or embeddings to logits, the head's inputs, and those of attentions `[depth, B, n, d]`."""
         table = self.param("tokens", linen.initializers.normal(0.02), (self.vocabulary_size, self.width))
         positions = self.param("positions", linen.initializers.normal(0.02), (tokens.shape[1], self.width))
-        states, read = table[tokens] + positions[None], []
+        embedded = table[tokens] if jnp.issubdtype(tokens.dtype, jnp.integer) else tokens
+        states, read = embedded + positions[None], []
         for i in range(self.depth):
             read.append(layer_norm(name=f"attention_norm_{i}")(states))
             states += SelfAttention(self.num_heads, self.causal, name=f"attention_{i}")(read[-1])
@@ -151,12 +163,15 @@ def _text_model(
     module = TextTransformer(vocabulary_size, num_outputs, width, depth, num_heads, causal)
 
     def run(params: Params, tokens: Array) -> tuple[Array, Array, Array]:
-        if tokens.ndim != 2 or tokens.shape[1] != length:
+        is_embedded = jnp.issubdtype(tokens.dtype, jnp.floating) and tokens.shape[2:] == (width,)
+        if tokens.ndim != 2 + is_embedded or tokens.shape[1] != length:
             raise ValueError(f"the {name} expects tokens [B, {length}], got {tokens.shape}")
         return cast(tuple[Array, Array, Array], module.apply(params, tokens))
 
     def loss_fn(params: Params, batch: Batch) -> Array:
         logits, _, _ = run(params, batch.inputs)
+        if batch.labels.shape == logits.shape and jnp.issubdtype(batch.labels.dtype, jnp.floating):
+            return -jnp.mean(jnp.sum(batch.labels * jax.nn.log_softmax(logits), axis=-1))
         if batch.labels.shape != logits.shape[:-1]:
             raise ValueError(f"the {name} expects labels {logits.shape[:-1]}, got {batch.labels.shape}")
         return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), batch.labels[..., None], axis=-1))

@@ -267,7 +267,8 @@ def test_the_command_audits_text(tmp_path):
         (["table", "--targets", "200"], "need 800 different records"),
         (["table", "--candidates", "0"], "candidates is 0"),
         (["table", "--sampling-rate", "0.1"], "both sampling_rate and training_steps"),
-        (["text", "--defenses", "top-k"], "for text none is implemented"),
+        (["text", "--defenses", "soteria"], "defense 'soteria' is not implemented for text"),
+        (["text", "--attack", "no-such"], "unknown attack on text 'no-such'; known are dager, "),
         (["text", "--length", "0"], "length"),
     ],
 )

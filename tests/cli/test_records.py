@@ -86,7 +86,7 @@ def test_an_interrupt_keeps_the_clients_that_are_done():
 def test_tokens_are_scored_beside_a_guess(tmp_path, capsys):
     sizes = ["--num-sequences", "1", "--length", "3", "--vocabulary", "30", "--width", "16", "--targets", "1"]
     summary = run("tokens", "--model", "encoder", *sizes, file=tmp_path / "tokens.json")
-    assert summary["rates"]["dager"] == {"tokens": 1, "sequences": 1, "batches": 1}
+    assert set(summary["rates"]["dager"].values()) == {1}
     assert summary["rates"]["guess: drawn"]["tokens"] < 1
     (target,) = summary["targets"]
     assert target["exact"]

@@ -113,7 +113,7 @@ def dager(problem: TextProblem, *, tolerances: spans.Tolerances | None = None) -
     Raises:
       ValueError: for fewer than one sequence; at trace time, if the update lacks a layer.
     """
-    client_update, model, num_sequences = problem
+    client_update, model, num_sequences = problem.client_update, problem.model, problem.num_sequences
     if num_sequences < 1:
         raise ValueError(f"num_sequences must be at least 1, got {num_sequences}")
     if num_sequences == 1 or model.depth == 1:

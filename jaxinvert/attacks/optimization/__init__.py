@@ -7,10 +7,12 @@ from jaxinvert.attacks.optimization.dlg import dlg, idlg
 from jaxinvert.attacks.optimization.general_deep_leakage import general_deep_leakage
 from jaxinvert.attacks.optimization.gias import gias, gias_in_two_searches, gias_latents, gias_weights
 from jaxinvert.attacks.optimization.inverting_gradients import inverting_gradients
+from jaxinvert.attacks.optimization.lamp import lamp
 from jaxinvert.attacks.optimization.see_through_gradients import see_through_gradients
 from jaxinvert.attacks.optimization.spectral import spectral
 from jaxinvert.attacks.optimization.surrogate_model import surrogate_model
 from jaxinvert.attacks.optimization.tableak import tableak, tableak_member
+from jaxinvert.attacks.optimization.tag import tag
 
 __all__ = [
     "batch_norm_leakage",
@@ -27,9 +29,11 @@ __all__ = [
     "gias_weights",
     "idlg",
     "inverting_gradients",
+    "lamp",
     "see_through_gradients",
     "spectral",
     "surrogate_model",
     "tableak",
     "tableak_member",
+    "tag",
 ]
