@@ -325,6 +325,7 @@ def quality(case: Case, workers: dict[str, Any], folder: Path) -> dict[str, Any]
     """Seconds of the loop to its final quality, and until the attacks here have it."""
     names = ("torch_steps", "torch_db", "torch_seconds", "same_attack_seconds", "same_attack_db")
     row: dict[str, Any] = dict.fromkeys((*names, "spectral_seconds", "spectral_db", "quality_ratio"))
+    row["to_quality"] = "yes" if case.quality else "no"
     if not case.quality or "loop" not in workers:
         return row
     taken = workers["loop"].ask("solve", peer="loop", num_steps=case.horizon)["seconds"]
