@@ -44,6 +44,9 @@ class Problem(NamedTuple):
       momentum: of these running statistics, the share of the old value (Flax's convention).
       gradient_chunk: examples per gradient computation, for attacks that simulate a gradient instead of the client.
       objective: distance between updates for an attacker who adapts to a defense; `None` for the attack's own.
+      one_epoch: the attacker's simulation of one pass of local training, for attacks that give every pass its own
+        images; `None` if the client trains for one pass.
+      num_epochs: passes of the client over its examples.
       prior: the attacker's image generator, for attacks that use one.
       schema: the columns of a record, for attacks on tabular data.
     """
@@ -56,6 +59,8 @@ class Problem(NamedTuple):
     momentum: Scalar = BATCH_NORM_MOMENTUM
     gradient_chunk: int | None = None
     objective: Objective | None = None
+    one_epoch: ClientUpdateFn | None = None
+    num_epochs: int = 1
     prior: Prior | None = None
     schema: Schema | None = None
 

@@ -83,6 +83,8 @@ class Program:
                 joint_labels=config.attacker.labels == "joint",
                 sent_statistics=deployment.simulated_statistics() if config.granted.batch_stats else None,
                 gradient_chunk=config.client.gradient_chunk,
+                one_epoch=deployment.simulated_epoch(),
+                num_epochs=config.client.local_epochs,
                 prior=generator and load_prior(generator, input_shape=self.model.input_shape),
             )
         )

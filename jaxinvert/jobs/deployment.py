@@ -5,6 +5,7 @@ the function that a client runs and the one that an attacker simulates.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import NamedTuple
 
@@ -89,6 +90,12 @@ class Deployment(NamedTuple):
         if not self.draws:
             return self._of_all(self._train(self.model.loss))
         return self._of_all(_mean_of_draws(self._drawn))
+
+    def simulated_epoch(self) -> ClientUpdateFn | None:
+        """One pass of `simulated_update`, with a new optimizer; `None` for one pass, many clients or random draws."""
+        if self.client.kind == "fedsgd" or self.client.local_epochs == 1 or self.draws or self.aggregate > 1:
+            return None
+        return self._replace(client=replace(self.client, local_epochs=1))._train(self.model.loss)
 
     def _drawn(self, key: Key, order_key: Key | None = None) -> ClientUpdateFn:
         """One client's training with random layers that draw."""

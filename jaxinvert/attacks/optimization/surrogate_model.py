@@ -11,7 +11,8 @@ Junyi Zhu, Ruicong Yao, Matthew B. Blaschko: "Surrogate Model Extension (SME): A
 Attack on Federated Learning", ICML 2023, arXiv:2306.00127.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import optax
@@ -34,17 +35,38 @@ from jaxinvert.types import (
     Key,
     Observation,
     Parametrization,
+    Params,
     Reconstruction,
     Scalar,
 )
 
 
 class SurrogateBatch(NamedTuple):
-    """A candidate: `inputs [B, H, W, C]`, soft `labels [B, K]` or `None` for known ones, and the position a, `[]`."""
+    """A candidate: `inputs [B, H, W, C]`, soft `labels [B, K]` or `None` for known ones, and variables of a point."""
 
     inputs: Array
     labels: Array | None
-    position: Array
+    place: Any
+
+
+class Surrogates(NamedTuple):
+    """The models at which a gradient may be matched to the update, for `match_at_a_surrogate`.
+
+    Attributes:
+      start: `observation -> place`, the variables of a point, a tuple.
+      at: `(observation, place) -> params`.
+      penalty: `place -> []`, added to the distance.
+      project: `place -> place`, onto the admissible ones.
+      rates: learning rates of Adam, a prefix of `place`.
+      report: `place -> info` of the reconstruction.
+    """
+
+    start: Callable[[Observation], tuple]
+    at: Callable[[Observation, tuple], Params]
+    penalty: Callable[[tuple], Scalar]
+    project: Callable[[tuple], tuple]
+    rates: tuple[Scalar, ...]
+    report: Callable[[tuple], dict[str, ArrayTree]]
 
 
 @declare("labels", joint_labels=True, simulates=False, reports=("position",))
@@ -76,43 +98,63 @@ def surrogate_model(
       start_position: initial a, 0 (the model sent) ... 1 (the model returned); the paper starts at the middle.
       horizon: number of steps over which the learning rate of the images decays.
     """
+    segment = Surrogates(
+        start=lambda observation: (jnp.asarray(start_position, jnp.float32),),
+        at=lambda observation, place: moved(observation.params, observation.update, place[0]),
+        penalty=lambda place: 0.0,
+        project=lambda place: (jnp.clip(place[0], 0.0, 1.0),),
+        rates=(position_rate,),
+        report=lambda place: {"position": place[0]},
+    )
+    return match_at_a_surrogate(
+        problem, segment, tv=tv, learning_rate=learning_rate, horizon=horizon, name="surrogate_model"
+    )
+
+
+def match_at_a_surrogate(
+    problem: Problem, surrogates: Surrogates, *, tv: Scalar, learning_rate: Scalar, horizon: Scalar, name: str
+) -> Attack:
+    """Searches for images and a model at which their gradient has the direction of the update."""
     pixels = problem.pixels()
     images = problem.with_soft_labels(pixels) if problem.joint_labels else pixels
     gradient = fedsgd(problem.model.loss, chunk_size=problem.gradient_chunk)
 
-    def init(key: Key) -> tuple[ArrayTree, Array]:
-        return images.init(key), jnp.asarray(start_position, jnp.float32)
+    def start(key: Key, observation: Observation) -> tuple[ArrayTree, tuple]:
+        return images.init(key), surrogates.start(observation)
 
-    def decode(variables: tuple[ArrayTree, Array]) -> SurrogateBatch:
-        decoded, position = images.decode(variables[0]), variables[1]
+    def decode(variables: tuple[ArrayTree, tuple]) -> SurrogateBatch:
+        decoded, place = images.decode(variables[0]), variables[1]
         inputs, labels = decoded if problem.joint_labels else (decoded, None)
-        return SurrogateBatch(inputs, labels, position)
+        return SurrogateBatch(inputs, labels, place)
 
-    def project(variables: tuple[ArrayTree, Array]) -> tuple[ArrayTree, Array]:
-        return images.project(variables[0]), jnp.clip(variables[1], 0.0, 1.0)
+    def project(variables: Any) -> tuple[ArrayTree, tuple]:
+        return images.project(variables[0]), surrogates.project(variables[1])
 
     def used_labels(soft: Array | None, observation: Observation) -> Array:
-        return require(observation, "labels", attack="surrogate_model") if soft is None else soft
+        return require(observation, "labels", attack=name) if soft is None else soft
 
     def distance(observation: Observation, batch: SurrogateBatch) -> Array:
-        params = require(observation, "params", attack="surrogate_model")
-        between = moved(params, observation.update, batch.position)
-        found = gradient(between, Batch(batch.inputs, used_labels(batch.labels, observation)))
-        return objectives.cosine(of_what_was_sent(found, observation.update), observation.update)
+        params = surrogates.at(observation, batch.place)
+        found = gradient(params, Batch(batch.inputs, used_labels(batch.labels, observation)))
+        matched = objectives.cosine(of_what_was_sent(found, observation.update), observation.update)
+        return matched + surrogates.penalty(batch.place)
 
-    of_images = signed_adam(step_decay(learning_rate, horizon))
+    names = tuple(str(number) for number in range(len(surrogates.rates)))
+    rates = {each: optax.adam(rate) for each, rate in zip(names, surrogates.rates)}
     attack = search_inputs(
         distance,
         regularizer=regularizers.weighted((tv, lambda x: regularizers.total_variation(x / problem.std_image))),
         optimizer=optax.partition(
-            {"images": of_images, "position": optax.adam(position_rate)}, ("images", "position")
+            {"images": signed_adam(step_decay(learning_rate, horizon)), **rates}, ("images", names)
         ),
-        parametrization=Parametrization(init, decode, project),
-        name="surrogate_model",
+        parametrization=Parametrization(images.init, decode, project),
+        start=start,
+        name=name,
     )
 
-    def with_labels(state: AttackState, observation: Observation) -> Reconstruction:
+    def reported(state: AttackState, observation: Observation) -> Reconstruction:
         found = attack.decode(state, observation)
-        return found._replace(labels=used_labels(found.labels, observation))
+        info = surrogates.report(cast(tuple, found.info["place"]))
+        return found._replace(labels=used_labels(found.labels, observation), info=info)
 
-    return attack._replace(decode=with_labels)
+    return attack._replace(decode=reported)
