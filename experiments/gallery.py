@@ -62,6 +62,17 @@ CASES = (
         "small-convnet",
         {**FEDAVG, "local_epochs": 20, "num_examples": 4, "steps": 400, "tv": 1e-3},
     ),
+    Case(
+        "surrogate-curve",
+        "small-convnet",
+        {**FEDAVG, "local_epochs": 20, "num_examples": 4, "steps": 400, "tv": 1e-3},
+    ),
+    Case(
+        "fedavg-epochs",
+        "small-convnet",
+        {**FEDAVG, "local_epochs": 2, "local_batch_size": 2, "num_examples": 4, "steps": 400, "tv": 1e-3},
+    ),
+    Case("fedleak", "small-convnet", {"steps": 400, "tv": 1e-3}),
     Case("gias-latents", "lenet", {"steps": 300}),
     Case("gias", "lenet", {"steps": 300}),
     Case("cocktail-party-features", "wide-convnet-512", {"steps": 300, "num_examples": 8}),
