@@ -50,6 +50,10 @@ def fedavg_epochs(
 ) -> Attack:
     """FedAvg epochs: copies of the images for every local pass, tied by what no order changes (Dimitrov et al. 2022).
 
+    Works: on clients of a few passes in mini-batches whose order is not known, with known labels.
+
+    Fails: where `inverting-gradients` does; its variables are as many times more as there are passes.
+
     Optimizer, prior and normalized space are those of `inverting_gradients`, which it is for a client of one pass.
     Memory and time grow with the passes as in `inverting_gradients`.
 

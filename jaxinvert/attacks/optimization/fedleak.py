@@ -45,6 +45,12 @@ def fedleak(
 ) -> Attack:
     """FedLeak: partial matching of the largest entries, with a penalty on the loss's gradient (Fan et al. 2025).
 
+    Works: through small convolutional networks, as `inverting-gradients` does; made for updates of many examples or
+    steps, whose small entries are sums that cancel.
+
+    Fails: where all entries are exact, of which half say less than all; on networks through which cosine matching
+    fails.
+
     Optimizer, prior and normalized space are those of `inverting_gradients`, which it is with `part=1` and `flat=0`.
     A step simulates the client three times.
 

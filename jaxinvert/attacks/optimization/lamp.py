@@ -40,6 +40,11 @@ def lamp(
 ) -> Attack:
     """LAMP: cosine matching over embeddings, with moves of tokens scored by bigrams (Balunovic et al. 2022).
 
+    Works: on single short sequences through decoders of one block; under noise at least as well as TAG.
+
+    Fails: on several sequences at once and under strong noise; without noise, TAG finds more here, and the paper's
+    language model is not part of it.
+
     Args:
       problem: the client, its network, the number of sequences, and bigrams of public text if the attacker has any.
       embedding: weight of the embeddings' mean norm.
