@@ -36,8 +36,8 @@ def surrogate_curve(
 ) -> Attack:
     """Surrogate on a curve: one gradient at a point of a Bezier curve with a free control point (NL-SME, Xia 2025).
 
-    Works: after many local steps whose path bends, by large rates or momentum. Neither the learning rate nor the order
-    of the examples need be known.
+    Works: after many local steps whose path bends, by large rates or momentum. Neither the learning rate nor the
+    order of the examples need be known.
 
     Fails: where parameters are many more than pixels and `bend` is small, since a control point then explains the
     update with any image; where rate and order are known, simulating the steps finds more.
