@@ -1,8 +1,8 @@
 """Long local training: matching one gradient between both models (SME), or simulating every local step?
 
 Setting: clients train on 8 images in full batches with plain SGD, for 1 to 50 epochs; labels are known.
-`surrogate-model` needs neither the rate nor the steps. The other two know both and differentiate through all local
-steps, so their cost grows with the epochs; `seconds_run` and `steps_per_second` show it.
+`surrogate-model` and `surrogate-curve` need neither the rate nor the steps. The others know both and differentiate
+through all local steps, so their cost grows with the epochs; `seconds_run` and `steps_per_second` show it.
 
 Command:  python -m experiments.long_training --data FILE.npz --json FILE.json   (4 images, 400 steps)
 Paper:    the same with --full
@@ -17,7 +17,14 @@ from experiments.harness import Row
 
 CLIENT = {"client": "fedavg", "local_lr": 0.01, "num_examples": 8, "targets": 4, "restarts": 1, "steps": 4800}
 SCALED = {"num_examples": 4, "targets": 1, "steps": 400}
-ATTACKS = {"surrogate-model": 1e-3, "inverting-gradients": 1e-3, "spectral": None}
+ATTACKS = {
+    "surrogate-model": 1e-3,
+    "surrogate-curve": 1e-3,
+    "fedleak": 1e-3,
+    "fedavg-epochs": 1e-3,
+    "inverting-gradients": 1e-3,
+    "spectral": None,
+}
 """Attacks and their weight of the total variation."""
 
 ROWS = tuple(
