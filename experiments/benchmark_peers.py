@@ -11,8 +11,9 @@ restarts per second. PyTorch takes the restarts one after the other, with one th
 sample during which other processes kept more than `max_foreign` of a processor busy is dropped and taken again; where
 that never succeeds, the quietest samples are kept and `quiet` says no. `gemm share` is the share of this machine's
 matrix-product peak, measured in turn (see `benchmark_throughput`); `torch gemm share` counts the same operations for
-PyTorch. Memory is resident memory at its peak less that after the imports, in MiB: of steps alone (`steps MiB`), and
-for us with compilation (`all MiB`).
+PyTorch. Memory is resident memory at its peak less that after the imports, in MiB: of steps alone (`steps MiB`), here
+in a second process that finds its programs compiled, as a second start of the command line does, and of the first
+process, which compiles (`all MiB`).
 
 Where a row has `torch dB`, PyTorch attacked with the number of steps given, and the last columns are the seconds
 until an attack here had the same PSNR, `-` if it never had: `same attack s` Inverting Gradients with the same start
@@ -52,6 +53,7 @@ from jaxinvert import data, metrics
 TITLE = "Inverting Gradients beside PyTorch"
 PEER = "breaching==0.1.2"
 _PARITY = 1e-4
+_KEEP_ALL = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
 _SHOWN = (
     *("case", "steps_per_second", "torch_steps_per_second", "ratio", "breaching_ratio", "same_problem", "gemm_share"),
     *("steps_mib", "torch_steps_mib", "torch_db", "torch_seconds", "same_attack_seconds", "spectral_seconds"),
@@ -212,26 +214,41 @@ def measure(config: Config, case: Case, python: Path | None) -> dict[str, Any]:
         try:
             if python is None:
                 workers["ours"] = serving.InThisProcess(ours.Ours(folder).commands())
+                first = first_start(workers["ours"])
             else:
-                workers["ours"] = serving.Process([sys.executable, "-m", "experiments.peers.ours"], folder)
+                start = partial(
+                    serving.Process,
+                    [sys.executable, "-m", "experiments.peers.ours"],
+                    folder,
+                    environment={**_KEEP_ALL, "JAX_COMPILATION_CACHE_DIR": str(folder / "programs")},
+                )
+                workers["ours"] = start()
+                first = first_start(workers["ours"])
+                workers.pop("ours").close()
+                workers["ours"] = start()
                 command = [str(python), "-m", "experiments.peers.torch_loop"]
                 workers["loop"] = serving.Process(command, folder)
                 if config.breaching and workers["loop"].ask("facts")["breaching"]:
                     workers["breaching"] = serving.Process(command, folder)
-            return _row(config, case, workers, folder)
+            return _row(config, case, workers, folder, first)
         finally:
             for worker in workers.values():
                 worker.close()
 
 
-def _row(config: Config, case: Case, workers: dict[str, Any], folder: Path) -> dict[str, Any]:
-    facts, parity = workers["ours"].ask("facts"), {}
+def first_start(worker: Any) -> dict[str, Any]:
+    """What only the process knows that compiles: its peak memory, and the facts of its programs."""
+    memory = worker.ask("memory")
+    return {"all_mib": memory["peak"] - memory["baseline"], **worker.ask("facts")}
+
+
+def _row(config: Config, case: Case, workers: dict[str, Any], folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    parity = {}
     for peer in workers.keys() - {"ours"}:
         first, of_prior = workers[peer].ask("first", peer=peer, restart=0), facts["first_losses"][0]
         if peer == "breaching":  # its loss has no prior here: against the loop's cosine
             of_prior = first["cosine"]
         parity[peer] = abs(first["loss"] - of_prior) / abs(of_prior)
-    all_mib = workers["ours"].ask("memory")
     samples, peaks = sample(config, case, workers)
     seconds = {name: [taken for taken, _ in found.kept(config.repeats)] for name, found in samples.items()}
     rates = {name: 1 / statistics.median(found) for name, found in seconds.items()}
@@ -264,7 +281,7 @@ def _row(config: Config, case: Case, workers: dict[str, Any], folder: Path) -> d
         "steps_mib": steps_mib["ours"],
         "torch_steps_mib": steps_mib.get("loop"),
         "breaching_steps_mib": steps_mib.get("breaching"),
-        "all_mib": all_mib["peak"] - all_mib["baseline"],
+        "all_mib": facts["all_mib"],
         "program_mib": facts["program_mib"],
         "seconds_compile": facts["seconds_compile"],
         "samples": config.repeats,
