@@ -89,6 +89,7 @@ def measure(config: Config, row: Row) -> dict[str, Any]:
         length=row.length,
         vocabulary=config.vocabulary,
         width=16 if config.smoke else 64,
+        depth=1 if config.smoke else 2,
         targets=config.batches,
         seed=config.seed,
         lora_rank=row.rank,

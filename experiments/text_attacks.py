@@ -60,7 +60,7 @@ class Config:
         *(Row(attack, 1, noise) for noise in (0.001, 0.01, 0.1) for attack in ("dager", "tag", "lamp")),
         *(Row(attack, 4) for attack in ("dager", "tag", "lamp")),
         *(Row("tag", 1, rank=rank) for rank in (8, 4)),
-        *(Row(attack, 16) for attack in ("dager", "tag", "lamp")),
+        *(Row(attack, 16) for attack in ("dager", "tag")),
     )
     vocabulary: int = 300
     length: int = 8

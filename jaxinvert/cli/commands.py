@@ -31,6 +31,7 @@ class Command(NamedTuple):
 
 
 _CLIENTS = ("data", "num-examples", "targets", "model")
+_TEXT = ("model", "num-sequences", "length", "vocabulary", "width", "distribution", "targets", "lora-rank")
 _RECORDS = ("table", "num-examples", "targets", "widths", "client", "members", "steps")
 
 COMMANDS: dict[str, Command] = {
@@ -56,6 +57,7 @@ COMMANDS: dict[str, Command] = {
         "rank_text",
         "Show the ranks of updates on text, how many tokens they hold at least, and whether span checks are exact.",
         "jaxinvert rank text --lora-rank 8 --num-sequences 1",
+        (*_TEXT, "lora-rounds", "lora-layers"),
     ),
     "inspect": Command(
         "inspect",
@@ -78,6 +80,7 @@ COMMANDS: dict[str, Command] = {
         "invert_tokens",
         "Simulate clients that train a transformer on text, and try to reconstruct it (DAGER, TAG or LAMP).",
         "jaxinvert tokens --model decoder --num-sequences 4 --targets 2",
+        (*_TEXT, "attack", "steps", "defense", "json"),
     ),
     "audit": Command(
         "audit",
@@ -101,6 +104,7 @@ COMMANDS: dict[str, Command] = {
         "audit_discrete",
         "Judge whether the updates of clients with text leak sequences: an attack, null controls, and a verdict.",
         "jaxinvert audit text --model encoder --num-sequences 2 --width 128",
+        (*_TEXT, "attack", "steps", "defenses", "dry-run", "out"),
     ),
     "sweep": Command(
         "sweep",

@@ -40,6 +40,7 @@ from jaxinvert.types import Attack, Batch, ClientUpdateFn, Observation, Reconstr
 
 _NUM_CLASSES = 5
 _GRANTED = threat_models.LADDER["C"]
+_DISTRIBUTION = "the distribution of the tokens"
 _RATE = 1.0
 """The server's learning rate in rounds before the observed one."""
 
@@ -319,9 +320,11 @@ def measure_text(config: TextConfig, attacked: list[AttackedText]) -> dict[str, 
 
 def assumptions(config: TextConfig) -> dict[str, Any]:
     """What the attacker knows and does not know, and how the clients train, in words."""
+    reads_bigrams = config.attack == "lamp" and config.distribution == "words"
+    public = ["how often words follow each other in public text of the same kind"] if reads_bigrams else []
     return {
-        "known": [threat_models.MEANINGS[name] for name in ("update", "params", "num_examples")],
-        "unknown": ["the sequences", threat_models.MEANINGS["labels"], "the distribution of the tokens"],
+        "known": [*(threat_models.MEANINGS[name] for name in ("update", "params", "num_examples")), *public],
+        "unknown": ["the sequences", threat_models.MEANINGS["labels"], *([] if public else [_DISTRIBUTION])],
         "client": "; ".join(
             [
                 "FedSGD: one gradient of the mean loss over the batch",
