@@ -25,6 +25,7 @@ PARTS = {
     "honest_networks",
     "mutations",
     "peers",
+    "published",
     "simulated_audits",
     "tables",
 }

@@ -85,7 +85,7 @@ def blind(problem: Problem) -> Problem:
     if problem.sent_statistics is not None:
         sent = lambda params, batch: jax.tree.map(jnp.ones_like, params["batch_stats"])  # noqa: E731
     return problem._replace(
-        client_update=constant, model=problem.model._replace(apply=no_logits), sent_statistics=sent
+        client_update=constant, one_epoch=None, model=problem.model._replace(apply=no_logits), sent_statistics=sent
     )
 
 

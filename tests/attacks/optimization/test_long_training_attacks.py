@@ -13,6 +13,7 @@ from jaxinvert.attacks.optimization.fedavg_epochs import mean_of_matched, order_
 from jaxinvert.attacks.optimization.fedleak import flattened, largest
 from jaxinvert.attacks.optimization.surrogate_curve import on_the_curve
 from jaxinvert.attacks.problem import Problem
+from jaxinvert.audit import controls
 from jaxinvert.observation.observe import observe
 from jaxinvert.trees import leaves_by_path, moved, tree_norm
 from jaxinvert.types import Batch
@@ -108,6 +109,7 @@ def test_passes_simulated_apart_are_the_client_if_all_copies_are_the_same():
     for _ in range(3):
         sent = moved(sent, problem.one_epoch(moved(params, sent), batch), -1.0)
     assert float(objectives.cosine(sent, problem.client_update(params, batch))) < 1e-10
+    assert controls.blind(problem).one_epoch is None  # else the control would read the update
     once = jobs.JobConfig.of(model="mlp-8", size=8, targets=1, attack="fedavg-epochs", steps=2, client="fedavg")
     assert jobs.prepare(once).program.problem.one_epoch is None
 
