@@ -38,7 +38,7 @@ from jaxinvert.types import Array, Batch, Key, Observation, Reconstruction, Upda
 TITLE = "Contrast, and the share of biases"
 KERNELS, ALL, DEFAULT = "kernels alone", "all tensors", "as it is"
 SHARES = {KERNELS: 0.0, "share 0.3": 0.3, ALL: -1.0, DEFAULT: None}
-"""By name of the row; -1 stands for the share that an update happens to have, `None` for the attack as it is."""
+"""By name of the row; -1 stands for `cosine`, `None` for the attack as it is."""
 
 
 class Setting(NamedTuple):
@@ -163,7 +163,8 @@ def solver(problem: Problem, num_steps: int, *, own_objective: bool = False) -> 
 
     def solve(share: Array, noise: Array, key: Key, observations: Observation) -> Reconstruction:
         def objective(simulated: Update, sent: Update) -> Array:
-            return objectives.balanced_cosine(simulated, sent, share=jnp.where(share < 0, own_share(sent), share))
+            balanced = objectives.balanced_cosine(simulated, sent, share=share)
+            return jnp.where(share < 0, objectives.cosine(simulated, sent), balanced)
 
         def one(key: Key, observation: Observation) -> Reconstruction:
             noise_key, key = jax.random.split(key)
@@ -175,13 +176,6 @@ def solver(problem: Problem, num_steps: int, *, own_objective: bool = False) -> 
         return search.over_targets(one)(key, observations)
 
     return jax.jit(solve)
-
-
-def own_share(update: Update) -> Array:
-    """The norm of an update's biases and norms, relative to that of its kernels."""
-    kernels = [leaf for leaf in jax.tree.leaves(update) if leaf.ndim > 1]
-    others = [leaf for leaf in jax.tree.leaves(update) if leaf.ndim <= 1]
-    return trees.tree_norm(others) / trees.tree_norm(kernels)
 
 
 def disturbed(key: Key, update: Update, noise: Array) -> Update:
