@@ -138,6 +138,7 @@ def seen_by(network):
     return blind, jax.lax.map(distances, changed(TRUTH)), jax.lax.cond(blind, refitted, lambda: 0.0)
 
 
+@pytest.mark.slow
 def test_another_contrast_or_brightness_raises_the_distance_through_every_network_of_a_zoo():
     found = {}
     with jax.numpy_rank_promotion("allow"):
@@ -163,6 +164,7 @@ class Perceptron(linen.Module):
         return linen.Dense(self.num_outputs, name="head")(x)
 
 
+@pytest.mark.slow
 def test_a_record_is_found_through_a_regression_whose_kernels_are_blind():
     model = models.from_linen(Perceptron(1), name="regressor", input_shape=(1, 14, 1), num_classes=1)
     client = clients.fedsgd(lambda params, batch: jnp.mean((model.apply(params, batch.inputs) - batch.labels) ** 2))

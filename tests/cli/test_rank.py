@@ -80,6 +80,7 @@ TEXT = [
 ]
 
 
+@pytest.mark.slow
 def test_says_of_text_and_adapters_what_ranks_allow(capsys):
     assert cli.main([*TEXT, "--lora-rank", "4"]) == 0
     shown = capsys.readouterr().out

@@ -16,6 +16,7 @@ def moved(task):
     return {path.rpartition("/")[2] for path, leaf in update.items() if np.any(np.asarray(leaf) != 0)}
 
 
+@pytest.mark.slow
 def test_only_adapters_are_sent_on_a_checkpoint_of_the_network(tmp_path):
     job = jobs.JobConfig.of(**FIELDS, lora_rank=2)
     assert jobs.job_name(job) != jobs.job_name(jobs.JobConfig.of(**FIELDS))

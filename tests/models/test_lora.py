@@ -27,6 +27,7 @@ def started(params):
     )
 
 
+@pytest.mark.slow
 def test_new_adapters_change_nothing_and_are_all_that_is_trained(vit):
     model = models.with_lora(vit, 2)
     params = model.init(jax.random.key(0))
@@ -56,6 +57,7 @@ def test_gradients_are_the_products_of_the_docstring(vit):
         np.testing.assert_allclose(update[f"{layer}/lora_b"], 0.5 * a.T @ gradient, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_text_and_local_training_leave_the_network_alone(vit):
     model = models.text_with_lora(decoder(vocabulary_size=9, length=3, width=8, num_heads=2, depth=1), 2)
     params = model.init(jax.random.key(0))

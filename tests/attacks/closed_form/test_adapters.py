@@ -20,6 +20,7 @@ def ranks(config):
     return adapter_ranks(jax.device_get(text.observe_text(config, task, 0, text.draw_text(config, 0)).update))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "too_many"),
     [(FIRST, Status.SPAN_FULL), (LATER, Status.UNDETERMINED)],

@@ -65,6 +65,7 @@ def test_at_the_truth_a_control_explains_what_no_point_of_the_segment_does(victi
     assert float(distance(best, control)) < 0.5 * float(on_segment.min())
 
 
+@pytest.mark.slow
 def test_the_curve_without_its_control_is_the_surrogate_model(trained):
     problem, seen = trained
     blind = problem._replace(client_update=None)
@@ -96,6 +97,7 @@ def test_copies_are_averaged_after_they_are_matched_within_a_label():
     assert float(jnp.abs(mean_of_matched(crossed, labels)[0] - images[0]).max()) > 0.1
 
 
+@pytest.mark.slow
 def test_passes_simulated_apart_are_the_client_if_all_copies_are_the_same():
     """As a job builds it, and as the attack reads it: the loss at the truth is what the priors cost."""
     fields = {"client": "fedavg", "local_epochs": 3, "local_batch_size": 2, "num_examples": 4, "local_lr": 0.05}
@@ -114,6 +116,7 @@ def test_passes_simulated_apart_are_the_client_if_all_copies_are_the_same():
     assert jobs.prepare(once).program.problem.one_epoch is None
 
 
+@pytest.mark.slow
 def test_a_client_of_one_pass_is_attacked_as_by_inverting_gradients(victim):
     def solved(attack):
         return jax.jit(search.run(attack, num_steps=3))(jax.random.key(0), victim.observation)

@@ -34,6 +34,7 @@ def test_embeddings_and_shares_of_labels_are_what_their_tokens_are(observation):
     np.testing.assert_array_equal(nearest(5 * soft.inputs, table), TOKENS.inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tag", "lamp"])
 def test_the_truth_is_the_best_and_a_step_improves(observation, name):
     attack = registry.TEXT[name].build(TextProblem(CLIENT, MODEL, 1), horizon=100.0)
@@ -78,6 +79,7 @@ def test_moves_keep_the_embeddings_of_one_sequence_and_change_their_order():
     assert len({tuple(one.ravel()) for one in moved}) > 10
 
 
+@pytest.mark.slow
 def test_noise_on_text_reaches_only_what_is_sent():
     config = text.TextConfig(
         num_sequences=2, vocabulary=20, width=8, length=3, depth=1, targets=1, lora_rank=2, distribution="words"
