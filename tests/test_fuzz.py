@@ -48,7 +48,7 @@ def test_faults_are_counted(tmp_path):
         return content
 
     entry = fuzz.Entry("x", [{"x.bin": b"\0"}], load, lambda found, folder: "wrong" if found[0] == 5 else "")
-    seconds, fuzz.HANG_SECONDS = fuzz.HANG_SECONDS, 0.3
+    seconds, fuzz.HANG_SECONDS = fuzz.HANG_SECONDS, 1.5
     try:
         outcomes = [fuzz._attempt(entry, {"x.bin": bytes([i])}, tmp_path / "input", i) for i in range(6)]
     finally:

@@ -251,6 +251,7 @@ def test_local_steps_are_divided_out_and_followed(name):
         assert build(name)(seen._replace(local_training=FEDSGD)).tolist() != counts_of(chosen).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RULES)
 def test_contract(rules, name):
     """Type, sum and sign; eager = jit; vmap = loop; a traced number of examples; only the declared fields."""

@@ -51,6 +51,7 @@ def test_the_attack_runs_and_leaks():
     assert float(printed.getvalue().split()[0]) > 20
 
 
+@pytest.mark.slow
 def test_a_training_is_captured_and_audited(tmp_path, monkeypatch):
     """The five lines and the command below them, on a network as the README assumes."""
     monkeypatch.chdir(tmp_path)

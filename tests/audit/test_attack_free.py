@@ -168,6 +168,7 @@ def known(decibels):
     return decibels
 
 
+@pytest.mark.slow
 def test_noise_lowers_the_figure_and_gives_a_bound(setup):
     plain = figure_of(setup)
     assert plain.unbiased_db is None
@@ -230,6 +231,7 @@ def test_a_figure_is_kept_and_other_numbers_of_a_defense_compile_nothing(setup, 
     assert "Of the example of every client" in alone.words
 
 
+@pytest.mark.slow
 def test_a_figure_that_fails_leaves_the_verdict(monkeypatch):
     """Of whatever kind the error is: the attacks are finished."""
     config = jobs.JobConfig.of(model="mlp-8", targets=2, restarts=1, steps=1)

@@ -177,6 +177,7 @@ def test_an_audit_finds_a_leak_and_says_what_it_rests_on(audited):
     assert attacked.excess.mean == pytest.approx(attacked.scores.psnr_db.mean() - strongest)
 
 
+@pytest.mark.slow
 def test_an_audit_of_random_updates_finds_nothing(prepared):
     task, ground = prepared
     nothing = task._replace(observations=controls.random_update(jax.random.key(9), task.observations))
@@ -221,6 +222,7 @@ def test_a_kept_attack_of_another_form_is_repeated(forged, tmp_path):
         found()
 
 
+@pytest.mark.slow
 def test_swapped_attacks_are_repeated(audited):
     (found,), folder, _ = audited
     attack, noise = (next((folder / "attacks").glob(f"*-{what}.npz")) for what in ("attack", "random-update"))

@@ -49,6 +49,7 @@ def audited(folder, *flags):
     return main(command), out / "audit.json"
 
 
+@pytest.mark.slow
 def test_a_capture_needs_no_other_flag(tmp_path):
     writer = written(tmp_path / "round-0001", num_clients=2)
     writer.client("large", named(trained(2, size=3)), num_examples=3)

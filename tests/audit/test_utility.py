@@ -15,6 +15,7 @@ def setup():
     return jobs.set_up(CONFIG)
 
 
+@pytest.mark.slow
 def test_training_without_a_defense_learns_and_continues_to_the_same_result(setup):
     found = [*audit.train_under(CONFIG, setup, num_rounds=40)]
     assert [one.round for one in found] == [0, 8, 16, 24, 32, 40]

@@ -132,6 +132,7 @@ def test_a_dry_run_for_records_and_text_forecasts_the_audit_and_writes_nothing(
     assert f"\n{part}: 0.0 ms\n" in shown
 
 
+@pytest.mark.slow
 def test_a_dry_run_measures_what_is_to_be_computed(tmp_path, capsys):
     """Of TabLeak a few steps, from which all are extrapolated."""
     steps = TABLE.index("--steps") + 1

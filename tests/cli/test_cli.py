@@ -20,6 +20,7 @@ def finished(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_writes_the_four_files(finished):
     assert {path.name for path in finished.iterdir()} == {
         "summary.json",
@@ -105,6 +106,7 @@ def run_mlp(folder, *flags, size="12", steps="3"):
     return json.loads((folder / "summary.json").read_text())
 
 
+@pytest.mark.slow
 def test_restored_labels(tmp_path, capsys):
     """One example per client: every rule is exact, so the attack is that with known labels."""
     known = run_mlp(tmp_path / "known")
@@ -124,6 +126,7 @@ def test_restored_labels(tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_surrogate_images_restore_labels_under_threat_model_d(tmp_path):
     summary = run_mlp(tmp_path, "--labels", "restored", "--threat-model", "D", "--num-examples", "2", size="32")
     assert summary["assumptions"]["labels"].endswith("moments-surrogate")
@@ -137,6 +140,7 @@ def test_joint_labels(tmp_path):
     assert np.shape(summary["labels"]["found"]) == (2, 1)
 
 
+@pytest.mark.slow
 def test_trained_parameters_bring_their_normalization(tmp_path):
     model = models.create("mlp", input_shape=(12, 12, 3), mean=(0.1,) * 3, std=(0.9,) * 3)
     file = tmp_path / "net.safetensors"
@@ -163,6 +167,7 @@ def test_what_an_attack_found_beside_images_is_in_the_summary(tmp_path):
     assert summary["labels"]["exact"] == [True, True]
 
 
+@pytest.mark.slow
 def test_local_optimizer_and_secret_order_change_what_the_client_sends():
     def update(**settings):
         config = jobs.JobConfig.of(

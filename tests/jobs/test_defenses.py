@@ -161,7 +161,7 @@ def test_an_attacker_who_does_not_know_the_defense_cannot_adapt():
         ({"defense": "precode", "checkpoint": Path("x")}, "'precode' adds layers for which x has no parameters"),
         (
             {"defense": "clip", "adaptive": True, "attack": "dlg"},
-            "'dlg' does not adapt to defenses; general-deep-leakage, gias, .*, auto do",
+            "'dlg' does not adapt to defenses; fedleak, general-deep-leakage, gias, .*, auto do",
         ),
         ({"defense": "clip", "aggregate": 2, "adaptive": True}, "for the mean of 2 defended updates"),
         ({"defense": "dp-sgd", "client": "fedavg"}, "'dp-sgd' is defined for one gradient: it needs client='fedsgd'"),

@@ -102,6 +102,7 @@ def test_only_what_was_sent_is_matched():
     assert float(objectives.cosine(update, part)) > 1e-3  # what zeros cost when they are compared
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pseudo-gradient", "delta", "weights"])
 def test_a_partial_file_is_read_and_explained_wholly(tmp_path, kind):
     """Cases 15 (a) and (b): a file of the trained tensors alone, and zeros for the others."""

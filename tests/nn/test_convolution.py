@@ -92,6 +92,7 @@ def test_values_and_two_derivatives_equal_lax_under_jit_and_vmap(case):
     assert_equal(everything(fast), everything(plain))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "names"),
     [(SMALL | PLAIN | dict(strides=(2, 1)), None), (WIDE | PLAIN, {"jvp of grad", "vmap of vmap"})],

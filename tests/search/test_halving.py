@@ -90,6 +90,7 @@ def test_if_no_loss_is_finite_it_shows():
     assert np.isinf(found.attack_loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [1, 2, 3])
 def test_survivors_take_the_steps_of_the_plain_search(chunk_size):
     """Noise from the step's key makes every path its own; the winner's whole history is that of `run`."""

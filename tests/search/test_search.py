@@ -75,6 +75,7 @@ def test_all_restarts_nan_is_visible(victim):
     assert np.isinf(found.attack_loss)
 
 
+@pytest.mark.slow
 def test_over_targets_equals_a_loop_and_shares_the_parameters(make_attack, victims):
     _, observations = victims
     solve = search.best_of(search.run(make_attack({"tv": 1e-4}), num_steps=3), num_restarts=2)

@@ -38,6 +38,7 @@ def params():
     return PLAIN.init(jax.random.key(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_image_is_exact_certified_and_labeled(solve, params, seed):
     batch = a_batch(seed)

@@ -159,6 +159,7 @@ def test_an_encoder_gives_away_its_sequences_and_classes(params):
     assert bool(found.info["certified"])
 
 
+@pytest.mark.slow
 def test_one_block_gives_away_one_sequence():
     model = decoder(depth=1, **SIZES)
     client = jax.jit(fedsgd(model.loss_fn))

@@ -60,6 +60,7 @@ def test_a_broken_unit_does_not_spoil_the_others(inputs, bad):
     np.testing.assert_allclose(units.inputs[2], inputs[0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_all_zero_gradient_has_no_valid_unit():
     units = dense.unit_inputs(jnp.zeros((5, 4)), jnp.zeros(4))
     assert not np.any(units.valid)
@@ -68,6 +69,7 @@ def test_an_all_zero_gradient_has_no_valid_unit():
     assert not np.any(found.valid)
 
 
+@pytest.mark.slow
 def test_every_unit_activated_by_one_example_yields_that_example(inputs):
     # Units 0-5 see one example each (two units per example), units 6-7 see mixtures.
     output_gradients = jnp.array(

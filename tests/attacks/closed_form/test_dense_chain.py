@@ -156,6 +156,7 @@ def test_what_is_no_perceptron_is_refused(model, head, message):
         layers_in_order(shapes, head=head)
 
 
+@pytest.mark.slow
 def test_the_registered_attack_reads_a_perceptron_whose_only_bias_is_in_the_head():
     config = jobs.JobConfig.of(attack="dense-chain", model="mlp-unbiased-128-64", size=12, targets=2)
     task = jobs.prepare(config)

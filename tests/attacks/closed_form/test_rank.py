@@ -88,6 +88,7 @@ def test_empty_and_broken_updates_have_a_verdict():
         assert found.num_equations == 0
 
 
+@pytest.mark.slow
 def test_the_command_prints_ranks_and_closed_forms_of_all_clients(capsys):
     arguments = ["--model", "mlp-32", "--size", "12", "--targets", "2", "--num-examples", "3"]
     assert cli.main(["rank", *arguments]) == 0

@@ -77,6 +77,7 @@ def test_statuses(gradient, status):
     assert np.all(np.isfinite(span.basis))
 
 
+@pytest.mark.slow
 def test_known_images_are_told_from_unknown_ones():
     model = models.create("vit-pre-norm-8-24-1", input_shape=(16, 16, 1), num_classes=5, mean=(0.4,), std=(0.3,))
     client = jax.jit(clients.fedsgd(models.cross_entropy(model.apply)))

@@ -141,6 +141,7 @@ def test_a_withheld_field_is_named(field, client):
         attack.step(jax.random.key(0), attack.init(jax.random.key(0), observation), observation)
 
 
+@pytest.mark.slow
 def test_see_through_gradients_uses_sent_statistics_where_there_are_any(client):
     attack = attacks.see_through_gradients(client.problem, num_seeds=2, horizon=300, warmup=5)
     found = jax.jit(search.run(attack, num_steps=300))(jax.random.key(0), client.observation)

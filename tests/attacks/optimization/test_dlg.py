@@ -46,6 +46,7 @@ def attacks(victim):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dlg", "idlg"])
 def test_finds_image_and_label(name, attacks, victim):
     solve = jax.jit(search.best_of(search.run(attacks[name], num_steps=150), num_restarts=3))

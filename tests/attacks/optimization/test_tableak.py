@@ -58,6 +58,7 @@ def test_pooling_takes_medians_of_values_and_means_of_probabilities_of_valid_mem
     assert agreed[0] == pytest.approx(0.5 * np.log(2 * np.pi * np.e * 1e-6), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_records_are_found_and_neither_noise_nor_a_broken_update_is_believed():
     """Three clients in one program: an honest one, normal noise in place of its update, and NaN."""
 

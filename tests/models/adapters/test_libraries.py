@@ -175,6 +175,7 @@ def equinox_net(eqx, key):
     return Net()
 
 
+@pytest.mark.slow
 def test_equinox():
     eqx = pytest.importorskip("equinox", reason=EXTRA.format("equinox"))
     module = equinox_net(eqx, jax.random.key(0))
@@ -242,6 +243,7 @@ def keras_net(keras):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_keras(mode):
     keras = pytest.importorskip("keras", reason=EXTRA.format("keras"))
