@@ -28,8 +28,8 @@ def make(name: str, *, side: int, channels: int, classes: int) -> Any:
         r"resnet(\d+)-(\d+)": lambda depth, factor: ResNet(
             16 * int(factor), ((int(depth) - 2) // 6,) * 3, channels, classes
         ),
-        r"vit-pre-norm-(\d+)-(\d+)-(\d+)": lambda *sizes: VisionTransformer(
-            *map(int, sizes), side, channels, classes
+        r"vit-pre-norm-(\d+)-(\d+)-(\d+)": lambda patch, width, depth: VisionTransformer(
+            int(patch), int(width), int(depth), side, channels, classes
         ),
     }.items():
         if match := re.fullmatch(pattern, name):
