@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 test: $(VENV)/.installed-dev
 	$(PYTEST) -m 'not slow'
 
-# The rest: the smoke run of every experiment, the examples, and tests of over three seconds.
+# The rest: the smoke run of every experiment, the examples, and tests of over two seconds or so.
 test-slow: $(VENV)/.installed-dev
 	$(PYTEST) -m slow
 

@@ -12,6 +12,7 @@ import math
 import os
 import secrets
 import signal
+import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -186,8 +187,9 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
 def _open_lock(path: Path) -> BinaryIO:
     """Opens or makes an empty file without changing what is there."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0) | _NO_FOLLOW
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise OSError(errno.EINVAL, "expected a file to lock, not a link or a device", str(path))
+    with contextlib.suppress(FileNotFoundError):  # one look: its holder may remove it at any moment
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            raise OSError(errno.EINVAL, "expected a file to lock, not a link or a device", str(path))
     return open(path, "r+b", buffering=0, opener=lambda name, _: os.open(name, flags, 0o666))
 
 

@@ -52,6 +52,7 @@ def check_lowers(solve, *arguments):
     assert not [line for line in lines if "f64" in line and "stablehlo." in line and "stablehlo.constant" not in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", registry.REGISTRY)
 def test_a_registered_attack_lowers(name, victim, victims, host_calls):
     entry = registry.REGISTRY[name]
@@ -68,6 +69,7 @@ def test_a_registered_attack_lowers(name, victim, victims, host_calls):
     assert bool(host_calls) == (name in ON_THE_HOST)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [DECODER, ENCODER], ids=["decoder", "encoder"])
 def test_attacks_on_text_lower(model, host_calls):
     params = model.init(jax.random.key(0))

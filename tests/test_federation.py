@@ -133,6 +133,7 @@ def test_one_client_with_one_full_batch_step_is_gradient_descent(double):
     assert_trees_close(jax.tree.map(lambda leaf: leaf[-1], found), expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_clients_side_by_side_are_clients_one_by_one(double):
     """FedAvg of two full-batch local steps. Of 6 draws every client's examples weigh alike: 3, 2 and 1 time each."""
     params, examples, population = double

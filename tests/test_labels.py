@@ -163,6 +163,7 @@ def test_yin_and_bias_sign_by_hand():
     assert labels.bias_sign(head="head")(seen._replace(num_examples=6)).tolist() == [4, 2, 0, 0]
 
 
+@pytest.mark.slow
 def test_rlg_finds_the_set_below_the_rank_and_nothing_above():
     """D = P - Y [B, K] of rank B < K - 1 with repeated labels; from B >= K - 1 on every class is separable."""
     num_classes, chosen = 20, np.array([3, 3, 7, 11, 18])

@@ -119,6 +119,7 @@ def test_where_all_classes_cancel_the_mean_that_is_not_told_is_that_of_known_pic
     assert float(jnp.min(jnp.sum(directions(found) * directions(read), axis=1))) > 0.98
 
 
+@pytest.mark.slow
 def test_finds_large_shapes_of_both_images_in_an_update_of_any_scale_and_none_in_noise():
     observation = observe(CLIENT, PARAMS, BATCH)
     guess = regressed(problem_of(), num_pictures=300)

@@ -95,6 +95,7 @@ def test_a_registered_attack_runs_by_name_everywhere(registered, tmp_path, capsy
     assert [[*one.attackers] for one in found] == [["naive"], ["naive", "adaptive"]]
 
 
+@pytest.mark.slow
 def test_it_is_the_search_that_it_stands_for(problem, victim):
     found = attacks.invert(
         attacks.inverting_gradients, problem, victim.observation, key=jax.random.key(1), num_steps=5, num_restarts=3

@@ -69,6 +69,7 @@ def test_an_update_that_tells_nothing_leaves_the_prior():
     assert figure.unbiased_db == -np.inf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("client", [linear, curved])
 def test_few_steps_bracket_the_exact_form_and_all_steps_are_exact(client):
     params = jax.random.normal(jax.random.key(2), (PIXELS, PIXELS if client is linear else 5))

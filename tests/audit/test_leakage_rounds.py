@@ -239,6 +239,7 @@ def test_swapped_rounds_of_a_training_are_computed_again(tmp_path, monkeypatch):
     assert [one.accuracy for one in again] == [one.accuracy for one in found]
 
 
+@pytest.mark.slow
 def test_a_training_that_goes_astray_is_noted(snapshots, tmp_path, monkeypatch):
     """Everything that was attacked before it stays."""
     first, second, last = snapshots
@@ -250,6 +251,7 @@ def test_a_training_that_goes_astray_is_noted(snapshots, tmp_path, monkeypatch):
     assert "leakage after round 1 of training is unknown" in found.note
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_leaves_the_verdict_and_what_was_measured(snapshots, monkeypatch):
     def failing(*_, **__):
         yield snapshots[0]

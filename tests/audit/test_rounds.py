@@ -219,6 +219,7 @@ def test_a_rate_that_cannot_be_told_is_asked_for_and_never_one(tmp_path):
     assert "scale of the updates is unknown" in unknown.notes[0]
 
 
+@pytest.mark.slow
 def test_statistics_of_batch_norm_in_train_mode_are_read(tmp_path):
     model = models.create("small-convnet-bn4", input_shape=(12, 12, 1), num_classes=3, batch_norm="train")
     params = jax.jit(model.init)(jax.random.key(0))

@@ -19,6 +19,7 @@ def forbidden(*_, **__):
     raise AssertionError("a finished audit computes nothing")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "run", "plan"),
     [

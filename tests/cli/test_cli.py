@@ -62,6 +62,7 @@ def test_the_figures_can_be_computed_again_from_the_arrays(finished):
         assert image["psnr_db"] == pytest.approx(-10 * np.log10(expected), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_same_seed_same_result(finished, tmp_path):
     cli.main([*FAST, "--steps", "40", "--tv", "1e-4", "--out", str(tmp_path)])
     first, again = (files.load_arrays(folder / "reconstructions.npz") for folder in (finished, tmp_path))
@@ -88,6 +89,7 @@ def test_closed_form(tmp_path):
     assert {"the images", "the label of every example"} <= set(summary["assumptions"]["unknown"])
 
 
+@pytest.mark.slow
 def test_local_training(tmp_path):
     arguments = ["invert", "--model", "mlp", "--size", "12", "--targets", "1", "--restarts", "1", "--steps", "3"]
     local = ["--client", "fedavg", "--num-examples", "2", "--local-batch-size", "1", "--local-epochs", "2"]
@@ -155,12 +157,14 @@ def test_trained_parameters_bring_their_normalization(tmp_path):
     assert fresh["targets"] != trained["targets"]
 
 
+@pytest.mark.slow
 def test_secure_aggregation_attacks_all_examples_at_once(tmp_path):
     summary = run_mlp(tmp_path, "--aggregate", "2", "--num-examples", "2")
     assert len(summary["images"]) == 2 * 2 * 2
     assert "the server sees the mean of 2 clients' updates" in summary["assumptions"]["client"]
 
 
+@pytest.mark.slow
 def test_what_an_attack_found_beside_images_is_in_the_summary(tmp_path):
     summary = run_mlp(tmp_path, "--attack", "dlm-best-scale")
     assert all(target["scale"] > 0 for target in summary["targets"])
@@ -193,6 +197,7 @@ def test_an_attack_that_reads_what_is_withheld_is_refused(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_interrupt_writes_the_best_so_far(tmp_path, monkeypatch):
     reports = []
 
@@ -302,6 +307,7 @@ def test_an_output_folder_that_cannot_be_is_refused_before_the_attack(tmp_path, 
     assert occupied.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_diverged_restarts_are_said_to_have_failed(tmp_path, capsys):
     status = cli.main([*FAST, "--steps", "3", "--tv", "3e38", "--out", str(tmp_path)])
     summary = json.loads((tmp_path / "summary.json").read_text())

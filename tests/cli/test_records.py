@@ -25,6 +25,7 @@ def run(*arguments, file):
     return json.loads(file.read_text())
 
 
+@pytest.mark.slow
 def test_records_are_scored_beside_guesses(tmp_path, capsys):
     sizes = ["--widths", "6", "--num-examples", "2", "--targets", "2", "--members", "2", "--steps", "2"]
     summary = run("records", *sizes, file=tmp_path / "records.json")

@@ -34,6 +34,7 @@ def is_harmless(text):
     return all(character.isprintable() or character == "\n" for character in text) and text.encode()
 
 
+@pytest.mark.slow
 def test_names_are_shown_escaped_and_markup_as_it_is(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     out = tmp_path / "[red]out[/red][/]"

@@ -134,6 +134,7 @@ def test_clipping_bounds_the_norm_exactly_and_keeps_the_direction(norm):
     assert float(objectives.cosine(clipped, update)) == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_the_largest_are_kept_in_exact_number_even_of_equal_ones():
     update = {"a": jnp.array([[1.0, -5.0], [0.0, 2.0]]), "b": jnp.array([-3.0, 0.5, 4.0, 0.1, 0.2, 0.3])}
     whole = defenses.top_k(0.4)(None, update)  # 4 of 10: -5, 4, -3, 2

@@ -30,6 +30,7 @@ def test_one_example_behind_a_dense_layer_is_read_in_closed_form(perceptron):
     assert jobs.measure(PERCEPTRON, perceptron, execution).summary["choice"] == execution.choice
 
 
+@pytest.mark.slow
 def test_an_update_that_the_closed_form_does_not_explain_is_searched_for(perceptron):
     """The second client's first layer is noise: no single example causes it."""
     update = jax.tree.map(lambda leaf: leaf, perceptron.observations.update)

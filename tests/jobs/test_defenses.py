@@ -73,6 +73,7 @@ def test_defenses_that_take_part_in_the_training_reach_local_steps():
     assert 0.1 < shares[1] < 0.6
 
 
+@pytest.mark.slow
 def test_a_bottleneck_is_a_part_of_the_network_that_is_attacked():
     config = SMALL.replace(defense="precode", adaptive=True)
     task = jobs.prepare(config)
@@ -85,6 +86,7 @@ def test_a_bottleneck_is_a_part_of_the_network_that_is_attacked():
         assert np.all(np.isfinite(execution.reconstructions.attack_loss))
 
 
+@pytest.mark.slow
 def test_strengths_share_one_program_and_each_has_its_own_effect():
     configs = [TOP_K.replace(adaptive=True, defense_settings={"keep": keep}) for keep in (0.1, 0.3)]
     assert jobs.compiled_form(configs[0]) == jobs.compiled_form(configs[1])

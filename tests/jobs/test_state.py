@@ -93,6 +93,7 @@ def test_another_job_does_not_go_on_from_it(task, tmp_path):
     assert len(list(tmp_path.iterdir())) == 1  # the first one's is still there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["bit", "cut", "empty", "text", "no checksum"])
 def test_a_damaged_state_starts_anew_and_says_so(task, whole, tmp_path, capsys, damage):
     left(task, tmp_path / "state", KeyboardInterrupt)

@@ -129,6 +129,7 @@ def test_broken_reconstructions_survive_debug_nans():
         metrics.ssim(np.full((12, 12, 1), np.inf, np.float32), images(shape=(12, 12, 1)))
 
 
+@pytest.mark.slow
 def test_any_leading_axes_jit_and_vmap():
     truths, reconstructions = images(shape=(2, 3, 12, 12, 3)), noisy(images(shape=(2, 3, 12, 12, 3)))
     for metric in (metrics.mse, metrics.psnr, metrics.ssim):

@@ -51,6 +51,7 @@ def test_pooled_maps_are_known_by_their_channels():
     assert found.shape == (3, 2, 1, 16)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_seen_is_refused(victim):
     with pytest.raises(ValueError, match=r"'head' are only accessible in a Flax model"):
         feature_map(victim.model.apply, "head", victim.params, victim.batch.inputs)

@@ -53,6 +53,7 @@ def with_loss(reduce=jnp.mean, smoothing=0.0, module=None):
     return inspected(model._replace(loss_fn=loss))
 
 
+@pytest.mark.slow
 def test_the_head_is_the_layer_whose_outputs_are_the_logits():
     assert inspected(linen_model(Plain())).head == "params/last"  # the first has K outputs, too
     assert inspected(linen_model(Plain(bias=False))).head == "params/last"

@@ -114,6 +114,7 @@ def test_each_kind_of_layer_is_in_its_own_mode(batch_norm, random, in_call):
     assert not jax.tree.leaves(update["batch_stats"])[0].any()
 
 
+@pytest.mark.slow
 def test_gradients_of_examples_see_the_mode_that_layers_are_put_into():
     """The module is told to evaluate, its BatchNorm layer trains: the examples are coupled."""
     coupled, apart = model_in("train"), model_in("eval")

@@ -83,6 +83,7 @@ def test_a_frequency_is_its_cosine_in_units_of_the_spectrum():
     np.testing.assert_allclose(spectrum.decode(one)[0, :, :, 0], 0.5 + 3 * amplitude * wave, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_standard_normal_variables_have_the_contrast_of_photographs():
     spectrum = parametrizations.spectrum((64, 8, 16, 3))
     images = spectrum.decode(jax.random.normal(jax.random.key(0), (64, 8, 16, 3)))
@@ -92,6 +93,7 @@ def test_standard_normal_variables_have_the_contrast_of_photographs():
     assert float((images - gray).std()) < 0.2 * float(gray.std())
 
 
+@pytest.mark.slow
 def test_the_spectrum_holds_every_image_and_project_clips_its_pixels():
     spectrum = parametrizations.spectrum((2, 5, 6, 3))
     images = jax.random.uniform(jax.random.key(0), (2, 5, 6, 3))

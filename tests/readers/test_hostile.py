@@ -101,6 +101,7 @@ def test_a_sparse_file_of_gigabytes_costs_nothing(tmp_path):
     tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_zip_bombs(tmp_path):
     fits = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }\n"
     huge = b"\0" * (16 << 20)

@@ -140,6 +140,7 @@ def test_gradient_matching_survives_halving(victim):
     assert found.inputs.shape == SHAPE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [1, 3])
 def test_over_targets_and_vmap_equal_a_loop(chunk_size):
     updates = jnp.array([[1.0, 2.0], [-1.0, 0.5], [0.0, 3.0]])

@@ -287,6 +287,7 @@ def test_large_lanes_step_in_pairs_to_the_same_result(monkeypatch, num_restarts,
     assert len(np.unique(results[0][0])) == num_targets * num_restarts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("chunk_size", "side_by_side"), [(None, 8), (1, 1), (4, 4), (100, 8)])
 def test_jobs_side_by_side_do_what_they_do_alone(chunk_size, side_by_side):
     """Four jobs of two lanes, each with its own key, parameters and targets; a chunk of 100 is as good as all."""

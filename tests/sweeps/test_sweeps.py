@@ -241,6 +241,7 @@ def test_a_forged_plan_is_refused(tmp_path, capsys, jobs):
     assert "plan.json is damaged" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_failing_job_stops_no_other(file, whole, tmp_path, monkeypatch):
     planned = sweeps.read_plan(file)
     prepare, broken = jobs.prepare, planned.jobs[1].config
@@ -263,6 +264,7 @@ def test_a_failing_job_stops_no_other(file, whole, tmp_path, monkeypatch):
     assert recorded(tmp_path) == recorded(whole[0])
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing_recorded(file, whole, tmp_path, monkeypatch):
     planned = sweeps.read_plan(file)
     save = records.files.save_json

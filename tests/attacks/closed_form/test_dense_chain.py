@@ -60,6 +60,7 @@ def solver(batch_size, **options):
     return jax.jit(dense_chain(problem_of(batch_size), layers=LAYERS, **options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "biased", [(True, True, True), (False, True, True), (False, False, True)], ids=["first", "second", "head"]
 )
@@ -80,6 +81,7 @@ def test_an_activation_that_can_be_inverted_everywhere_needs_no_active_units():
     assert float(found.attack_loss) < 1e-3
 
 
+@pytest.mark.slow
 def test_a_batch_is_solved_in_the_span_of_a_layer_without_bias():
     """Three examples behind 40 units: 24 unknown pixels each, of which the span leaves three."""
     images, observation = observed(perceptron(jax.random.key(3), widths=(40, 200, 5)), 3)
@@ -91,6 +93,7 @@ def test_a_batch_is_solved_in_the_span_of_a_layer_without_bias():
     assert float(found.attack_loss) < 1e-3
 
 
+@pytest.mark.slow
 def test_mixtures_explain_the_first_layer_but_not_the_second():
     images, observation = observed(perceptron(jax.random.key(0), biased=(True, True, True)), 2)
     flat = ((images - 0.5) / 0.25).reshape(2, -1)
@@ -108,6 +111,7 @@ def test_mixtures_explain_the_first_layer_but_not_the_second():
     assert float(of_mixtures[1:].min()) > 0.05
 
 
+@pytest.mark.slow
 def test_a_repeated_example_and_broken_updates_have_a_verdict():
     """Rank 1 instead of 2, zeros, and NaN: never a low loss with something else than the truth."""
     params = perceptron(jax.random.key(0))

@@ -48,6 +48,7 @@ def test_a_convolutional_network_admits_only_the_recursion_and_only_for_one(batc
     assert {form.attack for form in found.closed_forms if form.applies} == ({"rgap"} if batch_size == 1 else set())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "batch_size", "applying"),
     [("plain", 1, {"april", "patch-embedding"}), ("pre-norm", 1, {"patch-embedding"}), ("plain", 2, set())],

@@ -44,6 +44,7 @@ def test_images_are_exact_and_an_empty_update_is_no_image(solve):
         assert np.all(np.isfinite(nothing.inputs))
 
 
+@pytest.mark.slow
 def test_a_head_that_is_not_of_one_example_ends_it(solve):
     """Noise as large as the head's gradient: no layer below is solved for, and the gray answer says so."""
     params = MODEL.init(jax.random.key(0))

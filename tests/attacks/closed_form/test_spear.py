@@ -77,6 +77,7 @@ def duplicated(params):
     return CLIENT(params, jax.tree.map(lambda leaf: leaf.at[1].set(leaf[0]), batch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("update_of", "status"),
     [

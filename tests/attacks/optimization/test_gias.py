@@ -79,6 +79,7 @@ def test_every_image_has_weights_of_its_own():
     assert changed.tolist() == [False, True, False]
 
 
+@pytest.mark.slow
 def test_the_composition_is_two_runs(victim):
     """By hand: the best of two latent searches, then a weight search that starts at its latents and ends no worse."""
     num_latent_steps, num_weight_steps = 30, 20

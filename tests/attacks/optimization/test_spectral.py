@@ -96,6 +96,7 @@ def test_labels_are_found_where_they_are_variables(victim):
     assert error(found, victim) < 1e-2
 
 
+@pytest.mark.slow
 def test_where_the_update_is_noise_the_prior_keeps_its_weight(victim):
     """Added to the loss, a weight fit for exact updates would leave the picture as rough as the noise."""
     leaves, structure = jax.tree.flatten(victim.observation.update)

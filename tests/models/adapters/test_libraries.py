@@ -33,6 +33,7 @@ class Nnx(nnx.Module):
         return self.blocks[0](self.drop(x.reshape(len(x), -1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_nnx(mode):
     module = Nnx(nnx.Rngs(0))

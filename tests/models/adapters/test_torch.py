@@ -134,6 +134,7 @@ def test_files_are_state_dicts_and_memory_is_ours():
     assert module.training  # its mode is as before
 
 
+@pytest.mark.slow
 def test_buffers_travel_untrained_and_statistics_can_be_read():
     module = Zoo()
     model = models.from_torch(module, input_shape=(8, 8, 3), batch_norm="train")
