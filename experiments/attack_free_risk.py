@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if config.smoke:
         config = replace(config, cases=(), noise=(1.0,), clients=4, steps=2)
         networks, exact = ("mlp-8",), {"mlp-8": 1}
-    rows = [] if config.json is None or not config.json.exists() else json.loads(config.json.read_text())["rows"]
+    rows = harness.kept_rows(config.json)
     done = {(row["kind"], row["case"], row["seed"], row["noise"]) for row in rows}
 
     def add(kind: str, case: str, measure, *, seed: int = 0, noise: float = 0.0) -> None:

@@ -14,7 +14,6 @@ Smoke:    python -m experiments.benchmark_accelerator --smoke
 Measured: nowhere yet
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -132,8 +131,7 @@ def plan(config: Config) -> Mapping[str, Callable[[], dict[str, Any]]]:
 
 def kept(file: Path | None) -> dict[str, dict[str, Any]]:
     """The rows of an earlier run on the same kind of device."""
-    rows = json.loads(file.read_text(encoding="utf-8"))["rows"] if file is not None and file.exists() else []
-    return {row["row"]: row for row in rows if row["device"] == device_name()}
+    return {row["row"]: row for row in harness.kept_rows(file) if row["device"] == device_name()}
 
 
 def parity(attack: str, model_name: str, *, num_steps: int = 5) -> dict[str, Any]:

@@ -150,9 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         python = interpreter(config)
     if not cases:
         raise SystemExit(f"no row is named like {config.rows}; there are {[case.name for case in CASES]}")
-    rows: dict[str, dict[str, Any]] = {}
-    if config.json is not None and config.json.exists():
-        rows = {row["case"]: row for row in json.loads(config.json.read_text(encoding="utf-8"))["rows"]}
+    rows = {row["case"]: row for row in harness.kept_rows(config.json)}
     for number, case in enumerate(cases):
         if case.name in rows:
             continue

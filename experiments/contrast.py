@@ -14,7 +14,6 @@ Expected: on `relu-2` at least 55 dB as it is, more than with any other objectiv
 Measured: see experiments/details/spectral.md
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = [setting for setting in SETTINGS if not config.only or setting.model in config.only]
     if config.smoke:
         settings = [Setting("mlp-32", 4, 2, (1.0,))]
-    rows = [] if config.json is None or not config.json.exists() else json.loads(config.json.read_text())["rows"]
+    rows = harness.kept_rows(config.json)
     for setting in settings:
         done = {(row["noise"], row["objective"]): row for row in rows if row["model"] == setting.model}
         missing = [(noise, name) for noise in setting.noises for name in SHARES if (noise, name) not in done]

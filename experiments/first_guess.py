@@ -11,7 +11,6 @@ Measured: see docs/spectral.md
 """
 
 import itertools
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -63,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = tyro.cli(Config, description=__doc__, args=arguments)
     if config.smoke:
         config = replace(config, data="photos", models=("mlp-32",), pictures=(8,), targets=2)
-    rows = [] if config.json is None or not config.json.exists() else json.loads(config.json.read_text())["rows"]
+    rows = harness.kept_rows(config.json)
     for model, size, count in itertools.product(config.models, config.num_examples, config.pictures):
         if (model, size, count) not in {(row["model"], row["images"], row["pictures"]) for row in rows}:
             rows.append(measured(config, model, size, count))

@@ -18,7 +18,6 @@ Published: see PUBLISHED_DB
 Measured: see experiments/details/generative-priors.md
 """
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -119,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = replace(config, model="mlp-8", size=16, batch_sizes=(1,), images=2, steps=2)
         names = [FIRST, PUBLISHED]
     title = f"GIAS and pixels at equal time, {config.model}, {Path(config.data).stem}"
-    rows = [] if config.json is None or not config.json.exists() else json.loads(config.json.read_text())["rows"]
+    rows = harness.kept_rows(config.json)
     for batch_size in config.batch_sizes:
         for statistics in (WITHHELD, GRANTED) if config.batch_norm else (NONE_SENT,):
             for row in compare(config, Case(batch_size, statistics), names, rows):

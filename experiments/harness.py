@@ -131,10 +131,14 @@ def measure_job(settings: jobs.JobConfig) -> dict[str, Any]:
 
 def _finished(json_file: Path | None) -> dict[tuple, dict[str, Any]]:
     """The rows of an earlier run by what determines them."""
+    return {(row["row"], row["setting"], row["data"], row["seed"]): row for row in kept_rows(json_file)}
+
+
+def kept_rows(json_file: Path | None) -> list[dict[str, Any]]:
+    """The rows that `save` wrote in an earlier run; none without a file."""
     if json_file is None or not json_file.exists():
-        return {}
-    content = json.loads(json_file.read_text(encoding="utf-8"))
-    return {(row["row"], row["setting"], row["data"], row["seed"]): row for row in content["rows"]}
+        return []
+    return json.loads(json_file.read_text(encoding="utf-8"))["rows"]
 
 
 def publish(title: str, rows: Sequence[Mapping[str, Any]], *, json_file: Path | None = None) -> None:

@@ -12,7 +12,6 @@ Expected: single images of untrained networks leak most, batches, local steps an
 """
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,11 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the cells that are missing, saving each, and draws the map."""
     config = tyro.cli(Config, description=__doc__, args=arguments)
     size = SMOKE if config.smoke else FULL if config.full else TWO_CORES
-    rows = [] if config.json is None or not config.json.exists() else json.loads(config.json.read_text())["rows"]
-    done = {tuple(row[name] for name in ("network", "batch", "epochs", "defense", "steps")) for row in rows}
+    rows = harness.kept_rows(config.json)
+    names, setting = ("steps", "data", "seed"), (size.steps, Path(config.data).stem, config.seed)
+    done = {tuple(row[name] for name in ("network", "batch", "epochs", "defense", *names)) for row in rows}
     defenses = ("none",) if config.smoke else tuple(DEFENSES)
     for cell in itertools.product(size.networks, size.batches, size.epochs, defenses):
-        if (*cell, size.steps) in done:
+        if (*cell, *setting) in done:
             continue
         rows.append(measured(config, size, *cell))
         print(f"{', '.join(map(str, cell))}: {rows[-1]['gain_db']:.1f} dB over the null", flush=True)
@@ -114,6 +114,8 @@ def measured(config: Config, size: Size, network: str, batch: int, epochs: int, 
         "defense": defense,
         "clients": len(attack),
         "steps": size.steps,
+        "data": Path(config.data).stem,
+        "seed": config.seed,
         "mean_psnr_db": float(attack.mean()),
         "null_db": float(control.mean()),
         "gain_db": gain.mean,

@@ -17,7 +17,6 @@ Expected: on LeNet at least the published quality in a tenth of the steps, and 5
 Measured: see experiments/details/spectral.md and docs/spectral.md
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -122,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if config.smoke:
         config = replace(config, data="photos", targets=2)
         chosen = {"MLP": Case({"model": "mlp-32"}, 8, 1e-2)}
-    rows = [] if config.json is None or not config.json.exists() else json.loads(config.json.read_text())["rows"]
+    rows = harness.kept_rows(config.json)
     for name, case in chosen.items():
         for seed in config.seeds:
             done = {tuple(row[key] for key in KEYS) for row in rows}

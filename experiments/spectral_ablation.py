@@ -14,7 +14,6 @@ Smoke:    python -m experiments.spectral_ablation --smoke
 Measured: see docs/spectral.md
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -118,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = replace(config, data="photos", split="test")
         settings = (Setting("mlp-32", 4, 2, noises=(1.0,)),)
         variants = {name: VARIANTS[name] for name in (WHOLE, "pixels instead of frequencies", "L-BFGS at the end")}
-    stored = [] if config.json is None or not config.json.exists() else json.loads(config.json.read_text())["rows"]
+    stored = harness.kept_rows(config.json)
     finished = {(row["model"], row["noise"], row["variant"]): row for row in stored}
     order = [(setting.model, noise, name) for setting in settings for noise in setting.noises for name in variants]
 

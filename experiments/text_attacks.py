@@ -11,7 +11,6 @@ Command:  python -m experiments.text_attacks --json FILE.json
 Smoke:    python -m experiments.text_attacks --smoke
 """
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -80,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = replace(
             config, rows=(Row("tag", 1, 0.01),), vocabulary=20, length=3, width=8, depth=1, steps=2, batches=1
         )
-    title, rows = f"Words of {config.vocabulary}, {config.steps} steps", _finished(config.json)
+    title, rows = f"Words of {config.vocabulary}, {config.steps} steps", harness.kept_rows(config.json)
     setting = f"vocabulary={config.vocabulary} length={config.length} width={config.width} steps={config.steps}"
     done = {tuple(row[name] for name in (*Row._fields, "setting")) for row in rows}
     for row in config.rows:
@@ -91,13 +90,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if config.json is not None:
             harness.save(config.json, title, rows)
     harness.publish(title, [{name: row[name] for name in row if name != "setting"} for row in rows])
-
-
-def _finished(json_file: Path | None) -> list[dict[str, Any]]:
-    """The rows of an earlier run."""
-    if json_file is None or not json_file.exists():
-        return []
-    return json.loads(json_file.read_text(encoding="utf-8"))["rows"]
 
 
 def measure(config: Config, row: Row) -> dict[str, Any]:

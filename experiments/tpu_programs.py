@@ -15,7 +15,6 @@ Measured: see experiments/README.md
 """
 
 import importlib.util
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -141,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def kept(file: Path | None) -> dict[tuple, dict[str, Any]]:
     """The rows of an earlier run."""
-    rows = json.loads(file.read_text(encoding="utf-8"))["rows"] if file is not None and file.exists() else []
+    rows = harness.kept_rows(file)
     return {tuple(row[name] for name in IDENTITY): row for row in rows}
 
 

@@ -63,7 +63,7 @@ def search_text(
         return unlike if regularizer is None else unlike + regularizer(embedded, table)
 
     attack = search_inputs(
-        distance, optimizer=optimizer, parametrization=_embeddings(problem), start=random_start(problem), name=name
+        distance, optimizer=optimizer, parametrization=_embeddings(), start=random_start(problem), name=name
     )
 
     def decode(state: AttackState, observation: Observation) -> Reconstruction:
@@ -109,9 +109,7 @@ def random_start(problem: TextProblem) -> Callable[[Key, Observation], ArrayTree
     return start
 
 
-def _embeddings(problem: TextProblem) -> Parametrization:
-    del problem
-
+def _embeddings() -> Parametrization:
     def no_start(key: Key) -> ArrayTree:
         raise NotImplementedError("the start needs the parameters, see random_start")
 
