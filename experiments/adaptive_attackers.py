@@ -15,7 +15,6 @@ Smoke:    python -m experiments.adaptive_attackers --smoke
 Measured: see experiments/details/adaptive-attackers.md
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tv=config.tv,
         seed=config.seed,
     )
-    rows, finished = [], rows_in(config.json)
+    rows, finished = [], harness.kept_rows(config.json)
     for name, numbers in [("none", {}), *DEFENSES]:
         naive = undefended.replace(defense=name, defense_settings=numbers)
         what = described(naive)
@@ -103,13 +102,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows.append(known or what | compare(naive))
         title = f"Naive and adaptive attackers, {config.model}, {Path(config.data).stem}"
         harness.publish(title, rows, json_file=config.json)
-
-
-def rows_in(json_file: Path | None) -> list[dict]:
-    """The rows of an earlier run."""
-    if json_file is None or not json_file.exists():
-        return []
-    return json.loads(json_file.read_text(encoding="utf-8"))["rows"]
 
 
 def described(naive: jobs.JobConfig) -> dict:

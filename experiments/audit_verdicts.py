@@ -30,7 +30,6 @@ Measured: see experiments/details/audit-verdicts.md
 """
 
 import itertools
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -241,10 +240,7 @@ def _row(key: Key, levels: Counter[str], null: bool) -> dict[str, Any]:
 
 def _finished(config: Config) -> dict[Key, dict[str, Any]]:
     """Rows of an earlier run."""
-    if config.json is None or not config.json.exists():
-        return {}
-    rows = json.loads(config.json.read_text(encoding="utf-8"))["rows"]
-    return {Key(*(row[name] for name in Key._fields)): row for row in rows}
+    return {Key(*(row[name] for name in Key._fields)): row for row in harness.kept_rows(config.json)}
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ Measured: see experiments/details/attack-free.md
 """
 
 import itertools
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -117,9 +116,7 @@ _TITLE = "Verdicts on records and text where the answer is known"
 
 def _finished(config: Config) -> list[dict[str, Any]]:
     """Rows of an earlier run with the same number of audits."""
-    if config.json is None or not config.json.exists():
-        return []
-    rows = json.loads(config.json.read_text(encoding="utf-8"))["rows"]
+    rows = harness.kept_rows(config.json)
     return [row for row in rows if row["audits"] == config.audits and row["seed"] == config.seed]
 
 

@@ -15,7 +15,6 @@ Smoke:    python -m experiments.dp_bounds --smoke
 Measured: see experiments/details/dp-bounds.md
 """
 
-import json
 import multiprocessing
 import resource
 import sys
@@ -70,9 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = replace(config, data="photos", split="private", model="mlp-8", multipliers=(1.0,))
         config = replace(config, clients=9, candidates=60, steps=2)
     title = f"DP-SGD: reached, allowed and shown, {config.model}, {Path(config.data).stem}"
-    rows = {}
-    if config.json is not None and config.json.exists():
-        rows = {row["multiplier"]: row for row in json.loads(config.json.read_text(encoding="utf-8"))["rows"]}
+    rows = {row["multiplier"]: row for row in harness.kept_rows(config.json)}
     for multiplier in config.multipliers:
         if multiplier in rows:
             continue

@@ -11,7 +11,6 @@ Command:  python -m experiments.foreign_networks --json experiments/results/fore
 Smoke:    python -m experiments.foreign_networks --smoke
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -61,9 +60,7 @@ class Errors(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures every network and prints a row each."""
     config = tyro.cli(Config, description=__doc__, args=arguments)
-    rows: list[dict[str, Any]] = []
-    if config.json is not None and config.json.exists():
-        rows = json.loads(config.json.read_text(encoding="utf-8"))["rows"]
+    rows = harness.kept_rows(config.json)
     names = config.only or (("NNX",) if config.smoke else tuple(foreign.NETWORKS))
     for name in names:
         if any(row["network"] == name for row in rows):

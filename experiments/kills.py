@@ -104,9 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = replace(config, kills=1, copies=2)
     sweeps = SMOKE if config.smoke else dict.fromkeys(COMMANDS, SWEEP)
     tallies = {name: Tally(name) for name in sweeps}
-    if config.json is not None and config.json.is_file():
-        for row in json.loads(config.json.read_text(encoding="utf-8"))["rows"]:
-            tallies[row["command"]] = Tally(**row)
+    for row in harness.kept_rows(config.json):
+        tallies[row["command"]] = Tally(**row)
     saving = threading.Lock()
 
     def enough() -> bool:

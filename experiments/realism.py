@@ -1,54 +1,129 @@
-"""What realistic federated learning leaks: a map over network, BatchNorm mode, batch, local steps and defense.
+"""What realistic federated learning leaks: a map over networks, BatchNorm modes, batches, local steps and defenses.
 
-Setting: every cell is one job of `jobs.JobConfig`: clients train on their images, the attacker knows labels and
-adapts to the defense. `gain_db` is the mean PSNR over images of a client minus that of the null, the same program on
-a random update of the same norms, averaged over clients with its 95 % interval. A cell leaks if its interval is above
-0. In all cells the attacker sees updates of the same clients, and takes the same number of steps.
+Setting: each cell is an audit as `jaxinvert audit` runs it, of clients that no other client shares images with.
+`spectral` knows labels, local rate and the order of local batches, and adapts to the defense: an attacker better off
+than in most deployments. `gain_db` is the mean PSNR over the strongest null control (a random update of the same
+norms, the mean image, the class mean, another client's result), averaged over clients, with its 95 % interval;
+`identified` counts clients of whom an image is picked out among 100 candidates. The verdict is the audit's, with at
+most 1 % false alarms per cell. `records` is how many examples a client's local training processed. Trained networks
+learned from the split "train" (`experiments.train`), the clients' images are of "test".
 
-Command:  python -m experiments.realism --json FILE.json --png FILE.png
+Command:  python -m experiments.realism --data FILE.npz --json FILE.json --png FILE.png
 Paper:    the same with --full, for an accelerator
 Smoke:    python -m experiments.realism --smoke
-Expected: single images of untrained networks leak most, batches, local steps and noise take most of it away.
+Measured: see experiments/details/realism.md
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from experiments import harness
-from jaxinvert import jobs
-from jaxinvert.audit.controls import random_update
-from jaxinvert.audit.evidence import excess
+from experiments import harness, train
+from jaxinvert import audit, jobs
 
 TITLE = "What realistic federated learning leaks"
+
+
+class Network(NamedTuple):
+    """A line of the map: a network by name, whether it is trained, and the mode of its BatchNorm, if it has any."""
+
+    name: str
+    trained: bool = False
+    mode: str = ""
+
+    def __str__(self) -> str:
+        """The line's label."""
+        return " ".join(filter(None, (self.name, "trained" if self.trained else "untrained", self.mode)))
+
+
+class Client(NamedTuple):
+    """A column of the map: images of a client, passes over them, and images per local step (0 = all)."""
+
+    images: int
+    epochs: int = 1
+    per_step: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Local steps."""
+        return self.epochs * self.images // (self.per_step or self.images)
+
+    @property
+    def records(self) -> int:
+        """Examples that the local training processes."""
+        return self.epochs * self.images
+
+    def __str__(self) -> str:
+        """The column's label."""
+        return f"{self.images} image{'s' * (self.images > 1)}\n{self.steps} step{'s' * (self.steps > 1)}"
+
+    def fields(self, rate: float) -> dict[str, Any]:
+        """Flat fields of the job; one step is a gradient, more are FedAvg."""
+        if self.steps == 1:
+            return {"num_examples": self.images}
+        local = {"local_epochs": self.epochs, "local_batch_size": self.per_step or None, "local_lr": rate}
+        return {"num_examples": self.images, "client": "fedavg", **local}
 
 
 class Size(NamedTuple):
     """The axes of the map, and how large its cells are."""
 
-    networks: tuple[str, ...]
-    batches: tuple[int, ...]
-    epochs: tuple[int, ...]
+    networks: tuple[Network, ...]
+    clients: tuple[Client, ...]
+    defenses: tuple[str, ...]
     targets: int
     steps: int
     pixels: int
+    epochs: int
 
 
-SMALL = ("lenet", "small-convnet", "small-convnet-bn16 eval", "small-convnet-bn16 train")
-TWO_CORES = Size(SMALL, (1, 4), (1, 5), 4, 100, 16)
-FULL = Size((*SMALL, "convnet64", "resnet20-4 train", "vit"), (1, 8, 64, 512), (1, 10, 100), 16, 2000, 32)
-SMOKE = Size(("mlp-16",), (1,), (1,), 2, 2, 8)
-DEFENSES: dict[str, dict[str, Any]] = {
-    "none": {},
-    "gaussian": {"defense": "gaussian", "defense_settings": {"scale": 1e-2}, "adaptive": True},
-}
+def _both(name: str, mode: str = "") -> tuple[Network, Network]:
+    return Network(name, mode=mode), Network(name, trained=True, mode=mode)
+
+
+TWO_CORES = Size(
+    (
+        *_both("lenet"),
+        *_both("small-convnet"),
+        Network("resnet20-1", mode="train"),
+        Network("resnet20-1", trained=True, mode="train"),
+        Network("resnet20-1", trained=True, mode="eval"),
+        *_both("vit-pre-norm-4-64-2"),
+    ),
+    (Client(1), Client(1, epochs=8), Client(8), Client(8, per_step=1), Client(32)),
+    ("none", "percentile-noise:scale=0.1"),
+    **{"targets": 8, "steps": 60, "pixels": 16, "epochs": 10},
+)
+FULL = Size(
+    (
+        *_both("lenet"),
+        *_both("small-convnet"),
+        *_both("convnet64", "train"),
+        *_both("resnet20-4", "eval"),
+        *_both("resnet20-4", "train"),
+        *_both("vit-pre-norm-4-128-4"),
+    ),
+    (
+        *(Client(images) for images in (1, 8, 64, 512)),
+        *(Client(1, epochs=100), Client(8, epochs=8), Client(8, per_step=1), Client(64, per_step=8)),
+        *(Client(64, epochs=10, per_step=8), Client(512, per_step=64), Client(512, epochs=10, per_step=64)),
+    ),
+    ("none", "percentile-noise:scale=0.1", "top-k:keep=0.1", "dp-sgd:multiplier=0.01"),
+    **{"targets": 32, "steps": 2000, "pixels": 32, "epochs": 60},
+)
+SMOKE = Size((Network("mlp-16"),), (Client(1, epochs=2),), ("none", "top-k:keep=0.5"), 2, 2, 8, 1)
+LOCAL_RATE = 0.01
+_SHOWN = (
+    *("network", "trained", "mode", "batch", "local_steps", "defense", "clients", "mean_psnr_db", "control_db"),
+    *("gain_db", "gain_low_db", "gain_high_db", "identified", "identified_of", "verdict"),
+)
+"""Columns on the screen; the file has all."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +133,9 @@ class Config:
     Attributes:
       data: data set by name, folder or npz.
       full: the map for an accelerator instead of the one for two cores.
+      networks: only lines whose labels contain one of these.
       seed: of networks, clients and starts.
+      models: folder of the trained networks, which are trained where they are missing.
       smoke: a run of seconds that only shows that everything works.
       json: file for the rows; cells that it holds are not run again.
       png: file for the heat map.
@@ -66,7 +143,9 @@ class Config:
 
     data: str = "photos"
     full: bool = False
+    networks: tuple[str, ...] = ()
     seed: int = 0
+    models: Path = Path("runs/realism")
     smoke: bool = False
     json: Path | None = None
     png: Path | None = None
@@ -76,82 +155,112 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the cells that are missing, saving each, and draws the map."""
     config = tyro.cli(Config, description=__doc__, args=arguments)
     size = SMOKE if config.smoke else FULL if config.full else TWO_CORES
+    named = config.networks or ("",)
+    chosen = [network for network in size.networks if any(part in str(network) for part in named)]
     rows = harness.kept_rows(config.json)
-    names, setting = ("steps", "data", "seed"), (size.steps, Path(config.data).stem, config.seed)
-    done = {tuple(row[name] for name in ("network", "batch", "epochs", "defense", *names)) for row in rows}
-    defenses = ("none",) if config.smoke else tuple(DEFENSES)
-    for cell in itertools.product(size.networks, size.batches, size.epochs, defenses):
-        if (*cell, *setting) in done:
+    cells = list(itertools.product(size.clients, chosen))
+    for number, (client, network) in enumerate(cells):
+        described = {
+            **{"network": network.name, "trained": network.trained, "mode": network.mode or None},
+            **{"batch": client.images, "local_steps": client.steps, "records": client.records},
+            **{"steps": size.steps, "pixels": size.pixels, "data": Path(config.data).stem, "seed": config.seed},
+        }
+        if any(described.items() <= row.items() for row in rows):
             continue
-        rows.append(measured(config, size, *cell))
-        print(f"{', '.join(map(str, cell))}: {rows[-1]['gain_db']:.1f} dB over the null", flush=True)
+        print(f"cell {number + 1} of {len(cells)}: {network}, {client!s}".replace("\n", ", "), flush=True)
+        found = measured(config, size, network, client)
+        rows += [{**described, "defense": defense, **row} for defense, row in found.items()]
         if config.json is not None:
             harness.save(config.json, TITLE, rows)
-    harness.publish(TITLE, rows, json_file=config.json)
+    harness.publish(TITLE, [{name: row[name] for name in _SHOWN} for row in rows])
     if config.png is not None:
         plot(rows, config.png)
 
 
-def measured(config: Config, size: Size, network: str, batch: int, epochs: int, defense: str) -> dict[str, Any]:
-    """One cell: the attack and its null on the same clients."""
-    model, _, mode = network.partition(" ")
-    local = {"client": "fedavg", "local_epochs": epochs, "local_lr": 0.01} if epochs > 1 else {}
+def measured(config: Config, size: Size, network: Network, client: Client) -> Mapping[str, dict[str, Any]]:
+    """The audit of one network and client under all defenses: rows by defense."""
     job = jobs.JobConfig.of(
-        **{"data": config.data, "model": model, "size": size.pixels, "num_examples": batch, "targets": size.targets},
+        **{"data": config.data, "model": network.name, "size": size.pixels, "targets": size.targets},
         **{"attack": "spectral", "steps": size.steps, "restarts": 1, "seed": config.seed},
-        **({"batch_norm": mode} if mode else {}),
-        **local,
-        **DEFENSES[defense],
+        **({"batch_norm": network.mode} if network.mode else {}),
+        **({"checkpoint": trained(config, size, network.name)} if network.trained else {}),
+        **client.fields(LOCAL_RATE),
     )
-    task = jobs.prepare(job)
-    null = random_update(jax.random.key(config.seed + 1), task.observations)
-    attack, control = (by_client(job, task, seen) for seen in (task.observations, null))
-    gain = excess(attack, control)
+    scenarios = [
+        scenario._replace(attackers=dict([list(scenario.attackers.items())[-1]]))  # the adaptive one where it exists
+        for scenario in audit.settings_for(job, size.defenses)
+    ]
+    return {defense: in_figures(one) for defense, one in zip(size.defenses, audit.audit(scenarios), strict=True)}
+
+
+def in_figures(one: audit.Audited) -> dict[str, Any]:
+    """What the map keeps of an audited scenario."""
+    attacked = one.attackers[one.worst]
+    identified, gain = attacked.identified, attacked.excess
     return {
-        "network": network,
-        "batch": batch,
-        "epochs": epochs,
-        "defense": defense,
-        "clients": len(attack),
-        "steps": size.steps,
-        "data": Path(config.data).stem,
-        "seed": config.seed,
-        "mean_psnr_db": float(attack.mean()),
-        "null_db": float(control.mean()),
+        "attacker": one.worst,
+        "clients": len(attacked.scores.psnr_db),
+        "mean_psnr_db": float(np.mean(attacked.scores.psnr_db)),
+        "control": attacked.strongest,
+        "control_db": float(np.mean(attacked.controls[attacked.strongest].psnr_db)),
         "gain_db": gain.mean,
         "gain_low_db": gain.low,
         "gain_high_db": gain.high,
-        "verdict": "leaks" if gain.low is not None and gain.low > 0 else "nothing shown",
+        "identified": identified.count,
+        "identified_of": identified.total,
+        "identified_low": identified.low,
+        "identified_high": identified.high,
+        "chance": identified.chance,
+        "verdict": one.verdict.level,
     }
 
 
-def by_client(job: jobs.JobConfig, task: jobs.Task, seen: Any) -> np.ndarray:
-    """`[T]` mean PSNR in dB of the images of every client."""
-    done = jobs.execute(job, task.program, seen)
-    psnr = [image["psnr_db"] for image in jobs.measure(job, task, done).summary["images"]]
-    return np.array(psnr).reshape(job.data.targets, -1).mean(axis=1)
-
-
-def plot(rows: list[dict[str, Any]], file: Path) -> None:
-    """A row for each network and defense, a column for each batch and number of epochs; in color the gain."""
-    lines = list(dict.fromkeys((row["network"], row["defense"]) for row in rows))
-    columns = list(dict.fromkeys((row["batch"], row["epochs"]) for row in rows))
-    gains = np.full((len(lines), len(columns)), np.nan)
-    figure = Figure(figsize=(1.5 + 1.3 * len(columns), 1.2 + 0.42 * len(lines)), layout="constrained")
-    axes = figure.subplots()
-    for row in rows:
-        y, x = lines.index((row["network"], row["defense"])), columns.index((row["batch"], row["epochs"]))
-        gains[y, x] = row["gain_db"]
-        mark = "" if row["verdict"] == "leaks" else " *"
-        axes.text(x, y, f"{row['gain_db']:.1f}{mark}", ha="center", va="center", fontsize=7)
-    image = axes.imshow(gains, cmap="Oranges", vmin=0, aspect="auto")
-    axes.set_xticks(
-        range(len(columns)), [f"{batch} images\n{epochs} epochs" for batch, epochs in columns], fontsize=7
+def trained(config: Config, size: Size, network: str) -> Path:
+    """The checkpoint of a network after its training, which runs where it is missing."""
+    folder = config.models / f"{Path(config.data).stem}-{size.pixels}-{config.seed}" / network
+    setting = train.Config(
+        **{"data": config.data, "size": size.pixels, "model": network, "epochs": size.epochs},
+        **{"seed": config.seed, "keep": (), "out": folder},
     )
-    axes.set_yticks(range(len(lines)), [f"{network}, {defense}" for network, defense in lines], fontsize=7)
-    figure.colorbar(image, label="PSNR over the null [dB]; * interval holds 0")
+    last = folder / f"epoch-{size.epochs}.safetensors"
+    if not last.exists():
+        print(f"training {network}", flush=True)
+        print(f"accuracy on the test split: {train.train(setting)[-1]['test_accuracy']:.1%}", flush=True)
+    return last
+
+
+def plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """A panel for each defense, a line for each network, a column for each kind of client; in color the gain."""
+    networks = list(dict.fromkeys((row["network"], row["trained"], row["mode"] or "") for row in rows))
+    clients = list(dict.fromkeys((row["batch"], row["local_steps"]) for row in rows))
+    defenses = list(dict.fromkeys(row["defense"] for row in rows))
+    size = (1.9 + 0.85 * len(clients) * len(defenses), 1.5 + 0.42 * len(networks))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(defenses), sharey=True, squeeze=False)[0]
+    most = max(row["gain_db"] for row in rows)
+    for axes, defense in zip(panels, defenses, strict=True):
+        gains = np.full((len(networks), len(clients)), np.nan)
+        for row in (row for row in rows if row["defense"] == defense):
+            y = networks.index((row["network"], row["trained"], row["mode"] or ""))
+            x = clients.index((row["batch"], row["local_steps"]))
+            gains[y, x] = row["gain_db"]
+            told = {"leaks": "leaks", "traces": "traces", "none": "-", "inconclusive": "?"}[row["verdict"]]
+            axes.text(
+                *(x, y, f"{row['gain_db']:+.1f}\n{told}"),
+                **{"ha": "center", "va": "center", "fontsize": 7},
+                color="white" if row["gain_db"] > 0.6 * most else "black",
+            )
+        image = axes.imshow(gains, cmap="Oranges", vmin=0, vmax=most, aspect="auto")
+        axes.set_xticks(range(len(clients)), [_column(*client) for client in clients], fontsize=7)
+        axes.set_yticks(range(len(networks)), [str(Network(*network)) for network in networks], fontsize=7)
+        axes.set_title("no defense" if defense == "none" else defense, fontsize=8)
+    figure.colorbar(image, label="PSNR over the strongest control [dB]")
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
+
+
+def _column(images: int, steps: int) -> str:
+    return f"{images} image{'s' * (images > 1)}\n{steps} step{'s' * (steps > 1)}"
 
 
 if __name__ == "__main__":

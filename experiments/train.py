@@ -35,6 +35,7 @@ class Config:
       data: data set by name, folder or npz.
       split: what to train on.
       test_split: what to measure accuracy on.
+      size: side of the images in pixels; by default that of the data set.
       model: network by name.
       epochs: passes over the split.
       batch_size: examples per step; a last incomplete batch is left out.
@@ -52,6 +53,7 @@ class Config:
     data: str = "photos"
     split: str = "train"
     test_split: str = "test"
+    size: int | None = None
     model: str = "lenet"
     epochs: int = 20
     batch_size: int = 64
@@ -85,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def train(config: Config) -> list[dict]:
     """Runs the epochs that are still missing; a row for each epoch, those of earlier runs included."""
-    training, testing = (data.load(config.data, split=split) for split in (config.split, config.test_split))
+    splits = (config.split, config.test_split)
+    training, testing = (data.load(config.data, split=split, size=config.size) for split in splits)
     create = functools.partial(models.create, config.model, like=training)
     model = create()
     key = jax.random.key(config.seed)
@@ -100,7 +103,8 @@ def train(config: Config) -> list[dict]:
 
     progress, rows = Progress(params, optimizer.init(params)), []
     state_file = config.out / "state.safetensors"
-    setting = {name: value for name, value in asdict(config).items() if name not in ("out", "json", "keep", "smoke")}
+    apart = ("out", "json", "keep", "smoke")
+    setting = {name: value for name, value in asdict(config).items() if name not in apart and value is not None}
     if state_file.exists():
         facts = models.read_facts(state_file)
         if facts["setting"] != setting:
