@@ -18,6 +18,7 @@ from jaxinvert.attacks import objectives
 from jaxinvert.attacks.matching import search_inputs, update_distance
 from jaxinvert.attacks.problem import TextProblem
 from jaxinvert.models.text_transformer import TABLE
+from jaxinvert.nn import draws
 from jaxinvert.observation.observe import require
 from jaxinvert.trees import leaves_by_path
 from jaxinvert.types import (
@@ -102,7 +103,7 @@ def random_start(problem: TextProblem) -> Callable[[Key, Observation], ArrayTree
         width = table_of(params).shape[1]
         logits = jax.eval_shape(model.apply, params, jax.ShapeDtypeStruct((size, model.length), jnp.int32))
         return {
-            "embeddings": jax.random.normal(key, (size, model.length, width)),
+            "embeddings": draws.normal(key, (size, model.length, width)),
             "labels": jnp.zeros(logits.shape),
         }
 

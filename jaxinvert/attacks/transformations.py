@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxinvert.nn import draws
 from jaxinvert.types import Array, ArrayTree, Key, Scalar
 
 
@@ -23,7 +24,7 @@ def langevin_noise(scale: Scalar) -> optax.GradientTransformationExtraArgs:
         del params, extra
         leaves, structure = jax.tree.flatten(updates)
         keys = jax.random.split(key, len(leaves))
-        noisy = [leaf + scale * jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves)]
+        noisy = [leaf + scale * draws.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves)]
         return jax.tree.unflatten(structure, noisy), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), cast(Any, update))

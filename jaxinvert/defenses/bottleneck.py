@@ -24,6 +24,7 @@ from flax import linen
 
 from jaxinvert.models import Model
 from jaxinvert.models.losses import DrawnLossFn, LossOf, with_tree
+from jaxinvert.nn import draws
 from jaxinvert.trees import leaves_by_path
 from jaxinvert.types import Array, Batch, Key, Params
 
@@ -106,7 +107,7 @@ def _pass(weights: Params, features: Array, key: Key | None) -> tuple[Array, Arr
     encoded = features @ weights["encoder"]["kernel"] + weights["encoder"]["bias"][None]
     mean, raw = jnp.split(encoded, 2, axis=-1)
     spread = jax.nn.softplus(raw)
-    code = mean if key is None else mean + spread * jax.random.normal(key, mean.shape, mean.dtype)
+    code = mean if key is None else mean + spread * draws.normal(key, mean.shape, mean.dtype)
     divergence = 0.5 * jnp.sum(jnp.square(mean) + jnp.square(spread) - 1 - 2 * jnp.log(spread), axis=-1)
     return code @ weights["decoder"]["kernel"] + weights["decoder"]["bias"][None], divergence
 
@@ -119,8 +120,8 @@ def _init(key: Key, num_features: int, num_units: int) -> Params:
         bound = 1 / math.sqrt(shape[0])
         keys = jax.random.split(layer_key)
         return {
-            "kernel": jax.random.uniform(keys[0], shape, minval=-bound, maxval=bound),
-            "bias": jax.random.uniform(keys[1], shape[1:], minval=-bound, maxval=bound),
+            "kernel": draws.uniform(keys[0], shape, minval=-bound, maxval=bound),
+            "bias": draws.uniform(keys[1], shape[1:], minval=-bound, maxval=bound),
         }
 
     return {name: layer(one, sizes[name]) for name, one in zip(sizes, jax.random.split(key))}

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 
+from jaxinvert.nn.draws import drawn
 from jaxinvert.types import Array, Key, Update
 
 
@@ -34,7 +35,7 @@ def with_draws(
     keys = jax.random.split(key, len(leaves))  # one key per tensor: with a shared key their noise is correlated
     others = (jax.tree.leaves(tree) for tree in rest)
     changed = [
-        change(leaf, draw(leaf_key, leaf.shape, leaf.dtype), *other).astype(leaf.dtype)
+        change(leaf, drawn(draw, leaf_key, leaf.shape, leaf.dtype), *other).astype(leaf.dtype)
         for leaf_key, leaf, *other in zip(keys, leaves, *others)
     ]
     return jax.tree.unflatten(structure, changed)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxinvert.nn import draws
 from jaxinvert.observation.observe import require
 from jaxinvert.types import Array, Key, Observation, Shape
 
@@ -28,7 +29,7 @@ def white_noise(key: Key, *, input_shape: Shape, num_inputs: int = 512) -> Dummi
       input_shape: `(H, W, C)`.
       num_inputs: `N`; one family.
     """
-    images = jnp.clip(0.5 + 0.25 * jax.random.normal(key, (1, num_inputs, *input_shape)), 0.0, 1.0)
+    images = jnp.clip(0.5 + 0.25 * draws.normal(key, (1, num_inputs, *input_shape)), 0.0, 1.0)
     return lambda observation: images
 
 
@@ -51,16 +52,16 @@ def natural_noise(key: Key, *, input_shape: Shape, num_families: int = 32, num_i
     styles = (num_families, 1, 1, 1, 1)
     frequency = jnp.sqrt(jnp.fft.fftfreq(height)[:, None] ** 2 + jnp.fft.fftfreq(width)[None, :] ** 2)
     frequency = jnp.maximum(frequency, 1 / max(height, width))[None, None, :, :, None]
-    slope = jax.random.uniform(slope_key, styles, minval=0.8, maxval=1.6)
+    slope = draws.uniform(slope_key, styles, minval=0.8, maxval=1.6)
     # One luminance plane and one plane per color channel.
-    white = jax.random.normal(noise_key, (num_families, num_inputs, height, width, 1 + channels))
+    white = draws.normal(noise_key, (num_families, num_inputs, height, width, 1 + channels))
     smooth = jnp.real(jnp.fft.ifft2(jnp.fft.fft2(white, axes=(2, 3)) / frequency**slope, axes=(2, 3)))
     smooth = smooth / jnp.std(smooth, axis=(1, 2, 3, 4), keepdims=True)
     texture = jnp.sqrt(0.9) * smooth[..., :1] + jnp.sqrt(0.1) * smooth[..., 1:]
-    level = 0.47 + 0.05 * jax.random.normal(level_key, styles)
-    tint = 0.03 * jax.random.normal(tint_key, (num_families, 1, 1, 1, channels))
-    own = jnp.exp(0.3 * jax.random.normal(own_key, (num_families, num_inputs, 1, 1, 1)))
-    contrast = jax.random.uniform(contrast_key, styles, minval=0.18, maxval=0.3) * own
+    level = 0.47 + 0.05 * draws.normal(level_key, styles)
+    tint = 0.03 * draws.normal(tint_key, (num_families, 1, 1, 1, channels))
+    own = jnp.exp(0.3 * draws.normal(own_key, (num_families, num_inputs, 1, 1, 1)))
+    contrast = draws.uniform(contrast_key, styles, minval=0.18, maxval=0.3) * own
     images = jnp.clip(level + tint + contrast * texture, 0.0, 1.0)
     return lambda observation: images
 
@@ -89,7 +90,7 @@ def surrogate_gaussian(key: Key, *, num_inputs: int = 1024, max_components: int 
         mean = jnp.mean(flat, axis=0, keepdims=True)
         _, sizes, directions = jnp.linalg.svd(flat - mean, full_matrices=False)
         scales = sizes[:max_components, None] / jnp.sqrt(images.shape[0])
-        weights = jax.random.normal(key, (num_inputs, scales.shape[0]))
+        weights = draws.normal(key, (num_inputs, scales.shape[0]))
         samples = mean + weights @ (scales * directions[:max_components])
         return jnp.clip(samples, 0.0, 1.0).reshape(1, num_inputs, *images.shape[1:])
 

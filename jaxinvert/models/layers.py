@@ -10,11 +10,11 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen
 from jax.typing import DTypeLike
 
+from jaxinvert.nn import draws
 from jaxinvert.types import Array, Key, Shape
 
 ConvolutionFn = Callable[..., Array]
@@ -27,7 +27,7 @@ def uniform(bound: float) -> Callable[..., Array]:
     """Initializer U(-bound, bound)."""
 
     def init(key: Key, shape: Shape, dtype: DTypeLike = jnp.float32) -> Array:
-        return jax.random.uniform(key, tuple(shape), dtype, minval=-bound, maxval=bound)
+        return draws.uniform(key, shape, dtype, minval=-bound, maxval=bound)
 
     return init
 

@@ -11,6 +11,7 @@ References:
 import jax
 import jax.numpy as jnp
 
+from jaxinvert.nn import draws
 from jaxinvert.types import Array, Key, Shape
 
 _SMALLEST, _LARGEST = 0.08, 0.75
@@ -33,9 +34,9 @@ def dead_leaves(key: Key, batch_shape: Shape, *, num_leaves: int = 40) -> Array:
     side = max(height, width)
     rows, columns = jnp.arange(height)[None, :, None] / side, jnp.arange(width)[None, None, :] / side
     chance_key, slope_key, color_key = jax.random.split(key, 3)
-    chances = jax.random.uniform(chance_key, (num_leaves, 7, batch_size, 1, 1))
-    slopes = _SHADING * jax.random.normal(slope_key, (num_leaves, 2, batch_size, 1, 1))
-    colors = _COLOR * jax.random.normal(color_key, (num_leaves, batch_size, 1, 1, channels))
+    chances = draws.uniform(chance_key, (num_leaves, 7, batch_size, 1, 1))
+    slopes = _SHADING * draws.normal(slope_key, (num_leaves, 2, batch_size, 1, 1))
+    colors = _COLOR * draws.normal(color_key, (num_leaves, batch_size, 1, 1, channels))
     colors -= jnp.mean(colors, axis=-1, keepdims=True)  # brightness is drawn separately
 
     def fall(pictures: Array, leaf: tuple[Array, Array, Array]) -> tuple[Array, None]:

@@ -10,6 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxinvert.nn import draws
 from jaxinvert.priors.bases import cosine_basis, opponent_colors
 from jaxinvert.priors.generators import Latents, Prior, draw_latents
 from jaxinvert.schema import Schema, blocks, encoded_width
@@ -43,7 +44,7 @@ def pixels(
     lowest, highest = -mean_image / std_image, (1 - mean_image) / std_image
 
     def init(key: Key) -> Array:
-        return jax.random.normal(key, batch_shape, jnp.float32).astype(dtype)
+        return draws.normal(key, batch_shape, jnp.float32).astype(dtype)
 
     def decode(variables: Array) -> Array:
         chex.assert_shape(variables, batch_shape)
@@ -130,7 +131,7 @@ def spectrum(batch_shape: Shape, *, around: Array | float = 0.5, fall: Scalar = 
     noise = START_NOISE if jnp.ndim(around) else 0.5
 
     def init(key: Key) -> Array:
-        return noise * jax.random.normal(key, batch_shape, jnp.float32)
+        return noise * draws.normal(key, batch_shape, jnp.float32)
 
     def decode(variables: Array) -> Array:
         chex.assert_shape(variables, batch_shape)
@@ -151,7 +152,7 @@ def spectrum_of(inputs: Array, *, fall: Scalar = _FALL) -> Array:
 
 def near(key: Key, inputs: Array, *, fall: Scalar = _FALL) -> Array:
     """Variables of `spectrum` for `inputs` plus noise of `START_NOISE`, so that restarts differ."""
-    return spectrum_of(inputs, fall=fall) + START_NOISE * jax.random.normal(key, inputs.shape)
+    return spectrum_of(inputs, fall=fall) + START_NOISE * draws.normal(key, inputs.shape)
 
 
 def _waves(batch_shape: Shape) -> tuple[Array, Array, Array]:
@@ -199,7 +200,7 @@ def with_soft_labels(
     """
 
     def init(key: Key) -> tuple[ArrayTree, Array]:
-        logits = jax.random.normal(jax.random.fold_in(key, 1), (batch_size, num_classes), jnp.float32)
+        logits = draws.normal(jax.random.fold_in(key, 1), (batch_size, num_classes), jnp.float32)
         return images.init(key), logits  # same start of the images as without labels
 
     def decode(variables: tuple[ArrayTree, Array]) -> Batch:

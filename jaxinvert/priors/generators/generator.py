@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 
+from jaxinvert.nn import draws
 from jaxinvert.types import Array, Key, Params, Shape
 
 Latents = tuple[Array, ...]
@@ -45,7 +46,7 @@ class Prior(NamedTuple):
 def draw_latents(key: Key, generator: Generator, batch_size: int) -> Latents:
     """Draws latents of `B` images from the prior, `N(0, 1)`."""
     keys = jax.random.split(key, len(generator.latent_shapes))
-    return tuple(jax.random.normal(k, (batch_size, *shape)) for k, shape in zip(keys, generator.latent_shapes))
+    return tuple(draws.normal(k, (batch_size, *shape)) for k, shape in zip(keys, generator.latent_shapes))
 
 
 def halved(output_shape: Shape, *, at_least: int = 0) -> tuple[int, tuple[int, int]]:
