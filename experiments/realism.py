@@ -4,9 +4,10 @@ Setting: each cell is an audit as `jaxinvert audit` runs it, of clients that no 
 `spectral` knows labels, local rate and the order of local batches, and adapts to the defense: an attacker better off
 than in most deployments. `gain_db` is the mean PSNR over the strongest null control (a random update of the same
 norms, the mean image, the class mean, another client's result), averaged over clients, with its 95 % interval;
-`identified` counts clients of whom an image is picked out among 100 candidates. The verdict is the audit's, with at
-most 1 % false alarms per cell. `records` is how many examples a client's local training processed. Trained networks
-learned from the split "train" (`experiments.train`), the clients' images are of "test".
+`identified` counts clients of whom an image is picked out among the candidates of its class (of 500 candidates in
+all). The verdict is the audit's, with at most 1 % false alarms per cell. `records` is how many examples a client's
+local training processed. Trained networks learned from the split "train" (`experiments.train`), the clients' images
+are of "test".
 
 Command:  python -m experiments.realism --data FILE.npz --json FILE.json --png FILE.png
 Paper:    the same with --full, for an accelerator
@@ -81,6 +82,7 @@ class Size(NamedTuple):
     steps: int
     pixels: int
     epochs: int
+    candidates: int = 500
 
 
 def _both(name: str, mode: str = "") -> tuple[Network, Network]:
@@ -117,7 +119,7 @@ FULL = Size(
     ("none", "percentile-noise:scale=0.1", "top-k:keep=0.1", "dp-sgd:multiplier=0.01"),
     **{"targets": 32, "steps": 2000, "pixels": 32, "epochs": 60},
 )
-SMOKE = Size((Network("mlp-16"),), (Client(1, epochs=2),), ("none", "top-k:keep=0.5"), 2, 2, 8, 1)
+SMOKE = Size((Network("mlp-16"),), (Client(1, epochs=2),), ("none", "top-k:keep=0.5"), 2, 2, 8, 1, 4)
 LOCAL_RATE = 0.01
 _SHOWN = (
     *("network", "trained", "mode", "batch", "local_steps", "defense", "clients", "mean_psnr_db", "control_db"),
@@ -190,7 +192,8 @@ def measured(config: Config, size: Size, network: Network, client: Client) -> Ma
         scenario._replace(attackers=dict([list(scenario.attackers.items())[-1]]))  # the adaptive one where it exists
         for scenario in audit.settings_for(job, size.defenses)
     ]
-    return {defense: in_figures(one) for defense, one in zip(size.defenses, audit.audit(scenarios), strict=True)}
+    audited = audit.audit(scenarios, num_candidates=size.candidates)
+    return {defense: in_figures(one) for defense, one in zip(size.defenses, audited, strict=True)}
 
 
 def in_figures(one: audit.Audited) -> dict[str, Any]:
