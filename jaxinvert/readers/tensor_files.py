@@ -111,11 +111,14 @@ def _list(path: Path, file: BinaryIO, stack: contextlib.ExitStack, formats: Sequ
     start = file.read(9)
     file.seek(0)
     expected = ", ".join(formats[:-1]) + " or " * (len(formats) > 1) + formats[-1]
+    header = start[8:] == b"{" and "safetensors" in formats
+    if header and not any(start[4:8]):  # first: the length of this header may begin like any other format
+        return list_safetensors(path, file, stack)
     if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         raise ValueError(f"it is a pickle, which would run code; write {expected}")
     if start[:4] in (b"PK\x03\x04", b"PK\x05\x06") and "npz" in formats:
         return list_npz(file)
-    if start[8:] == b"{" and "safetensors" in formats:
+    if header:  # of a length that is not possible
         return list_safetensors(path, file, stack)
     if start and (start[0] & 0xF0 == 0x80 or start[0] in (0xDE, 0xDF)) and "Flax msgpack" in formats:
         return list_msgpack(file)

@@ -62,6 +62,22 @@ def npy(header, data=b"", *, version=1, minor=0):
     return b"\x93NUMPY" + bytes([version, minor]) + length + header.encode() + data
 
 
+@pytest.mark.parametrize("begins", [b"\x80\x02", b"\x80\x03", b"\x80\x05", b"\x81\x02", b"\xde\x02"])
+def test_safetensors_are_read_whatever_the_length_of_their_header(tmp_path, begins):
+    """Its first two bytes may be those of a pickle or of a msgpack map."""
+    length = int.from_bytes(begins, "little")
+    tensors = {
+        "params/w": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
+        "params/b": {"dtype": "F32", "shape": [2], "data_offsets": [24, 32]},
+    }
+    header = json.dumps(tensors).encode().ljust(length)
+    data = TREE["params"]["w"].tobytes() + TREE["params"]["b"].tobytes()
+    path = tmp_path / "update.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+    found = load_tree(path, LIKE)
+    np.testing.assert_array_equal(found["params"]["w"], TREE["params"]["w"])
+
+
 def test_a_pickle_is_not_run(tmp_path):
     marker = tmp_path / "was run"
     objects = np.array([Bomb(marker), 1, 2])
