@@ -56,8 +56,12 @@ def tree_sum(tree: ArrayTree) -> Array:
 
 
 def tree_inner(left: ArrayTree, right: ArrayTree) -> Array:
-    """Inner product over all leaves: `[]`."""
-    return tree_sum(jax.tree.map(jnp.vdot, left, right))
+    """Inner product over all leaves: `[]`, of half precision in float32."""
+
+    def wide(leaf: Array) -> Array:
+        return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+    return tree_sum(jax.tree.map(lambda one, other: jnp.vdot(wide(one), wide(other)), left, right))
 
 
 def scaled(tree: ArrayTree, factor: Scalar) -> ArrayTree:

@@ -46,6 +46,7 @@ def kernels_are_blind(problem: Problem, observation: Observation) -> Array:
         return problem.client_update(observation.params, Batch(scaled(problem, inputs, factor), labels))
 
     both = lax.map(at_contrast, jnp.array([1.0, 0.5]))  # one trace, which is compiled once
+    both = of_what_was_sent(both, observation.update)
     full, half = (jax.tree.map(lambda leaf, place=place: leaf[place], both) for place in (0, 1))
     by_kernels = objectives.kernel_cosine(half, full)
     by_all = objectives.balanced_cosine(half, full)
@@ -103,7 +104,7 @@ def with_fitted_contrast(
         return _Search(search.step + 1, search.log + change, previous_log, now, best_log, best), None
 
     zero = jnp.zeros((), dtype)
-    none = jax.tree.map(jnp.zeros_like, observation.update)
+    none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(residual, zero))
     start = _Search(jnp.zeros((), int), zero, zero, none, zero, jnp.asarray(jnp.inf, dtype))
     end, _ = lax.scan(step, start, None, length=num_steps)
     return scaled(problem, batch.inputs, jnp.exp(end.best_log)), end.distance

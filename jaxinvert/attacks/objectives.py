@@ -94,8 +94,9 @@ def balanced_cosine(simulated: Update, observed: Update, *, share: Scalar = 0.3)
     Kernels carry the spatial information, but may not determine contrast: behind a ReLU network with zero biases, and
     an error that is one number (two classes, or a regression), all kernels' gradients at `c x` are those at `x` times
     the same factor. The biases' gradients have another factor. With a fixed share they count in every network and
-    dominate none, and each of `n` tensors with `share / sqrt(n)` alike: behind norms of each example only the first
-    one tells contrast. Both updates are multiplied by the same numbers, which depend on the observed one alone.
+    dominate none, and each of `n` tensors that were sent with `share / sqrt(n)` alike: behind norms of each example
+    only the first one tells contrast. Both updates are multiplied by the same numbers, which depend on the observed
+    one alone.
 
     Args:
       simulated: `g`.
@@ -109,7 +110,8 @@ def balanced_cosine(simulated: Update, observed: Update, *, share: Scalar = 0.3)
 def balanced(simulated: Update, observed: Update, *, share: Scalar = 0.3) -> tuple[Update, Update]:
     """Both updates with biases and norms multiplied as `balanced_cosine` compares them."""
     kernels = tree_norm([leaf for leaf in jax.tree.leaves(observed) if leaf.ndim > 1])
-    each = share * kernels / max(sum(leaf.ndim <= 1 for leaf in jax.tree.leaves(observed)), 1) ** 0.5
+    sent = [jnp.any(leaf != 0) for leaf in jax.tree.leaves(observed) if leaf.ndim <= 1]
+    each = share * kernels / jnp.sqrt(jnp.maximum(sum(sent, jnp.zeros((), int)), 1))
 
     def factor(leaf: Array) -> Array:
         norm = tree_norm(leaf)

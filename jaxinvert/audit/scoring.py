@@ -143,7 +143,7 @@ def score(found: np.ndarray, used_labels: np.ndarray | None, ground: Ground, *, 
     if with_lpips:
         flat = (images.reshape(-1, *images.shape[2:]) for images in (matched, ground.truth.inputs))
         lpips = perceptual.lpips(*flat).reshape(ground.private.shape)
-        closeness = (1 / (1 + perceptual.lpips_to_all(one, ground.candidates.inputs)) for one in found)
+        closeness = (_closeness(one, ground.candidates.inputs) for one in found)
         recognized = retrieval.identified_by(np.stack([*map(retrieval.pick, closeness)]), ground.private, pool.same)
     picked = np.full(ground.private.shape, retrieval.NOBODY)
     in_class = None if used_labels is None else picked.copy()
@@ -163,6 +163,12 @@ def score(found: np.ndarray, used_labels: np.ndarray | None, ground: Ground, *, 
         in_class,
         recognized,
     )
+
+
+def _closeness(found: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """`[B, N]`, higher for a lower LPIPS; rows of zeros for reconstructions that are not finite."""
+    finite = np.isfinite(found).all(axis=(1, 2, 3))
+    return np.where(finite[:, None], 1 / (1 + perceptual.lpips_to_all(found, candidates)), 0.0)
 
 
 def pick_in_class(correlation: np.ndarray, used_labels: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -94,10 +94,10 @@ def judge(evidence: Mapping[str, Evidence], *, num_candidates: int, measure: Mea
         )
     unsure = evidence[identifies]
     if unsure.identified.p_value < _NOTABLE and unsure.identified.least_p_value >= enough:
-        picked, needed = _picked(unsure, num_candidates, measure), max(needed, 2 * unsure.identified.total)
+        picked, needed = _picked(unsure, num_candidates, measure), max(needed, 2 * _num_clients(unsure))
         return identifies, Verdict(
             "inconclusive",
-            f"Too few clients for a verdict: {picked}, but a control identifies so many that this may be chance.",
+            f"Too few clients for a verdict: {picked}, but with so few, or so many by a control, this may be chance.",
             f"{_sentence(_interval(unsure))} {_sentence(_gain(unsure, measure))}",
             needed,
         )

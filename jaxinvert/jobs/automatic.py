@@ -154,8 +154,15 @@ def merged(exact: Reconstruction, searched: Reconstruction, solved: np.ndarray) 
     def choose_from(closed: jax.Array, found: jax.Array) -> jax.Array:
         return jnp.where(solved.reshape(-1, *[1] * (found.ndim - 1)), closed, found)
 
+    labels = searched.labels
+    if labels is not None and exact.labels is not None:  # a closed form has images in an order of its own
+        own = exact.labels
+        if labels.ndim > own.ndim:  # soft ones
+            own = jax.nn.one_hot(own, labels.shape[-1], dtype=labels.dtype)
+        labels = choose_from(own.astype(labels.dtype), labels)
     return searched._replace(
         inputs=choose_from(exact.inputs, searched.inputs),
+        labels=labels,
         attack_loss=choose_from(exact.attack_loss, searched.attack_loss),
         info={**searched.info, "closed_form": jnp.asarray(solved)},
     )

@@ -77,7 +77,7 @@ def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
         "seconds_run": seconds,
         "steps_per_second": execution.num_steps * lanes / seconds if execution.history and seconds else None,
         "assumptions": assumptions(config, task.model, captured=task.captured),
-        "labels": _label_quality(config, execution.reconstructions.labels, true_labels),
+        "labels": label_quality(config, execution.reconstructions.labels, true_labels),
         "versions": environment.versions(),
         "device": environment.device_name(),
         "num_devices": execution.num_devices,
@@ -92,9 +92,12 @@ def measure(config: JobConfig, task: Task, execution: Execution) -> Outcome:
     )
 
 
-def _label_quality(config: JobConfig, used: jax.Array | None, truth: np.ndarray) -> dict[str, Any] | None:
-    """Accuracy of labels that were not granted: `exact [T]`, and `recall`, the share of correct examples."""
-    if config.granted.labels or used is None:
+def label_quality(config: JobConfig, used: jax.Array | None, truth: np.ndarray) -> dict[str, Any] | None:
+    """Accuracy of labels that were not granted: `exact [T]`, and `recall`, the share of correct examples.
+
+    `None` for true labels that are no classes, such as several per example: nothing is exact there.
+    """
+    if config.granted.labels or used is None or not np.issubdtype(truth.dtype, np.integer):
         return None
     found = np.asarray(used)
     if found.ndim > truth.ndim:  # soft labels

@@ -32,6 +32,7 @@ from jaxinvert.metrics.text import rouge
 from jaxinvert.models import Model
 from jaxinvert.models.lora import LORA_LAYERS, text_with_lora
 from jaxinvert.models.text_transformer import TextModel, decoder, encoder
+from jaxinvert.nn import at_precision
 from jaxinvert.observation import threat_models
 from jaxinvert.observation.observe import observe
 from jaxinvert.search import best_of, run
@@ -225,9 +226,9 @@ class TextTask(NamedTuple):
 def prepare_text(config: TextConfig) -> TextTask:
     """Builds network, client and attack of a job."""
     model = config.network()
-    client = jax.jit(sending(fedsgd(model.loss_fn), frozen=model.frozen))
+    client = at_precision(jax.jit(sending(fedsgd(model.loss_fn), frozen=model.frozen)), "highest")
     facts = ClientFacts(cast(Model, model), config.num_sequences)  # what these defenses read of a model, it has
-    send = jax.jit(defended(config.defense.chain, facts, config.defense.parameters, client))
+    send = at_precision(jax.jit(defended(config.defense.chain, facts, config.defense.parameters, client)), "highest")
     bigrams = None
     if config.distribution == "words":
         public = load_words(config.vocabulary).public

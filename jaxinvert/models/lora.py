@@ -25,7 +25,7 @@ from jaxinvert.models.declared import with_frozen
 from jaxinvert.models.losses import drawn_with_tree
 from jaxinvert.models.model import Model
 from jaxinvert.models.roles import matches
-from jaxinvert.models.tensors import nested
+from jaxinvert.models.tensors import Tensor, nested
 from jaxinvert.models.text_transformer import TextModel
 from jaxinvert.trees import first_few, is_float, leaves_by_path
 from jaxinvert.types import Array, Batch, Key, Params
@@ -69,6 +69,7 @@ def with_lora(model: Model, rank: int, *, layers: Sequence[str] = LORA_LAYERS, s
         init=lambda key: with_adapters(key, init(key), adapted, rank=rank),
         apply=lambda params, inputs: apply(base(params), inputs),
         loss_fn=loss_fn and loss,
+        tensors=model.tensors and (*model.tensors, *(Tensor(path, path) for path in _adapters(adapted))),
         drawn_loss_of=drawn_with_tree(model.drawn_loss_of, base),
         batch_statistics=lambda params, *inputs_and_key: statistics(base(params), *inputs_and_key),
     )
@@ -132,6 +133,11 @@ def adapted_layers(shapes: Params, names: Sequence[str], *, model: str) -> tuple
     if not found:
         raise ValueError("lora_layers is empty, expected at least one dense layer")
     return tuple(dict.fromkeys(found))
+
+
+def _adapters(layers: Sequence[str]) -> list[str]:
+    """Paths of the leaves that adapters have."""
+    return [f"{layer}/{leaf}" for layer in layers for leaf in (A, B)]
 
 
 def with_adapters(key: Key, params: Params, layers: Sequence[str], *, rank: int) -> Params:

@@ -159,7 +159,7 @@ def _text_model(
         if size < 1:
             raise ValueError(f"{size_name} must be at least 1, got {size}")
     if width % num_heads:
-        raise ValueError(f"num_heads must divide the width {width}, got {num_heads}")
+        raise ValueError(f"width is {width}, expected a multiple of the number of attention heads, {num_heads}")
     module = TextTransformer(vocabulary_size, num_outputs, width, depth, num_heads, causal)
 
     def run(params: Params, tokens: Array) -> tuple[Array, Array, Array]:

@@ -202,6 +202,27 @@ def test_where_nothing_tells_contrast_it_is_not_fitted():
     assert not bool(told)
 
 
+def test_kernels_are_not_blind_to_what_biases_would_tell_if_they_were_sent():
+    model = models.from_linen(Perceptron(2), name="two", input_shape=(8, 8, 1), num_classes=2)
+    problem = Problem(clients.fedsgd(model.loss), model, 1)
+    truth = Batch(jax.random.uniform(jax.random.key(1), (1, 8, 8, 1)), LABELS)
+    seen = observe(problem.client_update, model.init(jax.random.key(0)), truth)
+    kernels_only = jax.tree.map(lambda leaf: leaf if leaf.ndim > 1 else 0 * leaf, seen.update)
+    blind = jax.jit(lambda update: kernels_are_blind(problem, seen._replace(update=update)))
+    assert bool(blind(seen.update))
+    assert not bool(blind(kernels_only))
+
+
+def test_updates_of_half_precision_are_decoded():
+    model = models.from_linen(Perceptron(2), name="two", input_shape=(8, 8, 1), num_classes=2)
+    problem = Problem(clients.fedsgd(model.loss), model, 1)
+    seen = observe(problem.client_update, model.init(jax.random.key(0)), Batch(jnp.ones((1, 8, 8, 1)), LABELS))
+    half = seen._replace(update=jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), seen.update))
+    attack = attacks.spectral(problem, guess=attacks.initial_guess.gray_noise)
+    found = jax.eval_shape(search.run(attack, num_steps=2), jax.random.key(0), half)
+    assert found.inputs.shape == (1, 8, 8, 1)
+
+
 @pytest.mark.parametrize("joint_labels", [False, True])
 def test_contrast_costs_two_traces_of_the_client(joint_labels):
     """One to tell whether kernels are blind, one for the fit; two more are of the descent."""

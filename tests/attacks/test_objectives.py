@@ -79,6 +79,14 @@ def test_the_balanced_cosine_gives_biases_a_fixed_share_whatever_their_norm():
     assert float(objectives.balanced_cosine(*unbiased)) == pytest.approx(0.0, abs=1e-6)
 
 
+def test_the_share_of_biases_is_divided_among_those_that_were_sent():
+    sent = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
+    unsent = {"mean": jnp.zeros(5), "var": jnp.zeros(5), "frozen": jnp.zeros(2)}
+    other = {"kernel": jnp.ones((3, 2)), "bias": jnp.array([1.0, -1.0])}
+    alone = objectives.balanced_cosine(other, sent)
+    assert float(objectives.balanced_cosine(other | unsent, sent | unsent)) == pytest.approx(float(alone), rel=1e-6)
+
+
 def test_the_balanced_cosine_does_not_enlarge_rounding_errors():
     """A bias in front of BatchNorm in train mode: its gradient is zero but for rounding, and agrees with nothing."""
     observed = {"bias": jnp.array([1e-7, 0.0]), "kernel": jnp.array([[0.6, 0.8]])}

@@ -123,7 +123,7 @@ def test_text_is_the_same_in_any_order_with_its_own_labels():
         (["records", "--adaptive"], "there is no defense to adapt to"),
         (["tokens", "--law", "zipf"], "--law is now --distribution"),
         (["tokens", "--targets", "0"], "targets is 0, expected at least 1"),
-        (["tokens", "--width", "30"], "num_heads must divide the width 30"),
+        (["tokens", "--width", "30"], "width is 30, expected a multiple of the number of attention heads, 4"),
         (["tokens", "--json", "/dev/null/rows.json"], "/dev/null is not a folder"),
     ],
 )

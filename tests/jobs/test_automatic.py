@@ -8,6 +8,7 @@ import pytest
 from jaxinvert import jobs
 from jaxinvert.audit.attacking import blind_attack
 from jaxinvert.jobs import automatic
+from jaxinvert.types import Reconstruction
 
 PERCEPTRON = jobs.JobConfig.of(attack="auto", model="mlp-32", size=12, targets=2, restarts=1, steps=20)
 
@@ -42,6 +43,18 @@ def test_an_update_that_the_closed_form_does_not_explain_is_searched_for(percept
     np.testing.assert_allclose(execution.reconstructions.inputs[0], perceptron.truth.inputs[0], atol=1e-5)
     assert execution.choice.endswith("explains 1 of 2 updates; spectral for the others")
     assert list(execution.history["step"])[-1] == PERCEPTRON.search.steps
+
+
+def test_images_of_a_closed_form_keep_its_own_order_of_labels():
+    images = jnp.zeros((2, 2, 4, 4, 1))
+    exact = Reconstruction(images + 1, jnp.array([[3, 1], [0, 0]]), jnp.zeros(2), {})
+    for searched in (jnp.array([[1, 3], [2, 4]]), jax.nn.one_hot(jnp.array([[1, 3], [2, 4]]), 5)):
+        found = automatic.merged(exact, Reconstruction(images, searched, jnp.ones(2), {}), np.array([True, False]))
+        assert found.labels is not None
+        classes = found.labels if found.labels.ndim == 2 else found.labels.argmax(axis=-1)
+        np.testing.assert_array_equal(classes, [[3, 1], [2, 4]])
+    unlabeled = automatic.merged(exact, Reconstruction(images, None, jnp.ones(2), {}), np.array([True, False]))
+    assert unlabeled.labels is None
 
 
 @pytest.mark.parametrize("labels", ["known", "joint"])

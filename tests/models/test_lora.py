@@ -7,6 +7,7 @@ import pytest
 
 from jaxinvert import clients, models
 from jaxinvert.models.lora import merged
+from jaxinvert.models.tensors import Tensor, from_named, to_named
 from jaxinvert.models.text_transformer import decoder
 from jaxinvert.trees import leaves_by_path
 from jaxinvert.types import Batch
@@ -55,6 +56,18 @@ def test_gradients_are_the_products_of_the_docstring(vit):
         a, b = leaves[f"{layer}/lora_a"], leaves[f"{layer}/lora_b"]
         np.testing.assert_allclose(update[f"{layer}/lora_a"], 0.5 * gradient @ b.T, atol=1e-6)
         np.testing.assert_allclose(update[f"{layer}/lora_b"], 0.5 * a.T @ gradient, atol=1e-6)
+
+
+def test_files_of_an_imported_network_must_hold_its_adapters(vit):
+    shapes = jax.eval_shape(vit.init, jax.random.key(0))
+    imported = vit._replace(tensors=tuple(Tensor(path.replace("/", "."), path) for path in leaves_by_path(shapes)))
+    model = models.with_lora(imported, 2)
+    params = model.init(jax.random.key(0))
+    named = to_named(model, started(params))
+    read = leaves_by_path(from_named(model, named, like=params))
+    np.testing.assert_array_equal(read["params/attention_0/query/lora_b"], np.full((2, 16), 0.3, np.float32))
+    with pytest.raises(ValueError, match="lora_a"):
+        from_named(model, to_named(imported, params), like=params)
 
 
 @pytest.mark.slow

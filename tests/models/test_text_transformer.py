@@ -40,7 +40,7 @@ def test_losses_are_mean_cross_entropies():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="width must be at least 1, got 0"):
         decoder(width=0)
-    with pytest.raises(ValueError, match="num_heads must divide the width 64, got 5"):
+    with pytest.raises(ValueError, match="width is 64, expected a multiple of the number of attention heads, 5"):
         encoder(num_heads=5)
     model = decoder(**SIZES)
     params = jax.eval_shape(model.init, jax.random.key(0))

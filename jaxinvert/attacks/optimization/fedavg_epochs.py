@@ -111,7 +111,9 @@ def mean_of_matched(copies: Array, labels: Array) -> Array:
     Greedy: the closest pair first.
     """
     first = copies[0]
-    other_label = jnp.where(labels[:, None] == labels[None], 0.0, jnp.inf)
+    values = labels.reshape(len(labels), -1)
+    same_label = jnp.all(values[:, None] == values[None], axis=-1)
+    other_label = jnp.where(same_label, 0.0, jnp.inf)
 
     def assigned(images: Array) -> Array:
         gaps = jnp.mean(jnp.square(first[:, None] - images[None]), axis=(2, 3, 4)) + other_label

@@ -56,7 +56,7 @@ def fedleak(
 
     Args:
       problem: any batch size, FedSGD or FedAvg clients; `joint_labels` optimizes soft labels.
-      part: fraction of the update's entries that are matched, in (0, 1].
+      part: fraction of the update's entries, of those that are not zero, that are matched, in (0, 1].
       flat: weight of the norm of the attack loss's gradient by pixels in [0, 1].
       tv: weight of the total variation.
       learning_rate: of Adam on gradient signs, in units of `std`.
@@ -87,7 +87,8 @@ def fedleak(
 
     def init(key: Key, observation: Observation) -> AttackState:
         sizes = jnp.concatenate([jnp.abs(leaf).ravel() for leaf in jax.tree.leaves(observation.update)])
-        threshold = jnp.quantile(sizes, 1 - jnp.clip(part, 0.0, 1.0))
+        sent = jnp.where(sizes > 0, sizes, jnp.nan)  # zeros: frozen layers, dead units, what a defense left out
+        threshold = jnp.nan_to_num(jnp.nanquantile(sent, 1 - jnp.clip(part, 0.0, 1.0)))
         return built(threshold).init(key, observation)._replace(carried=threshold)
 
     def step(key: Key, state: AttackState, observation: Observation) -> tuple[AttackState, AttackInfo]:

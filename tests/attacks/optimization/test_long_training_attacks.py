@@ -93,6 +93,8 @@ def test_copies_are_averaged_after_they_are_matched_within_a_label():
     labels = jnp.array([0, 0, 0, 1])
     copies = jnp.stack([images, images[jnp.array([2, 0, 1, 3])] + 0.02])
     np.testing.assert_allclose(mean_of_matched(copies, labels), images + 0.01, atol=1e-6)
+    several = jax.nn.one_hot(labels, 3)  # several labels per example, or soft ones
+    np.testing.assert_allclose(mean_of_matched(copies, several), images + 0.01, atol=1e-6)
     crossed = jnp.stack([images, images[jnp.array([3, 1, 2, 0])]])  # image 0 came under another label
     assert float(jnp.abs(mean_of_matched(crossed, labels)[0] - images[0]).max()) > 0.1
 
@@ -136,6 +138,10 @@ def test_the_largest_entries_of_an_update_are_matched(victim):
     sizes = np.concatenate([np.abs(leaf).ravel() for leaf in jax.tree.leaves(victim.observation.update)])
     assert kept.mean() == pytest.approx(0.25, abs=0.01)
     assert sizes[kept == 1].min() >= sizes[kept == 0].max()
+    kernels = jax.tree.map(lambda leaf: leaf if leaf.ndim > 1 else 0 * leaf, victim.observation.update)
+    threshold = jax.jit(attack.init)(jax.random.key(0), victim.observation._replace(update=kernels)).carried
+    sent = np.concatenate([np.abs(leaf).ravel() for leaf in jax.tree.leaves(kernels) if leaf.ndim > 1])
+    assert (sent[sent > 0] >= threshold).mean() == pytest.approx(0.25, abs=0.01)
 
 
 def test_flatness_adds_the_norm_of_the_gradient_and_its_derivative():
