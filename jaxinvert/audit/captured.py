@@ -20,11 +20,13 @@ from jaxinvert.audit import controls
 from jaxinvert.audit.attacking import attack_and_score, blind_attack
 from jaxinvert.audit.diagnosis import likely_mistakes
 from jaxinvert.audit.kept import Store
+from jaxinvert.audit.plan import parse_defense
 from jaxinvert.audit.reading import Capture, digest_of, read_capture, true_batches
 from jaxinvert.audit.results import Audited, Scenario
 from jaxinvert.audit.running import Show, attack, found_in
 from jaxinvert.audit.scoring import Ground, ground_truth
 from jaxinvert.audit.weighing import judged
+from jaxinvert.defenses.registry import NONE, parse
 from jaxinvert.jobs import JobConfig
 from jaxinvert.jobs.groups import ClientConfig
 from jaxinvert.types import Batch, Observation
@@ -164,11 +166,19 @@ def explained(program: jobs.Program, seen: Observation, inputs: np.ndarray, labe
     return np.asarray(program.shares_explained(seen, jnp.asarray(inputs), jnp.asarray(classes)))
 
 
-def job_of_capture(config: JobConfig, capture: Capture) -> tuple[JobConfig, Capture]:
+def job_of_capture(
+    config: JobConfig, capture: Capture, *, defenses: Sequence[str] = (NONE,)
+) -> tuple[JobConfig, Capture]:
     """The job with one target per captured update, and the capture as the job takes it.
 
     Labels are restored if they are not granted. One local step of plain SGD sends its gradient times the learning
-    rate: updates are divided by the rate, and the clients are FedSGD clients.
+    rate: updates are divided by the rate, and the clients are FedSGD clients. Not so where a defense has changed the
+    difference: its numbers, such as a bound, are in units of what was sent.
+
+    Args:
+      config: the job without a defense.
+      capture: the files.
+      defenses: those of the clients, see `plan`.
 
     Raises:
       ValueError: for a job that does not apply to captured updates.
@@ -181,7 +191,9 @@ def job_of_capture(config: JobConfig, capture: Capture) -> tuple[JobConfig, Capt
     config = config.replace(targets=len(capture.updates), labels="restored" if unknown else config.attacker.labels)
     client = config.client
     plain = client.local_optimizer == "sgd" and not client.local_weight_decay
-    if client.kind == "fedavg" and plain and config.local_training.num_steps == 1:
+    chains = [parse(parse_defense(text)[0]) for text in defenses]
+    of_gradients = all(recipe.one_step for chain in chains for recipe in chain.recipes)
+    if client.kind == "fedavg" and plain and config.local_training.num_steps == 1 and of_gradients:
         capture = capture._replace(rate=client.local_lr)
         config = config.replace(client="fedsgd", **_NO_TRAINING)
         return config, capture

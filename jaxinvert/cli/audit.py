@@ -111,7 +111,7 @@ def audit(command: Audit, command_line: str) -> int:
             raise ValueError("dry_run measures simulated clients, but the updates are captured: leave it out")
         if capture is not None:
             refuse_without_truth(command, capture)
-            config, capture = audits.job_of_capture(config, capture)
+            config, capture = audits.job_of_capture(config, capture, defenses=command.defenses)
         settings = audits.settings_for(config, command.defenses)
         if capture is not None and len(settings) > 1:
             raise ValueError(f"captured updates have one defense, not {len(settings)}: name the one that was used")

@@ -47,6 +47,23 @@ def test_a_capture_is_seen_as_the_simulated_clients_are(task, capture):
         audit.observe_capture(stranger, capture, task.model)
 
 
+@pytest.mark.parametrize(
+    ("defenses", "divided"),
+    [
+        (["none"], True),
+        (["dp-sgd:multiplier=0.1"], True),
+        (["clip:norm=0.1"], False),
+        (["percentile-privacy"], False),
+    ],
+)
+def test_a_difference_that_a_defense_has_changed_keeps_its_unit(capture, defenses, divided):
+    trained = jobs.JobConfig.of(model="mlp", client="fedavg", local_lr=0.1)
+    config, read = audit.job_of_capture(trained, capture._replace(rate=None), defenses=defenses)
+    assert config.client.kind == ("fedsgd" if divided else "fedavg")
+    assert read.rate == (0.1 if divided else None)
+    assert audit.settings_for(config, defenses)  # such a client can have this defense
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-20, 1e18])
 def test_updates_of_any_size_are_read_at_the_scale_that_the_labels_tell(task, capture, tmp_path, scale):
