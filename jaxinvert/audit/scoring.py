@@ -167,7 +167,7 @@ def score(found: np.ndarray, used_labels: np.ndarray | None, ground: Ground, *, 
 
 def _closeness(found: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     """`[B, N]`, higher for a lower LPIPS; rows of zeros for reconstructions that are not finite."""
-    finite = np.isfinite(found).all(axis=(1, 2, 3))
+    finite = np.all(np.isfinite(found), axis=(1, 2, 3))
     return np.where(finite[:, None], 1 / (1 + perceptual.lpips_to_all(found, candidates)), 0.0)
 
 

@@ -27,6 +27,7 @@ from jaxinvert.models.layers import unknown_value
 from jaxinvert.models.losses import cross_entropy
 from jaxinvert.models.model import Model, from_functions
 from jaxinvert.models.modes import Mode, check_modes, mode_arguments
+from jaxinvert.models.seeding import seeded
 from jaxinvert.types import ApplyFn, Array, Batch, LossFn, Params
 
 _EXPECTED = (
@@ -100,7 +101,7 @@ def import_model(
     arguments = {key: value for key, value in given.items() if value is not None and key in accepted} | options
     if lacking := [key for key, needed in accepted.items() if needed and key not in arguments]:
         raise ValueError(f"model {name} needs {', '.join(lacking)}, which is not given")
-    with _failure_named(f"{name} failed when called with {', '.join(arguments) or 'nothing'}"):
+    with _failure_named(f"{name} failed when called with {', '.join(arguments) or 'nothing'}"), seeded():
         returned = function(**arguments)
     network, loss_fn = _network_and_loss(returned, name)
     theirs = not isinstance(network, Model)

@@ -1,5 +1,6 @@
 """A network named as `module:function`: what may be returned, and what is wrong in words."""
 
+import random
 import sys
 import textwrap
 
@@ -11,7 +12,7 @@ import pytest
 from jaxinvert import Batch, cli, jobs, models
 
 NETWORKS = """
-    import jax, jax.numpy as jnp
+    import random, jax, jax.numpy as jnp, numpy as np
     from flax import linen, nnx
     from jaxinvert import models
 
@@ -28,6 +29,9 @@ NETWORKS = """
     def apply(params, inputs): return inputs.reshape(inputs.shape[0], -1) @ params["w"]
     def loss(params, batch): return jnp.sum(params["w"]) * jnp.mean(batch.inputs)
     def pair(): return init, apply
+    def drawn():
+        kernel = np.random.normal(size=(12, 4)) * random.random()
+        return lambda key: {"w": jnp.asarray(kernel)}, apply
     def pair_and_loss(): return init, apply, loss
     def net_and_half():
         net = Net()
@@ -106,6 +110,16 @@ def test_a_function_that_names_the_normalization_gets_pixels():
     plain = make("module", input_shape=SHAPE)
     params = plain.init(jax.random.key(0))
     np.testing.assert_array_equal(found.apply(params, INPUTS), plain.apply(params, INPUTS))
+
+
+def test_a_network_that_draws_its_own_parameters_is_the_same_whenever_it_is_made():
+    """PyTorch and Keras draw them from generators of the process, which are left as they were."""
+    random.seed(5)
+    before = random.getstate(), np.random.get_state()[1].copy()
+    first, again = (make("drawn", input_shape=SHAPE).init(jax.random.key(0)) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert random.getstate() == before[0]
+    np.testing.assert_array_equal(np.random.get_state()[1], before[1])
 
 
 def test_a_pair_of_functions_and_running_statistics():
