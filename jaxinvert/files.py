@@ -264,7 +264,8 @@ def load_checked(path: Path, identity: str) -> dict[str, np.ndarray]:
       FileNotFoundError: if there is no file.
       ValueError: if its content was changed, or is something else's.
     """
-    arrays = load_arrays(path)
+    written = path.stat().st_size if path.exists() else 0  # it is not compressed: its arrays are no larger
+    arrays = load_arrays(path, max_bytes=max(_MAX_BYTES, written))
     if str(arrays.pop(_CHECKSUM, "")) != _checksum(arrays, identity):
         raise ValueError(f"{path} is not what was written there: its checksum differs")
     return arrays

@@ -201,6 +201,17 @@ def test_checked_arrays_are_what_was_written_or_refused(tmp_path):
             files.load_checked(path, "job attack")
 
 
+def test_a_large_state_that_was_written_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_MAX_BYTES", 1000)
+    file, arrays = tmp_path / "state.npz", {"a": np.random.default_rng(0).normal(size=5000)}
+    files.save_checked(file, arrays, "a job")
+    np.testing.assert_array_equal(files.load_checked(file, "a job")["a"], arrays["a"])
+    bomb = tmp_path / "bomb.npz"
+    np.savez_compressed(bomb, a=np.zeros(5000))
+    with pytest.raises(ValueError, match="the limit is 1,000"):
+        files.load_checked(bomb, "a job")
+
+
 def test_a_line_begins_on_its_own(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text("cut sho")

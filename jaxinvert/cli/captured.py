@@ -83,6 +83,7 @@ def capture_of(command: Any) -> audits.Capture | None:
             raise ValueError("captured updates need the parameters that the server sent to the clients: give params")
         return audits.Capture(command.params, command.update, command.update_kind, command.truth, notes=notes)
     captured = captures.open_round(command.capture)
+    notes += assumed(captured.facts, command)
     chosen = _chosen(captured, command.clients, command.data.num_examples)
     names = chosen.names
     truth = tuple(captured.truths[name] for name in names) if names[0] in captured.truths else None
@@ -101,6 +102,31 @@ _UNKNOWN = (
     "How the clients normalize their inputs is not known: the network is taken to read pixels in [0, 1] as they are "
     "(mean and std say otherwise)."
 )
+
+
+def assumed(facts: Manifest, command: Any) -> tuple[str, ...]:
+    """A sentence on what neither capture nor command say of the clients' training, and what is assumed, or none."""
+    if facts.local.learning_rate is None:  # how far such updates went is estimated, or said to be unknown
+        return ()
+    client = command.client
+    defaults = {
+        "epochs": (client.local_epochs == 1, "one pass"),
+        "batch_size": (client.local_batch_size is None, "all examples in each step"),
+        "optimizer": (client.local_optimizer == "sgd", "plain SGD"),
+        "weight_decay": (not client.local_weight_decay, "no weight decay"),
+        "batch_norm": (
+            command.model.batch_norm == "eval",
+            "running statistics in BatchNorm layers, if any",
+        ),
+    }
+    unsaid = {
+        name: words
+        for name, (by_default, words) in defaults.items()
+        if by_default and getattr(facts.local, name) is None
+    }
+    if not unsaid:
+        return ()
+    return (f"The capture does not say {', '.join(unsaid)}; assumed: {', '.join(unsaid.values())}.",)
 
 
 def _says_none(command: Any) -> bool:

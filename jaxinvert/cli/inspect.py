@@ -11,12 +11,12 @@ from rich.text import Text
 
 from jaxinvert import data, files, inspection, jobs, models
 from jaxinvert.cli.console import BadInputError, Terminal, bad_input, cell
-from jaxinvert.jobs.limits import check_model_name
+from jaxinvert.jobs.limits import check_model_name, machine_memory
 from jaxinvert.observation import captures
 from jaxinvert.readers.tensor_files import read_floats
 
 EXIT_CRAFTED = 3
-_MAX_BYTES = 16 << 30
+_ALWAYS_READ, _MOST_COMPRESSED = 256 << 20, 16
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,17 @@ def inspect_params(command: Inspect, command_line: str) -> int:
 
 
 def _of_tensors(command: Inspect) -> inspection.Inspection:
-    arrays = read_floats(command.params, what="parameters", max_bytes=_MAX_BYTES)
+    arrays = read_floats(command.params, what="parameters", max_bytes=most_bytes_of(command.params))
     found = inspection.inspect_tensors(arrays, head=command.head)
     if command.head is not None and "one-class-head" in found.skipped and "known" in found.skipped["one-class-head"]:
         raise ValueError(f"{command.params} has no layer {command.head!r} with weights of two axes")
     return found
+
+
+def most_bytes_of(path: Path) -> int:
+    """Bytes of tensors that a file of parameters may hold: floats hardly compress, and copies must fit in memory."""
+    written = path.stat().st_size if path.is_file() else 0
+    return int(max(_ALWAYS_READ, min(_MOST_COMPRESSED * written, machine_memory() / 8)))
 
 
 def _of_network(command: Inspect, console: Terminal) -> inspection.Inspection:
@@ -114,6 +120,8 @@ def _network(command: Inspect) -> models.Model:
 
 
 def _facts(path: Path) -> dict[str, Any]:
+    if not path.is_file():  # what reads the parameters says so
+        return {}
     with open(path, "rb") as file:
         is_safetensors = file.read(9)[8:] == b"{"
     return models.read_facts(path) if is_safetensors else {}

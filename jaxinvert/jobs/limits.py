@@ -90,8 +90,12 @@ def check_lanes(
 
 def _memory(devices: int) -> float:
     """Bytes of memory of so many devices; that of the machine where they share it, infinite if unknown."""
-    if of_one := device_memory():
-        return devices * of_one
+    of_one = device_memory()
+    return devices * of_one if of_one else machine_memory()
+
+
+def machine_memory() -> float:
+    """Bytes of memory of this machine; infinite if unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not on this platform

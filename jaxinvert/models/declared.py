@@ -6,7 +6,7 @@ import jax
 
 from jaxinvert.models.losses import drawn_with_tree
 from jaxinvert.models.model import Model
-from jaxinvert.models.roles import matches, untrained_cut_off
+from jaxinvert.models.roles import matches, trained_leaves, untrained_cut_off
 from jaxinvert.trees import first_few, leaves_by_path
 from jaxinvert.types import Array, Batch, Params
 
@@ -25,7 +25,7 @@ def with_frozen(model: Model, names: Iterable[str]) -> Model:
     if not frozen:
         return model
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    if all(matches(path, frozen) for path in leaves_by_path(shapes) if path.split("/")[0] in ("params", path)):
+    if not any(jax.tree.leaves(trained_leaves(shapes, frozen))):
         raise ValueError(f"every layer of model {model.name} is frozen: nothing is trained")
     apply, loss_fn = model.apply, model.loss_fn
 

@@ -33,6 +33,8 @@ from jaxinvert.sweeps.plan import Job, Plan, varied_values
 from jaxinvert.sweeps.record_schema import check_failure, check_plan, check_record
 
 _MAX_PLAN_BYTES, _MAX_RECORD_BYTES, _MAX_ARRAY_BYTES = 256 << 20, 16 << 20, 1 << 30
+_MOST_COMPRESSED = 32
+"""Bytes of images that a byte of a large record may hold: more than images have, less than in a hostile file."""
 _VOLATILE = ("seconds_compile", "seconds_start", "seconds_run", "steps_per_second", "interrupted")
 
 
@@ -96,7 +98,9 @@ def read_record(folder: Path | str, name: str) -> Record:
     """
     folder = Path(folder)
     content = _read_checked(folder, name)
-    arrays = files.load_arrays(_arrays_file(folder, name), max_bytes=_MAX_ARRAY_BYTES)
+    file = _arrays_file(folder, name)
+    written = file.stat().st_size if file.exists() else 0
+    arrays = files.load_arrays(file, max_bytes=max(_MAX_ARRAY_BYTES, _MOST_COMPRESSED * written))
     shape = (len(content["summary"]["images"]), *arrays.get("truth", np.empty(0)).shape[1:])
     for part in ("truth", "reconstruction"):
         found = arrays.get(part, np.empty(0))

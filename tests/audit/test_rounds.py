@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinvert import audit, data, jobs, models, trees
+from jaxinvert import audit, data, jobs, manifest, models, trees
 from jaxinvert.audit import diagnosis, reading
-from jaxinvert.cli import main
+from jaxinvert.cli import captured, main
 from jaxinvert.integrations import capture
 from jaxinvert.types import Batch, Observation
 
@@ -64,6 +64,19 @@ def test_a_capture_needs_no_other_flag(tmp_path):
     assert "Clients of 1 examples are audited; left out are clients of other sizes (1 of 3)" in told
     assert "Clients 0 to 1 are, in this order, site-0, site-1." in told
     assert "explain" not in told
+    assert "The capture does not say optimizer, weight_decay, batch_norm; assumed: plain SGD," in told
+
+
+def test_what_a_capture_does_not_say_of_training_is_named():
+    local = {"learning_rate": 0.1, "epochs": 1, "batch_size": 4, "optimizer": "sgd", "weight_decay": 0.0}
+    facts = manifest.checked({"format": manifest.FORMAT, "kind": "delta", "clients": {}, "local": local})
+    told = captured.assumed(facts, jobs.JobConfig())
+    assert told == ("The capture does not say batch_norm; assumed: running statistics in BatchNorm layers, if any.",)
+    assert captured.assumed(facts, jobs.JobConfig.of(model="small-convnet-bn16", batch_norm="train")) == ()
+    few = manifest.checked(
+        {"format": manifest.FORMAT, "kind": "delta", "clients": {}, "local": {"learning_rate": 1.0}}
+    )
+    assert "epochs, batch_size, optimizer" in captured.assumed(few, jobs.JobConfig())[0]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`jaxinvert inspect`: files with and without their network, exit status, JSON, and refusals."""
 
 import json
+import os
 
 import jax
 import numpy as np
@@ -47,6 +48,17 @@ def test_crafted_parameters_are_found_without_the_network(saved, capsys, tmp_pat
     assert content["findings"][0]["check"] == "planted-bins"
     assert content["findings"][0]["value"] >= content["findings"][0]["limit"]
     assert set(content["skipped"]) >= set(inspection.NEED_NETWORK)
+
+
+def test_a_small_file_that_expands_is_refused(tmp_path, capsys, monkeypatch):
+    np.savez_compressed(tmp_path / "zeros.npz", kernel=np.zeros((1000, 1000), np.float16))
+    assert cli.main(["inspect", str(tmp_path / "zeros.npz")]) == 0
+    monkeypatch.setattr("jaxinvert.cli.inspect._ALWAYS_READ", 1 << 16)
+    assert cli.main(["inspect", str(tmp_path / "zeros.npz")]) == 2
+    assert "it expands to 2,000,000 bytes" in " ".join(capsys.readouterr().err.split())
+    os.mkfifo(tmp_path / "pipe")
+    assert cli.main(["inspect", str(tmp_path / "pipe"), *SMALL]) == 2
+    assert "not a regular file" in capsys.readouterr().err
 
 
 def test_files_of_other_formats_are_read(tmp_path, capsys):

@@ -88,6 +88,20 @@ def test_a_layer_that_is_not_there_is_named():
         models.with_frozen(mlp(), ["params"])
 
 
+def test_a_network_without_collections_has_layers_that_are_frozen():
+    def init(key):
+        return {"conv": jnp.ones((12, 3)), "dense": jnp.ones((3, 4))}
+
+    def apply(params, inputs):
+        return inputs.reshape(len(inputs), -1) @ params["conv"] @ params["dense"]
+
+    model = models.from_functions(init, apply, name="pair", input_shape=(2, 2, 3), num_classes=4)
+    first = next(path for path in leaves_by_path(init(None)) if "conv" in path)
+    assert models.with_frozen(model, [first]).frozen == (first,)
+    with pytest.raises(ValueError, match="nothing is trained"):
+        models.with_frozen(model, list(leaves_by_path(jax.eval_shape(model.init, jax.random.key(0)))))
+
+
 def test_only_what_was_sent_is_matched():
     """Zeros for frozen layers are not taken for their gradient: the truth still matches exactly."""
     model = mlp()

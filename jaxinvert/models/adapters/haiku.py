@@ -1,7 +1,9 @@
 """`from_haiku`: a `Model` from a transformed Haiku function; files name tensors "linear/w", as Haiku does."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -35,7 +37,7 @@ def from_haiku(
     Haiku normalizes by these, corrected for their initial zeros, `average`.
 
     Args:
-      transformed: the result of `hk.transform` or `hk.transform_with_state`.
+      transformed: the result of `hk.transform` or `hk.transform_with_state`, also through `hk.without_apply_rng`.
       input_shape: `(H, W, C)` of one example.
       num_classes: `K`; by default the number of logits.
       mean: `C` per-channel means of pixels in [0, 1] that are subtracted before the network; `None` = no shift.
@@ -52,8 +54,11 @@ def from_haiku(
     hk = library("haiku", extra="haiku")
     check_modes(batch_norm, dropout)
     with_state = isinstance(transformed, hk.TransformedWithState)
+    takes_key = "rng" in inspect.signature(transformed.apply).parameters
     if not with_state:
         transformed = hk.with_empty_state(transformed)
+    if not takes_key:
+        transformed = transformed._replace(apply=_taking_a_key(transformed.apply))
     example = jax.random.uniform(jax.random.key(0), (2, *input_shape))  # its statistics are the first state
     train_mode = mode_arguments(transformed.apply, training=True)
     params, state = transformed.init(jax.random.key(0), example, **train_mode)
@@ -114,6 +119,17 @@ def from_haiku(
 
 
 _LINEN = {"w": "kernel", "b": "bias", "offset": "bias", "embeddings": "embedding"}
+
+
+def _taking_a_key(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of `hk.without_apply_rng` with a key again, which it does not use."""
+
+    @functools.wraps(apply)
+    def with_key(params: Any, state: Any, key: Key | None, *inputs: Array, **options: Any) -> Any:
+        del key
+        return apply(params, state, *inputs, **options)
+
+    return with_key
 
 
 _NO_KEY = "RNG"

@@ -153,6 +153,9 @@ def test_haiku_without_state():
     model = models.from_haiku(net, input_shape=(8, 8, 3))
     assert model.head == "params/mlp/~/linear_1"
     checks.check_examples_are_apart(model)
+    keyless = models.from_haiku(hk.without_apply_rng(net), input_shape=(8, 8, 3))
+    params, inputs = model.init(jax.random.key(0)), jnp.ones((2, 8, 8, 3))
+    np.testing.assert_array_equal(keyless.apply(params, inputs), model.apply(params, inputs))
 
 
 def equinox_net(eqx, key):
