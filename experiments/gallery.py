@@ -84,6 +84,7 @@ CASES = (
     Case("cocktail-party", "mlp-512", {"num_examples": 32, "split": "train"}),
     Case("april", "vit-plain"),
     Case("patch-embedding", "vit-pre-norm"),
+    Case("whitened", "vit-pre-norm", {"num_examples": 2, "steps": 400}),
 )
 """Every registered attack; `auto` takes one of them."""
 

@@ -61,13 +61,14 @@ REGISTRY: dict[str, Callable[..., Model]] = {
     "resnet50": functools.partial(resnet_imagenet, depth=50),
     "vit-plain": functools.partial(vit, kind="plain"),
     "vit-pre-norm": functools.partial(vit, kind="pre-norm"),
+    "vit-pre-norm-fixed": functools.partial(vit, kind="pre-norm", positions="fixed"),
     "wide-convnet": wide_convnet,
 }
 """Name -> factory with keyword arguments only; its signature lists the options."""
 
 
-def _sized_vit(kind: str, patch: int, width: int, depth: int) -> Callable[..., Model]:
-    return functools.partial(vit, kind=kind, patch=patch, width=width, depth=depth)
+def _sized_vit(kind: str, positions: str, patch: int, width: int, depth: int) -> Callable[..., Model]:
+    return functools.partial(vit, kind=kind, positions=positions, patch=patch, width=width, depth=depth)
 
 
 def _sized_mlp(hidden_bias: bool, *features: int) -> Callable[..., Model]:
@@ -81,8 +82,9 @@ _ANY_SIZE: dict[str, Callable[..., Callable[..., Model]]] = {
     r"mlp-(\d+(?:-\d+)*)": functools.partial(_sized_mlp, True),
     r"mlp-unbiased-(\d+(?:-\d+)*)": functools.partial(_sized_mlp, False),
     r"resnet(\d+)-(\d+)": lambda depth, factor: functools.partial(resnet_cifar, depth=depth, width=16 * factor),
-    r"vit-plain-(\d+)-(\d+)-(\d+)": functools.partial(_sized_vit, "plain"),
-    r"vit-pre-norm-(\d+)-(\d+)-(\d+)": functools.partial(_sized_vit, "pre-norm"),
+    r"vit-plain-(\d+)-(\d+)-(\d+)": functools.partial(_sized_vit, "plain", "learnable"),
+    r"vit-pre-norm-(\d+)-(\d+)-(\d+)": functools.partial(_sized_vit, "pre-norm", "learnable"),
+    r"vit-pre-norm-fixed-(\d+)-(\d+)-(\d+)": functools.partial(_sized_vit, "pre-norm", "fixed"),
     r"wide-convnet-(\d+)": lambda units: functools.partial(wide_convnet, units=units),
 }
 """Patterns of names with sizes in them -> factory for these sizes."""
@@ -115,7 +117,8 @@ def create(
     Args:
       name: one of `names()`; or with sizes: `convnetW`, `small-convnetW` and `small-convnet-bnW` with a width,
         `resnetD-F` with a depth and a multiple of the usual width, `mlp-W-W-...` and `mlp-unbiased-W-W-...` with the
-        hidden widths, `vit-plain-P-W-D` and `vit-pre-norm-P-W-D` with a patch size, a width and a depth,
+        hidden widths, `vit-plain-P-W-D`, `vit-pre-norm-P-W-D` and `vit-pre-norm-fixed-P-W-D` with a patch size, a
+        width and a depth,
         `wide-convnet-U` with a number of units; or `module:function`, which is imported and called, see
         `import_model`.
       like: a data set, whose shape, classes and normalization the network has where nothing else is given.

@@ -1,4 +1,4 @@
-"""Small Vision Transformers: patches, learnable position embeddings, self-attention, the mean of all tokens, a head.
+"""Small Vision Transformers: patches, position embeddings, self-attention, the mean of all tokens, a head.
 
     z_s = x_s W + b + e_s    for patch s of an image,    then `depth` blocks, a norm, the mean over s, and the head.
 
@@ -14,11 +14,14 @@ position embeddings, comes from the attention alone. Pre-norm is the usual kind.
 using a class token. With a class token and one block, the gradient of the position embeddings would have rank 2 per
 head, too low to be inverted. The gradient of the mean passes through every token's perceptron and has full rank.
 
+Position embeddings `e_s` are learnable, or fixed waves along rows and columns, which have no gradient.
+
 References:
   Dosovitskiy et al.: An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale. ICLR 2021,
   arXiv:2010.11929.
   Lu, Zhang, Zhao, He, Cheng: APRIL: Finding the Achilles' Heel on Privacy for Vision Transformers. CVPR 2022,
   arXiv:2112.14087: the plain kind is their architecture (A), the other their (B).
+  Beyer, Zhai, Kolesnikov: Better plain ViT baselines for ImageNet-1k. 2022, arXiv:2205.01580: the fixed embeddings.
 """
 
 from collections.abc import Sequence
@@ -32,6 +35,7 @@ from jaxinvert.models.model import Model, from_linen
 from jaxinvert.types import Array
 
 _KINDS = ("plain", "pre-norm")
+_POSITIONS = ("learnable", "fixed")
 _SIZES = (4, 128, 1)
 
 
@@ -44,12 +48,16 @@ class VisionTransformer(linen.Module):
     depth: int
     num_heads: int
     plain: bool
+    fixed: bool = False
 
     @linen.compact
     def __call__(self, x: Array) -> Array:
         """Normalized inputs `[B, H, W, C]` to logits `[B, K]`."""
         tokens = dense(self.width, name="patches")(to_patches(x, self.patch))
-        tokens += self.param("positions", linen.initializers.normal(0.02), tokens.shape[1:])[None]
+        if self.fixed:
+            tokens += waves(x.shape[1] // self.patch, x.shape[2] // self.patch, self.width)[None].astype(tokens.dtype)
+        else:
+            tokens += self.param("positions", linen.initializers.normal(0.02), tokens.shape[1:])[None]
         for i in range(self.depth):
             attention = SelfAttention(self.num_heads, name=f"attention_{i}")
             perceptron = Perceptron(name=f"perceptron_{i}")
@@ -68,6 +76,7 @@ def vit(
     width: int = 128,
     depth: int = 1,
     num_heads: int = 8,
+    positions: str = "learnable",
     input_shape: Sequence[int] = (32, 32, 3),
     num_classes: int = 10,
     mean: Sequence[float] | None = None,
@@ -81,19 +90,25 @@ def vit(
       width: `d`, width of the tokens.
       depth: number of blocks.
       num_heads: heads of every attention; divides the width.
+      positions: "learnable" or "fixed", see `waves`.
       input_shape: `(H, W, C)` of one example.
       num_classes: `K`.
       mean: per-channel mean; `None` = no shift.
       std: per-channel standard deviation; `None` = no scale.
 
     Returns:
-      The model "vit-plain" or "vit-pre-norm", with `patch-width-depth` appended unless they are 4-128-1.
+      The model "vit-plain" or "vit-pre-norm", with `fixed` appended for fixed positions, and `patch-width-depth`
+      unless they are 4-128-1.
 
     Raises:
       ValueError: for an unknown kind, a size below 1, or a size that violates a divisibility condition above.
     """
     if kind not in _KINDS:
         raise unknown_value("kind", kind, _KINDS)
+    if positions not in _POSITIONS:
+        raise unknown_value("positions", positions, _POSITIONS)
+    if positions == "fixed" and width % 4:
+        raise ValueError(f"fixed positions need a width that 4 divides, got {width}")
     for name, size in {"patch": patch, "width": width, "depth": depth, "num_heads": num_heads}.items():
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
@@ -101,15 +116,26 @@ def vit(
         raise ValueError(f"num_heads must divide the width {width}, got {num_heads}")
     if any(side % patch for side in input_shape[:2]):
         raise ValueError(f"patch must divide the sides of images {tuple(input_shape)}, got {patch}")
-    sizes = (patch, width, depth)
+    sizes, fixed = (patch, width, depth), positions == "fixed"
     return from_linen(
-        VisionTransformer(num_classes, *sizes, num_heads, plain=kind == "plain"),
-        name="-".join(["vit", kind, *(map(str, sizes) if sizes != _SIZES else ())]),
+        VisionTransformer(num_classes, *sizes, num_heads, plain=kind == "plain", fixed=fixed),
+        name="-".join(["vit", kind, *(["fixed"] if fixed else []), *(map(str, sizes) if sizes != _SIZES else ())]),
         input_shape=input_shape,
         num_classes=num_classes,
         mean=mean,
         std=std,
     )
+
+
+def waves(rows: int, columns: int, width: int) -> Array:
+    """Fixed position embeddings `[rows * columns, width]`: sines and cosines of the row, then of the column.
+
+    The `width / 4` frequencies fall geometrically from 1 to nearly 1e-4 radians per patch, as in Beyer et al. (2022).
+    """
+    frequencies = 1e4 ** -(jnp.arange(width // 4) / (width // 4))
+    row, column = jnp.divmod(jnp.arange(rows * columns), columns)
+    angles = [place[:, None] * frequencies[None] for place in (row, column)]
+    return jnp.concatenate([wave(angle) for angle in angles for wave in (jnp.sin, jnp.cos)], axis=1)
 
 
 def to_patches(images: Array, patch: int) -> Array:

@@ -27,10 +27,11 @@ SMALL = {
     "resnet50": {"width": 4},
     "vit-plain": {"width": 16},
     "vit-pre-norm": {"width": 16},
+    "vit-pre-norm-fixed": {"width": 16},
     "wide-convnet": {"units": 16, "channels": 4},
 }
 """Options that make each registered network cheap without changing what it is made of."""
-WITHOUT_CONVOLUTIONS = ("mlp", "mlp-unbiased", "vit-plain", "vit-pre-norm")
+WITHOUT_CONVOLUTIONS = ("mlp", "mlp-unbiased", "vit-plain", "vit-pre-norm", "vit-pre-norm-fixed")
 WITH_BATCH_NORM = ("convnet64", "small-convnet-bn", "resnet32-10", "resnet18")
 SHAPE, NUM_CLASSES, BATCH_SIZE = (16, 12, 3), 7, 3
 

@@ -17,6 +17,7 @@ def test_sizes_in_a_name():
     assert models.create("convnet8").name == "convnet8"
     assert models.create("resnet14-1").name == models.create("resnet20-4", depth=14, width=16).name == "resnet14-1"
     assert models.create("vit-pre-norm-8-64-2").name == "vit-pre-norm-8-64-2"
+    assert models.create("vit-pre-norm-fixed-8-64-2").name == "vit-pre-norm-fixed-8-64-2"
     with pytest.raises(ValueError, match=r"6n . 2.*got 15"):
         models.create("resnet15-1")
     with pytest.raises(ValueError, match="unknown model 'convnet8x'"):

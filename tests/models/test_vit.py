@@ -7,7 +7,7 @@ import pytest
 from scipy import special
 
 from jaxinvert import models
-from jaxinvert.models.vit import from_patches, to_patches
+from jaxinvert.models.vit import from_patches, to_patches, waves
 
 SHAPE = (4, 6, 2)
 
@@ -68,3 +68,28 @@ def test_patches_go_back_to_their_images():
     patches = to_patches(images, 2)
     assert patches.shape == (2, 6, 8)
     np.testing.assert_array_equal(from_patches(patches, SHAPE), images)
+
+
+def test_fixed_positions_are_waves_and_no_parameters():
+    place = np.stack(np.divmod(np.arange(6), 3)).astype(np.float64)
+    angles = place[:, :, None] * np.array([1.0, 1e-2])
+    expected = np.concatenate([np.sin(angles[0]), np.cos(angles[0]), np.sin(angles[1]), np.cos(angles[1])], axis=1)
+    np.testing.assert_allclose(waves(2, 3, 8), expected, atol=1e-6)
+
+    def of(positions):
+        model = models.vit(kind="pre-norm", patch=2, width=8, positions=positions, input_shape=SHAPE, num_classes=3)
+        return model, params_of(model)
+
+    (fixed, params), (learnable, all_params) = of("fixed"), of("learnable")
+    assert (fixed.name, learnable.name) == ("vit-pre-norm-fixed-2-8-1", "vit-pre-norm-2-8-1")
+    assert "positions" not in params["params"]
+    all_params = {"params": {**params["params"], "positions": waves(2, 3, 8)}}
+    image = jax.random.uniform(jax.random.key(0), (1, *SHAPE))
+    np.testing.assert_allclose(fixed.apply(params, image), learnable.apply(all_params, image), rtol=1e-5)
+
+
+def test_positions_that_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match=r"positions.*absent.*learnable"):
+        models.vit(positions="absent")
+    with pytest.raises(ValueError, match="a width that 4 divides, got 6"):
+        models.vit(width=6, num_heads=2, positions="fixed")

@@ -187,6 +187,16 @@ def _from_positions(
     return solve
 
 
+def where_exact(problem: Problem) -> SolveFn | None:
+    """`patch_embedding` for one example of a network that it reads, else `None`."""
+    params = jax.eval_shape(problem.model.init, jax.random.key(0))
+    try:
+        check_positions(params, problem.image_shape, attack="patch_embedding")
+    except ValueError:
+        return None
+    return patch_embedding(problem) if problem.num_examples == 1 else None
+
+
 def check_positions(tree: object, image_shape: tuple[int, ...], *, attack: str, layout: Layout = VIT) -> None:
     """Raises ValueError for a network without learnable position embeddings for patches, or with too narrow ones.
 

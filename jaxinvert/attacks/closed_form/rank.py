@@ -90,7 +90,8 @@ def rank_report(update: Update, *, batch_shape: Shape) -> RankReport:
 
 def _reads_one_vector(name: str, leaves: Mapping[str, np.ndarray]) -> bool:
     """Whether a layer's input is one vector per example; in a transformer only the head's is."""
-    return VIT.positions not in leaves or name == f"{VIT.head}/kernel"
+    is_transformer = VIT.positions in leaves or f"{VIT.attention}/query/kernel" in leaves
+    return not is_transformer or name == f"{VIT.head}/kernel"
 
 
 def matrix_rank(matrix: np.ndarray) -> int | None:

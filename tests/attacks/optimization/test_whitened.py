@@ -1,0 +1,101 @@
+"""Whitened matching: its weights by hand, two images behind a transformer and their null, and one image exactly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinvert import clients, metrics, models, search
+from jaxinvert.attacks import Problem, objectives, whitened
+from jaxinvert.attacks.closed_form.april import where_exact
+from jaxinvert.attacks.optimization.whitened import bases_of, whiten
+from jaxinvert.observation.observe import observe
+from jaxinvert.types import Batch
+
+IMAGE = (8, 8, 3)
+
+
+def an_update():
+    rng = np.random.default_rng(0)
+    kernel = (rng.standard_normal((5, 2)) @ rng.standard_normal((2, 7))).astype(np.float32)  # rank 2
+    return {"bias": jnp.array([3.0, 4.0]), "kernel": jnp.asarray(kernel)}
+
+
+def test_singular_values_become_one_and_an_undefined_tensor_stays_zero():
+    observed, epsilon = an_update(), 0.01
+    bias, kernel = whiten(observed, bases_of(observed), epsilon)
+    np.testing.assert_allclose(bias, [0.6, 0.8], rtol=1e-6)
+    sizes = np.linalg.svd(np.asarray(observed["kernel"]), compute_uv=False)[:2]
+    relative = sizes / sizes[0]
+    expected = relative / np.sqrt(relative**2 + epsilon**2)
+    np.testing.assert_allclose(np.linalg.svd(np.asarray(kernel), compute_uv=False)[:2], expected, rtol=1e-3)
+    nothing = jax.tree.map(jnp.zeros_like, observed)
+    assert all(np.all(np.asarray(leaf) == 0) for leaf in whiten(nothing, bases_of(nothing), epsilon))
+
+
+def test_what_the_observed_update_does_not_span_counts_most():
+    observed = an_update()
+    left, sizes, right = np.linalg.svd(np.asarray(observed["kernel"]))
+    bases = bases_of(observed)
+
+    def distance(direction):
+        moved = {**observed, "kernel": observed["kernel"] + 0.01 * sizes[0] * direction}
+        return float(objectives.cosine(whiten(moved, bases, 0.01), whiten(observed, bases, 0.01)))
+
+    along, beyond = np.outer(left[:, 0], right[1]), np.outer(left[:, 3], right[4])
+    assert distance(beyond) > 20 * distance(along)
+
+
+def test_a_long_axis_is_not_whitened():
+    (bases,) = bases_of([jnp.ones((1025, 2))])
+    assert bases.left is None
+    (whole,) = whiten([jnp.ones((1025, 2))], [bases], 0.01)
+    assert whole.shape == (1025, 2)
+    assert np.all(np.isfinite(whole))
+
+
+def client_of(name, batch_size):
+    model = models.create(name, input_shape=IMAGE, num_classes=5, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+    return Problem(clients.fedsgd(models.cross_entropy(model.apply)), model, batch_size)
+
+
+def observed_by(problem, images, labels):
+    params = jax.jit(problem.model.init)(jax.random.key(0))
+    return observe(jax.jit(problem.client_update), params, Batch(images, jnp.array(labels)))
+
+
+def test_where_the_closed_form_is_exact():
+    assert where_exact(client_of("vit-pre-norm-4-16-1", 1)) is not None
+    assert where_exact(client_of("vit-pre-norm-4-16-1", 2)) is None
+    assert where_exact(client_of("vit-pre-norm-fixed-4-16-1", 1)) is None
+    assert where_exact(client_of("mlp", 1)) is None
+
+
+@pytest.mark.slow
+def test_one_image_behind_positions_is_exact():
+    problem = client_of("vit-pre-norm-4-32-1", 1)
+    image = jax.random.uniform(jax.random.key(1), (1, *IMAGE))
+    seen = observed_by(problem, image, [1])
+    found = jax.jit(search.run(whitened(problem), num_steps=1))(jax.random.key(0), seen)
+    np.testing.assert_allclose(found.inputs, image, atol=1e-3)
+    noise = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(2), leaf.shape), seen.update)
+    searched = jax.jit(search.run(whitened(problem), num_steps=1))(jax.random.key(0), seen._replace(update=noise))
+    assert np.all(np.isfinite(searched.inputs))
+    assert float(searched.attack_loss) > 1e-2
+
+
+@pytest.mark.slow
+def test_two_images_are_told_apart_and_not_from_noise():
+    problem = client_of("vit-pre-norm-4-32-1", 2)
+    ramp = jnp.linspace(0.2, 0.8, 8)
+    rows = jnp.broadcast_to(ramp[:, None, None], IMAGE)
+    images = jnp.stack([rows, 1 - jnp.swapaxes(rows, 0, 1)])
+    seen = observed_by(problem, images, [1, 3])
+    solve = jax.jit(search.run(whitened(problem, horizon=200), num_steps=200))
+
+    def decibels(seen):
+        return metrics.evaluate(np.asarray(solve(jax.random.key(0), seen).inputs), np.asarray(images)).psnr_db
+
+    other = observed_by(problem, images[:, ::-1, ::-1], [1, 3])
+    assert decibels(seen).min() > 22
+    assert decibels(seen._replace(update=other.update)).max() < 15
