@@ -100,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line and runs."""
     config = tyro.cli(Config, description=__doc__, args=arguments)
     if config.smoke:
-        config = replace(config, data="photos", cases=(Case("vit-pre-norm-16-16-1", False, 2, 2),), seconds=0.0)
+        case = Case("vit-pre-norm-16-16-1", False, 2, 2)
+        config = replace(config, data="photos", cases=(case,), attacks=("whitened",), seconds=0.0)
     run(config)
 
 
@@ -151,7 +152,7 @@ def measure(config: Config, dataset: data.Dataset, case: Case) -> list[dict[str,
                 "null_db": float(null.mean()),
                 "null_identified": identified(of_noise, dataset, chosen),
                 **interval("above_null", psnr - null),
-                **interval("gain", None if name == RIVAL else psnr - psnr_of[RIVAL]),
+                **interval("gain", psnr - psnr_of[RIVAL] if name != RIVAL and RIVAL in psnr_of else None),
                 "seed": config.seed,
                 "budget": config.seconds,
             }

@@ -11,8 +11,8 @@ so that `W g*` has singular values near 1, and what a simulated gradient has out
 The closed form `patch_embedding` does the same for one image: it divides by the singular values of the position
 embeddings' gradient. For more images there is no closed form, but the same weights tell them apart: behind a Vision
 Transformer, a few directions hold nearly all of an update's norm, those in which all tokens of an image agree. What
-a patch shows, and where it is, is in the small ones. `epsilon` limits that: with a very small one everything is wrong at
-the beginning, and there is no way down.
+a patch shows, and where it is, is in the small ones. `epsilon` limits that: with a very small one everything is wrong
+at the beginning, and there is no way down.
 
 What the update of a Vision Transformer determines, for `B` images of `T` patches with `p` values:
 
