@@ -194,14 +194,12 @@ class Timed:
         self._init = jax.jit(lambda key, seen, horizon: built(horizon).init(key, seen))
         self._step = jax.jit(lambda key, state, seen, horizon: built(horizon).step(key, state, seen)[0])
         self._decode = jax.jit(lambda state, seen, horizon: built(horizon).decode(state, seen))
-        self.steps = _WARM_UP
+        self.steps, self.seconds = _WARM_UP, 0.0
         self.solve(jax.random.key(0), observation)  # compiles
         self.seconds = 0.0
         self.solve(jax.random.key(0), observation)
         self.steps = max(_WARM_UP, round(_WARM_UP * budget / self.seconds))
         self.seconds = 0.0
-
-    seconds: float = 0.0
 
     def solve(self, key: Array, observation: Observation) -> Reconstruction:
         """One search."""

@@ -50,8 +50,8 @@ class Config:
     """
 
     data: str = "photos"
-    widths: tuple[int, ...] = (128, 256)
-    batch_sizes: tuple[int, ...] = (1, 2, 4)
+    widths: tuple[int, ...] = (128, 192)
+    batch_sizes: tuple[int, ...] = (1, 2)
     patch: int = 4
     seed: int = 0
     smoke: bool = False
@@ -76,20 +76,24 @@ def measure(config: Config, dataset: data.Dataset, width: int, batch_size: int) 
     params = jax.jit(model.init)(jax.random.key(config.seed))
     with jax.enable_x64(True):
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
-        images = jnp.asarray(dataset.images[chosen], jnp.float64)
-        batch = Batch(images[:batch_size], jnp.asarray(dataset.labels[chosen[:batch_size]]))
-        update = leaves_by_path(jax.jit(fedsgd(model.loss))(params, batch))
-        layers = [f"{LAYOUT.attention}/{name}" for name in PROJECTIONS]
-        found = span.column_span(span.read_gradient(update, layers), tolerance=1e-9)
-        distances = np.asarray(span.distances(found, tokens_of(model, params, images, config.patch)))
-        sizes = np.linalg.svd(np.asarray(update[LAYOUT.positions]), compute_uv=False)
+        images, labels = jnp.asarray(dataset.images[chosen], jnp.float64), jnp.asarray(dataset.labels[chosen])
+
+        @jax.jit
+        def measured(params: Params, images: Array) -> tuple[Array, Array, Array]:
+            update = leaves_by_path(fedsgd(model.loss)(params, Batch(images[:batch_size], labels[:batch_size])))
+            layers = [f"{LAYOUT.attention}/{name}" for name in PROJECTIONS]
+            found = span.column_span(span.read_gradient(update, layers), tolerance=1e-9)
+            distances = span.distances(found, tokens_of(model, params, images, config.patch))
+            return found.rank, distances, jnp.linalg.svd(update[LAYOUT.positions], compute_uv=False)
+
+        rank, distances, sizes = jax.tree.map(np.asarray, measured(params, images))
     num_tokens, num_values = distances.shape[1], config.patch**2 * images.shape[-1]
     return {
         "width": width,
         "batch_size": batch_size,
         "tokens": batch_size * num_tokens,
         "values_and_positions": num_values + num_tokens,
-        "rank": int(found.rank),
+        "rank": int(rank),
         "own": float(distances[:batch_size].max()),
         "other": float(distances[batch_size:].max()),
         "share": float(np.sum(sizes[:batch_size] ** 2) / np.sum(sizes**2)),
