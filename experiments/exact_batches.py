@@ -1,9 +1,12 @@
-"""Exact reconstruction of whole batches behind a dense ReLU layer: success against batch size and width.
+"""Exact reconstruction of whole batches behind a dense ReLU layer: success against size, width, noise and steps.
 
-Setting: FedSGD clients with an untrained perceptron of one hidden layer, labels unknown, server of threat model C,
-float32 gradients; every batch has its own network and its own images, drawn without replacement. A batch is exact if
-each of its images has at least 60 dB, after one-to-one matching; the interval is Clopper and Pearson's at 95 %. A
-certificate is false if the batch is not exact. Seconds are those of one batch, compilation apart.
+Setting: clients with an untrained perceptron of one hidden layer, labels unknown, server of threat model C, float32
+gradients; every batch has its own network and its own images, drawn without replacement. `noise` is the standard
+deviation of Gaussian noise on every entry of the update, as DP-SGD's, in units of the update's root mean square.
+`local_steps` above 1 are full-batch steps of rate 0.01, whose update is close to the sum of as many gradients. A
+batch is exact if each of its images has at least 60 dB, after one-to-one matching; the interval is Clopper and
+Pearson's at 95 %. A certificate is false if the batch is not exact. `size_read` counts the batches whose number of
+examples the update alone tells (`rank.rank_above_noise`). Seconds are those of one batch, compilation apart.
 
 Command:  python -m experiments.exact_batches --data FILE.npz --json FILE.json
 Smoke:    python -m experiments.exact_batches --smoke
@@ -13,23 +16,52 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import tyro
 from scipy import stats
 
 from experiments import harness
 from jaxinvert import data, metrics, models
 from jaxinvert.attacks import Problem, registry
-from jaxinvert.clients import fedsgd
+from jaxinvert.attacks.closed_form.rank import rank_above_noise
+from jaxinvert.clients import fedavg, fedsgd
+from jaxinvert.defenses import gaussian_noise
+from jaxinvert.models import Model
 from jaxinvert.observation import threat_models
 from jaxinvert.observation.observe import observe
-from jaxinvert.types import Batch, SolveFn
+from jaxinvert.trees import leaves_by_path
+from jaxinvert.types import Batch, ClientUpdateFn, Key, Observation, SolveFn, Update
 
 EXACT_DB = 60.0
+RATE = 0.01
+
+
+class Row(NamedTuple):
+    """What tells rows apart."""
+
+    attack: str
+    width: int
+    batch_size: int
+    noise: float = 0.0
+    local_steps: int = 1
+
+
+NOISES = (1e-4, 1e-3, 1e-2)
+ROWS = (
+    *(Row("spear", 200, size) for size in (2, 4, 8, 10, 14)),
+    *(Row("exact-batch", 200, size) for size in (16, 32)),
+    Row("exact-batch", 512, 32),
+    *(Row("exact-batch", 1024, size) for size in (16, 24, 32, 48, 64, 96, 128)),
+    Row("exact-batch", 2048, 256),
+    *(Row("cocktail-party", width, 64) for width in (512, 1024)),
+    *(Row("exact-batch", width, size, noise) for width in (512, 1024) for size in (16, 32, 64) for noise in NOISES),
+    *(Row("exact-batch", 1024, size, 0.0, steps) for size in (32, 64) for steps in (2, 5)),
+)
 
 
 @dataclass(frozen=True)
@@ -38,31 +70,15 @@ class Config:
 
     Attributes:
       data: data set by name, folder or npz.
-      settings: attack, width of the hidden layer and batch size of every row.
+      rows: attack, width of the hidden layer, batch size, noise and local steps of every row.
       batches: of each row.
       seed: of the networks, the images and the attacks.
       smoke: a run of seconds on the embedded photos that only shows that everything works.
-      json: file for the rows, written after each.
+      json: file for the rows, written after each; those that it holds are not run again.
     """
 
     data: str = "photos"
-    settings: tuple[tuple[str, int, int], ...] = (
-        ("spear", 200, 2),
-        ("spear", 200, 4),
-        ("spear", 200, 8),
-        ("spear", 200, 10),
-        ("spear", 200, 14),
-        ("exact-batch", 200, 16),
-        ("exact-batch", 200, 32),
-        ("exact-batch", 512, 32),
-        ("exact-batch", 1024, 16),
-        ("exact-batch", 1024, 24),
-        ("exact-batch", 1024, 32),
-        ("cocktail-party", 512, 64),
-        ("cocktail-party", 1024, 64),
-        ("exact-batch", 1024, 48),
-        ("exact-batch", 1024, 64),
-    )
+    rows: tuple[tuple[str, int, int, float, int], ...] = ROWS
     batches: int = 20
     seed: int = 0
     smoke: bool = False
@@ -70,33 +86,40 @@ class Config:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Attacks every row's batches and prints the table."""
+    """Attacks the batches of every row that is missing and prints the table."""
     config = tyro.cli(Config, description=__doc__, args=arguments)
     if config.smoke:
-        config = replace(config, data="photos", settings=(("exact-batch", 64, 3),), batches=1)
-    dataset = data.load(config.data, split="test")
-    rows = []
-    for attack, width, batch_size in config.settings:
-        rows.append(measure(config, dataset, attack, width, batch_size))
-        print(f"done: {attack}, width {width}, B = {batch_size}: {rows[-1]['exact']} exact", flush=True)
-        if config.json is not None and len(rows) < len(config.settings):
-            harness.publish(_title(config), rows, json_file=config.json)
-    harness.publish(_title(config), rows, json_file=config.json)
+        config = replace(config, data="photos", rows=(Row("exact-batch", 64, 3),), batches=1)
+    dataset, title = data.load(config.data, split="test"), "Exact batches behind a dense ReLU layer"
+    rows = harness.kept_rows(config.json)
+    names, facts = ("batches", "data", "seed"), (config.batches, Path(config.data).stem, config.seed)
+    done = {tuple(row[name] for name in (*Row._fields, *names)) for row in rows}
+    for wanted in map(Row._make, config.rows):
+        if (*wanted, *facts) in done:
+            continue
+        rows.append({**wanted._asdict(), **dict(zip(names, facts)), **measured(config, dataset, wanted)})
+        print(f"done: {wanted}: {rows[-1]['exact']} exact", flush=True)
+        order = {row: number for number, row in enumerate(ROWS)}
+        rows.sort(key=lambda row: order.get(Row(*(row[name] for name in Row._fields)), len(order)))
+        if config.json is not None:
+            harness.save(config.json, title, rows)
+    harness.publish(title, rows, json_file=config.json)
 
 
-def measure(config: Config, dataset: data.Dataset, attack: str, width: int, batch_size: int) -> dict:
+def measured(config: Config, dataset: data.Dataset, row: Row) -> dict:
     """One row: many batches of one size behind one width."""
-    model = models.create("mlp", features=(width,), like=dataset)
-    client = jax.jit(fedsgd(model.loss))
-    solve = cast(SolveFn, registry.REGISTRY[attack].build(Problem(client, model, batch_size)))
+    model = models.create("mlp", features=(row.width,), like=dataset)
+    client = jax.jit(client_of(model, row.local_steps))
+    solve = cast(SolveFn, registry.REGISTRY[row.attack].build(Problem(client, model, row.batch_size)))
     compiled, outcomes = None, []
     for number in range(config.batches):
-        rng = np.random.default_rng((config.seed, width, batch_size, number))
-        chosen = rng.choice(len(dataset.images), batch_size, replace=False)
+        rng = np.random.default_rng((config.seed, row.width, row.batch_size, number))
+        chosen = rng.choice(len(dataset.images), row.batch_size, replace=False)
         batch = Batch(jnp.asarray(dataset.images[chosen]), jnp.asarray(dataset.labels[chosen]))
         params = jax.jit(model.init)(jax.random.key(rng.integers(2**31)))
-        observation = observe(client, params, batch, threat_model=threat_models.LADDER["C"])
         key = jax.random.key(rng.integers(2**31))
+        observation = observe(client, params, batch, threat_model=threat_models.LADDER["C"])
+        observation = with_noise(jax.random.fold_in(key, 1), observation, row.noise)
         if compiled is None:
             compiled = jax.jit(solve).lower(key, observation).compile()
         begin = time.perf_counter()
@@ -107,29 +130,56 @@ def measure(config: Config, dataset: data.Dataset, attack: str, width: int, batc
             {
                 "psnr": np.asarray(quality.psnr_db),
                 "certified": bool(found.info.get("certified", False)),
+                "size_read": size_read(observation.update) == row.batch_size,
                 "labels": found.labels is not None
                 and bool(np.all(np.asarray(found.labels)[quality.permutation] == np.asarray(batch.labels))),
                 "seconds": seconds,
             }
         )
+    return statistics(outcomes)
+
+
+def client_of(model: Model, local_steps: int) -> ClientUpdateFn:
+    """FedSGD for one step; for more, FedAvg in full batches."""
+    if local_steps == 1:
+        return fedsgd(model.loss)
+    return fedavg(model.loss, optimizer=optax.sgd(RATE), num_epochs=local_steps)
+
+
+def with_noise(key: Key, observation: Observation, noise: float) -> Observation:
+    """Adds Gaussian noise to the update, in units of its root mean square."""
+    if noise == 0:
+        return observation
+    leaves = jax.tree.leaves(observation.update)
+    power = sum(float(jnp.sum(jnp.square(leaf))) for leaf in leaves) / sum(leaf.size for leaf in leaves)
+    return observation._replace(update=gaussian_noise(noise * power**0.5)(key, observation.update))
+
+
+def size_read(update: Update) -> int:
+    """The batch size as the rank of the first layer's gradient."""
+    kernels = [leaf for leaf in leaves_by_path(update).values() if leaf.ndim == 2]
+    largest = max(kernels, key=lambda kernel: kernel.size)
+    return rank_above_noise(np.asarray(largest)).rank
+
+
+def statistics(outcomes: Sequence[dict]) -> dict:
+    """Over all batches of a row."""
     psnr = np.stack([outcome["psnr"] for outcome in outcomes])
     exact, certified = psnr.min(axis=1) >= EXACT_DB, np.array([outcome["certified"] for outcome in outcomes])
     low, high = clopper_pearson(int(exact.sum()), len(exact))
     seconds = [outcome["seconds"] for outcome in outcomes]
     return {
-        "attack": attack,
-        "width": width,
-        "batch_size": batch_size,
-        "batches": len(outcomes),
         "exact": int(exact.sum()),
         "exact_low": low,
         "exact_high": high,
         "certified": int(certified.sum()),
         "false_certificates": int(np.sum(certified & ~exact)),
         "labels_exact": int(sum(outcome["labels"] for outcome in outcomes)),
+        "size_read": int(sum(outcome["size_read"] for outcome in outcomes)),
         "worst_image_db": float(psnr.min()),
         "mean_psnr_db": float(psnr.mean()),
         "share_above_20_db": float(np.mean(psnr > 20)),
+        "share_above_40_db": float(np.mean(psnr >= 40)),
         "median_seconds": float(np.median(seconds)),
         "max_seconds": float(np.max(seconds)),
     }
@@ -140,10 +190,6 @@ def clopper_pearson(successes: int, trials: int) -> tuple[float, float]:
     low = stats.beta.ppf(0.025, successes, trials - successes + 1) if successes else 0.0
     high = stats.beta.ppf(0.975, successes + 1, trials - successes) if successes < trials else 1.0
     return float(low), float(high)
-
-
-def _title(config: Config) -> str:
-    return f"Exact batches behind a dense ReLU layer, {Path(config.data).stem}"
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ class Status(enum.IntEnum):
     UNDETERMINED = 7
     SPAN_FULL = 8
     AMBIGUOUS = 9
+    NOISY = 10
 
 
 WORDS = {
@@ -43,11 +44,13 @@ WORDS = {
     Status.UNDETERMINED: "not certified: the update's equations have a lower rank than there are unknowns",
     Status.SPAN_FULL: "not certified: the layer's update spans the whole space, so the span check accepts everything",
     Status.AMBIGUOUS: "not certified: more candidates lie in the span of the layer's update than it has dimensions",
+    Status.NOISY: "not certified: the layer's update holds noise, which no re-simulation reproduces",
 }
 """Each status in words, for reports."""
 
 
-_REMOVABLE = (Status.INCOMPLETE, Status.AMBIGUOUS)
+_NEARLY = 0.05
+_REMOVABLE = (Status.INCOMPLETE, Status.AMBIGUOUS, Status.NOISY)
 """Doubts that are removed if the re-simulated update equals the observed one."""
 
 
@@ -116,8 +119,8 @@ def certify(
       update: the observed update.
       batch: the reconstruction.
       tolerance: relative error up to which two updates are equal.
-      doubt: `[]` int32, the `Status` that is known without a simulation. An equal update overrules `INCOMPLETE` and
-        `AMBIGUOUS`, the others stand.
+      doubt: `[]` int32, the `Status` that is known without a simulation. An equal update overrules `INCOMPLETE`,
+        `AMBIGUOUS` and `NOISY`, the others stand.
     """
     simulated = of_what_was_sent(client_update(params, batch), update)
     length = tree_norm(update)
@@ -128,3 +131,42 @@ def certify(
     stands = (doubt != Status.CERTIFIED) & (~removable | (error > tolerance))
     status = jnp.where(stands, doubt, simulation).astype(jnp.int32)
     return Certificate(status == Status.CERTIFIED, status, error)
+
+
+def certify_within(
+    client_update: ClientUpdateFn,
+    params: Params,
+    update: Update,
+    batch: Batch,
+    nudges: Array,
+    *,
+    tolerance: float,
+    doubt: Array,
+) -> Certificate:
+    """`certify`, also for inputs that differ from the reconstruction by rounding errors: the best certificate.
+
+    A unit whose ReLU is at its threshold up to rounding may be on for the client and off in the simulation, which
+    changes the update by more than the tolerance. Inputs next to the reconstruction turn such units independently.
+
+    Args:
+      client_update: the attacker's simulation of the client.
+      params: the parameters that the client received.
+      update: the observed update.
+      batch: the reconstruction, in [0, 1].
+      nudges: `[n, B, ...]` changes of the inputs, tried if the reconstruction's own update is nearly equal.
+      tolerance: see `certify`.
+      doubt: see `certify`.
+    """
+    first = certify(client_update, params, update, batch, tolerance=tolerance, doubt=doubt)
+
+    def nearby() -> Certificate:
+        def one(nudge: Array) -> Certificate:
+            nudged = batch._replace(inputs=jnp.clip(batch.inputs + nudge, 0.0, 1.0))
+            return certify(client_update, params, update, nudged, tolerance=tolerance, doubt=doubt)
+
+        tried = lax.map(one, nudges)
+        best = lax.argmin(tried.relative_error.astype(jnp.float32), 0, jnp.int32)
+        return jax.tree.map(lambda leaf: leaf[best], tried)
+
+    nearly = ~first.certified & (first.relative_error < _NEARLY)
+    return lax.cond(nearly, nearby, lambda: first)

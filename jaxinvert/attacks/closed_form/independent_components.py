@@ -53,14 +53,17 @@ def balanced_channels(samples: Array, num_channels: int) -> Array:
     return (by_channel / jnp.where(scale > 0, scale, 1.0)[None, None]).reshape(samples.shape)
 
 
-def independent_components(start: Array, samples: Array, *, num_components: Array | int, num_steps: int) -> Array:
+def independent_components(
+    start: Array, samples: Array, *, num_components: Array | int, num_steps: int, tolerance: float = 0.0
+) -> Array:
     """FastICA of mixtures that may span fewer dimensions than there are rows.
 
     Args:
       start: `[B, B]` normal noise, the start of the rotation.
       samples: `[B, N]` centered mixtures of `num_components` sources.
       num_components: `[]`, at most `B`; may be traced.
-      num_steps: fixed-point iterations.
+      num_steps: fixed-point iterations, at most.
+      tolerance: ends earlier once the components turn by less, as the mean of `1 - |cos|` of their angles.
 
     Returns:
       `[B, B]` unmixing matrix: its last `num_components` rows times the mixtures are the sources, in any order and
@@ -77,11 +80,19 @@ def independent_components(start: Array, samples: Array, *, num_components: Arra
         left, _, right = jnp.linalg.svd(jnp.where(both_active, rotation, jnp.eye(size, dtype=rotation.dtype)))
         return left @ right
 
-    def step(rotation: Array, _: None) -> tuple[Array, None]:
+    def is_turning(state: tuple[Array, Array, Array]) -> Array:
+        _, turn, i = state
+        return (i < num_steps) & (turn >= tolerance)
+
+    def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        rotation, _, i = state
         sources = rotation @ white
         bump = jnp.exp(-(sources**2) / 2)
         slope = jnp.mean((1 - sources**2) * bump, axis=1)
-        return decorrelated((sources * bump) @ white.T / num_samples - slope[:, None] * rotation), None
+        turned = decorrelated((sources * bump) @ white.T / num_samples - slope[:, None] * rotation)
+        turn = jnp.abs(1 - jnp.mean(jnp.abs(jnp.sum(turned * rotation, axis=1))))
+        return turned, jnp.where(jnp.isfinite(turn), turn, 0.0).astype(turned.dtype), i + 1
 
-    rotation, _ = lax.scan(step, decorrelated(start), None, length=num_steps)
+    first = (decorrelated(start), jnp.full((), jnp.inf, start.dtype), jnp.int32(0))
+    rotation, _, _ = lax.while_loop(is_turning, step, first)
     return rotation @ whitening

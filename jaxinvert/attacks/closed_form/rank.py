@@ -109,6 +109,40 @@ def matrix_rank(matrix: np.ndarray) -> int | None:
     return int(np.sum(sizes > 30 * resolution * sizes[0]))
 
 
+class RankAboveNoise(NamedTuple):
+    """Result of `rank_above_noise`: the rank, and the standard deviation of the noise."""
+
+    rank: int
+    noise: float
+
+
+def rank_above_noise(matrix: np.ndarray) -> RankAboveNoise:
+    """The rank of a matrix of low rank under Gaussian noise; eager, in float64.
+
+    Noise of standard deviation `s` alone gives a matrix `[m, n]` no singular value above `s (sqrt(m) + sqrt(n))`
+    (Marchenko and Pastur 1967; Bai and Yin 1993). The rank is the smallest one for which the remaining singular
+    values stay below this edge, with `s` estimated from their own energy. It is the batch size for a dense layer's
+    gradient, also after full-batch local steps, which add no inputs.
+
+    Args:
+      matrix: `[m, n]`.
+
+    Returns:
+      At most `matrix_rank`; rank 0 if a value is not finite.
+    """
+    most = matrix_rank(matrix)
+    if most is None:
+        return RankAboveNoise(0, math.nan)
+    sizes = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)
+    energy = np.append(np.cumsum(sizes[::-1] ** 2)[::-1], 0.0)
+    for rank in range(most + 1):
+        rows, columns = (size - rank for size in matrix.shape)
+        noise = math.sqrt(energy[rank] / max(1, rows * columns))
+        if rank == most or sizes[rank] <= 1.05 * noise * (math.sqrt(rows) + math.sqrt(columns)):
+            return RankAboveNoise(rank, noise)
+    raise AssertionError("the last rank always fits")
+
+
 def _closed_forms(
     update: Update, tensors: tuple[TensorRank, ...], batch_shape: tuple[int, ...]
 ) -> tuple[ClosedForm, ...]:

@@ -7,13 +7,15 @@ columns (`sparse_directions`); the scale follows from the last column of `[X, 1]
 the result.
 
 `spear` samples its candidates, as published; its cost grows like `2^B`. `exact_batch` starts from the independent
-components of the images' spatial differences and moves each to the nearest sparse direction. Examples still missing
-are separated again in the complement of those found, where fewer sources remain. Its cost is a low power of `B`; it
-is this package's own method.
+components of the images' spatial differences (`separation`). Its cost is a low power of `B`; it is this package's
+own method, and like SPEAR++ it searches for a complete sparse dictionary instead of sampling. Noise that hides no
+singular value of the gradient is measured from what exceeds rank `B`: the result is then as exact as it allows.
 
 References:
   Dimitrov, Baader, Mueller, Vechev: SPEAR: Exact Gradient Inversion of Batches in Federated Learning. NeurIPS 2024,
   arXiv:2403.03945.
+  Bakarsky, Dimitrov, Baader, Vechev: SPEAR++: Scaling Gradient Inversion via Sparsely-Used Dictionary Learning. 2025,
+  arXiv:2510.24200: gradient inversion as dictionary learning; its algorithms are others.
 """
 
 import math
@@ -25,10 +27,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxinvert.attacks.closed_form import sparse_directions as sparse
-from jaxinvert.attacks.closed_form.certificate import Status, certify, first_doubt, labels_by_layer
+from jaxinvert.attacks.closed_form.certificate import Status, certify_within, first_doubt, labels_by_layer
 from jaxinvert.attacks.closed_form.first_layer import find_first_layer, read_first_layer
-from jaxinvert.attacks.closed_form.independent_components import independent_components, spatial_differences
+from jaxinvert.attacks.closed_form.independent_components import spatial_differences
 from jaxinvert.attacks.closed_form.precision import in_float64
+from jaxinvert.attacks.closed_form.separation import separated
 from jaxinvert.attacks.problem import Problem, declare
 from jaxinvert.observation.observe import require
 from jaxinvert.types import (
@@ -39,35 +42,34 @@ from jaxinvert.types import (
     Params,
     Reconstruction,
     Scalar,
-    Shape,
     SolveFn,
     Update,
 )
 
-_ICA_STEPS = 100
 _WALK_STEPS = 40
 _POLISH_STEPS = 5
 _ANY_UNIT = 2**30
 _CONSISTENT = 0.99
 _FEW = 6
+_ROUNDED, _NUDGES = 1e-6, 8
 
 
 class Separator(NamedTuple):
-    """A method that proposes sparse directions.
+    """A method that finds the directions of examples.
 
     Attributes:
-      draw: `key -> noise`, all random numbers of `max_rounds` rounds.
-      propose: `(mixture, basis, directions, noise, round) -> candidates [n, B]`.
-      complete: `(mixture, basis, noise, round) -> directions [B, B]`: first those of the basis, then guesses for the
-        missing ones.
+      draw: `key -> noise`, all random numbers.
+      mixture: `(factors, inactive, resolution) -> Mixture`.
+      separate: `(mixture, outputs_of, noise, num_rounds) -> (basis, directions)`, where `outputs_of` maps inputs with
+        their constant `[n, features + 1]`, in any scale, to the layer's outputs `[n, units]`.
     """
 
     draw: Callable[[Key], Any]
-    propose: Callable[[sparse.Mixture, sparse.Basis, Array, Any, Array], Array]
-    complete: Callable[[sparse.Mixture, sparse.Basis, Any, Array], Array]
+    mixture: Callable[[sparse.Factors, Array, float], sparse.Mixture]
+    separate: Callable[[sparse.Mixture, Callable[[Array], Array], Any, Array], tuple[sparse.Basis, Array]]
 
 
-@declare(reports=("certified", "status", "num_found", "rank", "pattern_agreement"))
+@declare(reports=("certified", "status", "num_found", "rank", "pattern_agreement", "noise"))
 def spear(
     problem: Problem,
     *,
@@ -94,8 +96,9 @@ def spear(
 
     The reconstruction has the recovered labels, and `attack_loss` is the relative error of the re-simulated update
     (`inf` if there is none). Its `info` has `certified`, `status` (`certificate.Status`), the number of directions
-    `num_found`, the `rank` of the layer's update, counted up to `B + 1`, and `pattern_agreement`: the share of pairs
-    of units and examples for which `D` is zero exactly where the ReLU is inactive.
+    `num_found`, the `rank` of the layer's update above noise, counted up to `B + 1`, `pattern_agreement`: the share
+    of pairs of units and examples for which `D` is zero exactly where the ReLU is inactive, and `noise`: the standard
+    deviation of noise in the layer's update, in units of its root mean square.
 
     Raises:
       ValueError: at trace time, if the update has no such layer, or it has fewer units than the batch has examples.
@@ -104,7 +107,7 @@ def spear(
     return _certified(problem, separator, inactive=inactive, max_rounds=max_rounds, layer=layer, name="spear")
 
 
-@declare(reports=("certified", "status", "num_found", "rank", "pattern_agreement"))
+@declare(reports=("certified", "status", "num_found", "rank", "pattern_agreement", "noise"))
 def exact_batch(
     problem: Problem, *, inactive: Scalar = 0.25, max_rounds: int = 12, layer: str | None = None
 ) -> SolveFn:
@@ -112,9 +115,11 @@ def exact_batch(
 
     Up to `B = 6`, where a few random samples suffice, it starts from those instead of independent components.
 
-    Works: on batches through a first dense layer with ReLU, exactly and certified, at a cost of a low power of `B`.
+    Works: on batches through a first dense layer with ReLU and about eight units per example, exactly and certified,
+    at a cost of a low power of `B`; under noise as exactly as it allows, and after local steps of a small rate.
 
-    Fails: where the batch has more examples than the layer has units, under noise, and without ReLU.
+    Fails: where the layer has few units per example, where noise hides singular values, and without ReLU. Under noise
+    nothing is certified.
 
     Args:
       problem: see `spear`, also for results and errors. Neighboring pixels of the images are assumed to be mostly
@@ -128,12 +133,36 @@ def exact_batch(
     if problem.num_examples <= _FEW:
         separator = _by_sampling(problem.num_examples, num_samples=512, max_rounds=max_rounds)
     else:
-        separator = _by_independence(problem.num_examples, problem.image_shape, max_rounds=max_rounds)
+        separator = _by_independence(problem, max_rounds=max_rounds)
     return _certified(problem, separator, inactive=inactive, max_rounds=max_rounds, layer=layer, name="exact_batch")
 
 
+def _by_independence(problem: Problem, *, max_rounds: int) -> Separator:
+    """From independent components of the images, in the complement of those found before."""
+    size = problem.num_examples
+
+    def separate(
+        mixed: sparse.Mixture, outputs_of: Callable[[Array], Array], noise: Any, num_rounds: Array
+    ) -> tuple[sparse.Basis, Array]:
+        return separated(
+            mixed,
+            outputs_of,
+            separable=lambda rows: spatial_differences(rows[:, :-1], problem.image_shape),
+            noise=noise,
+            num_rounds=num_rounds,
+        )
+
+    return Separator(
+        draw=lambda key: jax.random.normal(key, (max_rounds + 1, size, size)),
+        mixture=lambda factors, inactive, resolution: sparse.noisy_mixture(
+            factors, inactive=inactive, resolution=resolution
+        ),
+        separate=separate,
+    )
+
+
 def _by_sampling(batch_size: int, *, num_samples: int, max_rounds: int) -> Separator:
-    """Proposes null vectors of random rows."""
+    """From null vectors of random rows."""
 
     def draw(key: Key) -> dict[str, Array]:
         rows, shifts, last = jax.random.split(key, 3)
@@ -143,10 +172,7 @@ def _by_sampling(batch_size: int, *, num_samples: int, max_rounds: int) -> Separ
             "last": jax.random.normal(last, (num_samples, batch_size)),
         }
 
-    def propose(
-        mixed: sparse.Mixture, basis: sparse.Basis, directions: Array, noise: dict[str, Array], i: Array
-    ) -> Array:
-        del directions
+    def propose(mixed: sparse.Mixture, basis: sparse.Basis, noise: dict[str, Array], i: Array) -> Array:
         # One random table of units; every round shifts its columns by different random amounts.
         living_first, num_alive = jnp.argsort(~mixed.alive), jnp.maximum(jnp.sum(mixed.alive), 1)
         rows = living_first[(noise["rows"] + noise["shifts"][i][None, :]) % num_alive]
@@ -154,89 +180,47 @@ def _by_sampling(batch_size: int, *, num_samples: int, max_rounds: int) -> Separ
         loose = 100 * mixed.tolerance  # rounding grows in the small systems
         chosen = sparse.sparsest_basis(mixed._replace(tolerance=loose), jnp.concatenate([basis.directions, drawn]))
         return sparse.sparsest_near(
-            mixed, chosen.directions, wanted=chosen.found, num_steps=_POLISH_STEPS, start=loose
+            mixed, chosen.directions, wanted=chosen.found, num_steps=_POLISH_STEPS, start=jnp.max(loose)
         )
 
-    def complete(mixed: sparse.Mixture, basis: sparse.Basis, noise: Any, i: Array) -> Array:
-        del mixed, noise, i
-        return sparse.completed(basis)
+    def separate(
+        mixed: sparse.Mixture, outputs_of: Callable[[Array], Array], noise: dict[str, Array], num_rounds: Array
+    ) -> tuple[sparse.Basis, Array]:
+        """Collects directions until each vanishes where the ReLU of its example is off.
 
-    return Separator(draw, propose, complete)
+        A direction that is inexact, or mixes two examples, may still give nearly correct inputs. The correct
+        direction vanishes where the ReLU is off for these inputs, so each round also starts from the direction that
+        does.
+        """
 
+        def outputs_along(directions: Array) -> Array:
+            return outputs_of(jnp.linalg.solve(directions.T, mixed.right))
 
-def _by_independence(batch_size: int, image_shape: Shape, *, max_rounds: int) -> Separator:
-    """Proposes sparse directions near independent components, in the complement of those found before."""
+        def is_open(state: tuple[sparse.Basis, Array, Array]) -> Array:
+            basis, directions, i = state
+            agreement = sparse.pattern_agreement(mixed, directions, outputs_along(directions))
+            return ~(jnp.all(basis.found) & jnp.all(agreement > _CONSISTENT)) & (i < num_rounds)
 
-    def draw(key: Key) -> Array:
-        return jax.random.normal(key, (max_rounds + 1, batch_size, batch_size))
+        def step(state: tuple[sparse.Basis, Array, Array]) -> tuple[sparse.Basis, Array, Array]:
+            basis, directions, i = state
+            outputs = outputs_along(directions)
+            wrong = sparse.pattern_agreement(mixed, directions, outputs) <= _CONSISTENT
+            guesses = sparse.vanishing_where(mixed, outputs < 0)
+            candidates = [
+                basis.directions,
+                propose(mixed, basis, noise, i),
+                sparse.sparsest_near(mixed, guesses, wanted=wrong, num_steps=_WALK_STEPS),
+            ]
+            basis = sparse.sparsest_basis(mixed, jnp.concatenate(candidates))
+            return basis, sparse.completed(basis), i + 1
 
-    def propose(mixed: sparse.Mixture, basis: sparse.Basis, directions: Array, noise: Array, i: Array) -> Array:
-        del noise, i
-        return sparse.sparsest_near(mixed, directions, wanted=~basis.found, num_steps=_WALK_STEPS)
+        basis = sparse.empty_basis(mixed)
+        if batch_size == 1:  # nothing to separate
+            return basis, sparse.completed(basis)
+        basis, directions, _ = lax.while_loop(is_open, step, (basis, sparse.completed(basis), jnp.int32(0)))
+        return basis, directions
 
-    def guess(mixed: sparse.Mixture, basis: sparse.Basis, noise: Array, i: Array) -> Array:
-        """Guesses are determined only up to mixtures of the directions already found."""
-        complement = sparse.outside(basis)
-        samples = spatial_differences(complement @ mixed.right[:, :-1], image_shape)
-        samples = samples / jnp.maximum(jnp.max(jnp.abs(samples)), jnp.finfo(samples.dtype).tiny)
-        # Float32 suffices for a guess and halves the time of the many steps.
-        unmixing = independent_components(
-            noise[i].astype(jnp.float32),
-            samples.astype(jnp.float32),
-            num_components=batch_size - jnp.sum(basis.found),
-            num_steps=_ICA_STEPS,
-        ).astype(samples.dtype)
-        # Its first rows are zero, one per direction found; adding the span makes it invertible.
-        guesses = jnp.linalg.inv(_unit_rows(unmixing) @ complement + basis.span).T
-        guesses = _unit_rows(jnp.where(jnp.isfinite(guesses), guesses, 0.0))
-        return jnp.where(basis.found[:, None], basis.directions, guesses)
-
-    def complete(mixed: sparse.Mixture, basis: sparse.Basis, noise: Array, i: Array) -> Array:
-        return lax.cond(jnp.all(basis.found), lambda: basis.directions, lambda: guess(mixed, basis, noise, i))
-
-    return Separator(draw, propose, complete)
-
-
-def _separated(
-    separator: Separator,
-    mixed: sparse.Mixture,
-    preactivations: Callable[[Array], Array],
-    noise: Any,
-    max_rounds: Array,
-) -> tuple[sparse.Basis, Array]:
-    """Collects directions until each vanishes where the ReLU of its example is off, for at most `max_rounds`.
-
-    A direction that is inexact, or mixes two examples, may still give nearly correct inputs. The correct direction
-    vanishes where the ReLU is off for these inputs, so each round also starts from the direction that does.
-
-    Returns:
-      The directions found, and all `B` directions including guesses.
-    """
-
-    def is_open(state: tuple[sparse.Basis, Array, Array]) -> Array:
-        basis, directions, i = state
-        agreement = sparse.pattern_agreement(mixed, directions, preactivations(directions))
-        return ~(jnp.all(basis.found) & jnp.all(agreement > _CONSISTENT)) & (i < max_rounds)
-
-    def step(state: tuple[sparse.Basis, Array, Array]) -> tuple[sparse.Basis, Array, Array]:
-        basis, directions, i = state
-        outputs = preactivations(directions)
-        wrong = sparse.pattern_agreement(mixed, directions, outputs) <= _CONSISTENT
-        guesses = sparse.vanishing_where(mixed, outputs < 0)
-        candidates = [
-            basis.directions,
-            separator.propose(mixed, basis, directions, noise, i),
-            sparse.sparsest_near(mixed, guesses, wanted=wrong, num_steps=_WALK_STEPS),
-        ]
-        basis = sparse.sparsest_basis(mixed, jnp.concatenate(candidates))
-        return basis, separator.complete(mixed, basis, noise, i + 1), i + 1
-
-    basis = sparse.empty_basis(mixed)
-    if mixed.left.shape[1] == 1:  # one example: nothing to separate
-        return basis, sparse.completed(basis)
-    start = (basis, separator.complete(mixed, basis, noise, jnp.int32(0)), jnp.int32(0))
-    basis, directions, _ = lax.while_loop(is_open, step, start)
-    return basis, directions
+    return Separator(draw, lambda factors, inactive, resolution: sparse.mixture(factors, inactive=inactive), separate)
 
 
 def _certified(
@@ -254,31 +238,28 @@ def _certified(
                 f"{name} separates at most as many examples as the layer has units: {path!r} has {num_units}, the "
                 f"batch {batch_size}"
             )
-        sketch_key, separator_key = jax.random.split(key)
+        sketch_key, separator_key, nudge_key = jax.random.split(key, 3)
         sketch = jax.random.normal(sketch_key, (num_features + 1, batch_size + sparse.OVERSAMPLING))
+        nudges = _ROUNDED * jax.random.normal(nudge_key, (_NUDGES, *problem.batch_shape))
         resolution = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(observation.update))
 
-        def exact(params: Params, update: Update, sketch: Array, noise: Any, inactive: Array) -> Reconstruction:
+        def exact(
+            params: Params, update: Update, sketch: Array, noise: Any, inactive: Array, nudges: Array
+        ) -> Reconstruction:
             finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(update)]))
             first = read_first_layer(Observation(params, update), image_shape, attack=name, layer=layer)
             gradient = jnp.concatenate([first.kernel_gradient, first.bias_gradient[None]]).T
             factors = sparse.factorize(jnp.where(finite, gradient, 0.0), sketch, rank=batch_size)
-            rank = jnp.sum(factors.sizes > 30 * resolution * factors.sizes[0]).astype(jnp.int32)
-            mixed = sparse.mixture(factors, inactive=inactive)
+            rank = sparse.rank_above_noise(factors, num_features + 1, resolution=resolution)
+            mixed = separator.mixture(factors, inactive, resolution)
 
-            def layer_inputs(directions: Array) -> tuple[Array, Array]:
-                """Inputs `[B, features]`, and the scales for which the layer's constant input is 1."""
-                augmented = jnp.linalg.solve(directions.T, mixed.right)
-                scales = augmented[:, -1]
-                flat = augmented[:, :-1] / jnp.where(scales == 0, 1.0, scales)[:, None]
-                return jnp.where(jnp.isfinite(flat), flat, 0.0), scales
-
-            def preactivations(directions: Array) -> Array:
-                return layer_inputs(directions)[0] @ first.kernel + first.bias[None]
+            def outputs_of(augmented: Array) -> Array:
+                return _flat_inputs(augmented) @ first.kernel + first.bias[None]
 
             rounds = jnp.where(rank < batch_size, 0, max_rounds)  # `B` independent directions need rank `B`
-            basis, directions = _separated(separator, mixed, preactivations, noise, rounds)
-            flat, scales = layer_inputs(directions)
+            basis, directions = separator.separate(mixed, outputs_of, noise, rounds)
+            augmented = jnp.linalg.solve(directions.T, mixed.right)
+            flat, scales = _flat_inputs(augmented), augmented[:, -1]
             inputs = jnp.clip(flat.reshape(problem.batch_shape) * problem.std_image + problem.mean_image, 0.0, 1.0)
             output_gradients = (directions @ mixed.left.T) * scales[:, None]
 
@@ -296,14 +277,15 @@ def _certified(
                     Status.ZERO: rank == 0,
                     Status.LOW_RANK: rank < batch_size,
                     Status.HIGH_RANK: rank > batch_size,
+                    Status.NOISY: factors.noise > 30 * resolution * factors.strength,
                     Status.INCOMPLETE: ~jnp.all(basis.found),
                 }
             )
             tolerance = max(1e3 * resolution, 1e-8)
-            certificate = certify(
-                problem.client_update, params, update, Batch(inputs, labels), tolerance=tolerance, doubt=doubt
+            certificate = certify_within(
+                problem.client_update, params, update, Batch(inputs, labels), nudges, tolerance=tolerance, doubt=doubt
             )
-            agreement = sparse.pattern_agreement(mixed, directions, preactivations(directions))
+            agreement = sparse.pattern_agreement(mixed, directions, outputs_of(augmented))
             return Reconstruction(
                 inputs,
                 labels,
@@ -314,17 +296,18 @@ def _certified(
                     "num_found": jnp.sum(basis.found).astype(jnp.int32),
                     "rank": rank,
                     "pattern_agreement": jnp.mean(agreement),
+                    "noise": factors.noise / jnp.where(factors.strength > 0, factors.strength, 1.0),
                 },
             )
 
-        return in_float64(exact)(
-            params, observation.update, sketch, separator.draw(separator_key), jnp.asarray(inactive, jnp.float32)
-        )
+        noise, least = separator.draw(separator_key), jnp.asarray(inactive, jnp.float32)
+        return in_float64(exact)(params, observation.update, sketch, noise, least, nudges)
 
     return solve
 
 
-def _unit_rows(rows: Array) -> Array:
-    """Scales rows to length one; zero rows stay zero."""
-    lengths = jnp.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / jnp.where(lengths > 0, lengths, 1.0)
+def _flat_inputs(augmented: Array) -> Array:
+    """Inputs `[n, features]` from inputs with their constant, in any scale, which is scaled to 1."""
+    scales = augmented[:, -1:]
+    flat = augmented[:, :-1] / jnp.where(scales == 0, 1.0, scales)
+    return jnp.where(jnp.isfinite(flat), flat, 0.0)

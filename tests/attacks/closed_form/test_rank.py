@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from jaxinvert import cli, clients, models
-from jaxinvert.attacks.closed_form.rank import matrix_rank, rank_report
+from jaxinvert.attacks.closed_form.rank import matrix_rank, rank_above_noise, rank_report
 from jaxinvert.cli.rank import show
 from jaxinvert.types import Batch
 
@@ -118,3 +118,14 @@ def test_clients_that_differ_are_shown_apart():
     assert any("2 of 3" in line for line in lines if "dense-layer" in line)
     # 960 ones are more than 96 unknown pixels; two of a diagonal are not, nor is what is not finite.
     assert any("enough for a unique solution: 1 of 3" in line for line in lines)
+
+
+def test_the_rank_above_noise():
+    rng = np.random.default_rng(0)
+    product = rng.normal(size=(60, 7)) @ rng.normal(size=(7, 90))
+    assert rank_above_noise(product.astype(np.float32)).rank == 7
+    noisy = rank_above_noise(product + 0.05 * rng.normal(size=product.shape))
+    assert noisy.rank == 7
+    assert noisy.noise == pytest.approx(0.05, rel=0.05)
+    assert rank_above_noise(np.full((3, 4), np.nan)).rank == 0
+    assert rank_above_noise(np.zeros((3, 4))).rank == 0

@@ -3,12 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxinvert import clients, data, models
 from jaxinvert.attacks import Problem
 from jaxinvert.attacks.closed_form import sparse_directions as sparse
-from jaxinvert.attacks.closed_form.certificate import WORDS, Status, first_doubt
+from jaxinvert.attacks.closed_form.certificate import WORDS, Status, certify, certify_within, first_doubt
+from jaxinvert.attacks.closed_form.independent_components import independent_components
 from jaxinvert.attacks.closed_form.precision import in_float64
 from jaxinvert.attacks.closed_form.spear import exact_batch, spear
 from jaxinvert.observation.observe import observe
@@ -117,17 +119,54 @@ def test_more_examples_than_units_are_refused(params):
         solve(jax.random.key(0), Observation(params, params))
 
 
-@pytest.mark.slow
-def test_photographs_are_told_apart_by_independence():
-    """Beyond the few that sampling would do: eight photographs behind 96 units, where a sample hits once in 16."""
+@pytest.fixture(scope="module")
+def eight():
+    """Eight photographs behind 96 units, where a sample of rows hits once in 16."""
     photos = data.load("photos", split="test[:8]")
     model = models.create("mlp", features=(96,), mean=photos.mean, std=photos.std)
+    return model, model.init(jax.random.key(0)), Batch(jnp.asarray(photos.images), jnp.asarray(photos.labels))
+
+
+@pytest.mark.slow
+def test_photographs_are_told_apart_by_independence(eight):
+    """Of one client, of two at once, and under noise, which no certificate survives."""
+    model, params, batch = eight
     client = clients.fedsgd(model.loss)
-    batch = Batch(jnp.asarray(photos.images), jnp.asarray(photos.labels))
-    observation = observe(client, model.init(jax.random.key(0)), batch)
-    found = jax.jit(exact_batch(Problem(client, model, 8)))(jax.random.key(1), observation)
-    errors, labels = nearest(found, batch)
+    observation = observe(client, params, batch)
+    noisy = jax.tree.map(
+        lambda leaf: leaf + 1e-5 * jax.random.normal(jax.random.key(2), leaf.shape), observation.update
+    )
+    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), observation.update, noisy)
+    solve = jax.jit(
+        jax.vmap(
+            lambda update: exact_batch(Problem(client, model, 8))(jax.random.key(1), Observation(params, update))
+        )
+    )
+    found = solve(both)
+    exact, perturbed = jax.tree.map(lambda leaf: leaf[0], found), jax.tree.map(lambda leaf: leaf[1], found)
+    errors, labels = nearest(exact, batch)
     assert errors.max() < 1e-3  # 60 dB
+    assert labels.tolist() == batch.labels.tolist()
+    assert bool(exact.info["certified"])
+    assert float(exact.info["noise"]) < 1e-5
+    errors, labels = nearest(perturbed, batch)
+    strength = float(jnp.sqrt(jnp.mean(jnp.square(observation.update["params"]["dense_0"]["kernel"]))))
+    assert errors.max() < 0.01 * np.sqrt(10)  # 40 dB and more, apart from the largest of many errors
+    assert labels.tolist() == batch.labels.tolist()
+    assert int(perturbed.info["status"]) == Status.NOISY
+    assert not bool(perturbed.info["certified"])
+    assert int(perturbed.info["rank"]) == 8
+    assert float(perturbed.info["noise"]) == pytest.approx(1e-5 / strength, rel=0.05)
+
+
+@pytest.mark.slow
+def test_local_steps_in_full_batches_keep_a_batch_exact(eight):
+    """An example's units are zero that are off in all steps, and the inputs are those of one step."""
+    model, params, batch = eight
+    client = clients.fedavg(model.loss, optimizer=optax.sgd(0.01), num_epochs=3)
+    found = jax.jit(exact_batch(Problem(client, model, 8)))(jax.random.key(1), observe(client, params, batch))
+    errors, labels = nearest(found, batch)
+    assert errors.max() < 1e-3
     assert labels.tolist() == batch.labels.tolist()
     assert bool(found.info["certified"])
 
@@ -156,7 +195,7 @@ def test_sparse_directions_are_found_from_nearby_and_ranked_by_their_zeros():
         mixed = sparse.mixture(factors, inactive=jnp.float64(0.2))
         living = np.any(outputs != 0, axis=1)
         np.testing.assert_array_equal(mixed.alive, living)
-        zeros = sparse.num_zeros(mixed, truth, mixed.tolerance)
+        zeros = sparse.num_zeros(mixed, truth)
         assert zeros.tolist() == (outputs[living] == 0).sum(axis=0).tolist()
         near = truth + 0.1 * jax.random.normal(jax.random.key(0), truth.shape)
         walked = sparse.sparsest_near(mixed, near, wanted=jnp.ones(4, bool), num_steps=40)
@@ -194,3 +233,60 @@ def test_float64_inside_of_float32_and_under_vmap():
     difference, integer = jax.jit(jax.vmap(function))(jnp.ones(3), jnp.arange(3))
     np.testing.assert_allclose(difference, 1e-12, rtol=1e-3)
     assert (difference.dtype, integer.dtype) == (jnp.float32, jnp.int32)
+
+
+def test_directions_settle_on_the_zeros_of_rough_outputs_under_noise():
+    """From outputs of which one sign in ten is wrong, and noise of a hundredth of the entries."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(1)
+        hidden = rng.normal(size=(200, 6))
+        gradient = np.maximum(hidden, 0) @ rng.normal(size=(6, 40))
+        noisy = gradient + 0.01 * gradient.std() * rng.normal(size=gradient.shape)
+        factors = sparse.factorize(jnp.asarray(noisy), jnp.asarray(rng.normal(size=(40, 16))), rank=6)
+        assert float(factors.noise) == pytest.approx(0.01 * gradient.std(), rel=0.1)
+        assert int(sparse.rank_above_noise(factors, 40, resolution=1e-7)) == 6
+        mixed = sparse.noisy_mixture(factors, inactive=jnp.float64(0.2), resolution=1e-7)
+        assert not mixed.alive[np.all(hidden < 0, axis=1)].any()
+        truth = np.linalg.lstsq(np.asarray(factors.left), np.maximum(hidden, 0), rcond=None)[0].T
+        truth = truth / np.linalg.norm(truth, axis=1, keepdims=True)
+        rough = jnp.asarray(hidden.T + 0.3 * rng.normal(size=hidden.T.shape))
+        guesses = jnp.asarray(truth + rng.normal(size=truth.shape))
+        wanted = jnp.arange(6) != 2
+        found = jax.jit(lambda *given: sparse.settled(mixed, *given, wanted=wanted, num_steps=8))(guesses, rough)
+        np.testing.assert_allclose(np.abs(np.sum(found * truth, axis=1)), [1, 1, 0, 1, 1, 1], atol=1e-3)
+        assert np.all(sparse.num_zeros(mixed, found)[wanted] > 60)
+
+
+def test_a_unit_at_its_threshold_does_not_cost_the_certificate():
+    """A client whose update jumps at 0.5: rounding decides on which side its input is."""
+
+    def client(params, batch):
+        return params + jnp.where(batch.inputs > 0.5, 1.01, 1.0)
+
+    params, doubt = jnp.zeros(()), jnp.int32(Status.CERTIFIED)
+    nudges = jnp.array([[-1e-6], [1e-6]])
+
+    def status(simulated, **options):
+        batch = Batch(jnp.array([simulated]), jnp.zeros(1, int))
+        return int(
+            options.pop("check")(
+                client, params, jnp.array([1.01]), batch, tolerance=1e-4, doubt=doubt, **options
+            ).status
+        )
+
+    assert status(0.5, check=certify) == Status.DIFFERENT
+    assert status(0.5, check=certify_within, nudges=nudges) == Status.CERTIFIED
+    assert status(0.4, check=certify_within, nudges=nudges) == Status.DIFFERENT
+
+
+def test_independent_components_end_once_they_stay():
+    """With a tolerance that every step meets, one step is taken; without, all are."""
+    rng = np.random.default_rng(0)
+    samples = jnp.asarray(rng.laplace(size=(3, 500)) - 0.0, jnp.float32)
+    start = jnp.asarray(rng.normal(size=(3, 3)), jnp.float32)
+    one, early, all_of = (
+        independent_components(start, samples, num_components=3, num_steps=steps, tolerance=tolerance)
+        for steps, tolerance in ((1, 0.0), (50, 2.0), (50, 0.0))
+    )
+    np.testing.assert_allclose(early, one)
+    assert np.abs(np.asarray(all_of) - np.asarray(one)).max() > 1e-2
