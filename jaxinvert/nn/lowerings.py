@@ -10,8 +10,8 @@ All take operands in the layout of `Geometry`:
 * `depthwise`: sums of shifted elementwise products, for many lanes with one or two channels and features each.
 
 On CPU, Winograd and shifted products are used where they apply; else GEMM for kernel gradients, for kernels that
-differ per lane and for input transposes with fewer positions than features; else one convolution. Other backends use
-`xla_*`.
+differ per lane, for small images with few channels and for input transposes with fewer positions than features; else
+one convolution. Other backends use `xla_*`.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxinvert.nn import depthwise, winograd
+from jaxinvert.nn import depthwise, strides, winograd
 from jaxinvert.nn.geometry import Geometry
 from jaxinvert.types import Array
 
@@ -36,6 +36,12 @@ _MIN_TILES = 32
 # The lanes are what shifted products are vectorized over: below, or with more channels or features, GEMM is faster.
 _MIN_DEPTHWISE_LANES = 8
 _MAX_DEPTHWISE_CHANNELS = 2
+
+# With so few channels in the result, and patches that fit the cache, XLA:CPU's convolution takes up to three times as
+# long as GEMM, whose patches the kernel gradient shares: it packs channels one by one unless eight divide them. With
+# more channels or larger patches it is up to three times as fast (both measured on two AVX2 cores).
+_MOST_NARROW_CHANNELS = 16
+_MOST_NARROW_PATCHES = 2**16
 
 _COMPILE_FAST = contextvars.ContextVar("compile_fast", default=False)
 
@@ -60,7 +66,8 @@ def cpu_convolve(x: Array, w: Array, *, geometry: Geometry) -> Array:
         return winograd.unlift_outputs(products, geometry, x.shape[0])
     if _is_depthwise(x.shape[0], *w.shape[-2:]):
         return depthwise.convolve(x, w, geometry=geometry)
-    return (xla_convolve if x.shape[0] == 1 else gemm_convolve)(x, w, geometry=geometry)
+    by_gemm = x.shape[0] > 1 or _is_narrow(geometry, x, w.shape[-1])
+    return (gemm_convolve if by_gemm else xla_convolve)(x, w, geometry=geometry)
 
 
 def cpu_input_transpose(y: Array, w: Array, *, geometry: Geometry) -> Array:
@@ -70,12 +77,16 @@ def cpu_input_transpose(y: Array, w: Array, *, geometry: Geometry) -> Array:
         return winograd.unlift_inputs(products, geometry, y.shape[0])
     if _is_depthwise(y.shape[0], *w.shape[-2:]):
         return depthwise.input_transpose(y, w, geometry=geometry)
+    if strides.is_foldable(geometry):
+        without_strides = strides.folded(geometry).transposed
+        if _is_narrow(without_strides, y, w.shape[-2]):
+            flipped = _flipped(strides.fold_kernels(w, geometry))
+            return strides.unfold_inputs(gemm_convolve(y, flipped, geometry=without_strides), geometry)
     # A convolution needs flipped and transposed kernels, which does not pay off for few positions.
     num_positions = y.shape[1] * math.prod(geometry.output_shape)
     if y.shape[0] > 1 or num_positions < y.shape[-1]:
         return gemm_input_transpose(y, w, geometry=geometry)
-    flipped = lax.rev(jnp.swapaxes(w, -1, -2), tuple(range(1, w.ndim - 2)))
-    return xla_convolve(y, flipped, geometry=geometry.transposed)
+    return xla_convolve(y, _flipped(w), geometry=geometry.transposed)
 
 
 def cpu_kernel_gradient(x: Array, y: Array, *, geometry: Geometry) -> Array:
@@ -147,8 +158,18 @@ def gemm_kernel_gradient(x: Array, y: Array, *, geometry: Geometry) -> Array:
 
 
 def _patches(x: Array, geometry: Geometry) -> Array:
-    """`[G, K * C, N, *output_shape]`: the inputs of each output, for each kernel tap."""
-    return lax.concatenate(depthwise.shifted_inputs(jnp.moveaxis(x, -1, 1), geometry, axis=3), 1)
+    """`[G, K * C, N, *output_shape]`: the inputs of each output, for each kernel tap.
+
+    Shifted along one spatial axis after the other: as many copies as taps along the axes, not `K`.
+    """
+    lanes, num_axes = x.shape[0], len(geometry.input_shape)
+    pads = [(side.low, side.high, side.spread - 1) for side in geometry.axes]
+    x = jnp.moveaxis(lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (0, 0, 0), *pads, (0, 0, 0)]), -1, 1)
+    for place, side in reversed(list(enumerate(geometry.axes))):
+        axis, span = x.ndim - num_axes + place, (side.out - 1) * side.stride + 1
+        starts = [tap * side.hole for tap in range(side.taps)]
+        x = jnp.stack([lax.slice_in_dim(x, start, start + span, side.stride, axis) for start in starts], 1)
+    return x.reshape(lanes, -1, *x.shape[2 + num_axes :])
 
 
 def _is_winograd(geometry: Geometry, operand: Array, channels: int, features: int) -> bool:
@@ -161,6 +182,18 @@ def _is_winograd(geometry: Geometry, operand: Array, channels: int, features: in
         # Narrower floats would also round the lifted operands, not only the sums.
         and operand.dtype in (jnp.float32, jnp.float64)
     )
+
+
+def _flipped(w: Array) -> Array:
+    """The kernels of the input transpose as a convolution."""
+    return lax.rev(jnp.swapaxes(w, -1, -2), tuple(range(1, w.ndim - 2)))
+
+
+def _is_narrow(geometry: Geometry, operand: Array, result_channels: int) -> bool:
+    """Whether GEMM over patches of `operand` is faster than XLA's convolution."""
+    num_positions = operand.shape[1] * math.prod(geometry.output_shape)
+    size = math.prod(geometry.kernel_shape) * operand.shape[-1] * num_positions
+    return result_channels <= _MOST_NARROW_CHANNELS and size <= _MOST_NARROW_PATCHES
 
 
 def _is_depthwise(num_lanes: int, channels: int, features: int) -> bool:

@@ -67,6 +67,8 @@ def assert_equal(actual, expected, tolerance=1e-5):
         SMALL | PLAIN | dict(padding=((2, -1), (-1, 3)), rhs_dilation=(1, 2)),
         SMALL | PLAIN | dict(padding=((1, 2), (0, 1)), lhs_dilation=(2, 1), strides=(1, 2), layout=MIXED),
         SMALL | PLAIN | dict(taps=(1, 1), strides=(2, 2)),
+        SMALL | PLAIN | dict(taps=(2, 5), strides=(3, 2), padding=((1, 0), (-1, 2))),
+        SMALL | PLAIN | dict(features=17, strides=(2, 1)),
         WIDE | PLAIN,
         WIDE | PLAIN | dict(hw=(4, 3), batch=1),
         WIDE | PLAIN | dict(padding=((2, -1), (0, 3)), layout=NCHW, batch=6),
@@ -215,6 +217,17 @@ def test_what_other_backends_compile_computes_the_same(lanes):
     for member, operands in dict(convolve=(x, w), input_transpose=(y, w), kernel_gradient=(x, y)).items():
         on_cpu, elsewhere = (getattr(lowerings, f"{backend}_{member}") for backend in ("cpu", "xla"))
         assert_equal(on_cpu(*operands, geometry=geometry), elsewhere(*operands, geometry=geometry))
+
+
+def test_an_attack_on_small_images_with_few_channels_compiles_no_convolution():
+    x, w, fast, plain = problem(10, **SMALL | PLAIN | dict(strides=(2, 1)))
+
+    def compiled(conv):
+        return jax.jit(jax.grad(attack_loss(conv))).lower(x, w).compile().as_text()
+
+    assert " convolution(" in compiled(plain)
+    if jax.default_backend() == "cpu":
+        assert " convolution(" not in compiled(fast)
 
 
 def test_transposed_geometry_twice_is_the_geometry():
