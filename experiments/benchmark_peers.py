@@ -123,7 +123,7 @@ class Config:
       repeats: samples of each attack.
       max_foreign: processors that others may keep busy during a sample.
       smoke: a run of seconds without PyTorch that only shows that everything works.
-      json: file for the rows; rows that it holds are not measured again.
+      json: file for the rows; rows that it holds, of as many samples of as many seconds, are not measured again.
       figure: file for the chart.
     """
 
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(f"no row is named like {config.rows}; there are {[case.name for case in CASES]}")
     rows = {row["case"]: row for row in harness.kept_rows(config.json)}
     for number, case in enumerate(cases):
-        if case.name in rows:
+        if is_measured(rows.get(case.name), config):
             continue
         print(f"row {number + 1} of {len(cases)}: {case.name}", flush=True)
         rows[case.name] = measure(config, case, python)
@@ -161,6 +161,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if config.figure is not None:
         draw(list(rows.values()), config.figure)
     harness.publish(TITLE, [{name: row[name] for name in _SHOWN} for row in rows.values()])
+
+
+def is_measured(row: dict[str, Any] | None, config: Config) -> bool:
+    """Whether a kept row has as many samples, each as long, as this run would take."""
+    if row is None:
+        return False
+    return (row.get("samples"), row.get("seconds_per_sample")) == (config.repeats, config.seconds)
 
 
 def interpreter(config: Config) -> Path:
@@ -283,6 +290,7 @@ def _row(config: Config, case: Case, workers: dict[str, Any], folder: Path, fact
         "program_mib": facts["program_mib"],
         "seconds_compile": facts["seconds_compile"],
         "samples": config.repeats,
+        "seconds_per_sample": config.seconds,
         "dropped": sum(len(found.loud) for found in samples.values()),
         "foreign": max(foreign),
         "quiet": "yes" if max(foreign) <= config.max_foreign else "no",

@@ -117,6 +117,16 @@ def test_samples_under_load_come_last():
     assert [seconds for seconds, _ in found.kept(3)] == [2.0, 4.0, 3.0]
 
 
+def test_a_row_of_shorter_samples_is_measured_again():
+    config = benchmark_peers.Config(seconds=3.0, repeats=4)
+    row = {"case": "LeNet", "samples": 4, "seconds_per_sample": 3.0}
+    assert benchmark_peers.is_measured(row, config)
+    assert not benchmark_peers.is_measured(None, config)
+    assert not benchmark_peers.is_measured({**row, "seconds_per_sample": 0.5}, config)
+    assert not benchmark_peers.is_measured({**row, "samples": 1}, config)
+    assert not benchmark_peers.is_measured({"case": "LeNet", "samples": 4}, config)
+
+
 def test_own_work_is_no_load():
     _, foreign = load.beside(lambda: sum(range(3_000_000)), [])
     assert foreign >= 0
