@@ -124,9 +124,12 @@ def assumed(facts: Manifest, command: Any) -> tuple[str, ...]:
         for name, (by_default, words) in defaults.items()
         if by_default and getattr(facts.local, name) is None
     }
-    if not unsaid:
-        return ()
-    return (f"The capture does not say {', '.join(unsaid)}; assumed: {', '.join(unsaid.values())}.",)
+    notes = ()
+    if unsaid:
+        notes += (f"The capture does not say {', '.join(unsaid)}; assumed: {', '.join(unsaid.values())}.",)
+    if client.local_weight_decay and client.local_optimizer != "sgd":
+        notes += ("Weight decay is simulated apart from the gradient, as by AdamW; Adam of PyTorch adds it to it.",)
+    return notes
 
 
 def _says_none(command: Any) -> bool:
