@@ -73,6 +73,8 @@ def test_what_a_capture_does_not_say_of_training_is_named():
     told = captured.assumed(facts, jobs.JobConfig())
     assert told == ("The capture does not say batch_norm; assumed: running statistics in BatchNorm layers, if any.",)
     assert captured.assumed(facts, jobs.JobConfig.of(model="small-convnet-bn16", batch_norm="train")) == ()
+    decaying = jobs.JobConfig.of(client="fedavg", local_optimizer="adam", local_weight_decay=0.1)
+    assert captured.assumed(facts, decaying)[1].startswith("Weight decay is simulated apart from the gradient")
     few = manifest.checked(
         {"format": manifest.FORMAT, "kind": "delta", "clients": {}, "local": {"learning_rate": 1.0}}
     )
