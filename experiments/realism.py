@@ -1,8 +1,8 @@
 """What realistic federated learning leaks: a map over networks, BatchNorm modes, batches, local steps and defenses.
 
 Setting: each cell is an audit as `jaxinvert audit` runs it, of clients that no other client shares images with.
-`spectral` knows labels, local rate and the order of local batches, and adapts to the defense: an attacker better off
-than in most deployments. `gain_db` is the mean PSNR over the strongest null control (a random update of the same
+The attack is `auto`, a closed form where one is exact, else `spectral`; it knows labels, local rate and the order of
+local batches, and adapts to the defense: an attacker better off than in most deployments. `gain_db` is the mean PSNR over the strongest null control (a random update of the same
 norms, the mean image, the class mean, another client's result), averaged over clients, with its 95 % interval;
 `identified` counts clients of whom an image is picked out among the candidates of its class (of 500 candidates in
 all). The verdict is the audit's, with at most 1 % false alarms per cell. `records` is how many examples a client's
@@ -183,7 +183,7 @@ def measured(config: Config, size: Size, network: Network, client: Client) -> Ma
     """The audit of one network and client under all defenses: rows by defense."""
     job = jobs.JobConfig.of(
         **{"data": config.data, "model": network.name, "size": size.pixels, "targets": size.targets},
-        **{"attack": "spectral", "steps": size.steps, "restarts": 1, "seed": config.seed},
+        **{"attack": "auto", "steps": size.steps, "restarts": 1, "seed": config.seed},
         **({"batch_norm": network.mode} if network.mode else {}),
         **({"checkpoint": trained(config, size, network.name)} if network.trained else {}),
         **client.fields(LOCAL_RATE),
