@@ -1,13 +1,13 @@
 """What realistic federated learning leaks: a map over networks, BatchNorm modes, batches, local steps and defenses.
 
-Setting: each cell is an audit as `jaxinvert audit` runs it, of clients that no other client shares images with.
-The attack is `auto`, a closed form where one is exact, else `spectral`; it knows labels, local rate and the order of
-local batches, and adapts to the defense: an attacker better off than in most deployments. `gain_db` is the mean PSNR over the strongest null control (a random update of the same
-norms, the mean image, the class mean, another client's result), averaged over clients, with its 95 % interval;
-`identified` counts clients of whom an image is picked out among the candidates of its class (of 500 candidates in
-all). The verdict is the audit's, with at most 1 % false alarms per cell. `records` is how many examples a client's
-local training processed. Trained networks learned from the split "train" (`experiments.train`), the clients' images
-are of "test".
+Setting: each cell is an audit as `jaxinvert audit` runs it, of clients that no other client shares images with. The
+attack is `auto`, a closed form where one is exact, else `spectral`. It knows labels, local rate and the order of
+local batches, and adapts to the defense: an attacker better off than in most deployments. `gain_db` is the mean PSNR
+over the strongest null control (a random update of the same norms, the mean image, the class mean, another client's
+result), averaged over clients, with its 95 % interval; `identified` counts clients of whom an image is picked out
+among the candidates of its class (of 500 candidates in all). The verdict is the audit's, with at most 1 % false alarms
+per cell. `records` is how many examples a client's local training processed. Trained networks learned from the split
+"train" (`experiments.train`), the clients' images are of "test".
 
 Command:  python -m experiments.realism --data FILE.npz --json FILE.json --png FILE.png
 Paper:    the same with --full, for an accelerator
