@@ -165,7 +165,7 @@ def test_every_attack_has_a_page(attack):
     assert len(pages) == 1, f"docs/attacks needs one page with the line <!-- attack: {attack} -->"
     page = pages[0]
     index = (page.parent / "index.md").read_text(encoding="utf-8")
-    assert re.search(rf"\[(?:.*`{attack}`.*|DAGER|TabLeak|TAG|LAMP)\]\({page.name}\)", index)
+    assert re.search(rf"\[(?:.*`{attack}`.*|DAGER|TabLeak|TAG|LAMP|TIGER)\]\({page.name}\)", index)
     if attack in registry.REGISTRY:
         assert attack in IN_GALLERY
         assert f"({attack}.png)" in ATTACK_PAGES[page]

@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from jaxinvert.attacks import objectives
 from jaxinvert.attacks.matching import search_inputs, update_distance
 from jaxinvert.attacks.problem import TextProblem
-from jaxinvert.models.text_transformer import TABLE
+from jaxinvert.models.text_transformer import TABLE, TextModel
 from jaxinvert.nn import draws
 from jaxinvert.observation.observe import require
 from jaxinvert.trees import leaves_by_path
@@ -35,13 +36,16 @@ from jaxinvert.types import (
     Reconstruction,
 )
 
+_AT_ONCE = 512
+
 
 def search_text(
     problem: TextProblem,
     *,
     objective: Objective,
     optimizer: optax.GradientTransformation,
-    regularizer: Callable[[Array, Array], Array] | None = None,
+    regularizer: Callable[[Array, Params], Array] | None = None,
+    start: Callable[[Key, Observation], ArrayTree] | None = None,
     name: str,
 ) -> Attack:
     """Returns the attack on text by an objective.
@@ -50,21 +54,22 @@ def search_text(
       problem: the client, its network and `B`.
       objective: distance between updates, without the token table.
       optimizer: of the variables.
-      regularizer: `(embeddings [B, n, d], token table [V, d]) -> []`.
+      regularizer: `(embeddings [B, n, d], params) -> []`.
+      start: the initial variables; by default `random_start`.
       name: of the attack, for messages.
 
     The reconstruction's `inputs` are tokens `[B, n]`, its `labels` the likeliest ones, `[B, n]` or `[B]`.
     """
-    gap = update_distance(problem.client_update, objectives.layer_subset(objective, lambda path: path != TABLE))
+    gap = distance_without_table(problem, objective)
 
     def distance(observation: Observation, batch: Any) -> Array:
-        table = table_of(require(observation, "params", attack=name))
-        embedded = batch.inputs * jnp.std(table)
+        params = require(observation, "params", attack=name)
+        embedded = batch.inputs * jnp.std(table_of(params))
         unlike = gap(observation, Batch(embedded, batch.labels))
-        return unlike if regularizer is None else unlike + regularizer(embedded, table)
+        return unlike if regularizer is None else unlike + regularizer(embedded, params)
 
     attack = search_inputs(
-        distance, optimizer=optimizer, parametrization=_embeddings(), start=random_start(problem), name=name
+        distance, optimizer=optimizer, parametrization=_embeddings(), start=start or random_start(problem), name=name
     )
 
     def decode(state: AttackState, observation: Observation) -> Reconstruction:
@@ -74,6 +79,11 @@ def search_text(
         return Reconstruction(tokens, jnp.argmax(best["labels"], axis=-1).astype(jnp.int32), state.best_loss, {})
 
     return attack._replace(decode=decode)
+
+
+def distance_without_table(problem: TextProblem, objective: Objective) -> Callable[[Observation, Batch], Array]:
+    """`(observation, batch of embeddings) -> []`, the distance of the updates without that of the token table."""
+    return update_distance(problem.client_update, objectives.layer_subset(objective, lambda path: path != TABLE))
 
 
 def table_of(params: Params) -> Array:
@@ -90,8 +100,15 @@ def table_of(params: Params) -> Array:
 
 def nearest(embeddings: Array, table: Array) -> Array:
     """The token whose embedding has the largest cosine with each embedding `[..., d]`: `[...]` int32."""
-    directions = table / jnp.maximum(jnp.linalg.norm(table, axis=-1, keepdims=True), 1e-12)
-    return jnp.argmax(embeddings @ directions.T, axis=-1).astype(jnp.int32)
+    return jnp.argmax(cosines(embeddings, table), axis=-1).astype(jnp.int32)
+
+
+def cosines(embeddings: Array, table: Array) -> Array:
+    """The cosine of each embedding `[..., d]` with that of every token, `[..., V]`."""
+    ours, theirs = (
+        one / jnp.maximum(jnp.linalg.norm(one, axis=-1, keepdims=True), 1e-12) for one in (embeddings, table)
+    )
+    return ours @ theirs.T
 
 
 def random_start(problem: TextProblem) -> Callable[[Key, Observation], ArrayTree]:
@@ -101,13 +118,29 @@ def random_start(problem: TextProblem) -> Callable[[Key, Observation], ArrayTree
     def start(key: Key, observation: Observation) -> ArrayTree:
         params = require(observation, "params", attack="search_text")
         width = table_of(params).shape[1]
-        logits = jax.eval_shape(model.apply, params, jax.ShapeDtypeStruct((size, model.length), jnp.int32))
         return {
             "embeddings": draws.normal(key, (size, model.length, width)),
-            "labels": jnp.zeros(logits.shape),
+            "labels": no_labels(problem, params),
         }
 
     return start
+
+
+def no_labels(problem: TextProblem, params: Params) -> Array:
+    """Logits of labels without a preference, `[B, n, V]` of a decoder, `[B, K]` of an encoder."""
+    tokens = jax.ShapeDtypeStruct((problem.num_sequences, problem.model.length), jnp.int32)
+    return jnp.zeros(jax.eval_shape(problem.model.apply, params, tokens).shape)
+
+
+def by_token(model: TextModel, params: Params, distances: Callable[[Array], Array]) -> Array:
+    """A distance of inputs `[n, d]` of the first attention, `[n]`, for every token at every position: `[n, V]`."""
+
+    def one_token(token: Array) -> Array:
+        sequence = jnp.full((1, model.length), token, jnp.int32)
+        return distances(model.attention_inputs(params, sequence)[0, 0])
+
+    tokens = jnp.arange(model.vocabulary_size, dtype=jnp.int32)
+    return lax.map(one_token, tokens, batch_size=min(_AT_ONCE, len(tokens))).T
 
 
 def _embeddings() -> Parametrization:

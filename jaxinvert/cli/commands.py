@@ -78,7 +78,7 @@ COMMANDS: dict[str, Command] = {
         "tokens",
         "Tokens",
         "invert_tokens",
-        "Simulate clients that train a transformer on text, and try to reconstruct it (DAGER, TAG or LAMP).",
+        "Simulate clients that train a transformer on text, and try to reconstruct it (DAGER, TAG, LAMP or TIGER).",
         "jaxinvert tokens --model decoder --num-sequences 4 --targets 2",
         (*_TEXT, "attack", "steps", "defense", "json"),
     ),

@@ -14,9 +14,9 @@ from jaxinvert.jobs import text
 
 @dataclass(frozen=True)
 class Tokens(text.TextConfig):
-    """Simulate clients that train a transformer on text, and try to reconstruct it (DAGER, TAG or LAMP).
+    """Simulate clients that train a transformer on text, and try to reconstruct it (DAGER, TAG, LAMP or TIGER).
 
-    DAGER is in closed form; TAG and LAMP search.
+    DAGER is in closed form; TAG, LAMP and TIGER search.
 
     Attributes:
       json: JSON file for all results, with reconstructed and true sequences; by default none is written.

@@ -67,7 +67,8 @@ class TextConfig:
         none and the clients train the network itself.
       lora_layers: dense layers that have adapters, by name ("query" for all of that name) or path.
       lora_rounds: number of rounds on other text after which the adapters are observed; in round 0 `B` is zero.
-      attack: name of the attack: dager in closed form, tag or lamp by search; see `jaxinvert list text-attacks`.
+      attack: name of the attack: dager in closed form, tag, lamp or tiger by search; see `jaxinvert list
+        text-attacks`.
       steps: number of optimizer steps of a search.
       restarts: number of random starts of a search; the one with the lowest attack loss is returned.
       defense: the clients' defense, to which attacks on text do not adapt.

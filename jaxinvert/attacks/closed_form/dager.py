@@ -41,6 +41,7 @@ from jaxinvert.attacks.closed_form.april import PROJECTIONS
 from jaxinvert.attacks.closed_form.certificate import Status, certify, first_doubt
 from jaxinvert.attacks.closed_form.precision import in_float64
 from jaxinvert.attacks.problem import TextProblem, declare
+from jaxinvert.attacks.text_matching import by_token
 from jaxinvert.models.text_transformer import TextModel
 from jaxinvert.observation.observe import require
 from jaxinvert.trees import leaves_by_path
@@ -134,12 +135,12 @@ def dager(problem: TextProblem, *, tolerances: spans.Tolerances | None = None) -
             first, second = (
                 _attention_check(gradients, params, block, limits) for block in (0, min(1, model.depth - 1))
             )
-            by_token = _distances_by_token(model, params, first)
-            inside = by_token <= limits.distance
+            apart = by_token(model, params, first.distances)
+            inside = apart <= limits.distance
             doubt = spans.doubt(first, jnp.all(inside))
             inside &= doubt == Status.CERTIFIED
             # Of a few more than there are sequences, as an ambiguous span has more.
-            nearest = _smallest(by_token, min(4 * num_sequences, model.vocabulary_size))
+            nearest = _smallest(apart, min(4 * num_sequences, model.vocabulary_size))
             found = Found(nearest, jnp.take_along_axis(inside, nearest, axis=1))
             sequences = assemble(model, params, second, found, num_sequences, limits.distance)
             labels = None
@@ -167,7 +168,7 @@ def dager(problem: TextProblem, *, tolerances: spans.Tolerances | None = None) -
                 certificate.relative_error,
                 info={
                     "found": inside,
-                    "distances": by_token,
+                    "distances": apart,
                     "rank": first.rank,
                     "num_found": sequences.num_found,
                     "certified": certificate.certified,
@@ -190,17 +191,6 @@ def _attention_check(
         return adapter_check(gradients, leaves_by_path(params), adapted, limits)
     span = spans.column_span(spans.read_gradient(gradients, layers), tolerance=limits.rank)
     return InputCheck(partial(spans.distances, span), span.rank, span.finite, jnp.array(False))
-
-
-def _distances_by_token(model: TextModel, params: Params, check: InputCheck) -> Array:
-    """Distance of every token at every position from the span, `[n, V]`."""
-
-    def one_token(token: Array) -> Array:
-        sequence = jnp.full((1, model.length), token, jnp.int32)
-        return check.distances(model.attention_inputs(params, sequence)[0, 0])
-
-    tokens = jnp.arange(model.vocabulary_size, dtype=jnp.int32)
-    return lax.map(one_token, tokens, batch_size=min(_AT_ONCE, len(tokens))).T
 
 
 def _grown(

@@ -16,6 +16,7 @@ from jaxinvert.attacks.optimization.surrogate_curve import surrogate_curve
 from jaxinvert.attacks.optimization.surrogate_model import surrogate_model
 from jaxinvert.attacks.optimization.tableak import tableak, tableak_member
 from jaxinvert.attacks.optimization.tag import tag
+from jaxinvert.attacks.optimization.tiger import tiger
 from jaxinvert.attacks.optimization.whitened import whitened
 
 __all__ = [
@@ -43,5 +44,6 @@ __all__ = [
     "tableak",
     "tableak_member",
     "tag",
+    "tiger",
     "whitened",
 ]

@@ -20,11 +20,9 @@ import optax
 from jax import lax
 
 from jaxinvert.attacks import objectives, schedules
-from jaxinvert.attacks.matching import update_distance
 from jaxinvert.attacks.problem import TextProblem, declare
-from jaxinvert.attacks.text_matching import nearest, search_text, table_of
-from jaxinvert.models.text_transformer import TABLE
-from jaxinvert.types import Array, ArrayTree, Attack, AttackInfo, AttackState, Batch, Key, Observation, Scalar
+from jaxinvert.attacks.text_matching import distance_without_table, nearest, search_text, table_of
+from jaxinvert.types import Array, ArrayTree, Attack, AttackInfo, AttackState, Batch, Key, Observation, Params, Scalar
 
 
 @declare(reconstructs="text")
@@ -55,12 +53,11 @@ def lamp(
       num_moves: moves tried in a round.
     """
 
-    def norms_differ(embedded: Array, table: Array) -> Array:
-        wanted = jnp.mean(jnp.linalg.norm(table, axis=-1))
+    def norms_differ(embedded: Array, params: Params) -> Array:
+        wanted = jnp.mean(jnp.linalg.norm(table_of(params), axis=-1))
         return embedding * jnp.square(jnp.mean(jnp.linalg.norm(embedded, axis=-1)) / wanted - 1)
 
-    objective = objectives.layer_subset(objectives.cosine, lambda path: path != TABLE)
-    matching = update_distance(problem.client_update, objective)
+    matching = distance_without_table(problem, objectives.cosine)
     attack = search_text(
         problem,
         objective=objectives.cosine,

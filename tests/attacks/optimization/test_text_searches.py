@@ -1,4 +1,4 @@
-"""TAG and LAMP: embeddings as inputs, tokens that are found and scored beside noise, moves that only help."""
+"""TAG, LAMP and TIGER: embeddings as inputs, tokens that are found and scored beside noise, moves that only help."""
 
 import dataclasses
 import importlib
@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 
 from jaxinvert.attacks import TextProblem, registry
+from jaxinvert.attacks.noisy_span import outside
 from jaxinvert.attacks.text_matching import nearest
-from jaxinvert.clients import fedsgd
+from jaxinvert.clients import fedsgd, sending
 from jaxinvert.jobs import text
+from jaxinvert.models.lora import text_with_lora
+from jaxinvert.models.tensors import nested
 from jaxinvert.models.text_transformer import decoder
+from jaxinvert.trees import leaves_by_path
 from jaxinvert.types import Batch, Observation
 
 MODEL = decoder(vocabulary_size=12, length=3, width=16, depth=1, num_heads=2)
@@ -35,16 +39,13 @@ def test_embeddings_and_shares_of_labels_are_what_their_tokens_are(observation):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tag", "lamp"])
+@pytest.mark.parametrize("name", ["tag", "lamp", "tiger"])
 def test_the_truth_is_the_best_and_a_step_improves(observation, name):
     attack = registry.TEXT[name].build(TextProblem(CLIENT, MODEL, 1), horizon=100.0)
     state = attack.init(jax.random.key(1), observation)
-    assert state.variables["embeddings"].shape == (1, 3, 16)
-    table = observation.params["params"]["tokens"]
-    true = {
-        "embeddings": (table / jnp.std(table))[TOKENS.inputs],
-        "labels": 30 * jax.nn.one_hot(TOKENS.labels, 12),
-    }
+    table, labels = observation.params["params"]["tokens"], 30 * jax.nn.one_hot(TOKENS.labels, 12)
+    true = {"embeddings": (table / jnp.std(table))[TOKENS.inputs], "labels": labels}
+    assert jax.tree.map(jnp.shape, state.variables) == jax.tree.map(jnp.shape, true)
     step = jax.jit(attack.step)
     first, info = step(jax.random.key(0), state, observation)
     _, again = step(jax.random.key(0), first, observation)
@@ -67,6 +68,35 @@ def test_the_gradient_of_the_token_table_is_not_read(observation):
         for one in (observation.update, update)
     ]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_the_spans_of_tiger_hold_the_truth_and_noise_leaves_none(rank):
+    """Of a network, and of adapters after a round, whose `A` has a gradient then."""
+    tiger = importlib.import_module("jaxinvert.attacks.optimization.tiger")  # the package exports `tiger`
+    model = MODEL if rank is None else text_with_lora(MODEL, rank)
+    params = jax.jit(model.init)(jax.random.key(0))
+    if rank is not None:
+        leaves = dict(leaves_by_path(params))
+        moved = {
+            path: jax.random.normal(jax.random.key(1), leaves[path].shape) for path in leaves if "lora_b" in path
+        }
+        params = nested({**leaves, **moved})
+    update = jax.jit(sending(fedsgd(model.loss_fn), frozen=model.frozen))(params, TOKENS)
+    noise = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(leaf.size), leaf.shape), update)
+
+    def apart(update, tokens):
+        found = tiger._spans(TextProblem(CLIENT, model, 1), Observation(params, update))
+        assert len(found.layers) == (2 if rank is None else 1)
+        inputs = tiger._layer_inputs(model, params, params["params"]["tokens"][tokens])
+        return found.scores, [float(jnp.max(outside(*one))) for one in zip(found.layers, inputs)]
+
+    scores, distances = apart(update, TOKENS.inputs)
+    assert max(distances) < 1e-3
+    np.testing.assert_array_equal(jnp.argmax(scores, axis=1), TOKENS.inputs[0])
+    assert min(apart(update, jnp.array([[2, 9, 6]]))[1]) > 0.05
+    if rank is None:  # adapters of rank 2 have no singular values beyond those of the inputs
+        assert min(apart(noise, TOKENS.inputs)[1]) > 0.5
 
 
 def test_moves_keep_the_embeddings_of_one_sequence_and_change_their_order():
