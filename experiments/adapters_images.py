@@ -1,14 +1,16 @@
 """Images of clients that train low-rank adapters (LoRA) of a Vision Transformer only, by search.
 
-Setting: one embedded photo per client, 16 px, on an untrained pre-norm Vision Transformer with patches of 4 px;
-labels are granted. In one round, `B` is zero and the gradient of `A`, too; with two rounds, the attacker sees both,
-and in the second `A` moves. `equations` counts the non-zero entries of the last update, for 768 unknown pixels per
-image. `other` is the mean PSNR of the same reconstructions with the photos of other clients: the null control.
+Setting: one embedded photo per client, 16 px, on a pre-norm Vision Transformer with patches of 4 px, untrained or
+trained on the other embedded photos; labels are granted. In one round, `B` is zero and the gradient of `A`, too; with
+two rounds, the attacker sees both, and in the second `A` moves. `equations` counts the non-zero entries of the last
+update, for 768 unknown pixels per image. `other` is the mean PSNR of the same reconstructions with the photos of
+other clients: the null control. `accuracy` is the network's on ten photos of ten scenes.
 
 Command:  python -m experiments.adapters_images --json FILE.json
 Smoke:    python -m experiments.adapters_images --smoke
 """
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,15 +20,19 @@ import jax
 import numpy as np
 import tyro
 
-from experiments import harness
+from experiments import harness, train
 from jaxinvert import jobs, metrics
 
 
 class Row(NamedTuple):
-    """One row: rank of the adapters (0: clients train the network itself), and rounds that the attacker sees."""
+    """One row: rank of the adapters, rounds that the attacker sees, epochs of training before.
+
+    Of rank 0, clients train the network itself.
+    """
 
     rank: int
     rounds: int
+    epochs: int = 0
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Config:
     """Setting of the experiment.
 
     Attributes:
-      rows: rank and rounds.
+      rows: rank, rounds and epochs.
       model: the network.
       size: side length of the images in pixels.
       attack: name of the attack.
@@ -42,10 +48,12 @@ class Config:
       targets: number of clients.
       seed: of the network and the starts.
       smoke: a run of seconds that only shows that everything works.
-      json: file for the rows.
+      json: file for the rows; rows that it holds with the same setting are not run again.
     """
 
-    rows: tuple[Row, ...] = (Row(0, 1), Row(4, 1), Row(8, 1), Row(4, 2), Row(8, 2))
+    rows: tuple[Row, ...] = tuple(
+        Row(*row, epochs) for epochs in (0, 60) for row in ((0, 1), (4, 1), (8, 1), (4, 2), (8, 2))
+    )
     model: str = "vit-pre-norm-4-64-1"
     size: int = 16
     attack: str = "inverting-gradients"
@@ -57,22 +65,39 @@ class Config:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Attacks every row's clients and prints the table."""
+    """Attacks the clients of every row that the file does not hold, and prints the table."""
     config = tyro.cli(Config, description=__doc__, args=arguments)
     if config.smoke:
-        config = replace(config, rows=(Row(2, 1),), model="vit-pre-norm-4-16-1", size=8, steps=2, targets=2)
-    rows = []
-    for row in config.rows:
-        rows.append(measure(config, row))
-        print(f"done: {row}: {rows[-1]['mean_db']:.1f} dB", flush=True)
-    harness.publish(f"Adapters of {config.model}, {config.attack}", rows, json_file=config.json)
+        config = replace(config, rows=(Row(2, 1, 1),), model="vit-pre-norm-4-16-1", size=8, steps=2, targets=2)
+    with tempfile.TemporaryDirectory() as folder:
+        harness.run_rows(
+            f"Adapters of {config.model}, {config.attack}",
+            config.rows,
+            lambda row: measure(config, row, Path(folder)),
+            setting=f"size={config.size} steps={config.steps} targets={config.targets} seed={config.seed}",
+            json_file=config.json,
+        )
 
 
-def measure(config: Config, row: Row) -> dict[str, Any]:
-    """One row: several clients."""
+def measure(config: Config, row: Row, folder: Path) -> dict[str, Any]:
+    """One row: several clients; trained networks are kept in the folder."""
+    checkpoint, accuracy = None, None
+    if row.epochs:
+        training = train.Config(
+            model=config.model,
+            size=config.size,
+            epochs=row.epochs,
+            batch_size=32,
+            keep=(),
+            out=folder,
+            seed=config.seed,
+        )
+        accuracy = train.train(training)[-1]["test_accuracy"]
+        checkpoint = folder / f"epoch-{row.epochs}.safetensors"
     job = jobs.JobConfig.of(
         model=config.model,
         size=config.size,
+        checkpoint=checkpoint,
         attack=config.attack,
         steps=config.steps,
         targets=config.targets,
@@ -94,6 +119,7 @@ def measure(config: Config, row: Row) -> dict[str, Any]:
     update = jax.tree.map(lambda leaf: leaf[0], task.observations.update)
     return {
         **row._asdict(),
+        "accuracy": accuracy,
         "images": len(psnr),
         "steps": config.steps,
         "equations": sum(int(np.count_nonzero(leaf)) for leaf in jax.tree.leaves(jax.device_get(update))),

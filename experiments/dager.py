@@ -55,7 +55,7 @@ class Config:
       batches: of each row.
       seed: of the networks and the text.
       smoke: a run of seconds that only shows that everything works.
-      json: file for the rows.
+      json: file for the rows; rows that it holds with the same setting are not run again.
     """
 
     settings: tuple[Text, ...] = (
@@ -84,15 +84,17 @@ class Config:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Attacks every row's batches and prints the table."""
+    """Attacks the batches of every row that the file does not hold, and prints the table."""
     config = tyro.cli(Config, description=__doc__, args=arguments)
     if config.smoke:
         config = replace(config, settings=(Text("encoder", 1, 3, width=16),), vocabulary=30, batches=1)
-    rows = []
-    for text in config.settings:
-        rows.append(measure(config, text))
-        print(f"done: {text.model}, {text.batch_size} x {text.length}: {rows[-1]['exact']} exact", flush=True)
-    harness.publish(f"Text of {config.vocabulary} tokens behind a transformer", rows, json_file=config.json)
+    harness.run_rows(
+        f"Text of {config.vocabulary} tokens behind a transformer",
+        config.settings,
+        lambda text: measure(config, text),
+        setting=f"vocabulary={config.vocabulary} batches={config.batches} seed={config.seed}",
+        json_file=config.json,
+    )
 
 
 def measure(config: Config, text: Text) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What experiments share: tables of attacks with published numbers, on the screen and as JSON with their device."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -132,6 +132,47 @@ def measure_job(settings: jobs.JobConfig) -> dict[str, Any]:
 def _finished(json_file: Path | None) -> dict[tuple, dict[str, Any]]:
     """The rows of an earlier run by what determines them."""
     return {(row["row"], row["setting"], row["data"], row["seed"]): row for row in kept_rows(json_file)}
+
+
+def run_rows(
+    title: str,
+    plan: Sequence[Any],
+    measure: Callable[[Any], dict[str, Any]],
+    *,
+    setting: str,
+    json_file: Path | None,
+) -> None:
+    """Measures the rows that the file does not hold, saving each, and prints all in the order of the plan.
+
+    Args:
+      title: above the table.
+      plan: one NamedTuple for each row, all of one type; it determines the row, together with the setting.
+      measure: `one of the plan -> columns`, of which the first are its fields.
+      setting: in words, what else determines a row; rows of other settings are kept, too.
+      json_file: where the rows are, and where they go. Fields that its rows lack have their defaults.
+    """
+    fields, defaults = type(plan[0])._fields, type(plan[0])._field_defaults
+    found: dict[tuple, dict[str, Any]] = {}
+    for kept in kept_rows(json_file):
+        row = {
+            **{name: kept.get(name, defaults.get(name)) for name in fields},
+            **kept,
+            "setting": kept.get("setting"),
+        }
+        found[tuple(row[name] for name in (*fields, "setting"))] = row
+    order = {(*one, setting): number for number, one in enumerate(plan)}
+
+    def rows() -> list[dict[str, Any]]:
+        return [found[key] for key in sorted(found, key=lambda key: order.get(key, len(order)))]
+
+    for key, one in zip(order, plan):
+        if key not in found:
+            found[key] = {**measure(one), "setting": setting}
+            print(f"done: {one}", flush=True)
+            if json_file is not None:
+                save(json_file, title, rows())
+    shown = [name for name in rows()[0] if name != "setting"]
+    publish(title, [{name: row.get(name) for name in shown} for row in rows()])
 
 
 def kept_rows(json_file: Path | None) -> list[dict[str, Any]]:

@@ -5,9 +5,9 @@ attack is `auto`, a closed form where one is exact, else `spectral`. It knows la
 local batches, and adapts to the defense: an attacker better off than in most deployments. `gain_db` is the mean PSNR
 over the strongest null control (a random update of the same norms, the mean image, the class mean, another client's
 result), averaged over clients, with its 95 % interval; `identified` counts clients of whom an image is picked out
-among the candidates of its class (of 500 candidates in all). The verdict is the audit's, with at most 1 % false alarms
-per cell. `records` is how many examples a client's local training processed. Trained networks learned from the split
-"train" (`experiments.train`), the clients' images are of "test".
+among the candidates of its class (of 500 candidates in all). The verdict is the audit's, with at most 1 % false
+alarms per cell. `records` is how many examples a client's local training processed. Trained networks learned from the
+split "train" (`experiments.train`), the clients' images are of "test".
 
 Command:  python -m experiments.realism --data FILE.npz --json FILE.json --png FILE.png
 Paper:    the same with --full, for an accelerator

@@ -87,8 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def train(config: Config) -> list[dict]:
     """Runs the epochs that are still missing; a row for each epoch, those of earlier runs included."""
-    splits = (config.split, config.test_split)
-    training, testing = (data.load(config.data, split=split, size=config.size) for split in splits)
+    training, testing = (
+        scaled(data.load(config.data, split=split), config.size) for split in (config.split, config.test_split)
+    )
     create = functools.partial(models.create, config.model, like=training)
     model = create()
     key = jax.random.key(config.seed)
@@ -145,6 +146,15 @@ def train(config: Config) -> list[dict]:
             keep(epoch)
         models.save_checkpoint(state_file, progress, {"setting": setting, "rows": rows})
     return rows
+
+
+def scaled(dataset: data.Dataset, size: int | None) -> data.Dataset:
+    """The data set with images of this side length."""
+    if size is None:
+        return dataset
+    count, *_, channels = dataset.images.shape
+    images = jax.image.resize(jnp.asarray(dataset.images), (count, size, size, channels), "linear")
+    return dataset._replace(images=np.asarray(images))
 
 
 def make_optimizer(config: Config, num_steps: int) -> optax.GradientTransformation:

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import pkgutil
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ PARTS = {
     "published",
     "simulated_audits",
     "tables",
+    "trained_text",
 }
 """Of experiments, or of several."""
 NAMES = sorted({module.name for module in pkgutil.iter_modules(experiments.__path__)} - PARTS)
@@ -93,6 +95,32 @@ def test_a_table_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     assert all(row["device"] and row["jax"] for row in run())
     with pytest.raises(SystemExit, match=r"no row is named like .*'huge'.*there are .*'first', 'second'"):
         run("--rows", "huge")
+
+
+class Planned(NamedTuple):
+    name: str
+    rank: int = 0
+
+
+def test_rows_are_measured_once_and_kept_in_the_order_of_the_plan(tmp_path):
+    """Fields that an older file lacks have their defaults; rows of other settings stay, at the end."""
+    file, calls = tmp_path / "rows.json", []
+
+    def measure(row):
+        calls.append(row)
+        return {**row._asdict(), "found": len(calls)}
+
+    def run(plan, setting="a"):
+        harness.run_rows("A table", plan, measure, setting=setting, json_file=file)
+        return [(row["name"], row["rank"], row["setting"]) for row in json.loads(file.read_text())["rows"]]
+
+    harness.save(file, "A table", [{"name": "old", "found": 7, "setting": "a"}, {"name": "old", "found": 7}])
+    plan = [Planned("new", 2), Planned("old")]
+    assert run(plan)[:2] == [("new", 2, "a"), ("old", 0, "a")]
+    assert calls == [Planned("new", 2)]
+    assert run(plan, "b")[:2] == [("new", 2, "b"), ("old", 0, "b")]
+    assert len(run([Planned("old", 1), *plan])) == 6
+    assert len(calls) == 4
 
 
 def test_an_interrupted_row_is_no_row(tmp_path, monkeypatch):
