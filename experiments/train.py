@@ -87,9 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def train(config: Config) -> list[dict]:
     """Runs the epochs that are still missing; a row for each epoch, those of earlier runs included."""
-    training, testing = (
-        scaled(data.load(config.data, split=split), config.size) for split in (config.split, config.test_split)
-    )
+    training, testing = (loaded(config.data, split, config.size) for split in (config.split, config.test_split))
     create = functools.partial(models.create, config.model, like=training)
     model = create()
     key = jax.random.key(config.seed)
@@ -148,10 +146,11 @@ def train(config: Config) -> list[dict]:
     return rows
 
 
-def scaled(dataset: data.Dataset, size: int | None) -> data.Dataset:
-    """The data set with images of this side length."""
-    if size is None:
-        return dataset
+def loaded(name: str, split: str, size: int | None) -> data.Dataset:
+    """A split with images of this side length."""
+    if size is None or name != "photos":
+        return data.load(name, split=split, size=size)
+    dataset = data.load(name, split=split)  # tiles of the photographs have one size
     count, *_, channels = dataset.images.shape
     images = jax.image.resize(jnp.asarray(dataset.images), (count, size, size, channels), "linear")
     return dataset._replace(images=np.asarray(images))
