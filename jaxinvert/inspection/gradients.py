@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinvert.inspection.layers import is_table
 from jaxinvert.models.model import Model
 from jaxinvert.models.roles import matches
 from jaxinvert.trees import is_float, leaves_by_path, tree_norm
@@ -58,7 +59,11 @@ def responses(model: Model, params: Params, batch: Batch) -> Responses:
         grads = leaves_by_path(tree)
         body = {path: g for path, g in grads.items() if not matches(path, (model.head,))}
         head = {path: g for path, g in grads.items() if path not in body and g.ndim > 1}
-        units = {path: jnp.max(jnp.abs(g), axis=0) for path, g in body.items() if g.ndim == 2 and "embed" not in path}
+        units = {
+            path: jnp.max(jnp.abs(g), axis=0)
+            for path, g in body.items()
+            if g.ndim == 2 and not is_table(path) and (model.head or g.shape[1] != model.num_classes)
+        }
         return Responses(units, tree_norm(body), tree_norm(head))
 
     return jax.lax.map(one, batch)
@@ -77,10 +82,12 @@ def longest_chain(is_active: np.ndarray) -> int:
     Units without an active example do not count.
     """
     sets = np.unique(is_active.T, axis=0)
-    sets = sets[sets.any(axis=1)][:_MAX_UNITS]
+    sets = sets[sets.any(axis=1)]
     sets = sets[np.argsort(sets.sum(axis=1), kind="stable")].astype(np.float32)
     if not len(sets):
         return 0
+    if len(sets) > _MAX_UNITS:  # of all sizes, as a chain has them
+        sets = sets[np.linspace(0, len(sets) - 1, _MAX_UNITS).astype(int)]
     within = sets @ (1 - sets).T == 0
     longest = np.ones(len(sets), int)
     for larger in range(len(sets)):

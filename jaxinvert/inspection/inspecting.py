@@ -130,13 +130,16 @@ def judge(params: Params, head: str, found: gradients.Responses) -> Inspection:
         "rare-units": {name: gradients.rare_share(one) for name, one in sets.items()},
         "silent-examples": {"": gradients.silent_share(np.asarray(found.norms), np.asarray(found.head_norms))},
     }
-    of_gradients = _concluded(values, dict.fromkeys(values, "no dense layer beside the head"))
+    reasons = dict.fromkeys(values, "no dense layer beside the head")
+    if not head:
+        values["silent-examples"], reasons["silent-examples"] = {}, "the network's last layer is not known"
+    of_gradients = _concluded(values, reasons)
     skipped = {name: why for name, why in of_tensors.skipped.items() if name not in NEED_NETWORK}
     return Inspection(
         of_tensors.measures + of_gradients.measures,
         of_tensors.findings + of_gradients.findings,
         {**skipped, **of_gradients.skipped},
-        max((gradients.isolated_share(one) for one in sets.values()), default=0.0),
+        max((gradients.isolated_share(one) for one in sets.values()), default=None),
     )
 
 

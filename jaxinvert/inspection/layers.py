@@ -38,7 +38,7 @@ def layers_of(arrays: Mapping[str, np.ndarray]) -> list[Layer]:
     floats = {name: np.asarray(one, np.float32) for name, one in arrays.items() if is_float(one)}
     layers = []
     for name, values in floats.items():
-        if values.ndim < 2 or not values.size or "embed" in name.lower():  # rows of a table are no units
+        if values.ndim < 2 or not values.size or is_table(name):
             continue
         kind = _kind(name)
         bias = floats.get(f"{name[: -len(kind)]}bias") if kind else _neighbor(name, floats)
@@ -52,6 +52,16 @@ def layers_of(arrays: Mapping[str, np.ndarray]) -> list[Layer]:
                 if kind is not None:
                     break
     return layers
+
+
+def is_table(name: str) -> bool:
+    """Whether a tensor belongs to a layer of embeddings by its own name: rows of a table are no units.
+
+    >>> [is_table(name) for name in ("embed.weight", "pos_embedding", "patch_embed.proj.weight", "embedder.fc.weight")]
+    [True, True, False, False]
+    """
+    parts = name.replace(".", "/").split("/")
+    return "embed" in (parts[-1] if _kind(name) is None or len(parts) == 1 else parts[-2]).lower()
 
 
 def _kind(name: str) -> str | None:

@@ -95,6 +95,29 @@ def test_gradients_that_are_not_finite_are_named(honest):
         judged(blinding)
 
 
+def test_what_an_unknown_head_leaves_unchecked_is_said(honest):
+    headless = MODEL._replace(head="")
+    found = jax.device_get(jax.jit(lambda params: inspection.responses(headless, params, BATCH))(honest))
+    assert "params/head/kernel" not in found.units  # it may be the last layer
+    judged = inspection.judge(honest, "", found)
+    assert judged.skipped["silent-examples"] == "the network's last layer is not known"
+    assert "silent-examples" not in {measure.check for measure in judged.measures}
+
+
+def test_a_share_that_was_not_measured_is_none(honest):
+    found = jax.device_get(RESPOND(honest))._replace(units={})
+    assert inspection.judge(honest, MODEL.head, found).isolated is None
+
+
+def test_long_chains_are_found_among_many_units():
+    planted = np.tril(np.ones((64, 64), bool))
+    others = np.random.default_rng(0).random((64, 1500)) < 0.5
+    others[0] = False  # first in the order of the sets
+    assert gradients.longest_chain(np.concatenate([others, planted], axis=1)) > 40
+    many = np.random.default_rng(1).random((64, 4000)) < 0.5
+    assert gradients.longest_chain(np.concatenate([many, planted], axis=1)) > 28
+
+
 def test_few_examples_are_refused(honest):
     few = jax.tree.map(lambda leaf: leaf[:20], BATCH)
     with pytest.raises(ValueError, match="at least 48 examples, got 20"):

@@ -91,6 +91,12 @@ def test_trap_weights_are_found_and_odd_filters_are_not():
     assert not found({"in/kernel": np.sign(RNG.normal(size=(64, 16)))})
 
 
+def test_layers_inside_an_embedding_are_layers():
+    planted = {"patch_embed.fc.weight": np.ones((16, 9)), "patch_embed.fc.bias": -np.linspace(1, 2, 16)}
+    assert "planted-bins" in found(planted)
+    assert not found({"embed.weight": np.ones((16, 9)), "embed.bias": -np.linspace(1, 2, 16)})
+
+
 def test_a_head_of_one_class_is_found_if_it_is_known():
     head = np.zeros((32, 10))
     head[:, 3] = RNG.normal(size=32)
