@@ -57,7 +57,7 @@ def layers_of(arrays: Mapping[str, np.ndarray]) -> list[Layer]:
 def is_table(name: str) -> bool:
     """Whether a tensor belongs to a layer of embeddings by its own name: rows of a table are no units.
 
-    >>> [is_table(name) for name in ("embed.weight", "positions_embed", "patch_embed.proj.weight", "embed/fc/kernel")]
+    >>> [is_table(name) for name in ("embed.weight", "pos_embed", "patch_embed.proj.weight", "embed/fc/kernel")]
     [True, True, False, False]
     """
     parts = name.replace(".", "/").split("/")
