@@ -57,8 +57,8 @@ def layers_of(arrays: Mapping[str, np.ndarray]) -> list[Layer]:
 def is_table(name: str) -> bool:
     """Whether a tensor belongs to a layer of embeddings by its own name: rows of a table are no units.
 
-    >>> [is_table(name) for name in ("embed.weight", "pos_embed", "patch_embed.proj.weight", "embed/fc/kernel")]
-    [True, True, False, False]
+    >>> [is_table(name) for name in ("embed.weight", "patch_embed.proj.weight", "embed/fc/kernel")]
+    [True, False, False]
     """
     parts = name.replace(".", "/").split("/")
     return "embed" in (parts[-1] if _kind(name) is None or len(parts) == 1 else parts[-2]).lower()
