@@ -13,7 +13,7 @@ Smoke:    python -m experiments.exact_batches --smoke
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -74,7 +74,7 @@ class Config:
       batches: of each row.
       seed: of the networks, the images and the attacks.
       smoke: a run of seconds on the embedded photos that only shows that everything works.
-      json: file for the rows, written after each; those that it holds are not run again.
+      json: file for the rows, written after each batch; those that it holds with all batches are not run again.
     """
 
     data: str = "photos"
@@ -91,27 +91,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if config.smoke:
         config = replace(config, data="photos", rows=(Row("exact-batch", 64, 3),), batches=1)
     dataset, title = data.load(config.data, split="test"), "Exact batches behind a dense ReLU layer"
-    rows = harness.kept_rows(config.json)
-    names, facts = ("batches", "data", "seed"), (config.batches, Path(config.data).stem, config.seed)
-    done = {tuple(row[name] for name in (*Row._fields, *names)) for row in rows}
+    kept = {setting(row): row for row in harness.kept_rows(config.json)}
     for wanted in map(Row._make, config.rows):
-        if (*wanted, *facts) in done:
+        of_row = (*wanted, Path(config.data).stem, config.seed)
+        if kept.get(of_row, {}).get("batches", 0) >= config.batches:
             continue
-        rows.append({**wanted._asdict(), **dict(zip(names, facts)), **measured(config, dataset, wanted)})
-        print(f"done: {wanted}: {rows[-1]['exact']} exact", flush=True)
-        order = {row: number for number, row in enumerate(ROWS)}
-        rows.sort(key=lambda row: order.get(Row(*(row[name] for name in Row._fields)), len(order)))
-        if config.json is not None:
-            harness.save(config.json, title, rows)
-    harness.publish(title, rows, json_file=config.json)
+        for found in outcomes(config, dataset, wanted):
+            facts = {"batches": len(found), "data": Path(config.data).stem, "seed": config.seed}
+            kept[of_row] = {**wanted._asdict(), **facts, **statistics(found)}
+            if config.json is not None:
+                harness.save(config.json, title, in_order(kept.values()))
+        print(f"done: {wanted}: {kept[of_row]['exact']} exact", flush=True)
+    harness.publish(title, in_order(kept.values()), json_file=config.json)
 
 
-def measured(config: Config, dataset: data.Dataset, row: Row) -> dict:
-    """One row: many batches of one size behind one width."""
+def setting(row: Mapping) -> tuple:
+    """What tells a row from others, but for the number of its batches."""
+    return (*(row[name] for name in Row._fields), row["data"], row["seed"])
+
+
+def in_order(rows: Iterable[Mapping]) -> list[Mapping]:
+    """In the order of `ROWS`; others last."""
+    order = {row: number for number, row in enumerate(ROWS)}
+    return sorted(rows, key=lambda row: order.get(Row(*(row[name] for name in Row._fields)), len(order)))
+
+
+def outcomes(config: Config, dataset: data.Dataset, row: Row) -> Iterator[list[dict]]:
+    """Attacks batches of one size behind one width, and yields what was found so far after each."""
     model = models.create("mlp", features=(row.width,), like=dataset)
     client = jax.jit(client_of(model, row.local_steps))
     solve = cast(SolveFn, registry.REGISTRY[row.attack].build(Problem(client, model, row.batch_size)))
-    compiled, outcomes = None, []
+    compiled, found_so_far = None, []
     for number in range(config.batches):
         rng = np.random.default_rng((config.seed, row.width, row.batch_size, number))
         chosen = rng.choice(len(dataset.images), row.batch_size, replace=False)
@@ -126,7 +136,7 @@ def measured(config: Config, dataset: data.Dataset, row: Row) -> dict:
         found = jax.block_until_ready(compiled(key, observation))
         seconds = time.perf_counter() - begin
         quality = metrics.evaluate(np.asarray(found.inputs), np.asarray(batch.inputs))
-        outcomes.append(
+        found_so_far.append(
             {
                 "psnr": np.asarray(quality.psnr_db),
                 "certified": bool(found.info.get("certified", False)),
@@ -136,7 +146,7 @@ def measured(config: Config, dataset: data.Dataset, row: Row) -> dict:
                 "seconds": seconds,
             }
         )
-    return statistics(outcomes)
+        yield found_so_far
 
 
 def client_of(model: Model, local_steps: int) -> ClientUpdateFn:
@@ -162,20 +172,20 @@ def size_read(update: Update) -> int:
     return rank_above_noise(np.asarray(largest)).rank
 
 
-def statistics(outcomes: Sequence[dict]) -> dict:
+def statistics(found: Sequence[dict]) -> dict:
     """Over all batches of a row."""
-    psnr = np.stack([outcome["psnr"] for outcome in outcomes])
-    exact, certified = psnr.min(axis=1) >= EXACT_DB, np.array([outcome["certified"] for outcome in outcomes])
+    psnr = np.stack([outcome["psnr"] for outcome in found])
+    exact, certified = psnr.min(axis=1) >= EXACT_DB, np.array([outcome["certified"] for outcome in found])
     low, high = clopper_pearson(int(exact.sum()), len(exact))
-    seconds = [outcome["seconds"] for outcome in outcomes]
+    seconds = [outcome["seconds"] for outcome in found]
     return {
         "exact": int(exact.sum()),
         "exact_low": low,
         "exact_high": high,
         "certified": int(certified.sum()),
         "false_certificates": int(np.sum(certified & ~exact)),
-        "labels_exact": int(sum(outcome["labels"] for outcome in outcomes)),
-        "size_read": int(sum(outcome["size_read"] for outcome in outcomes)),
+        "labels_exact": int(sum(outcome["labels"] for outcome in found)),
+        "size_read": int(sum(outcome["size_read"] for outcome in found)),
         "worst_image_db": float(psnr.min()),
         "mean_psnr_db": float(psnr.mean()),
         "share_above_20_db": float(np.mean(psnr > 20)),

@@ -9,12 +9,14 @@ With `L` and `R` the factors of a dense layer's gradient, an example has a row `
 4. keeps the sparsest independent ones, and drops those whose zeros contradict their input once all are found.
 
 A row of a missing example is orthogonal to the columns of all that were found. The next round searches the
-complement, where fewer components remain to be told apart, so that components which were mixed come out better.
+complement, where fewer components remain to be told apart, so that components which were mixed come out better. A
+mixture of two examples that was kept hides both; late rounds therefore guess all examples afresh now and then.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -25,6 +27,8 @@ from jaxinvert.types import Array
 _ICA_STEPS, _TURN = 600, 1e-5
 _SETTLING_STEPS = 10
 _CONSISTENT = 0.95
+_TRUSTED = 0.4
+_AFRESH = 6
 
 
 class _Round(NamedTuple):
@@ -93,15 +97,16 @@ def separated(
         return sparse.sparsest_basis(mixed, kept), jnp.all(consistent)
 
     def step(state: _Round) -> _Round:
-        guesses, rows = guess(state.basis, state.number)
+        afresh = (state.number >= _AFRESH) & (state.number % 3 == 0)
+        known = jax.tree.map(lambda empty, found: jnp.where(afresh, empty, found), start.basis, state.basis)
+        guesses, rows = guess(known, state.number)
         settled = sparse.settled(
-            mixed,
-            guesses,
-            preactivations(rows @ mixed.right),
-            wanted=~state.basis.found,
-            num_steps=_SETTLING_STEPS,
+            mixed, guesses, preactivations(rows @ mixed.right), wanted=~known.found, num_steps=_SETTLING_STEPS
         )
-        basis = sparse.sparsest_basis(mixed, jnp.concatenate([state.basis.directions, settled]))
+        # A mixture of two examples vanishes where both are off: at first, only sparser directions are trusted.
+        least = (_TRUSTED - 0.03 * state.number) * jnp.sum(mixed.alive)
+        strict = mixed._replace(least_zeros=jnp.maximum(mixed.least_zeros, least))
+        basis = sparse.sparsest_basis(strict, jnp.concatenate([state.basis.directions, settled]))
         basis, done = lax.cond(
             jnp.all(basis.found), without_contradictions, lambda basis: (basis, jnp.array(False)), basis
         )
