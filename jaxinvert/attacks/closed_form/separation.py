@@ -5,7 +5,8 @@ With `L` and `R` the factors of a dense layer's gradient, an example has a row `
 
 1. guesses the rows `a` of missing examples as independent components, which photographs nearly are;
 2. simulates the layer on these inputs: where it is clearly off, `L q` vanishes, which gives a first `q`;
-3. moves each `q` to the nearest direction whose zeros explain `L q` (`sparse_directions.settled`);
+3. moves each `q` to the nearest direction whose zeros explain `L q` (`sparse_directions.settled`), and behind a
+   layer of few units per example also to the nearest sparse direction of the inverse of the rows `a`;
 4. keeps the sparsest independent ones, and drops those whose zeros contradict their input once all are found.
 
 A row of a missing example is orthogonal to the columns of all that were found. The next round searches the
@@ -25,7 +26,8 @@ from jaxinvert.attacks.closed_form.independent_components import independent_com
 from jaxinvert.types import Array
 
 _ICA_STEPS, _TURN = 600, 1e-5
-_SETTLING_STEPS = 10
+_SETTLING_STEPS, _WALK_STEPS = 10, 40
+_UNITS_EACH = 8
 _CONSISTENT = 0.95
 _TRUSTED = 0.4
 _AFRESH = 6
@@ -66,7 +68,8 @@ def separated(
     Returns:
       The directions found, and all `B` directions including guesses.
     """
-    batch_size = mixed.left.shape[1]
+    num_units, batch_size = mixed.left.shape
+    is_narrow = num_units < _UNITS_EACH * batch_size
 
     def guess(basis: sparse.Basis, number: Array) -> tuple[Array, Array]:
         """Directions and rows `a` of all examples; those of missing ones are guesses."""
@@ -106,7 +109,10 @@ def separated(
         # A mixture of two examples vanishes where both are off: at first, only sparser directions are trusted.
         least = (_TRUSTED - 0.03 * state.number) * jnp.sum(mixed.alive)
         strict = mixed._replace(least_zeros=jnp.maximum(mixed.least_zeros, least))
-        basis = sparse.sparsest_basis(strict, jnp.concatenate([state.basis.directions, settled]))
+        candidates = [state.basis.directions, settled]
+        if is_narrow:
+            candidates.append(sparse.sparsest_near(mixed, guesses, wanted=~known.found, num_steps=_WALK_STEPS))
+        basis = sparse.sparsest_basis(strict, jnp.concatenate(candidates))
         basis, done = lax.cond(
             jnp.all(basis.found), without_contradictions, lambda basis: (basis, jnp.array(False)), basis
         )

@@ -277,7 +277,7 @@ def _certified(
                     Status.ZERO: rank == 0,
                     Status.LOW_RANK: rank < batch_size,
                     Status.HIGH_RANK: rank > batch_size,
-                    Status.NOISY: factors.noise > 30 * resolution * factors.strength,
+                    Status.NOISY: jnp.greater(factors.noise, 30 * resolution * factors.strength),
                     Status.INCOMPLETE: ~jnp.all(basis.found),
                 }
             )
