@@ -4,7 +4,8 @@
 through Gradients, whose distances round differently since they leave out what was not sent (losses differ from the
 first record by 5e-6 of themselves at most), and GIAS, whose shipped generator has been trained on other images.
 Spectral matching was recorded twice more, since it compiles the client's probe once, and since it may fit contrast at
-the end, which it does not here (the same losses, bit for bit).
+the end, which it does not here (the same losses, bit for bit). All three were recorded once more since small
+convolutions are matrix products on a CPU (the same losses, but for 1e-5 of themselves at most in spectral matching).
 Four were recorded anew for the compiler flags that tests have now; with those of before, all were equal bit for bit.
 On the same kind of machine and version of jaxlib results are equal bit for bit; elsewhere, where compilers round
 differently, attack losses agree after a few steps.
