@@ -6,9 +6,9 @@ the `p` rows of `W` and of the `T` vectors `b + e_t`. One image takes `T` of the
 `T (B - 1) >= p`, differences of patches fill the rows of `W`, and the gradient's span holds any image's tokens.
 
 Setting: untrained pre-norm networks of one block, random test images, gradients in float64. `rank` is that of the
-three gradients together, with one dimension more for the bias; `own` and `other` are the largest distances of the client's tokens, and of another image's,
-from the span, relative to the token. `share` is that of the first `B` singular directions in the squared norm of the
-position embeddings' gradient.
+three gradients together, with one dimension more for the bias; `own` and `other` are the largest distances of the
+client's tokens, and of another image's, from the span, relative to the token. `share` is that of the first `B`
+singular directions in the squared norm of the position embeddings' gradient.
 
 Command:  python -m experiments.vit_spans --data FILE.npz --json FILE.json
 Smoke:    python -m experiments.vit_spans --smoke

@@ -10,8 +10,8 @@ zeros for the directions that it does not span. `W` compares layer by layer in t
 so that `W g*` has singular values near 1, and what a simulated gradient has outside of the observed span counts most.
 The closed form `patch_embedding` does the same for one image: it divides by the singular values of the position
 embeddings' gradient. For more images there is no closed form, but the same weights tell them apart: behind a Vision
-Transformer, a few directions hold nearly all of an update's norm, those in which all tokens of an image agree. What
-a patch shows, and where it is, is in the small ones. `epsilon` limits that: with a very small one everything is wrong
+Transformer, a few directions hold most of an update's norm, those in which all tokens of an image agree. What a
+patch shows, and where it is, is in the small ones. `epsilon` limits that: with a very small one everything is wrong
 at the beginning, and there is no way down.
 
 What the update of a Vision Transformer determines, for `B` images of `T` patches with `p` values:
@@ -101,7 +101,7 @@ def whitened(
 
     Works: on small Vision Transformers, for small batches; exact where `patch-embedding` is certified.
 
-    Fails: under noise, which it amplifies in the directions that tell most; without labels.
+    Fails: without labels, and after few steps. Its weights amplify noise; defended clients were not measured.
 
     Args:
       problem: labels are known; any batch size, FedSGD or FedAvg clients.
