@@ -113,6 +113,10 @@ def whitened(
     images = parametrizations.spectrum(problem.batch_shape)
     first_images, closed_form = where_readable(problem), where_exact(problem)
 
+    def start(key: Key, observation: Observation) -> Array:
+        assert first_images is not None
+        return parametrizations.near(key, first_images(observation))
+
     def built(bases: list[Bases | Array]) -> Attack:
         def unexplained(simulated: Update, observed: Update) -> Array:
             return objectives.cosine(*(whiten(update, bases, epsilon) for update in (simulated, observed)))
@@ -127,7 +131,7 @@ def whitened(
                 optax.scale_by_learning_rate(cosine_decay(learning_rate, horizon)),
             ),
             parametrization=images,
-            start=None if first_images is None else lambda key, seen: parametrizations.near(key, first_images(seen)),
+            start=start if first_images else None,
             name="whitened",
         )
 
