@@ -4,6 +4,10 @@
     trap        the positive entries of w_i are, up to a factor below 1 and the order, its negative ones
     one class   the head's columns are equal but for one class c:  |W_c - m|^2 / sum_j |W_j - m|^2, m the median class
 
+Units of a layer of low rank, such as one that was compressed or has collapsed under weight decay, are almost
+parallel, too: they differ along few directions, and are not counted as bins. Planted ones do not differ, or, by
+camouflage, along as many directions as there are units.
+
 References:
   Fowl, Geiping, Czaja, Goldblum, Goldstein: Robbing the Fed: Directly Obtaining Private Data in Federated
     Learning with Modified Models. ICLR 2022, arXiv:2110.13057: bins.
@@ -20,6 +24,9 @@ import numpy as np
 from jaxinvert.inspection.layers import Layer
 
 _PARALLEL = 0.999
+_EXACTLY = 1e-3
+_LOW_RANK = 0.5
+_MAX_COMPARED = 512
 _LEAST_INPUTS = 5
 _MAX_UNITS = 8192
 _MAX_PROJECTED = 256
@@ -34,7 +41,8 @@ class Parallel(NamedTuple):
     Attributes:
       units: size of the group.
       share: of the layer's units that have weights at all.
-      thresholds: how many different thresholds the group has, 0 without biases.
+      thresholds: how many different thresholds the group has; 0 without biases, and for a group as in a layer of low
+        rank.
     """
 
     units: int
@@ -65,12 +73,28 @@ def parallel_units(layer: Layer) -> Parallel | None:
     neighbors = np.concatenate([np.abs(some @ directions.T) >= _PARALLEL for some in _blocks(directions)])
     center = int(neighbors.sum(axis=1).argmax())
     group, distinct = live[neighbors[center]], 0
-    if bias is not None:
-        signs = np.sign(directions[neighbors[center]] @ directions[center])
+    signs = np.sign(directions[neighbors[center]] @ directions[center])
+    if bias is not None and not _differ_along_few(
+        rows[group] / (signs * np.linalg.norm(rows[group], axis=1))[:, None]
+    ):
         thresholds = np.sort(-signs * bias[group] / lengths[group])
         sizes = np.maximum(np.abs(thresholds[1:]), np.abs(thresholds[:-1]))
         distinct = 1 + int(np.sum(np.diff(thresholds) > _SAME_THRESHOLD * sizes))
     return Parallel(len(group), len(group) / len(live), distinct)
+
+
+def _differ_along_few(directions: np.ndarray) -> bool:
+    """Whether almost parallel unit rows `[U, D]` differ along fewer than half as many directions as there are rows.
+
+    How many is the participation ratio of the differences' squared singular values. Rows that do not differ but by
+    rounding are as planted ones.
+    """
+    some = directions[np.linspace(0, len(directions) - 1, min(len(directions), _MAX_COMPARED)).astype(int)]
+    differences = some.astype(np.float64) - some.mean(axis=0, dtype=np.float64, keepdims=True)
+    if np.sqrt(np.square(differences).sum(axis=1).mean()) < _EXACTLY:
+        return False
+    gram = differences @ differences.T
+    return bool(np.trace(gram) ** 2 < _LOW_RANK * (len(some) - 1) * np.sum(np.square(gram)))
 
 
 def mirrored_share(layer: Layer) -> float | None:

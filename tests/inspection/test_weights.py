@@ -63,6 +63,27 @@ def test_honest_and_doubled_units_are_none():
     assert not found(equal)
 
 
+def almost_parallel(units, differing_along, size=400, share=0.02):
+    """Units along one line but for a small part, which lies in a space of so many dimensions."""
+    line, others = RNG.normal(size=size), RNG.normal(size=(size, differing_along))
+    rest = others @ RNG.normal(size=(differing_along, units)) / differing_along**0.5
+    rest *= share * np.linalg.norm(line) / np.linalg.norm(rest, axis=0)
+    return {"in/kernel": np.float32(line[:, None] + rest), "in/bias": np.linspace(-1, 1, units)}
+
+
+@pytest.mark.parametrize("units", [16, 58])
+def test_units_of_a_layer_of_low_rank_are_no_bins(units):
+    """As of a trained perceptron that was cut to rank 8, in `experiments.honest_networks`."""
+    assert not found(almost_parallel(units, 3))
+    assert not found(almost_parallel(units, 1))
+    assert found(almost_parallel(units, 400))["planted-bins"].value == units  # camouflage
+    assert found(almost_parallel(units, 3, share=1e-5))["planted-bins"].value == units  # rounding
+    stored = {
+        name: np.float32(np.float16(leaf)) for name, leaf in bins(units, 400, np.linspace(0.1, 9, units)).items()
+    }
+    assert found(stored)["planted-bins"].value == units
+
+
 def test_layers_of_few_inputs_and_convolutions_are_left_out():
     assert weights.parallel_units(Layer("narrow", np.ones((64, 3)), np.arange(64.0), True)) is None
     assert not found({"in/kernel": np.ones((3, 3, 1, 64)), "in/bias": np.arange(64.0)})
