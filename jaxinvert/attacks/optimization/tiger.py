@@ -94,7 +94,8 @@ def tiger(
     def towards(known: Spans) -> Attack:
         def apart(embedded: Array, params: Params) -> Array:
             inputs = _layer_inputs(model, params, embedded)
-            return span * sum(jnp.mean(outside(one, rows)) for one, rows in zip(known.layers, inputs))
+            means = [jnp.mean(outside(one, rows)) for one, rows in zip(known.layers, inputs)]
+            return span * jnp.sum(jnp.stack(means))
 
         def start(key: Key, observation: Observation) -> ArrayTree:
             table = table_of(observation.params)
