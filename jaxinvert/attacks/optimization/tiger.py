@@ -80,7 +80,8 @@ def tiger(
     Works: on single short sequences, without noise and under as little as ends DAGER's check, where it finds nearly
     all tokens.
 
-    Fails: under noise in which no direction of the spans is left; there it finds no more than matching.
+    Fails: under noise in which no direction of the spans is left, where it finds no more than matching. Of several
+    sequences it finds many tokens and mixes them up.
 
     Args:
       problem: the client, its network and the number of sequences.
