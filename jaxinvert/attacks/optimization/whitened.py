@@ -99,9 +99,10 @@ def whitened(
 ) -> Attack:
     """Whitened matching: spectral matching with gradients compared in their singular bases; this library's own.
 
-    Works: on small Vision Transformers, for small batches; exact where `patch-embedding` is certified.
+    Works: on small Vision Transformers, for two images; exact where `patch-embedding` is certified.
 
-    Fails: without labels, and after few steps. Its weights amplify noise; defended clients were not measured.
+    Fails: without labels, and after few steps. Its weights amplify noise. Defended clients and batches of four or more
+    were not measured.
 
     Args:
       problem: labels are known; any batch size, FedSGD or FedAvg clients.
