@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = tyro.cli(Config, description=__doc__, args=arguments)
     if config.smoke:
         case = Case("vit-pre-norm-16-16-1", False, 2, 2)
-        config = replace(config, data="photos", cases=(case,), attacks=("whitened",), seconds=0.0)
+        config = replace(config, data="photos", cases=(case,), attacks=("inverting-gradients",), seconds=0.0)
     run(config)
 
 
