@@ -59,13 +59,13 @@ class Case(NamedTuple):
     clients: int
 
 
-CLIENTS = {2: 2, 4: 2, 8: 2, 1: 2}
+CLIENTS = {2: 4, 4: 3, 8: 2, 1: 2}
 """Clients by batch size."""
 CASES = tuple(
     Case(model, trained, batch_size, clients)
-    for trained in (False, True)
     for model in ("vit-pre-norm", "vit-pre-norm-fixed")
     for batch_size, clients in CLIENTS.items()
+    for trained in (False, True)
 )
 
 
@@ -88,7 +88,7 @@ class Config:
     data: str = "photos"
     cases: tuple[Case, ...] = CASES
     attacks: tuple[str, ...] = (RIVAL, "inverting-gradients", "whitened")
-    seconds: float = 1.5
+    seconds: float = 3.0
     trained: Path = Path("runs/train/vit/epoch-5.safetensors")
     trained_fixed: Path = Path("runs/train/vit-fixed/epoch-5.safetensors")
     seed: int = 0
