@@ -62,7 +62,7 @@ class Client(NamedTuple):
 
     def __str__(self) -> str:
         """The column's label."""
-        return f"{self.images} image{'s' * (self.images > 1)}\n{self.steps} step{'s' * (self.steps > 1)}"
+        return _column(self.images, self.steps)
 
     def fields(self, rate: float) -> dict[str, Any]:
         """Flat fields of the job; one step is a gradient, more are FedAvg."""
@@ -121,6 +121,8 @@ FULL = Size(
 )
 SMOKE = Size((Network("mlp-16"),), (Client(1, epochs=2),), ("none", "top-k:keep=0.5"), 2, 2, 8, 1, 4)
 LOCAL_RATE = 0.01
+_DARKEST = 30.0
+"""Gain in dB from which colors are the same; images of closed forms would leave the others white."""
 _SHOWN = (
     *("network", "trained", "mode", "batch", "local_steps", "defense", "clients", "mean_psnr_db", "control_db"),
     *("gain_db", "gain_low_db", "gain_high_db", "identified", "identified_of", "verdict"),
@@ -233,29 +235,32 @@ def trained(config: Config, size: Size, network: str) -> Path:
 
 
 def plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """A panel for each defense, a line for each network, a column for each kind of client; in color the gain."""
-    networks = list(dict.fromkeys((row["network"], row["trained"], row["mode"] or "") for row in rows))
-    clients = list(dict.fromkeys((row["batch"], row["local_steps"]) for row in rows))
+    """A panel for each defense, a line for each network, a column for each kind of client; in color the gain.
+
+    A cell says the gain in dB, how many clients were identified, and the verdict, if it is one.
+    """
+    networks = sorted({Network(row["network"], row["trained"], row["mode"] or "") for row in rows})
+    clients = sorted({(row["batch"], row["local_steps"]) for row in rows})
     defenses = list(dict.fromkeys(row["defense"] for row in rows))
     size = (1.9 + 0.85 * len(clients) * len(defenses), 1.5 + 0.42 * len(networks))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(defenses), sharey=True, squeeze=False)[0]
-    most = max(row["gain_db"] for row in rows)
+    most = min(max(row["gain_db"] for row in rows), _DARKEST)
     for axes, defense in zip(panels, defenses, strict=True):
         gains = np.full((len(networks), len(clients)), np.nan)
         for row in (row for row in rows if row["defense"] == defense):
-            y = networks.index((row["network"], row["trained"], row["mode"] or ""))
+            y = networks.index(Network(row["network"], row["trained"], row["mode"] or ""))
             x = clients.index((row["batch"], row["local_steps"]))
             gains[y, x] = row["gain_db"]
-            told = {"leaks": "leaks", "traces": "traces", "none": "-", "inconclusive": "?"}[row["verdict"]]
+            told = "" if row["verdict"] == "none" else f" {row['verdict']}"
             axes.text(
-                *(x, y, f"{row['gain_db']:+.1f}\n{told}"),
+                *(x, y, f"{row['gain_db']:+.1f}\n{row['identified']}/{row['identified_of']}{told}"),
                 **{"ha": "center", "va": "center", "fontsize": 7},
                 color="white" if row["gain_db"] > 0.6 * most else "black",
             )
         image = axes.imshow(gains, cmap="Oranges", vmin=0, vmax=most, aspect="auto")
         axes.set_xticks(range(len(clients)), [_column(*client) for client in clients], fontsize=7)
-        axes.set_yticks(range(len(networks)), [str(Network(*network)) for network in networks], fontsize=7)
+        axes.set_yticks(range(len(networks)), [*map(str, networks)], fontsize=7)
         axes.set_title("no defense" if defense == "none" else defense, fontsize=8)
     figure.colorbar(image, label="PSNR over the strongest control [dB]")
     file.parent.mkdir(parents=True, exist_ok=True)
