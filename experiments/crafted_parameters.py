@@ -2,9 +2,12 @@
 
 The limits of the checks lie above the highest values of calibration networks. Other networks, of other seeds and
 trained on other images, show the rates: honest ones, plain and odd, how many are called crafted; crafted ones, how
-many are found, by the tensors alone and with the network, with exact 95 % intervals. Checks that run a network are
-given 64 images that neither saw. `read`: of 16 images of a client, how many the server reads off the update at 20 dB
-or more, on average.
+many are found, by the tensors alone and with the network, with exact 95 % intervals, and the one-sided 95 % bound
+`at_most`. Checks that run a network are given 64 images that neither saw. `read`: of 16 images of a client, how many
+the server reads off the update at 20 dB or more, on average.
+
+`looked at` are honest networks on which an earlier version of the checks raised one false alarm: the check was mended
+on them, so they show no rate. `honest` are others again, more of them and of more kinds.
 
 Camouflaged imprints add noise of some length, relative to the direction of the bins, to every unit's weights: an
 attacker who knows the check.
@@ -25,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from scipy import stats
 
 from experiments import crafting, harness
 from experiments.honest_networks import Group, Honest, networks
@@ -44,7 +48,24 @@ HONEST = (
     *(Group("wide-convnet-64", 13, 0), Group("small-convnet8", 13, 0), Group("lenet", 13, 0)),
     Group("vit-pre-norm", 13, 0),
 )
-"""Groups of honest networks, each once for calibration and once more, with other seeds and images, for the test."""
+"""Groups of honest networks for calibration, and, with other seeds and images, to be looked at."""
+
+TESTED = (
+    *(Group("mlp-64", 44, 60), Group("mlp", 44, 40, adam=True), Group("mlp-256-128", 22, 40)),
+    *(Group("mlp-unbiased-64", 22, 60, adam=True), Group("mlp-128", 22, 60, adam=True)),
+    *(Group("lenet", 11, 60), Group("vit-pre-norm-8-32-1", 11, 60, adam=True)),
+    *(Group("mlp", 52, 0), Group("mlp-1024-512", 13, 0), Group("mlp-512", 26, 0), Group("mlp-unbiased-64", 13, 0)),
+    *(Group("small-convnet8", 13, 0), Group("lenet", 13, 0), Group("wide-convnet-64", 13, 0)),
+    Group("vit-plain-8-32-1", 13, 0),
+)
+"""Groups of honest networks whose false alarms are counted."""
+
+PLANS: dict[str, tuple[tuple[Group, ...], int]] = {
+    "calibration": (HONEST, 0),
+    "looked at": (HONEST, 2),
+    "honest": (TESTED, 12),
+}
+"""Parts of honest networks: their groups and their seed."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +82,7 @@ class Config:
     """
 
     data: str = "cifar10"
-    parts: tuple[str, ...] = ("calibration", "honest", "crafted")
+    parts: tuple[str, ...] = (*PLANS, "crafted")
     scale: float = 1.0
     seed: int = 0
     smoke: bool = False
@@ -113,12 +134,12 @@ def _plan(
 ) -> Iterator[tuple[str, Callable[[], Iterator[Honest | Crafted]]]]:
     """The rows of a part: their names, and how their networks are made."""
     if part != "crafted":
-        for group in HONEST[: 1 if config.smoke else None]:
+        groups, seed = PLANS[part]
+        for group in groups[: 1 if config.smoke else None]:
             sized = group._replace(count=max(1, round(group.count * config.scale)))
             sized = sized._replace(steps=min(sized.steps, 2)) if config.smoke else sized
             how = f"trained, {'Adam' if group.adam else 'SGD'}" if group.steps else "untrained"
-            seed = config.seed + 2 * (part == "honest")
-            yield f"{group.model}, {how}", functools.partial(networks, sized, dataset, seed=seed)
+            yield f"{group.model}, {how}", functools.partial(networks, sized, dataset, seed=config.seed + seed)
         return
     bases = functools.cache(functools.partial(_bases, dataset, seed=config.seed + 5, short=config.smoke))
     for name, craft in attacks(dataset).items():
@@ -241,6 +262,7 @@ def judged(row: dict[str, Any]) -> dict[str, Any]:
         "share": found / total,
         "low": rate.low,
         "high": rate.high,
+        "at_most": float(stats.beta.ppf(0.95, found + 1, total - found)) if found < total else 1.0,
         "by_tensors": sum(bool(checks - set(inspection.NEED_NETWORK)) for checks in called),
         "read": row["read"],
         **{f"highest_{name}": max((of[name] for of in row["values"] if name in of), default=None) for name in names},
@@ -261,7 +283,7 @@ def num_read(model: models.Model, rows: np.ndarray, private: Batch) -> int:
 def with_sums(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows, with those of all honest networks of a part together, and of all published imprints."""
     sums = []
-    for part, begins in (("calibration", ""), ("honest", ""), ("crafted", "imprint,")):
+    for part, begins in (*((honest, "") for honest in PLANS), ("crafted", "imprint,")):
         these = [row for row in rows if row["part"] == part and row["networks"].startswith(begins)]
         if these:
             values = [of for row in these for of in row["values"]]
