@@ -101,8 +101,7 @@ def whitened(
 
     Works: on small Vision Transformers, for two images; exact where `patch-embedding` is certified.
 
-    Fails: without labels, and after few steps. Its weights amplify noise. Defended clients and batches of four or
-    more were not measured.
+    Fails: without labels, and after few steps. Its weights amplify noise; defended clients were not measured.
 
     Args:
       problem: labels are known; any batch size, FedSGD or FedAvg clients.
