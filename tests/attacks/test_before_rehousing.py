@@ -1,11 +1,12 @@
 """Attacks and label rules give what they gave before the package was re-housed (commit 49650b9).
 
-`before_rehousing.json` was recorded by that commit. Three attacks were recorded anew later: spectral matching and See
+`before_rehousing.json` was recorded by that commit. Attacks were recorded anew later: spectral matching and See
 through Gradients, whose distances round differently since they leave out what was not sent (losses differ from the
 first record by 5e-6 of themselves at most), and GIAS, whose shipped generator has been trained on other images.
 Spectral matching was recorded twice more, since it compiles the client's probe once, and since it may fit contrast at
 the end, which it does not here (the same losses, bit for bit). All three were recorded once more since small
 convolutions are matrix products on a CPU (the same losses, but for 1e-5 of themselves at most in spectral matching).
+Unmixed features were recorded anew since their components run until they stay (the same losses, but for 1e-7).
 Four were recorded anew for the compiler flags that tests have now; with those of before, all were equal bit for bit.
 On the same kind of machine and version of jaxlib results are equal bit for bit; elsewhere, where compilers round
 differently, attack losses agree after a few steps.
