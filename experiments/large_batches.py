@@ -14,6 +14,7 @@ Smoke:    python -m experiments.large_batches --smoke
 Measured: see experiments/details/large-batches.md
 """
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -80,17 +81,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dataset = data.load(config.data, split="test", size=config.size)
     rows = harness.kept_rows(config.json)
     done = {tuple(row[key] for key in KEYS) for row in rows}
-    for network, seconds_per_image in config.networks:
-        for batch_size in config.batch_sizes:
-            for attack in config.attacks:
-                setting = (network, attack, batch_size, seconds_per_image, config.size, Path(config.data).stem)
-                if (*setting, config.seed) in done:
-                    continue
-                facts = dict(zip(KEYS, (*setting, config.seed)))
-                rows.append({**facts, **measured(config, dataset, network, attack, batch_size, seconds_per_image)})
-                print(f"{network}, B = {batch_size}, {attack}: {rows[-1]['mean_psnr_db']:.1f} dB", flush=True)
-                if config.json is not None:
-                    harness.save(config.json, TITLE, rows)
+    for (network, seconds_per_image), batch_size, attack in itertools.product(
+        config.networks, config.batch_sizes, config.attacks
+    ):
+        setting = (network, attack, batch_size, seconds_per_image, config.size, Path(config.data).stem, config.seed)
+        if setting in done:
+            continue
+        found = measured(config, dataset, network, attack, batch_size, seconds_per_image)
+        rows.append({**dict(zip(KEYS, setting)), **found})
+        print(f"{network}, B = {batch_size}, {attack}: {rows[-1]['mean_psnr_db']:.1f} dB", flush=True)
+        if config.json is not None:
+            harness.save(config.json, TITLE, rows)
     harness.publish(TITLE, rows, json_file=config.json)
 
 
