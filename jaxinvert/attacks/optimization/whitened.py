@@ -61,23 +61,25 @@ from jaxinvert.types import (
 
 _LARGEST_FACTOR = 100.0
 """Of biases and norms, relative to the whole update: some are rounding errors only, like that of a key's bias."""
-_LONGEST = 1024
-"""Longest axis of a kernel that is whitened; a singular basis of a longer one takes longer than the search."""
+_LARGEST = 1024
+"""Shorter side of the largest kernel that is whitened; singular bases of a larger one take longer than the search."""
+_SPANNED = 0.003
+"""Singular values over the largest below which directions count as not spanned: below, float32 does not tell them."""
 
 
 class Bases(NamedTuple):
-    """Singular bases of one kernel's gradient `[m, n]`, and its singular values over the largest.
+    """Singular bases of one kernel's gradient `[m, n]`, of rank at most `k = min(m, n)`.
 
     Attributes:
-      left: `[m, m]`; `None` for an axis that is not whitened.
-      right: `[n, n]`, likewise.
-      sizes: two arrays `[m]` and `[n]`, padded with zeros.
+      left: `[m, k]`, with zeros for directions that are hardly spanned.
+      right: `[n, k]`, likewise.
+      sizes: `[k]`, singular values over the largest, zero for the same directions.
       scale: `[]`, one over the largest singular value.
     """
 
-    left: Array | None
-    right: Array | None
-    sizes: tuple[Array, Array]
+    left: Array
+    right: Array
+    sizes: Array
     scale: Array
 
 
@@ -157,15 +159,14 @@ def whitened(
 
 
 def bases_of(update: Update) -> list[Bases | Array]:
-    """For every tensor of an update the `Bases` of a kernel, or the factor `[]` of a bias."""
+    """For every tensor of an update the `Bases` of a kernel, or the factor `[]` of a bias or a very large kernel."""
     whole = tree_norm(update)
 
-    def of_kernel(leaf: Array) -> Bases:
+    def of_kernel(leaf: Array) -> Bases | Array:
         matrix = leaf.reshape(-1, leaf.shape[-1])
-        (left, of_rows), (right, of_columns) = _basis(matrix), _basis(matrix.T)
-        largest = jnp.maximum(jnp.max(of_rows), jnp.max(of_columns))
-        scale = jnp.where(largest > 0, 1 / jnp.where(largest > 0, largest, 1.0), 0.0)
-        return Bases(left, right, (of_rows * scale, of_columns * scale), scale)
+        if min(matrix.shape) > _LARGEST:
+            return of_bias(leaf)
+        return _bases(matrix) if len(matrix) >= matrix.shape[1] else _transposed(_bases(matrix.T))
 
     def of_bias(leaf: Array) -> Array:
         norm, most = tree_norm(leaf), _LARGEST_FACTOR / jnp.where(whole > 0, whole, 1.0)
@@ -174,26 +175,34 @@ def bases_of(update: Update) -> list[Bases | Array]:
     return [of_kernel(leaf) if leaf.ndim > 1 else of_bias(leaf) for leaf in jax.tree.leaves(update)]
 
 
-def _basis(matrix: Array) -> tuple[Array | None, Array]:
-    """Left singular vectors `[m, m]` of a matrix `[m, n]` and the singular values `[m]`; none of a long axis."""
-    if len(matrix) > _LONGEST:
-        return None, jnp.zeros(len(matrix), matrix.dtype)
-    squares, vectors = jnp.linalg.eigh(matrix @ matrix.T)
-    return vectors, jnp.sqrt(jnp.maximum(squares, 0.0))
+def _bases(matrix: Array) -> Bases:
+    """Of a matrix that is not wider than high."""
+    squares, right = jnp.linalg.eigh(matrix.T @ matrix)
+    values = jnp.sqrt(jnp.maximum(squares, 0.0))
+    largest = jnp.max(values)
+    scale = jnp.where(largest > 0, 1 / jnp.where(largest > 0, largest, 1.0), 0.0)
+    spanned = values * scale > _SPANNED
+    left = matrix @ right * jnp.where(spanned, 1 / jnp.where(spanned, values, 1.0), 0.0)[None]
+    return Bases(left, right * spanned[None], jnp.where(spanned, values * scale, 0.0), scale)
+
+
+def _transposed(bases: Bases) -> Bases:
+    return bases._replace(left=bases.right, right=bases.left)
 
 
 def whiten(update: Update, bases: list[Bases | Array], epsilon: Scalar) -> list[Array]:
-    """`W g` for every tensor of an update."""
+    """`W g` for every tensor of an update, back in the axes of its kernel: a distance is the same there."""
 
-    def power(sizes: Array) -> Array:
-        return (jnp.square(sizes) + jnp.square(epsilon)) ** -0.25
+    def weighed(basis: Array, sizes: Array, matrix: Array) -> Array:
+        """The rows of a matrix weighed by the singular values of their directions, which rows outside lack."""
+        unspanned = jnp.asarray(epsilon) ** -0.5
+        inside = (jnp.square(sizes) + jnp.square(epsilon)) ** -0.25 - unspanned
+        return unspanned * matrix + basis @ (inside[:, None] * (basis.T @ matrix))
 
     def one(leaf: Array, basis: Bases | Array) -> Array:
         if not isinstance(basis, Bases):
             return leaf * basis
         matrix = leaf.reshape(-1, leaf.shape[-1]) * basis.scale
-        rows, columns = basis.sizes
-        matrix = matrix if basis.left is None else power(rows)[:, None] * (basis.left.T @ matrix)
-        return matrix if basis.right is None else (matrix @ basis.right) * power(columns)[None]
+        return weighed(basis.right, basis.sizes, weighed(basis.left, basis.sizes, matrix).T).T
 
     return [one(leaf, basis) for leaf, basis in zip(jax.tree.leaves(update), bases, strict=True)]

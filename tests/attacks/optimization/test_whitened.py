@@ -46,12 +46,24 @@ def test_what_the_observed_update_does_not_span_counts_most():
     assert distance(beyond) > 20 * distance(along)
 
 
-def test_a_long_axis_is_not_whitened():
-    (bases,) = bases_of([jnp.ones((1025, 2))])
-    assert bases.left is None
-    (whole,) = whiten([jnp.ones((1025, 2))], [bases], 0.01)
-    assert whole.shape == (1025, 2)
-    assert np.all(np.isfinite(whole))
+def test_axes_of_any_length_give_what_full_bases_give():
+    rng, epsilon = np.random.default_rng(1), 0.05
+    for shape in ((3, 3, 4, 5), (6, 40)):
+        observed, moved = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for _ in range(2))
+        (found,) = whiten([moved], bases_of([observed]), epsilon)
+        left, sizes, right = np.linalg.svd(np.asarray(observed).reshape(-1, shape[-1]))
+        rows, columns = (
+            (np.pad(sizes / sizes[0], (0, len(basis) - len(sizes))) ** 2 + epsilon**2) ** -0.25
+            for basis in (left, right)
+        )
+        expected = left @ np.diag(rows) @ left.T @ np.asarray(moved).reshape(-1, shape[-1]) / sizes[0]
+        np.testing.assert_allclose(found, expected @ right.T @ np.diag(columns) @ right, rtol=1e-3, atol=1e-4)
+
+
+def test_a_very_large_kernel_is_compared_at_unit_norm(monkeypatch):
+    monkeypatch.setitem(bases_of.__globals__, "_LARGEST", 3)
+    (whole,) = whiten([jnp.ones((4, 4))], bases_of([jnp.ones((4, 4))]), 0.01)
+    np.testing.assert_allclose(np.linalg.norm(whole), 1.0, rtol=1e-6)
 
 
 def client_of(name, batch_size):
