@@ -13,7 +13,7 @@ from jaxinvert.audit.running import Show, attack, found_in
 from jaxinvert.audit.scoring import Ground, Scores, score
 from jaxinvert.defenses.registry import NONE
 from jaxinvert.jobs import JobConfig
-from jaxinvert.jobs.automatic import AUTO, SEARCH
+from jaxinvert.jobs.automatic import AUTO, search_for
 
 
 def attack_and_score(
@@ -86,8 +86,8 @@ def blind_attack(
     if not task.program.iterates or not config.attacker.entry.traits.simulates:
         return None
     if config.attacker.attack == AUTO:  # a closed form would read the update
-        config = config.replace(attack=SEARCH)
-    if config.attacker.attack == SEARCH:
+        config = config.replace(attack=search_for(config))
+    if config.attacker.attack in ("spectral", "whitened"):
         # The weight of its prior is proportional to the mismatch with the update. Without an update only rounding
         # errors move the search, and Adam scales them up like any gradient: use the start as the prior's image.
         config = config.replace(steps=0)

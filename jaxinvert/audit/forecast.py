@@ -20,7 +20,7 @@ from jaxinvert.audit.results import Scenario
 from jaxinvert.audit.running import reason
 from jaxinvert.audit.utility import train_under
 from jaxinvert.jobs import JobConfig
-from jaxinvert.jobs.automatic import AUTO, SEARCH
+from jaxinvert.jobs.automatic import AUTO, search_for
 
 _MEASURED_ROUNDS = 5
 
@@ -88,7 +88,7 @@ def _attack_seconds(config: JobConfig, task: jobs.Task) -> tuple[float, float]:
     """Seconds of compilation, and of one attack on all clients."""
     program = task.program
     if config.attacker.attack == AUTO:
-        config = config.replace(attack=SEARCH)
+        config = config.replace(attack=search_for(config))
         program = jobs.Program(config, task.model)
     first = jobs.execute(config.replace(steps=min(1, config.search.steps)), program, task.observations)
     if first.num_steps == 0:

@@ -31,7 +31,8 @@ class Audit(jobs.JobConfig):
       data: private data of the simulated clients. Every verdict is possible with as many targets (clients) as the
         page names (usually 9). Split `auto` means `test`, but `private` for the photos: its tiles are disjoint
         parts of the scenes, several per class, while the ten photos of `test` overlap, one per class.
-      attacker: the attack. The default `auto` uses a closed form where one is exact, else spectral matching.
+      attacker: the attack. The default `auto` uses a closed form where one is exact, else whitened
+        or spectral matching.
       file: YAML file with any of these fields (`_` for `-`); flags take precedence over it.
       defenses: defenses to compare, such as `none`, `top-k:keep=0.1`, `clip+gaussian:norm=1,scale=0.01`; each is
         judged by the worst of a naive and an adaptive attacker; see `jaxinvert list`.

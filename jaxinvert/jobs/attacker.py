@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxinvert import labels, models
-from jaxinvert.attacks import objectives
+from jaxinvert.attacks import objectives, registry
 from jaxinvert.attacks.adaptive import adapt
 from jaxinvert.attacks.problem import Problem
 from jaxinvert.defenses.recipe import Parameters
-from jaxinvert.jobs.automatic import AUTO, SharesFn, closed_form_job
+from jaxinvert.jobs.automatic import AUTO, SharesFn, closed_form_job, search_for
 from jaxinvert.jobs.checks import check_rule, check_task
 from jaxinvert.jobs.config import JobConfig
 from jaxinvert.jobs.deployment import Deployment, deployment_of
@@ -176,7 +176,9 @@ class Program:
                 problem.objective or objectives.cosine,
             )
             problem = problem._replace(client_update=simulated, objective=objective)
-        built = self.config.attacker.entry.build(problem, traced.hyperparameters, traced.horizon)
+        attacker = self.config.attacker
+        entry = registry.REGISTRY[search_for(self.config)] if attacker.attack == AUTO else attacker.entry
+        built = entry.build(problem, traced.hyperparameters, traced.horizon)
         if not isinstance(built, Attack):
             return at_precision(built, "highest")
         precision, (init, step, decode) = self.config.search.precision, built

@@ -1,8 +1,9 @@
-"""The attack `auto`: a closed form if the ranks admit one and it explains the update, else spectral matching.
+"""The attack `auto`: a closed form if the ranks admit one and it explains the update, else a search.
 
 The closed form is chosen from facts that the server knows: the network, the batch size, how the client trains and
 defends itself, and the ranks of an update. Its result is accepted for an update if the client, simulated on it, sends
-that update. The remaining updates are attacked by spectral matching.
+that update. The remaining updates are attacked by whitened matching, or by spectral matching where whitening does not
+fit: of updates that a defense made noisy or sparse, of several rounds, and with labels that are optimized, too.
 """
 
 from collections.abc import Callable
@@ -18,15 +19,15 @@ from jaxinvert.attacks.registry import REGISTRY, register
 from jaxinvert.jobs.config import JobConfig
 from jaxinvert.types import Array, Observation, Reconstruction, Shape
 
-AUTO, SEARCH = "auto", "spectral"
+AUTO = "auto"
 register(
     spectral,
     name=AUTO,
-    summary="Closed form if one is exact for the update, else spectral; reports its choice (only as part of a job)",
+    summary="Closed form if one is exact, else whitened or spectral; reports its choice (only as part of a job)",
 )
 REGISTRY[AUTO] = REGISTRY[AUTO]._replace(
-    works="where a closed form is exact for the update, and else where `spectral` does.",
-    fails="where no closed form is exact and `spectral` fails.",
+    works="where a closed form is exact for the update, and else where `whitened` or `spectral` does.",
+    fails="where no closed form is exact and both searches fail.",
 )
 
 _CLOSED_FORMS = ("dense-layer", "dense-chain", "patch-embedding", "exact-batch", "rgap")
@@ -107,6 +108,13 @@ def closed_form_job(config: JobConfig, name: str) -> JobConfig:
     )
 
 
+def search_for(config: JobConfig) -> str:
+    """The attack by which `auto` searches; follows from what the server knows of the clients."""
+    changed = any(name not in _ONLY_SCALE for name in config.defense.chain.names)
+    fits = config.attacker.labels != "joint" and config.observation.rounds == 1 and not changed
+    return "whitened" if fits else "spectral"
+
+
 def search_in_words(config: JobConfig) -> str:
     """A phrase for the search used if no closed form explains the update, and the source of its labels."""
     labels = {
@@ -114,7 +122,7 @@ def search_in_words(config: JobConfig) -> str:
         "restored": f" with labels restored by {config.chosen_label_rule}",
         "joint": " for images and labels jointly",
     }
-    return SEARCH + labels[config.attacker.labels]
+    return search_for(config) + labels[config.attacker.labels]
 
 
 def explained(

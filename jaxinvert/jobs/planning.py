@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from jaxinvert.jobs.attacker import Program
-from jaxinvert.jobs.automatic import AUTO, SEARCH
+from jaxinvert.jobs.automatic import AUTO, search_for
 from jaxinvert.jobs.config import JobConfig
 from jaxinvert.jobs.execute import execute, search_arguments
 from jaxinvert.parallel.devices import device_memory
@@ -58,7 +58,7 @@ def chunk_costs(
       ValueError: if the attack is a closed form, which has no lanes.
     """
     if config.attacker.attack == AUTO:  # only its search has lanes
-        config = config.replace(attack=SEARCH)
+        config = config.replace(attack=search_for(config))
     if not program_for(config).iterates:
         raise ValueError(f"attack {config.attacker.attack!r} is a closed form, which has no restarts to run at once")
     memory = memory or device_memory()

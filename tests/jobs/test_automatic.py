@@ -41,7 +41,7 @@ def test_an_update_that_the_closed_form_does_not_explain_is_searched_for(percept
     execution = executed(PERCEPTRON, perceptron, update=update)
     np.testing.assert_array_equal(execution.reconstructions.info["closed_form"], [True, False])
     np.testing.assert_allclose(execution.reconstructions.inputs[0], perceptron.truth.inputs[0], atol=1e-5)
-    assert execution.choice.endswith("explains 1 of 2 updates; spectral for the others")
+    assert execution.choice.endswith("explains 1 of 2 updates; whitened for the others")
     assert list(execution.history["step"])[-1] == PERCEPTRON.search.steps
 
 
@@ -116,6 +116,25 @@ def test_the_choice_follows_from_network_batch_and_client(changed, taken):
     assert choice.reason
 
 
+@pytest.mark.parametrize(
+    ("changed", "search"),
+    [
+        ({}, "whitened"),
+        ({"labels": "restored"}, "whitened"),
+        ({"client": "fedavg"}, "whitened"),
+        ({"defense": "clip"}, "whitened"),
+        ({"labels": "joint"}, "spectral"),
+        ({"rounds": 2, "server_lr": 0.1}, "spectral"),
+        ({"defense": "percentile-noise"}, "spectral"),
+        ({"defense": "clip+gaussian"}, "spectral"),
+    ],
+)
+def test_noise_is_not_whitened(changed, search):
+    config = PERCEPTRON.replace(**changed)
+    assert automatic.search_for(config) == search
+    assert automatic.search_in_words(config).startswith(search)
+
+
 @pytest.mark.slow
 def test_lanes_are_counted_for_the_search(perceptron):
     """The closed form, which would be timed otherwise, has none."""
@@ -126,7 +145,7 @@ def test_lanes_are_counted_for_the_search(perceptron):
         return jobs.Program(config, perceptron.model)
 
     costs = jobs.chunk_costs(PERCEPTRON.replace(steps=1), program_for, perceptron.observations)
-    assert set(measured) == {"spectral"}
+    assert set(measured) == {"whitened"}
     assert all(cost.steps_per_second > 0 for cost in costs)
 
 

@@ -27,7 +27,7 @@ docs/spectral.md explains the effect of each part; experiments/spectral.py measu
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
@@ -41,7 +41,19 @@ from jaxinvert.attacks.problem import Problem, declare
 from jaxinvert.attacks.schedules import cosine_decay
 from jaxinvert.observation.observe import require
 from jaxinvert.priors import parametrizations, regularizers
-from jaxinvert.types import Array, Attack, AttackInfo, AttackState, Batch, Key, Observation, Reconstruction, Scalar
+from jaxinvert.types import (
+    Array,
+    ArrayTree,
+    Attack,
+    AttackInfo,
+    AttackState,
+    Batch,
+    Key,
+    Objective,
+    Observation,
+    Reconstruction,
+    Scalar,
+)
 
 _SHARES = (0.3, 0.1)
 _SECOND_FROM = 0.5
@@ -49,11 +61,27 @@ _SECOND_FROM = 0.5
 true one while large shapes are found; later it may hold the search where a unit of ReLU has the wrong sign."""
 
 
-class _Biases(NamedTuple):
-    """Carried: whether biases count because kernels do not tell contrast, and the number of steps taken."""
+class Comparison(NamedTuple):
+    """How updates are compared.
+
+    Attributes:
+      init: `observation -> compared`, what a comparison computes once.
+      objective: `(compared, share) -> objective`; of biases that share counts.
+    """
+
+    init: Callable[[Observation], ArrayTree]
+    objective: Callable[[Any, Scalar], Objective]
+
+
+AS_THEY_ARE = Comparison(lambda _: (), lambda _, share: partial(objectives.balanced_cosine, share=share))
+
+
+class _Carried(NamedTuple):
+    """Whether biases count because kernels do not tell contrast, the number of steps taken, and the comparison's."""
 
     blind: Array
     steps: Array
+    compared: ArrayTree
 
 
 @declare("labels", joint_labels=True, every_round=True, adapts=True)
@@ -87,10 +115,36 @@ def spectral(
     Raises:
       ValueError: if labels are optimized, and `guess` makes images nevertheless, which needs known labels.
     """
+    return matching_of_frequencies(
+        problem,
+        AS_THEY_ARE,
+        batch_norm=batch_norm,
+        tv=tv,
+        learning_rate=learning_rate,
+        horizon=horizon,
+        guess=guess,
+        start_images=start_images,
+        name="spectral",
+    )
+
+
+def matching_of_frequencies(
+    problem: Problem,
+    comparison: Comparison,
+    *,
+    batch_norm: Scalar,
+    tv: Scalar,
+    learning_rate: Scalar,
+    horizon: Scalar,
+    guess: Callable[[Problem], Guess | None] = where_readable,
+    start_images: Array | None = None,
+    name: str,
+) -> Attack:
+    """`spectral` with updates compared in any way; its other arguments are those of `spectral`."""
     images = parametrizations.spectrum(problem.batch_shape, around=0.5 if start_images is None else start_images)
     first_images = guess(problem) if start_images is None else None
     if first_images is not None and problem.joint_labels:
-        raise ValueError("spectral: a guess needs known labels, but problem.joint_labels is True")
+        raise ValueError(f"{name}: a guess needs known labels, but problem.joint_labels is True")
 
     parametrization = problem.with_soft_labels(images) if problem.joint_labels else images
 
@@ -101,9 +155,9 @@ def spectral(
         assert first_images is not None
         return parametrizations.near(key, first_images(observation))
 
-    def built(share: Scalar) -> Attack:
-        objective = problem.objective or partial(objectives.balanced_cosine, share=share)
-        unexplained = observation_distance(problem, objective, batch_norm=batch_norm, name="spectral")
+    def built(compared: ArrayTree, share: Scalar) -> Attack:
+        objective = problem.objective or comparison.objective(compared, share)
+        unexplained = observation_distance(problem, objective, batch_norm=batch_norm, name=name)
         return search_inputs(
             lambda observation, batch: unexplained(observation, batch) * roughness(batch.inputs),
             optimizer=optax.chain(
@@ -112,33 +166,30 @@ def spectral(
             ),
             parametrization=parametrization,
             start=start if first_images else None,
-            name="spectral",
+            name=name,
         )
 
     if problem.objective is not None:
-        return built(0.0)
+        return built((), 0.0)
 
     def init(key: Key, observation: Observation) -> AttackState:
-        carried = _Biases(kernels_are_blind(problem, observation), jnp.zeros((), jnp.int32))
-        return built(0.0).init(key, observation)._replace(carried=carried)
+        blind, compared = kernels_are_blind(problem, observation), comparison.init(observation)
+        carried = _Carried(blind, jnp.zeros((), jnp.int32), compared)
+        return built(compared, 0.0).init(key, observation)._replace(carried=carried)
 
     def step(key: Key, state: AttackState, observation: Observation) -> tuple[AttackState, AttackInfo]:
-        blind, steps = state.carried
+        blind, steps, compared = state.carried
         second_from = jnp.ceil(_SECOND_FROM * jnp.asarray(horizon))
         share = blind * jnp.where(steps < second_from, *_SHARES)
         # Losses under two shares are not comparable: the best is sought anew.
         best_loss = jnp.where(blind & (steps == second_from), jnp.inf, state.best_loss).astype(state.best_loss.dtype)
-        state, info = built(share).step(key, state._replace(best_loss=best_loss), observation)
-        return state._replace(carried=_Biases(blind, steps + 1)), info
+        state, info = built(compared, share).step(key, state._replace(best_loss=best_loss), observation)
+        return state._replace(carried=_Carried(blind, steps + 1, compared)), info
 
     def decode(state: AttackState, observation: Observation) -> Reconstruction:
-        found = built(0.0).decode(state, observation)
+        found = built(state.carried.compared, 0.0).decode(state, observation)
         decoded = parametrization.decode(state.best_variables)
-        batch = (
-            decoded
-            if isinstance(decoded, Batch)
-            else Batch(decoded, require(observation, "labels", attack="spectral"))
-        )
+        batch = decoded if isinstance(decoded, Batch) else Batch(decoded, require(observation, "labels", attack=name))
 
         def at_fitted_contrast() -> Reconstruction:
             inputs, distance = with_fitted_contrast(problem, observation, batch)

@@ -25,27 +25,28 @@ What the update of a Vision Transformer determines, for `B` images of `T` patche
 For the last line: every token is `x W + b + e_t`, up to a norm, so those of all images lie in the span of `p + T`
 vectors, and as soon as `T (B - 1) >= p` the client's own span all of it (`experiments/vit_spans.py`).
 
-Biases and parameters of norms are compared at unit norm. Parametrization, optimizer, prior and first guess are those
-of `spectral`.
+Behind convolutions each kernel keeps the norm of its gradient, `W g*_l` being multiplied by one number: which layers
+tell most is in these norms. Behind attention they are those of the few common directions, and every kernel counts by
+its rank. Whether there is attention is read off the network (`nn.dependence`). Biases and parameters of norms count
+as in `spectral`, behind attention always. Parametrization, optimizer, prior, first guess and contrast are those of
+`spectral`.
 
 References:
   Gupta, Koren, Singer: Shampoo: Preconditioned Stochastic Tensor Optimization. ICML 2018, arXiv:1802.09568: the same
   powers, for training.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxinvert.attacks import objectives
 from jaxinvert.attacks.closed_form.april import where_exact
-from jaxinvert.attacks.initial_guess import where_readable
-from jaxinvert.attacks.matching import observation_distance, search_inputs
+from jaxinvert.attacks.initial_guess import gray_noise, where_readable
+from jaxinvert.attacks.optimization.spectral import Comparison, matching_of_frequencies
 from jaxinvert.attacks.problem import Problem, declare
-from jaxinvert.attacks.schedules import cosine_decay
-from jaxinvert.priors import parametrizations, regularizers
+from jaxinvert.nn.dependence import multiplies_activations
 from jaxinvert.trees import tree_norm
 from jaxinvert.types import (
     Array,
@@ -53,14 +54,14 @@ from jaxinvert.types import (
     AttackInfo,
     AttackState,
     Key,
+    Objective,
     Observation,
     Reconstruction,
     Scalar,
+    SolveFn,
     Update,
 )
 
-_LARGEST_FACTOR = 100.0
-"""Of biases and norms, relative to the whole update: some are rounding errors only, like that of a key's bias."""
 _LARGEST = 1024
 """Shorter side of the largest kernel that is whitened; singular bases of a larger one take longer than the search."""
 _SPANNED = 0.003
@@ -83,73 +84,122 @@ class Bases(NamedTuple):
     scale: Array
 
 
-class _Carried(NamedTuple):
-    """The bases of every tensor, and what the closed form found, where there is one."""
+class Weights(NamedTuple):
+    """How the tensors of an update count.
 
-    bases: list[Bases | Array]
-    exact: Reconstruction | None
+    Attributes:
+      times_epsilon: factor of the size below which singular values count alike.
+      norms_stay: whether each kernel keeps the norm that its gradient has. Else each one has that of its rank.
+      biases: norm of all biases and norms together, relative to that of the kernels, at least.
+    """
+
+    times_epsilon: float
+    norms_stay: bool
+    biases: float
 
 
-@declare("labels")
+WITHOUT_ATTENTION, WITH_ATTENTION = Weights(1.0, True, 0.0), Weights(10.0, False, 0.6)
+
+
+class _Compared(NamedTuple):
+    """The bases of every tensor, and the observed update as it is compared, before biases are weighed."""
+
+    bases: list[Bases | None]
+    observed: list[Array]
+
+
+@declare("labels", joint_labels=True, adapts=True)
 def whitened(
     problem: Problem,
     *,
-    epsilon: Scalar = 0.1,
+    epsilon: Scalar = 0.01,
+    batch_norm: Scalar = 1.0,
     tv: Scalar = 1.0,
     learning_rate: Scalar = 0.2,
     horizon: Scalar = 1000,
 ) -> Attack:
     """Whitened matching: spectral matching with gradients compared in their singular bases; this library's own.
 
-    Works: on small Vision Transformers, for two images; exact where `patch-embedding` is certified.
+    Works: for photographs behind convolutional networks, deep ones included, and for two images behind a small Vision
+    Transformer; exact where `patch-embedding` is certified.
 
-    Fails: without labels, and after few steps. Its weights amplify noise; defended clients were not measured.
+    Fails: after few steps, and under noise, which its weights amplify.
 
     Args:
-      problem: labels are known; any batch size, FedSGD or FedAvg clients.
-      epsilon: size below which singular values count alike, relative to the largest.
+      problem: labels are known or optimized; any batch size, FedSGD or FedAvg clients.
+      epsilon: size below which singular values count alike, relative to the largest; ten times that behind attention.
+      batch_norm: weight of the running statistics, if the attacker sees them.
       tv: weight of the total variation, of pixels in [0, 1], in the exponent.
       learning_rate: of Adam, in units of the spectrum of photographs.
       horizon: number of steps over which the learning rate decays.
     """
-    images = parametrizations.spectrum(problem.batch_shape)
-    first_images, closed_form = where_readable(problem), where_exact(problem)
+    weights = weights_for(problem)
+    search = matching_of_frequencies(
+        problem,
+        in_singular_bases(weights, weights.times_epsilon * epsilon),
+        batch_norm=batch_norm,
+        tv=tv,
+        learning_rate=learning_rate,
+        horizon=horizon,
+        guess=gray_noise if problem.joint_labels else where_readable,
+        name="whitened",
+    )
+    closed_form = where_exact(problem)
+    return search if closed_form is None or problem.objective else _exact_where_certified(search, closed_form)
 
-    def start(key: Key, observation: Observation) -> Array:
-        assert first_images is not None
-        return parametrizations.near(key, first_images(observation))
 
-    def built(bases: list[Bases | Array]) -> Attack:
+def weights_for(problem: Problem) -> Weights:
+    """How gradients of the problem's network are weighed; reads the network alone."""
+    params = jax.eval_shape(problem.model.init, jax.random.key(0))
+    inputs = jax.ShapeDtypeStruct(problem.batch_shape, jnp.float32)
+    attention = multiplies_activations(problem.model.apply, params, inputs)
+    return WITH_ATTENTION if attention else WITHOUT_ATTENTION
+
+
+def in_singular_bases(weights: Weights, epsilon: Scalar) -> Comparison:
+    """Updates compared by the cosine of `W g` and `W g*`."""
+
+    def init(observation: Observation) -> _Compared:
+        bases = bases_of(observation.update)
+        return _Compared(bases, whiten(observation.update, bases, epsilon))
+
+    def objective(compared: _Compared, share: Scalar) -> Objective:
         def unexplained(simulated: Update, observed: Update) -> Array:
-            return objectives.cosine(*(whiten(update, bases, epsilon) for update in (simulated, observed)))
+            pair = whiten(simulated, compared.bases, epsilon), compared.observed
+            if weights.norms_stay:
+                factors = [
+                    tree_norm(leaf) / jnp.where((norm := tree_norm(white)) == 0, 1.0, norm)
+                    for leaf, white in zip(jax.tree.leaves(observed), compared.observed, strict=True)
+                ]
+                pair = [[leaf * by for leaf, by in zip(leaves, factors)] for leaves in pair]
+            return objectives.balanced_cosine(*pair, share=jnp.maximum(share, weights.biases))
 
-        distance = observation_distance(problem, unexplained, name="whitened")
-        return search_inputs(
-            lambda observation, batch: (
-                distance(observation, batch) * jnp.exp(tv * regularizers.total_variation(batch.inputs))
-            ),
-            optimizer=optax.chain(
-                optax.scale_by_adam(b2=0.95, eps=1e-12),
-                optax.scale_by_learning_rate(cosine_decay(learning_rate, horizon)),
-            ),
-            parametrization=images,
-            start=start if first_images else None,
-            name="whitened",
-        )
+        return unexplained
+
+    return Comparison(init, objective)
+
+
+class _WithExact(NamedTuple):
+    """What the search carries, and what the closed form found."""
+
+    searched: Any
+    exact: Reconstruction
+
+
+def _exact_where_certified(search: Attack, closed_form: SolveFn) -> Attack:
+    """The closed form's image where it is certified, else that of the search."""
 
     def init(key: Key, observation: Observation) -> AttackState:
-        bases = bases_of(observation.update)
-        exact = None if closed_form is None else closed_form(key, observation)
-        return built(bases).init(key, observation)._replace(carried=_Carried(bases, exact))
+        state = search.init(key, observation)
+        return state._replace(carried=_WithExact(state.carried, closed_form(key, observation)))
 
     def step(key: Key, state: AttackState, observation: Observation) -> tuple[AttackState, AttackInfo]:
-        return built(state.carried.bases).step(key, state, observation)
+        moved, info = search.step(key, state._replace(carried=state.carried.searched), observation)
+        return moved._replace(carried=state.carried._replace(searched=moved.carried)), info
 
     def decode(state: AttackState, observation: Observation) -> Reconstruction:
-        found, exact = built(state.carried.bases).decode(state, observation), state.carried.exact
-        if exact is None:
-            return found
-        certified = exact.info["certified"]
+        found = search.decode(state._replace(carried=state.carried.searched), observation)
+        exact, certified = state.carried.exact, state.carried.exact.info["certified"]
         return found._replace(
             inputs=jnp.where(certified, exact.inputs, found.inputs),
             attack_loss=jnp.where(certified, exact.attack_loss, found.attack_loss),
@@ -158,21 +208,25 @@ def whitened(
     return Attack(init, step, decode)
 
 
-def bases_of(update: Update) -> list[Bases | Array]:
-    """For every tensor of an update the `Bases` of a kernel, or the factor `[]` of a bias or a very large kernel."""
-    whole = tree_norm(update)
+def bases_of(update: Update) -> list[Bases | None]:
+    """For every tensor of an update the `Bases` of a kernel, without any direction if it is very large, or `None`."""
 
-    def of_kernel(leaf: Array) -> Bases | Array:
-        matrix = leaf.reshape(-1, leaf.shape[-1])
+    def of_kernel(leaf: Array) -> Bases:
+        matrix = _as_matrix(leaf)
         if min(matrix.shape) > _LARGEST:
-            return of_bias(leaf)
+            norm = tree_norm(matrix)
+            nothing = (jnp.zeros((*shape, 0), matrix.dtype) for shape in ((len(matrix),), (matrix.shape[1],), ()))
+            return Bases(*nothing, scale=jnp.where(norm > 0, 1 / jnp.where(norm > 0, norm, 1.0), 0.0))
         return _bases(matrix) if len(matrix) >= matrix.shape[1] else _transposed(_bases(matrix.T))
 
-    def of_bias(leaf: Array) -> Array:
-        norm, most = tree_norm(leaf), _LARGEST_FACTOR / jnp.where(whole > 0, whole, 1.0)
-        return jnp.minimum(1 / jnp.where(norm > 0, norm, 1.0), most)
+    return [of_kernel(leaf) if leaf.ndim > 1 else None for leaf in jax.tree.leaves(update)]
 
-    return [of_kernel(leaf) if leaf.ndim > 1 else of_bias(leaf) for leaf in jax.tree.leaves(update)]
+
+def _as_matrix(leaf: Array) -> Array:
+    """A kernel as `[m, n]`, at least in float32: outputs are the longer one of its first and last axis."""
+    wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    first, last = leaf.shape[0], leaf.shape[-1]
+    return wide.reshape(first, -1) if first > last else wide.reshape(-1, last)
 
 
 def _bases(matrix: Array) -> Bases:
@@ -190,8 +244,11 @@ def _transposed(bases: Bases) -> Bases:
     return bases._replace(left=bases.right, right=bases.left)
 
 
-def whiten(update: Update, bases: list[Bases | Array], epsilon: Scalar) -> list[Array]:
-    """`W g` for every tensor of an update, back in the axes of its kernel: a distance is the same there."""
+def whiten(update: Update, bases: list[Bases | None], epsilon: Scalar) -> list[Array]:
+    """`W g` for every tensor of an update, back in the axes of its kernel: distances are the same there.
+
+    Biases stay as they are.
+    """
 
     def weighed(basis: Array, sizes: Array, matrix: Array) -> Array:
         """The rows of a matrix weighed by the singular values of their directions, which rows outside lack."""
@@ -199,10 +256,10 @@ def whiten(update: Update, bases: list[Bases | Array], epsilon: Scalar) -> list[
         inside = (jnp.square(sizes) + jnp.square(epsilon)) ** -0.25 - unspanned
         return unspanned * matrix + basis @ (inside[:, None] * (basis.T @ matrix))
 
-    def one(leaf: Array, basis: Bases | Array) -> Array:
-        if not isinstance(basis, Bases):
-            return leaf * basis
-        matrix = leaf.reshape(-1, leaf.shape[-1]) * basis.scale
+    def one(leaf: Array, basis: Bases | None) -> Array:
+        if basis is None:
+            return leaf
+        matrix = _as_matrix(leaf) * basis.scale
         return weighed(basis.right, basis.sizes, weighed(basis.left, basis.sizes, matrix).T).T
 
     return [one(leaf, basis) for leaf, basis in zip(jax.tree.leaves(update), bases, strict=True)]

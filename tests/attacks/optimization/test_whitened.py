@@ -8,9 +8,17 @@ import pytest
 from jaxinvert import clients, metrics, models, search
 from jaxinvert.attacks import Problem, objectives, whitened
 from jaxinvert.attacks.closed_form.april import where_exact
-from jaxinvert.attacks.optimization.whitened import bases_of, whiten
+from jaxinvert.attacks.optimization.whitened import (
+    WITH_ATTENTION,
+    WITHOUT_ATTENTION,
+    Weights,
+    bases_of,
+    in_singular_bases,
+    weights_for,
+    whiten,
+)
 from jaxinvert.observation.observe import observe
-from jaxinvert.types import Batch
+from jaxinvert.types import Batch, Observation
 
 IMAGE = (8, 8, 3)
 
@@ -24,7 +32,7 @@ def an_update():
 def test_singular_values_become_one_and_an_undefined_tensor_stays_zero():
     observed, epsilon = an_update(), 0.01
     bias, kernel = whiten(observed, bases_of(observed), epsilon)
-    np.testing.assert_allclose(bias, [0.6, 0.8], rtol=1e-6)
+    np.testing.assert_array_equal(bias, observed["bias"])
     sizes = np.linalg.svd(np.asarray(observed["kernel"]), compute_uv=False)[:2]
     relative = sizes / sizes[0]
     expected = relative / np.sqrt(relative**2 + epsilon**2)
@@ -39,8 +47,10 @@ def test_what_the_observed_update_does_not_span_counts_most():
     bases = bases_of(observed)
 
     def distance(direction):
-        moved = {**observed, "kernel": observed["kernel"] + 0.01 * sizes[0] * direction}
-        return float(objectives.cosine(whiten(moved, bases, 0.01), whiten(observed, bases, 0.01)))
+        moved = {"kernel": observed["kernel"] + 0.01 * sizes[0] * direction}
+        return float(
+            objectives.cosine(whiten(moved, bases[1:], 0.01), whiten({"kernel": observed["kernel"]}, bases[1:], 0.01))
+        )
 
     along, beyond = np.outer(left[:, 0], right[1]), np.outer(left[:, 3], right[4])
     assert distance(beyond) > 20 * distance(along)
@@ -60,10 +70,39 @@ def test_axes_of_any_length_give_what_full_bases_give():
         np.testing.assert_allclose(found, expected @ right.T @ np.diag(columns) @ right, rtol=1e-3, atol=1e-4)
 
 
-def test_a_very_large_kernel_is_compared_at_unit_norm(monkeypatch):
+def test_layouts_of_other_libraries_are_whitened_alike():
+    """PyTorch's `[O, I, H, W]` has the outputs first."""
+    rng = np.random.default_rng(2)
+    observed, moved = (jnp.asarray(rng.standard_normal((3, 3, 4, 8)), jnp.float32) for _ in range(2))
+    there = [jnp.transpose(leaf, (3, 2, 0, 1)) for leaf in (observed, moved)]
+    lengths = [
+        np.linalg.norm(whiten([b], bases_of([a]), 0.01)[0]) for a, b in ((observed, moved), (there[0], there[1]))
+    ]
+    np.testing.assert_allclose(lengths[0], lengths[1], rtol=1e-4)
+
+
+def test_a_very_large_kernel_is_not_whitened(monkeypatch):
     monkeypatch.setitem(bases_of.__globals__, "_LARGEST", 3)
-    (whole,) = whiten([jnp.ones((4, 4))], bases_of([jnp.ones((4, 4))]), 0.01)
-    np.testing.assert_allclose(np.linalg.norm(whole), 1.0, rtol=1e-6)
+    (whole,) = whiten([2 * jnp.eye(4)], bases_of([2 * jnp.eye(4)]), 0.01)
+    np.testing.assert_allclose(whole, 50 * jnp.eye(4), rtol=1e-6)
+
+
+@pytest.mark.parametrize("norms_stay", [True, False])
+def test_a_kernel_keeps_its_norm_or_that_of_its_rank(norms_stay):
+    update = an_update()
+    seen = Observation(params=None, update=update, num_examples=1)
+    compare = in_singular_bases(Weights(1.0, norms_stay, 0.0), 0.01)
+    compared = compare.init(seen)
+    assert float(compare.objective(compared, 0.0)(update, update)) < 1e-6
+    other = jax.tree.map(lambda leaf: leaf[::-1], update)
+    alone, with_biases = (float(compare.objective(compared, share)(other, update)) for share in (0.0, 0.5))
+    assert alone > 0.1
+    assert with_biases != alone
+
+
+def test_weights_follow_from_the_network():
+    assert weights_for(client_of("vit-pre-norm-fixed-4-16-1", 2)) == WITH_ATTENTION
+    assert weights_for(client_of("small-convnet", 2)) == WITHOUT_ATTENTION
 
 
 def client_of(name, batch_size):
