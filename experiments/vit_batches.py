@@ -37,8 +37,6 @@ from jaxinvert.clients import fedsgd
 from jaxinvert.observation.observe import observe
 from jaxinvert.types import Array, Attack, Batch, Observation, Reconstruction
 
-RIVAL = "spectral"
-"""The attack that gains are over."""
 _WARM_UP = 3
 """Steps that are timed."""
 
@@ -76,8 +74,10 @@ class Config:
     Attributes:
       data: data set by name, folder or npz.
       cases: clients.
-      attacks: by name; the rival first.
+      attacks: by name; gains are over the first one.
+      tv: weight of the total variation of `inverting-gradients`; by default the registry's.
       seconds: processor seconds for one image of one client.
+      null: whether random updates are attacked, too.
       trained: parameters of the trained network with learnable positions.
       trained_fixed: those of the one with fixed positions.
       seed: of networks, images and starts.
@@ -87,8 +87,10 @@ class Config:
 
     data: str = "photos"
     cases: tuple[Case, ...] = CASES
-    attacks: tuple[str, ...] = (RIVAL, "inverting-gradients", "whitened")
+    attacks: tuple[str, ...] = ("spectral", "inverting-gradients", "whitened")
+    tv: float | None = None
     seconds: float = 3.0
+    null: bool = True
     trained: Path = Path("runs/train/vit/epoch-5.safetensors")
     trained_fixed: Path = Path("runs/train/vit-fixed/epoch-5.safetensors")
     seed: int = 0
@@ -125,40 +127,46 @@ def measure(config: Config, dataset: data.Dataset, case: Case) -> list[dict[str,
     model = models.create(case.model, like=dataset)
     problem = Problem(fedsgd(model.loss), model, case.batch_size)
     chosen, observations = make_clients(config, dataset, case, problem)
-    truth, psnr_of, rows = dataset.images[chosen], {}, []
+    truth, psnr_of, rows, rival = dataset.images[chosen], {}, [], config.attacks[0]
     for name in config.attacks:
-        attack = Timed(name, problem, observations[0], budget=config.seconds * case.batch_size)
+        settings = {} if config.tv is None or name != "inverting-gradients" else {"tv": config.tv}
+        attack = Timed(name, settings, problem, observations[0], budget=config.seconds * case.batch_size)
         found, of_noise = [], []
         for number, observation in enumerate(observations):
             key = jax.random.key(number)
             found.append(np.asarray(attack.solve(key, observation).inputs))
-            of_noise.append(np.asarray(attack.solve(key, random_update(key, observation)).inputs))
-        psnr, null = (
-            np.stack([metrics.evaluate(*pair).psnr_db for pair in zip(inputs, truth)]) for inputs in (found, of_noise)
-        )
+            if config.null:
+                of_noise.append(np.asarray(attack.solve(key, random_update(key, observation)).inputs))
+        psnr = decibels(found, truth)
+        null = decibels(of_noise, truth) if config.null else None
         psnr_of[name] = psnr
         rows.append(
             {
                 **case._asdict(),
                 "attack": name,
                 "steps": attack.steps,
-                "seconds": attack.seconds / (2 * len(observations)),
+                "seconds": attack.seconds / (len(found) + len(of_noise)),
                 "mean_db": float(psnr.mean()),
                 "min_db": float(psnr.min()),
                 "max_db": float(psnr.max()),
                 "above_20_db": float(np.mean(psnr > 20)),
                 "identified": identified(found, dataset, chosen),
                 "chance": case.batch_size / len(dataset.images),
-                "null_db": float(null.mean()),
-                "null_identified": identified(of_noise, dataset, chosen),
-                **interval("above_null", psnr - null),
-                **interval("gain", psnr - psnr_of[RIVAL] if name != RIVAL and RIVAL in psnr_of else None),
+                "null_db": None if null is None else float(null.mean()),
+                "null_identified": None if null is None else identified(of_noise, dataset, chosen),
+                **interval("above_null", None if null is None else psnr - null),
+                **interval("gain", psnr - psnr_of[rival] if name != rival else None),
                 "seed": config.seed,
                 "budget": config.seconds,
             }
         )
         print(f"  {name}: {rows[-1]['steps']} steps, {rows[-1]['mean_db']:.1f} dB", flush=True)
     return rows
+
+
+def decibels(found: Sequence[np.ndarray], truth: np.ndarray) -> np.ndarray:
+    """PSNR of every image, `[T, B]`."""
+    return np.stack([metrics.evaluate(*pair).psnr_db for pair in zip(found, truth)])
 
 
 def make_clients(
@@ -187,9 +195,11 @@ class Timed:
       seconds: of the processor, for all searches so far.
     """
 
-    def __init__(self, name: str, problem: Problem, observation: Observation, *, budget: float) -> None:
+    def __init__(
+        self, name: str, settings: dict[str, float], problem: Problem, observation: Observation, *, budget: float
+    ) -> None:
         def built(horizon: Array) -> Attack:
-            return registry.REGISTRY[name].build(problem, {}, horizon)  # type: ignore[return-value]
+            return registry.REGISTRY[name].build(problem, settings, horizon)  # type: ignore[return-value]
 
         self._init = jax.jit(lambda key, seen, horizon: built(horizon).init(key, seen))
         self._step = jax.jit(lambda key, state, seen, horizon: built(horizon).step(key, state, seen)[0])
