@@ -1,13 +1,13 @@
-"""Batches of 16 to 128 images by optimization: spectral matching beside Inverting Gradients at equal processor time.
+"""Batches of 16 to 128 images by optimization: our attacks beside Inverting Gradients at equal processor time.
 
 Setting: one FedSGD client for each row with an untrained network, images of 16 pixels (two cores demand it), drawn
 without replacement, so that labels repeat. Every attack has `seconds_per_image` of processor time for each image of
 the batch, its start included; a trial of a few steps tells how many steps these are, and its schedule is laid out for
 them. Compilation counts for none. `spectral` starts from its guess, which tells classes apart but not images of one
-class; `spectral, gray noise` does without; `spectral, restored labels` is told no labels and counts the classes by
-the rule `moments`. Images are matched one-to-one; `identified` is the share that picks out its image among all of
-the data set (`audit.identified`). `image_steps_per_second` of processor time is flat if large batches cost no more
-for each image than small ones.
+class; `spectral, gray noise` and `whitened, gray noise` do without; `spectral, restored labels` is told no labels and
+counts the classes by the rule `moments`. Images are matched one-to-one; `identified` is the share that picks out its
+image among all of the data set (`audit.identified`). `image_steps_per_second` of processor time is flat if large
+batches cost no more for each image than small ones.
 
 Command:  python -m experiments.large_batches --data FILE.npz --json FILE.json
 Smoke:    python -m experiments.large_batches --smoke
@@ -28,7 +28,7 @@ import tyro
 
 from experiments import harness
 from jaxinvert import data, labels, metrics, models
-from jaxinvert.attacks import Problem, inverting_gradients, spectral
+from jaxinvert.attacks import Problem, inverting_gradients, spectral, whitened
 from jaxinvert.attacks.initial_guess import gray_noise
 from jaxinvert.audit import identified
 from jaxinvert.clients import fedsgd
@@ -38,7 +38,7 @@ from jaxinvert.search import Stepwise
 from jaxinvert.types import Attack, Batch, Observation
 
 TITLE = "Large batches by optimization"
-RESTORED = "spectral, restored labels"
+RESTORED, WHITENED = "spectral, restored labels", "whitened, gray noise"
 KEYS = ("network", "attack", "batch_size", "seconds_per_image", "size", "data", "seed")
 """What tells rows apart."""
 TV = {"small-convnet": 1e-3}
@@ -66,7 +66,7 @@ class Config:
     size: int = 16
     networks: tuple[tuple[str, float], ...] = (("small-convnet", 0.8), ("convnet16", 2.0))
     batch_sizes: tuple[int, ...] = (16, 32, 64, 128)
-    attacks: tuple[str, ...] = ("inverting-gradients", "spectral", "spectral, gray noise", RESTORED)
+    attacks: tuple[str, ...] = ("inverting-gradients", "spectral, gray noise", WHITENED, "spectral", RESTORED)
     chunk: int = 0
     seed: int = 0
     smoke: bool = False
@@ -136,6 +136,8 @@ def attack_of(name: str, problem: Problem, network: str) -> Callable[[dict], Att
     """
     if name == "inverting-gradients":
         return lambda settings: inverting_gradients(problem, tv=TV.get(network, 1e-4), **settings)
+    if name == WHITENED:
+        return lambda settings: whitened(problem, guess=gray_noise, **settings)
     if name == "spectral, gray noise":
         return lambda settings: spectral(problem, guess=gray_noise, **settings)
     if name in ("spectral", RESTORED):

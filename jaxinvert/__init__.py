@@ -10,7 +10,7 @@ Submodules are imported at their first use, which keeps `import jaxinvert` fast.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"
 
 if TYPE_CHECKING:
     from jaxinvert import (

@@ -36,6 +36,7 @@ References:
   powers, for training.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -43,7 +44,7 @@ import jax.numpy as jnp
 
 from jaxinvert.attacks import objectives
 from jaxinvert.attacks.closed_form.april import where_exact
-from jaxinvert.attacks.initial_guess import gray_noise, where_readable
+from jaxinvert.attacks.initial_guess import Guess, gray_noise, where_readable
 from jaxinvert.attacks.optimization.spectral import Comparison, matching_of_frequencies
 from jaxinvert.attacks.problem import Problem, declare
 from jaxinvert.nn.dependence import multiplies_activations
@@ -117,6 +118,7 @@ def whitened(
     tv: Scalar = 1.0,
     learning_rate: Scalar = 0.2,
     horizon: Scalar = 1000,
+    guess: Callable[[Problem], Guess | None] | None = None,
 ) -> Attack:
     """Whitened matching: spectral matching with gradients compared in their singular bases; this library's own.
 
@@ -132,6 +134,7 @@ def whitened(
       tv: weight of the total variation, of pixels in [0, 1], in the exponent.
       learning_rate: of Adam, in units of the spectrum of photographs.
       horizon: number of steps over which the learning rate decays.
+      guess: returns the initial images, as for `spectral`; by default gray noise if labels are optimized, too.
     """
     weights = weights_for(problem)
     search = matching_of_frequencies(
@@ -141,7 +144,7 @@ def whitened(
         tv=tv,
         learning_rate=learning_rate,
         horizon=horizon,
-        guess=gray_noise if problem.joint_labels else where_readable,
+        guess=guess or (gray_noise if problem.joint_labels else where_readable),
         name="whitened",
     )
     closed_form = where_exact(problem)
