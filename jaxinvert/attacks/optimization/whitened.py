@@ -214,15 +214,27 @@ def _exact_where_certified(search: Attack, closed_form: SolveFn) -> Attack:
 def bases_of(update: Update) -> list[Bases | None]:
     """For every tensor of an update the `Bases` of a kernel, without any direction if it is very large, or `None`."""
 
-    def of_kernel(leaf: Array) -> Bases:
+    def of_kernel(leaf: Array, done: Array) -> Bases:
         matrix = _as_matrix(leaf)
         if min(matrix.shape) > _LARGEST:
-            norm = tree_norm(matrix)
-            nothing = (jnp.zeros((*shape, 0), matrix.dtype) for shape in ((len(matrix),), (matrix.shape[1],), ()))
-            return Bases(*nothing, scale=jnp.where(norm > 0, 1 / jnp.where(norm > 0, norm, 1.0), 0.0))
+            return _without_directions(matrix)
+        matrix += 0.0 * done
         return _bases(matrix) if len(matrix) >= matrix.shape[1] else _transposed(_bases(matrix.T))
 
-    return [of_kernel(leaf) if leaf.ndim > 1 else None for leaf in jax.tree.leaves(update)]
+    found: list[Bases | None] = []
+    done = jnp.zeros(())
+    for leaf in jax.tree.leaves(update):
+        found.append(of_kernel(leaf, done) if leaf.ndim > 1 else None)
+        # One decomposition waits for the other: several at once may wait for each other's threads on CPUs for good.
+        done = done if found[-1] is None else found[-1].scale
+    return found
+
+
+def _without_directions(matrix: Array) -> Bases:
+    """All directions of a matrix count alike, and its norm is one over `epsilon`."""
+    norm, empty = tree_norm(matrix), matrix[:, :0]
+    scale = jnp.where(norm > 0, 1 / jnp.where(norm > 0, norm, 1.0), 0.0)
+    return Bases(empty, matrix.T[:, :0], empty[0], scale)
 
 
 def _as_matrix(leaf: Array) -> Array:
