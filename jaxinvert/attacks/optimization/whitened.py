@@ -122,10 +122,10 @@ def whitened(
 ) -> Attack:
     """Whitened matching: spectral matching with gradients compared in their singular bases; this library's own.
 
-    Works: for photographs behind convolutional networks, deep ones included, and for two images behind a small Vision
-    Transformer; exact where `patch-embedding` is certified.
+    Works: for photographs behind convolutional networks, deep ones included, and for a few images behind a small
+    Vision Transformer; exact where `patch-embedding` is certified.
 
-    Fails: after few steps, and under noise, which its weights amplify.
+    Fails: under noise, which its weights amplify, and for large batches with repeated labels.
 
     Args:
       problem: labels are known or optimized; any batch size, FedSGD or FedAvg clients.
@@ -171,7 +171,7 @@ def in_singular_bases(weights: Weights, epsilon: Scalar) -> Comparison:
             pair = whiten(simulated, compared.bases, epsilon), compared.observed
             if weights.norms_stay:
                 factors = [
-                    tree_norm(leaf) / jnp.where((norm := tree_norm(white)) == 0, 1.0, norm)
+                    tree_norm(leaf) * _inverse(tree_norm(white))
                     for leaf, white in zip(jax.tree.leaves(observed), compared.observed, strict=True)
                 ]
                 pair = [[leaf * by for leaf, by in zip(leaves, factors)] for leaves in pair]
@@ -226,15 +226,14 @@ def bases_of(update: Update) -> list[Bases | None]:
     for leaf in jax.tree.leaves(update):
         found.append(of_kernel(leaf, done) if leaf.ndim > 1 else None)
         # One decomposition waits for the other: several at once may wait for each other's threads on CPUs for good.
-        done = done if found[-1] is None else found[-1].scale
+        done = done if found[-1] is None else jnp.sum(found[-1].sizes)
     return found
 
 
 def _without_directions(matrix: Array) -> Bases:
     """All directions of a matrix count alike, and its norm is one over `epsilon`."""
-    norm, empty = tree_norm(matrix), matrix[:, :0]
-    scale = jnp.where(norm > 0, 1 / jnp.where(norm > 0, norm, 1.0), 0.0)
-    return Bases(empty, matrix.T[:, :0], empty[0], scale)
+    empty = matrix[:, :0]
+    return Bases(empty, matrix.T[:, :0], empty[0], _inverse(tree_norm(matrix)))
 
 
 def _as_matrix(leaf: Array) -> Array:
@@ -246,13 +245,20 @@ def _as_matrix(leaf: Array) -> Array:
 
 def _bases(matrix: Array) -> Bases:
     """Of a matrix that is not wider than high."""
-    squares, right = jnp.linalg.eigh(matrix.T @ matrix)
+    per_entry = _inverse(jnp.max(jnp.abs(matrix)))  # squares of a very small gradient would vanish
+    unit = matrix * per_entry
+    squares, right = jnp.linalg.eigh(unit.T @ unit)
     values = jnp.sqrt(jnp.maximum(squares, 0.0))
-    largest = jnp.max(values)
-    scale = jnp.where(largest > 0, 1 / jnp.where(largest > 0, largest, 1.0), 0.0)
-    spanned = values * scale > _SPANNED
-    left = matrix @ right * jnp.where(spanned, 1 / jnp.where(spanned, values, 1.0), 0.0)[None]
-    return Bases(left, right * spanned[None], jnp.where(spanned, values * scale, 0.0), scale)
+    per_largest = _inverse(jnp.max(values))
+    spanned = values * per_largest > _SPANNED
+    left = unit @ right * jnp.where(spanned, 1 / jnp.where(spanned, values, 1.0), 0.0)[None]
+    sizes = jnp.where(spanned, values * per_largest, 0.0)
+    return Bases(left, right * spanned[None], sizes, per_largest * per_entry)
+
+
+def _inverse(number: Array) -> Array:
+    """One over it; 0 for 0."""
+    return jnp.where(number == 0, 0.0, 1 / jnp.where(number == 0, 1.0, number))
 
 
 def _transposed(bases: Bases) -> Bases:

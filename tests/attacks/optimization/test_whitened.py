@@ -70,6 +70,14 @@ def test_axes_of_any_length_give_what_full_bases_give():
         np.testing.assert_allclose(found, expected @ right.T @ np.diag(columns) @ right, rtol=1e-3, atol=1e-4)
 
 
+def test_a_very_small_gradient_is_whitened_like_a_large_one():
+    observed = an_update()
+    small = jax.tree.map(lambda leaf: 1e-25 * leaf, observed)
+    np.testing.assert_allclose(
+        whiten(small, bases_of(small), 0.01)[1], whiten(observed, bases_of(observed), 0.01)[1], rtol=1e-3, atol=1e-4
+    )
+
+
 def test_layouts_of_other_libraries_are_whitened_alike():
     """PyTorch's `[O, I, H, W]` has the outputs first."""
     rng = np.random.default_rng(2)
