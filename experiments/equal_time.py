@@ -7,7 +7,8 @@ difference to `inverting-gradients` on the same update, with its 95 % interval. 
 those of `experiments.spectral`; the others have one for all networks. Whitened matching was designed on images
 `train[3000:3004]`, four of them, on untrained networks.
 
-Command:  python -m experiments.equal_time --data FILE.npz --json FILE.json
+Command:  python -m experiments.realism --data FILE.npz      (leaves the trained networks)
+          python -m experiments.equal_time --data FILE.npz --json FILE.json
 Smoke:    python -m experiments.equal_time --smoke
 Measured: see experiments/details/equal-time.md
 """

@@ -64,7 +64,7 @@ class Config:
 
     data: str = "photos"
     size: int = 16
-    networks: tuple[tuple[str, float], ...] = (("small-convnet", 0.8), ("convnet16", 2.0))
+    networks: tuple[tuple[str, float], ...] = (("small-convnet", 0.8), ("convnet16", 1.0))
     batch_sizes: tuple[int, ...] = (16, 32, 64, 128)
     attacks: tuple[str, ...] = ("inverting-gradients", "spectral, gray noise", WHITENED, "spectral", RESTORED)
     chunk: int = 0

@@ -89,7 +89,7 @@ class Config:
     cases: tuple[Case, ...] = CASES
     attacks: tuple[str, ...] = ("spectral", "inverting-gradients", "whitened")
     tv: float | None = None
-    seconds: float = 3.0
+    seconds: float = 2.0
     null: bool = True
     trained: Path = Path("runs/train/vit/epoch-5.safetensors")
     trained_fixed: Path = Path("runs/train/vit-fixed/epoch-5.safetensors")

@@ -76,7 +76,7 @@ class Bases(NamedTuple):
       left: `[m, k]`, with zeros for directions that are hardly spanned.
       right: `[n, k]`, likewise.
       sizes: `[k]`, singular values over the largest, zero for the same directions.
-      scale: `[]`, one over the largest singular value.
+      scale: `[]`, one over the largest singular value, or what gives `W g*` the norm of `g*`.
     """
 
     left: Array
@@ -163,19 +163,19 @@ def in_singular_bases(weights: Weights, epsilon: Scalar) -> Comparison:
     """Updates compared by the cosine of `W g` and `W g*`."""
 
     def init(observation: Observation) -> _Compared:
-        bases = bases_of(observation.update)
-        return _Compared(bases, whiten(observation.update, bases, epsilon))
+        update, bases = observation.update, bases_of(observation.update)
+        if weights.norms_stay:
+            white = whiten(update, bases, epsilon)
+            bases = [
+                basis and basis._replace(scale=basis.scale * tree_norm(leaf) * _inverse(tree_norm(there)))
+                for leaf, there, basis in zip(jax.tree.leaves(update), white, bases, strict=True)
+            ]
+        return _Compared(bases, whiten(update, bases, epsilon))
 
     def objective(compared: _Compared, share: Scalar) -> Objective:
-        def unexplained(simulated: Update, observed: Update) -> Array:
-            pair = whiten(simulated, compared.bases, epsilon), compared.observed
-            if weights.norms_stay:
-                factors = [
-                    tree_norm(leaf) * _inverse(tree_norm(white))
-                    for leaf, white in zip(jax.tree.leaves(observed), compared.observed, strict=True)
-                ]
-                pair = [[leaf * by for leaf, by in zip(leaves, factors)] for leaves in pair]
-            return objectives.balanced_cosine(*pair, share=jnp.maximum(share, weights.biases))
+        def unexplained(simulated: Update, _: Update) -> Array:
+            white = whiten(simulated, compared.bases, epsilon)
+            return objectives.balanced_cosine(white, compared.observed, share=jnp.maximum(share, weights.biases))
 
         return unexplained
 

@@ -95,17 +95,27 @@ def test_a_very_large_kernel_is_not_whitened(monkeypatch):
     np.testing.assert_allclose(whole, 50 * jnp.eye(4), rtol=1e-6)
 
 
+def distance_by(weights, update, other, share=0.0):
+    compare = in_singular_bases(weights, 0.01)
+    compared = compare.init(Observation(params=None, update=update, num_examples=1))
+    return float(compare.objective(compared, share)(other, update))
+
+
 @pytest.mark.parametrize("norms_stay", [True, False])
-def test_a_kernel_keeps_its_norm_or_that_of_its_rank(norms_stay):
-    update = an_update()
-    seen = Observation(params=None, update=update, num_examples=1)
-    compare = in_singular_bases(Weights(1.0, norms_stay, 0.0), 0.01)
-    compared = compare.init(seen)
-    assert float(compare.objective(compared, 0.0)(update, update)) < 1e-6
-    other = jax.tree.map(lambda leaf: leaf[::-1], update)
-    alone, with_biases = (float(compare.objective(compared, share)(other, update)) for share in (0.0, 0.5))
-    assert alone > 0.1
-    assert with_biases != alone
+def test_the_truth_has_no_distance_and_biases_count_by_their_share(norms_stay):
+    update, weights = an_update(), Weights(1.0, norms_stay, 0.0)
+    other = {**update, "bias": -update["bias"]}
+    assert distance_by(weights, update, update) < 1e-6
+    assert distance_by(weights, update, other) < 1e-6
+    assert distance_by(weights, update, other, share=0.5) > 0.1
+
+
+def test_a_small_kernel_counts_by_its_norm_or_like_a_large_one():
+    kernel = an_update()["kernel"]
+    update = {"large": kernel, "small": 1e-3 * kernel}
+    other = {**update, "small": -update["small"]}
+    assert distance_by(Weights(1.0, True, 0.0), update, other) < 1e-4
+    assert distance_by(Weights(1.0, False, 0.0), update, other) > 0.5
 
 
 def test_weights_follow_from_the_network():
